@@ -1,0 +1,168 @@
+// The only file that knows Python: it unwraps arrays, checks that they fit together, releases the GIL, calls the core.
+// Argument rules and prose live in Python (_check.py); the checks here are the last line of defence.
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "diba/bit_matrix.hpp"
+#include "diba/dispatch.hpp"
+#include "diba/greedy.hpp"
+#include "diba/products.hpp"
+
+namespace py = pybind11;
+
+namespace {
+
+using Floats = py::array_t<float, py::array::c_style>;
+using Words = py::array_t<std::uint64_t, py::array::c_style>;
+
+void require(bool condition, const char* what) {
+  if (!condition) throw std::invalid_argument(what);
+}
+
+std::size_t extent(const py::array& array, int axis) { return static_cast<std::size_t>(array.shape(axis)); }
+
+// `words` as a matrix of bits with `cols` columns.
+diba::BitView bit_view(const Words& words, std::size_t cols) {
+  require(words.ndim() == 2 && extent(words, 1) == diba::words_for(cols), "words must have shape (rows, ceil(cols / 64))");
+  return {words.data(), extent(words, 0), cols};
+}
+
+diba::MutableBitView mutable_bit_view(Words& words, std::size_t cols) {
+  const diba::BitView view = bit_view(words, cols);
+  return {words.mutable_data(), view.rows, view.cols};
+}
+
+void require_shape(const Floats& array, std::size_t rows, std::size_t cols, const char* what) {
+  require(array.ndim() == 2 && extent(array, 0) == rows && extent(array, 1) == cols, what);
+}
+
+void require_length(const Floats& array, std::size_t length, const char* what) {
+  require(array.ndim() == 1 && extent(array, 0) == length, what);
+}
+
+void pack(const Floats& dense, Words& out, int threads) {
+  require(dense.ndim() == 2, "dense must be two-dimensional");
+  const diba::MutableBitView view = mutable_bit_view(out, extent(dense, 1));
+  require(view.rows == extent(dense, 0), "out must have the rows of dense");
+  const float* data = dense.data();
+  const py::gil_scoped_release unlocked;
+  diba::pack(data, view, threads);
+}
+
+void unpack(const Words& words, std::size_t cols, float zero, float one, Floats& out, int threads) {
+  const diba::BitView view = bit_view(words, cols);
+  require_shape(out, view.rows, cols, "out must have shape (rows, cols)");
+  float* data = out.mutable_data();
+  const py::gil_scoped_release unlocked;
+  diba::unpack(view, zero, one, data, threads);
+}
+
+void transpose(const Words& words, std::size_t cols, Words& out) {
+  const diba::BitView view = bit_view(words, cols);
+  const diba::MutableBitView transposed = mutable_bit_view(out, view.rows);
+  require(transposed.rows == cols, "out must have cols rows");
+  const py::gil_scoped_release unlocked;
+  diba::transpose(view, transposed);
+}
+
+bool tails_are_zero(const Words& words, std::size_t cols) { return diba::tails_are_zero(bit_view(words, cols)); }
+
+using VectorProduct = void (*)(diba::BitView, bool, const float*, float*, int);
+using MatrixProduct = void (*)(diba::BitView, bool, const float*, std::size_t, float*, int);
+
+void vector_product(VectorProduct product, bool transposed, const Words& words, std::size_t cols, const Floats& x,
+                    bool signs, Floats& out, int threads) {
+  const diba::BitView view = bit_view(words, cols);
+  require_length(x, transposed ? view.rows : cols, "x has the wrong length");
+  require_length(out, transposed ? cols : view.rows, "out has the wrong length");
+  const float* from = x.data();
+  float* to = out.mutable_data();
+  const py::gil_scoped_release unlocked;
+  product(view, signs, from, to, threads);
+}
+
+void matrix_product(MatrixProduct product, bool transposed, const Words& words, std::size_t cols, const Floats& x,
+                    bool signs, Floats& out, int threads) {
+  const diba::BitView view = bit_view(words, cols);
+  require(x.ndim() == 2, "x must be two-dimensional");
+  const std::size_t p = extent(x, 1);
+  require_shape(x, transposed ? view.rows : cols, p, "x has the wrong shape");
+  require_shape(out, transposed ? cols : view.rows, p, "out has the wrong shape");
+  const float* from = x.data();
+  float* to = out.mutable_data();
+  const py::gil_scoped_release unlocked;
+  product(view, signs, from, p, to, threads);
+}
+
+template <VectorProduct kProduct, bool kTransposed>
+void bind_vector_product(const Words& words, std::size_t cols, const Floats& x, bool signs, Floats& out, int threads) {
+  vector_product(kProduct, kTransposed, words, cols, x, signs, out, threads);
+}
+
+template <MatrixProduct kProduct, bool kTransposed>
+void bind_matrix_product(const Words& words, std::size_t cols, const Floats& x, bool signs, Floats& out, int threads) {
+  matrix_product(kProduct, kTransposed, words, cols, x, signs, out, threads);
+}
+
+void matmul_rows(const Words& words, std::size_t cols, const Floats& x, bool signs, Floats& out, int threads) {
+  const diba::BitView view = bit_view(words, cols);
+  require(x.ndim() == 2 && extent(x, 1) == cols, "x must have shape (p, cols)");
+  const std::size_t p = extent(x, 0);
+  require_shape(out, p, view.rows, "out must have shape (p, rows)");
+  const float* from = x.data();
+  float* to = out.mutable_data();
+  const py::gil_scoped_release unlocked;
+  diba::matmul_rows(view, signs, from, p, to, threads);
+}
+
+std::pair<std::uint64_t, double> greedy_rows(const Floats& gram, Floats& correlations, const Floats& scale, Words& words,
+                                             bool signs, bool cyclic, int threads) {
+  require(gram.ndim() == 2, "gram must be two-dimensional");
+  const std::size_t k = extent(gram, 0);
+  require_shape(gram, k, k, "gram must have shape (k, k)");
+  const diba::MutableBitView view = mutable_bit_view(words, k);
+  require_shape(correlations, view.rows, k, "correlations must have shape (rows, k)");
+  require_length(scale, view.rows, "scale must have shape (rows,)");
+  const float* h = gram.data();
+  const float* d = scale.data();
+  float* g = correlations.mutable_data();
+  const py::gil_scoped_release unlocked;
+  const diba::FlipResult result = diba::greedy_rows(h, g, d, view, signs, cyclic, threads);
+  return {result.flips, result.decrease};
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
+  m.doc() = "Bit kernels of diba; the Python package checks arguments and documents them.";
+  m.attr("__version__") = DIBA_VERSION;
+  m.attr("compiler") = __VERSION__;
+  m.def("isa", [] { return std::string(diba::active().name); });
+  m.def("supported_isas", &diba::supported);
+  m.def("select_isa", &diba::select, py::arg("name"));
+
+  const auto words = py::arg("words").noconvert();
+  const auto x = py::arg("x").noconvert();
+  const auto out = py::arg("out").noconvert();
+  const py::arg cols("cols");
+  const py::arg signs("signs");
+  const py::arg threads("threads");
+  m.def("pack", &pack, py::arg("dense").noconvert(), out, threads);
+  m.def("unpack", &unpack, words, cols, py::arg("zero"), py::arg("one"), out, threads);
+  m.def("transpose", &transpose, words, cols, out);
+  m.def("tails_are_zero", &tails_are_zero, words, cols);
+  m.def("matvec", &bind_vector_product<diba::matvec, false>, words, cols, x, signs, out, threads);
+  m.def("matvec_t", &bind_vector_product<diba::matvec_t, true>, words, cols, x, signs, out, threads);
+  m.def("matmul", &bind_matrix_product<diba::matmul, false>, words, cols, x, signs, out, threads);
+  m.def("matmul_t", &bind_matrix_product<diba::matmul_t, true>, words, cols, x, signs, out, threads);
+  m.def("matmul_rows", &matmul_rows, words, cols, x, signs, out, threads);
+  m.def("greedy_rows", &greedy_rows, py::arg("gram").noconvert(), py::arg("correlations").noconvert(),
+        py::arg("scale").noconvert(), words, signs, py::arg("cyclic"), threads);
+}

@@ -1,0 +1,57 @@
+// Packed bit matrices: the one statement of the storage layout.
+//
+// A matrix of rows x cols bits is row-major. Bit j of a row is bit (j mod 64) of its 64-bit word j / 64; words are
+// little-endian, so byte j / 8 holds columns 8 (j / 8) .. 8 (j / 8) + 7 from its lowest bit up. Every row starts on a
+// new word, and the bits past the last column, the tail, are zero. (A file cuts each row to ceil(cols / 8) bytes.)
+// One bit is an entry of a 0/1 matrix B, or of a sign matrix S = 2 B - 1: the bits are the same.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace diba {
+
+inline constexpr std::size_t kWordBits = 64;
+
+// Always inlined, so that no copy of them is emitted with the flags of an instruction set.
+[[gnu::always_inline]] constexpr std::size_t words_for(std::size_t cols) { return (cols + kWordBits - 1) / kWordBits; }
+
+// The valid bits of the last word of a row; all ones where the row fills it.
+[[gnu::always_inline]] constexpr std::uint64_t tail_mask(std::size_t cols) {
+  const std::size_t rest = cols % kWordBits;
+  return rest == 0 ? ~std::uint64_t{0} : (std::uint64_t{1} << rest) - 1;
+}
+
+// Non-owning views; `words` is (rows, row_words()).
+struct BitView {
+  const std::uint64_t* words;
+  std::size_t rows;
+  std::size_t cols;
+
+  std::size_t row_words() const { return words_for(cols); }
+  const std::uint64_t* row(std::size_t i) const { return words + i * row_words(); }
+  bool get(std::size_t i, std::size_t j) const { return (row(i)[j / kWordBits] >> (j % kWordBits)) & 1U; }
+};
+
+struct MutableBitView {
+  std::uint64_t* words;
+  std::size_t rows;
+  std::size_t cols;
+
+  std::size_t row_words() const { return words_for(cols); }
+  std::uint64_t* row(std::size_t i) const { return words + i * row_words(); }
+};
+
+// out(i, j) = dense(i, j) > 0; dense is (rows, cols) row-major. Writes zero tails.
+void pack(const float* dense, MutableBitView out, int threads);
+
+// out(i, j) = bit ? one : zero; out is (rows, cols) row-major.
+void unpack(BitView bits, float zero, float one, float* out, int threads);
+
+// out = bits transposed; out is (bits.cols, bits.rows).
+void transpose(BitView bits, MutableBitView out);
+
+// Whether every bit past the last column is zero, as the layout demands.
+bool tails_are_zero(BitView bits);
+
+}  // namespace diba

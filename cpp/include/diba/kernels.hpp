@@ -1,0 +1,84 @@
+// The kernel table: one set of functions per instruction set, all with the same contract.
+//
+// Numeric contract: every table returns the same bytes. Each sum therefore has one fixed order, which
+// kernels/scalar.cpp spells out, products are rounded before they are added (no fused multiply-add), and vector lanes
+// only ever hold sums that the scalar code holds too.
+// Memory contract: a kernel reads and writes only the elements named here, at any alignment of 4 bytes (floats) or
+// 8 bytes (words), never past their end. Arguments do not overlap unless the same name says so.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "diba/bit_matrix.hpp"
+
+namespace diba {
+
+// One side of the binary subproblem. Rows are independent: row i minimises |a_i - d_i b_i C|^2 over its bits b_i.
+struct FlipProblem {
+  const float* gram;     // (k, k) H = C C^T, symmetric
+  const float* diagonal; // (k) H_jj
+  float max_diagonal;    // largest H_jj
+  float* correlations;   // (rows, k) g_i = C r_i with residual r_i = a_i - d_i b_i C; kept up to date
+  const float* scale;    // (rows) d_i
+  std::uint64_t* words;  // (rows, words_for(k)) bits of b_i; kept up to date
+  double* decrease;      // (rows) out: by how much |r_i|^2 fell
+  std::size_t k;
+  float step;   // change of an entry when its bit flips: 1 for 0/1, 2 for signs
+  bool cyclic;  // visit bits in order instead of taking the best flip each time
+};
+
+struct Kernels {
+  const char* name;
+
+  // words(j) = x(j) > 0 for one row; x (cols), words (words_for(cols)) with zero tail.
+  void (*pack_row)(const float* x, std::size_t cols, std::uint64_t* words);
+
+  // x(j) = bit ? one : zero for one row.
+  void (*unpack_row)(const std::uint64_t* words, std::size_t cols, float zero, float one, float* x);
+
+  // y(i) = sum of x(j) over the set bits j of row i. words (rows, words_for(cols)), x (cols), y (rows).
+  // Order: lane l of 64 sums columns l, l + 64, ...; the lanes are then added pairwise, l and l + 32, 16, ... 1.
+  void (*row_sums)(const std::uint64_t* words, std::size_t rows, std::size_t cols, const float* x, float* y);
+
+  // y(j) = sum of x(i) over the rows i whose bit j is set, in order of i, for the 64-column words
+  // [word_begin, word_end). x (rows), y (cols).
+  void (*column_sums)(const std::uint64_t* words, std::size_t rows, std::size_t cols, std::size_t word_begin,
+                      std::size_t word_end, const float* x, float* y);
+
+  // Y(i, c) = sum of X(j, c) over the set bits j of row i. X (cols, p), Y (rows, p), both row-major.
+  // Order: the four columns of a group are added left to right, the 8 groups of half a word pairwise (neighbours
+  // first), the half words in order of j.
+  // table: scratch of table_floats() floats, 64-byte aligned.
+  void (*row_sums_many)(const std::uint64_t* words, std::size_t rows, std::size_t cols, std::size_t p, const float* x,
+                        float* y, float* table);
+
+  // Flips bits of rows [begin, end) until no single flip lowers the objective of its row (FlipProblem), and returns
+  // the number of flips. scratch: flip_scratch_floats(k) floats, 64-byte aligned.
+  std::uint64_t (*flip_rows)(const FlipProblem& problem, std::size_t begin, std::size_t end, float* scratch);
+};
+
+// row_sums_many works on tiles of 32 columns of X and half a word of bits: 8 groups of four bits, 16 sums each. The
+// table, 16 KiB, leaves room for the rest in a first-level cache of 32.
+inline constexpr std::size_t kTile = 32;
+inline constexpr std::size_t kGroups = 8;
+inline constexpr std::size_t kHalfBits = 4 * kGroups;
+[[gnu::always_inline]] constexpr std::size_t table_floats() { return kGroups * 16 * kTile; }
+
+// flip_rows keeps the gains of one row and the sign of each bit, both padded to whole words.
+[[gnu::always_inline]] constexpr std::size_t flip_scratch_floats(std::size_t k) {
+  return 2 * kWordBits * words_for(k);
+}
+
+// A flip must lower the objective by more than this share of the row's largest curvature step^2 d^2 H_jj: below it
+// lies the rounding of float32 correlations.
+inline constexpr float kFlipThreshold = 0x1p-20F;
+
+// Ends a row that rounding would keep busy for ever; honest rows stop long before.
+[[gnu::always_inline]] constexpr std::uint64_t max_flips(std::size_t k) { return 64 * static_cast<std::uint64_t>(k) + 64; }
+
+extern const Kernels kScalar;
+extern const Kernels kAvx2;
+extern const Kernels kAvx512;
+
+}  // namespace diba

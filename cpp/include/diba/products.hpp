@@ -1,0 +1,28 @@
+// Products with a packed bit matrix, float32 in and out: y = B x, or S x with S = 2 B - 1 when `signs`.
+//
+// The kernels know only 0/1: S x = 2 (B x) - sum(x). Rounding: |y - exact| <= cols * eps * sum |x| for B and
+// (cols + 2) * eps * sum |x| for S, eps = 2^-23 (rows instead of cols for the transposed products).
+#pragma once
+
+#include <cstddef>
+
+#include "diba/bit_matrix.hpp"
+
+namespace diba {
+
+// x (cols), y (rows)
+void matvec(BitView bits, bool signs, const float* x, float* y, int threads);
+
+// y = B^T x; x (rows), y (cols)
+void matvec_t(BitView bits, bool signs, const float* x, float* y, int threads);
+
+// Y = B X; x (cols, p), y (rows, p), row-major
+void matmul(BitView bits, bool signs, const float* x, std::size_t p, float* y, int threads);
+
+// Y = X B^T, every row of X times B: x (p, cols), y (p, rows), row-major. The bytes of matmul, transposed.
+void matmul_rows(BitView bits, bool signs, const float* x, std::size_t p, float* y, int threads);
+
+// Y = B^T X; x (rows, p), y (cols, p), row-major
+void matmul_t(BitView bits, bool signs, const float* x, std::size_t p, float* y, int threads);
+
+}  // namespace diba

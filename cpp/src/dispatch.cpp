@@ -1,0 +1,77 @@
+// The only file that asks the processor or reads DIBA_ISA. Baseline code only.
+
+#include "diba/dispatch.hpp"
+
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
+
+namespace diba {
+namespace {
+
+bool always() { return true; }
+
+#ifdef DIBA_X86_KERNELS
+// Each predicate names exactly the flags that CMakeLists.txt gives the file; the builtins ask the operating system too.
+bool has_avx2() { return __builtin_cpu_supports("avx2"); }
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
+struct Candidate {
+  const Kernels* kernels;
+  bool (*runs_here)();
+};
+
+constexpr Candidate kCandidates[] = {
+#ifdef DIBA_X86_KERNELS
+    {&kAvx512, has_avx512},
+    {&kAvx2, has_avx2},
+#endif
+    {&kScalar, always},
+};
+
+const Kernels& find(const std::string& name, const char* asked_by) {
+  std::string valid;
+  for (const Candidate& candidate : kCandidates) {
+    if (!candidate.runs_here()) continue;
+    if (name == candidate.kernels->name) return *candidate.kernels;
+    valid += std::string(valid.empty() ? "" : ", ") + candidate.kernels->name;
+  }
+  throw std::invalid_argument(std::string(asked_by) + " is '" + name + "', must be one of: " + valid +
+                              " (what this build and this CPU support)");
+}
+
+const Kernels& first_choice() {
+  const char* name = std::getenv("DIBA_ISA");
+  if (name != nullptr && *name != '\0') return find(name, "DIBA_ISA");
+  for (const Candidate& candidate : kCandidates)
+    if (candidate.runs_here()) return *candidate.kernels;
+  return kScalar;
+}
+
+std::atomic<const Kernels*> chosen{nullptr};
+
+}  // namespace
+
+std::vector<std::string> supported() {
+  std::vector<std::string> names;
+  for (const Candidate& candidate : kCandidates)
+    if (candidate.runs_here()) names.emplace_back(candidate.kernels->name);
+  return names;
+}
+
+const Kernels& active() {
+  const Kernels* kernels = chosen.load(std::memory_order_acquire);
+  if (kernels == nullptr) {
+    kernels = &first_choice();
+    chosen.store(kernels, std::memory_order_release);
+  }
+  return *kernels;
+}
+
+void select(const std::string& name) { chosen.store(&find(name, "isa"), std::memory_order_release); }
+
+}  // namespace diba

@@ -1,0 +1,51 @@
+// What the kernel files share. Everything here has internal linkage, so each file compiles its own copy with its own
+// flags and no copy can reach the linker.
+#pragma once
+
+#include "diba/kernels.hpp"
+
+namespace diba {
+namespace {
+
+inline std::size_t smaller(std::size_t a, std::size_t b) { return a < b ? a : b; }
+
+// Half `h` of the bits of a row: columns 32 h .. 32 h + 31.
+inline std::uint32_t half_word(const std::uint64_t* row, std::size_t h) {
+  return static_cast<std::uint32_t>(row[h / 2] >> (kHalfBits * (h % 2)));
+}
+
+inline std::size_t halves_for(std::size_t cols) { return (cols + kHalfBits - 1) / kHalfBits; }
+
+// The search of one row, in terms of the gains of its flips, for Kernels::flip_rows. An instruction set brings
+//   float open_row(f, i, scratch, row)       gains of row i; returns the largest
+//   float apply_flip(f, row, b)              flips bit b, moves all gains; returns the largest
+//   std::size_t find_bit(row, k, best)       first bit whose gain is `best`
+//   std::size_t next_bit(row, from, k)       first bit from `from` on whose gain passes the threshold, or k
+//   void close_row(f, row, i)                correlations from gains
+template <typename Row>
+std::uint64_t search_rows(const FlipProblem& f, std::size_t begin, std::size_t end, float* scratch) {
+  std::uint64_t flips = 0;
+  for (std::size_t i = begin; i < end; ++i) {
+    Row row;
+    float best = open_row(f, i, scratch, row);
+    double decrease = 0.0;
+    std::uint64_t done = 0;
+    std::size_t from = 0;  // where a cyclic visit goes on
+    while (best > row.threshold && done < max_flips(f.k)) {
+      std::size_t b = f.cyclic ? next_bit(row, from, f.k) : find_bit(row, f.k, best);
+      if (f.cyclic && b == f.k) b = next_bit(row, 0, f.k);
+      if (b == f.k) break;
+      decrease += static_cast<double>(row.gains[b]);
+      best = apply_flip(f, row, b);
+      from = b + 1;
+      ++done;
+    }
+    if (done > 0) close_row(f, row, i);
+    f.decrease[i] = decrease;
+    flips += done;
+  }
+  return flips;
+}
+
+}  // namespace
+}  // namespace diba

@@ -1,0 +1,152 @@
+// The specification: plain loops that state what every kernel computes and in which order it adds.
+
+#include "common.hpp"
+
+namespace diba {
+namespace {
+
+inline bool bit(const std::uint64_t* words, std::size_t j) { return (words[j / kWordBits] >> (j % kWordBits)) & 1U; }
+
+void pack_row(const float* x, std::size_t cols, std::uint64_t* words) {
+  for (std::size_t w = 0; w < words_for(cols); ++w) {
+    std::uint64_t word = 0;
+    const std::size_t count = smaller(kWordBits, cols - w * kWordBits);
+    for (std::size_t l = 0; l < count; ++l)
+      word |= static_cast<std::uint64_t>(x[w * kWordBits + l] > 0.0F) << l;
+    words[w] = word;
+  }
+}
+
+void unpack_row(const std::uint64_t* words, std::size_t cols, float zero, float one, float* x) {
+  for (std::size_t j = 0; j < cols; ++j) x[j] = bit(words, j) ? one : zero;
+}
+
+void row_sums(const std::uint64_t* words, std::size_t rows, std::size_t cols, const float* x, float* y) {
+  for (std::size_t i = 0; i < rows; ++i) {
+    const std::uint64_t* row = words + i * words_for(cols);
+    float lanes[kWordBits] = {};
+    for (std::size_t j = 0; j < cols; ++j) lanes[j % kWordBits] += bit(row, j) ? x[j] : 0.0F;
+    for (std::size_t half = kWordBits / 2; half > 0; half /= 2)
+      for (std::size_t l = 0; l < half; ++l) lanes[l] += lanes[l + half];
+    y[i] = lanes[0];
+  }
+}
+
+void column_sums(const std::uint64_t* words, std::size_t rows, std::size_t cols, std::size_t word_begin,
+                 std::size_t word_end, const float* x, float* y) {
+  for (std::size_t w = word_begin; w < word_end; ++w) {
+    float lanes[kWordBits] = {};
+    for (std::size_t i = 0; i < rows; ++i) {
+      const std::uint64_t word = words[i * words_for(cols) + w];
+      for (std::size_t l = 0; l < kWordBits; ++l) lanes[l] += (word >> l) & 1U ? x[i] : 0.0F;
+    }
+    const std::size_t count = smaller(kWordBits, cols - w * kWordBits);
+    for (std::size_t l = 0; l < count; ++l) y[w * kWordBits + l] = lanes[l];
+  }
+}
+
+// table[g][b][c] = sum of X(j, c) over the set bits of b among the four columns j of group g, left to right.
+void fill_table(const float* x, std::size_t cols, std::size_t p, std::size_t width, float* table) {
+  for (std::size_t g = 0; g < kGroups; ++g) {
+    float* sums = table + g * 16 * kTile;
+    for (std::size_t c = 0; c < width; ++c) sums[c] = 0.0F;
+    for (std::size_t top = 0; top < 4; ++top) {
+      const std::size_t j = g * 4 + top;
+      for (std::size_t b = 0; b < std::size_t{1} << top; ++b)
+        for (std::size_t c = 0; c < width; ++c)
+          sums[((std::size_t{1} << top) + b) * kTile + c] = sums[b * kTile + c] + (j < cols ? x[j * p + c] : 0.0F);
+    }
+  }
+}
+
+void row_sums_many(const std::uint64_t* words, std::size_t rows, std::size_t cols, std::size_t p, const float* x,
+                   float* y, float* table) {
+  for (std::size_t tile = 0; tile < p; tile += kTile) {
+    const std::size_t width = smaller(kTile, p - tile);
+    for (std::size_t h = 0; h < halves_for(cols); ++h) {
+      fill_table(x + h * kHalfBits * p + tile, cols - h * kHalfBits, p, width, table);
+      for (std::size_t i = 0; i < rows; ++i) {
+        const std::uint32_t half = half_word(words + i * words_for(cols), h);
+        float* out = y + i * p + tile;
+        for (std::size_t c = 0; c < width; ++c) {
+          float sums[kGroups];
+          for (std::size_t g = 0; g < kGroups; ++g) sums[g] = table[(g * 16 + ((half >> (4 * g)) & 15U)) * kTile + c];
+          for (std::size_t count = kGroups / 2; count > 0; count /= 2)
+            for (std::size_t g = 0; g < count; ++g) sums[g] = sums[2 * g] + sums[2 * g + 1];
+          out[c] = (h == 0 ? 0.0F : out[c]) + sums[0];
+        }
+      }
+    }
+  }
+}
+
+// Flipping bit j changes b_ij by s_j = step or -step, and lowers |r_i|^2 by
+//   gain_j = 2 s_j d g_j - (s_j d)^2 H_jj                                        (the exact one-bit test).
+// A flip of bit b moves every correlation by -s_b d H_bj, so with sign_j = s_j / step
+//   gain_j -= 2 (step d)^2 sign_j sign_b H_bj,  and gain_b changes its sign.
+// One row is worked on in terms of its gains (search_rows); its correlations are restored from them at the end.
+struct Row {
+  float linear;     // 2 step d
+  float curvature;  // (step d)^2
+  float threshold;
+  float* gains;  // (k)
+  float* signs;  // (k) +1 where the bit is 0, -1 where it is 1
+  std::uint64_t* words;
+};
+
+float largest(const float* gains, std::size_t k) {
+  float best = gains[0];
+  for (std::size_t j = 1; j < k; ++j) best = gains[j] > best ? gains[j] : best;
+  return best;
+}
+
+float open_row(const FlipProblem& f, std::size_t i, float* scratch, Row& row) {
+  const float moved = f.step * f.scale[i];
+  row.linear = 2.0F * moved;
+  row.curvature = moved * moved;
+  row.threshold = kFlipThreshold * (row.curvature * f.max_diagonal);
+  row.gains = scratch;
+  row.signs = scratch + flip_scratch_floats(f.k) / 2;
+  row.words = f.words + i * words_for(f.k);
+  const float* correlations = f.correlations + i * f.k;
+  for (std::size_t j = 0; j < f.k; ++j) {
+    row.signs[j] = bit(row.words, j) ? -1.0F : 1.0F;
+    row.gains[j] = row.signs[j] * (row.linear * correlations[j]) - row.curvature * f.diagonal[j];
+  }
+  return largest(row.gains, f.k);
+}
+
+float apply_flip(const FlipProblem& f, const Row& row, std::size_t b) {
+  const float* gram = f.gram + b * f.k;
+  const float change = -row.signs[b] * (2.0F * row.curvature);
+  const float undo = -row.gains[b];
+  for (std::size_t j = 0; j < f.k; ++j) row.gains[j] += (row.signs[j] * change) * gram[j];
+  row.gains[b] = undo;
+  row.signs[b] = -row.signs[b];
+  row.words[b / kWordBits] ^= std::uint64_t{1} << (b % kWordBits);
+  return largest(row.gains, f.k);
+}
+
+void close_row(const FlipProblem& f, const Row& row, std::size_t i) {
+  float* correlations = f.correlations + i * f.k;
+  for (std::size_t j = 0; j < f.k; ++j)
+    correlations[j] = row.signs[j] * (row.gains[j] + row.curvature * f.diagonal[j]) / row.linear;
+}
+
+std::size_t find_bit(const Row& row, std::size_t k, float best) {
+  std::size_t b = 0;
+  while (b < k && row.gains[b] != best) ++b;
+  return b;
+}
+
+std::size_t next_bit(const Row& row, std::size_t from, std::size_t k) {
+  while (from < k && !(row.gains[from] > row.threshold)) ++from;
+  return from;
+}
+
+}  // namespace
+
+const Kernels kScalar = {"scalar", pack_row, unpack_row, row_sums, column_sums, row_sums_many,
+                         search_rows<Row>};
+
+}  // namespace diba

@@ -1,0 +1,47 @@
+"""diba: matrices as products of packed binary factors and three diagonals.
+
+``A ~ D1 B1 D2 B2 D3`` with B1, B2 of entries 0/1 or -1/+1 stored as single bits.
+
+    >>> import numpy as np
+    >>> import diba
+    >>> A = np.outer([1.0, 2.0, -3.0], [0.5, 1.0, 0.0, 2.0])
+    >>> f = diba.solve(A, k=2)
+    >>> f.shape, f.k
+    ((3, 4), 2)
+    >>> y = f @ np.ones(4)
+"""
+
+from __future__ import annotations
+
+try:
+    from . import _core
+except ImportError as error:
+    raise ImportError(
+        f"diba's compiled extension diba._core cannot be loaded ({error}); build and install the package "
+        "with 'python -m pip install .' in its source folder, and do not import it from inside that folder"
+    ) from error
+
+from .bits import BitMatrix
+from .errors import FormatError
+from .factorization import Factorization, load
+from .progress import Progress, ProgressCallback
+from .runtime import info, isa, num_threads, set_num_threads, supported_isas
+from .solvers import solve
+
+__version__: str = _core.__version__
+
+__all__ = [
+    "BitMatrix",
+    "Factorization",
+    "FormatError",
+    "Progress",
+    "ProgressCallback",
+    "__version__",
+    "info",
+    "isa",
+    "load",
+    "num_threads",
+    "set_num_threads",
+    "solve",
+    "supported_isas",
+]

@@ -1,0 +1,70 @@
+"""Types of the compiled module; what each function computes is stated in cpp/include/diba/*.hpp.
+
+No defaults and no conversions: arrays are C-contiguous and of the exact dtype, outputs are allocated by the caller.
+``words`` are packed bits, shape (rows, ceil(cols / 64)); ``threads`` is at least 1.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+__version__: str
+compiler: str
+
+def isa() -> str: ...
+def supported_isas() -> list[str]: ...
+def select_isa(name: str) -> None: ...
+def pack(dense: NDArray[np.float32], out: NDArray[np.uint64], threads: int) -> None: ...
+def unpack(
+    words: NDArray[np.uint64], cols: int, zero: float, one: float, out: NDArray[np.float32], threads: int
+) -> None: ...
+def transpose(words: NDArray[np.uint64], cols: int, out: NDArray[np.uint64]) -> None: ...
+def tails_are_zero(words: NDArray[np.uint64], cols: int) -> bool: ...
+def matvec(
+    words: NDArray[np.uint64],
+    cols: int,
+    x: NDArray[np.float32],
+    signs: bool,
+    out: NDArray[np.float32],
+    threads: int,
+) -> None: ...
+def matvec_t(
+    words: NDArray[np.uint64],
+    cols: int,
+    x: NDArray[np.float32],
+    signs: bool,
+    out: NDArray[np.float32],
+    threads: int,
+) -> None: ...
+def matmul(
+    words: NDArray[np.uint64],
+    cols: int,
+    x: NDArray[np.float32],
+    signs: bool,
+    out: NDArray[np.float32],
+    threads: int,
+) -> None: ...
+def matmul_t(
+    words: NDArray[np.uint64],
+    cols: int,
+    x: NDArray[np.float32],
+    signs: bool,
+    out: NDArray[np.float32],
+    threads: int,
+) -> None: ...
+def matmul_rows(
+    words: NDArray[np.uint64],
+    cols: int,
+    x: NDArray[np.float32],
+    signs: bool,
+    out: NDArray[np.float32],
+    threads: int,
+) -> None: ...
+def greedy_rows(
+    gram: NDArray[np.float32],
+    correlations: NDArray[np.float32],
+    scale: NDArray[np.float32],
+    words: NDArray[np.uint64],
+    signs: bool,
+    cyclic: bool,
+    threads: int,
+) -> tuple[int, float]: ...

@@ -1,0 +1,99 @@
+"""What every packed matrix of diba can do as a linear operator."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import _check
+from .runtime import resolve_threads
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+__all__ = ["PackedOperator"]
+
+
+class PackedOperator(ABC):
+    """Products of a packed real matrix M of shape (m, n) with dense float32 arrays.
+
+    Results are float32, with sums in a fixed order: the same bytes on every
+    instruction set and for any number of threads. Operands of another real type
+    are rounded to float32 first.
+    """
+
+    __slots__ = ()
+    __array_ufunc__ = None  # array @ M is ours, not an elementwise loop of NumPy's
+
+    ndim = 2
+    dtype = np.dtype(np.float32)
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """(m, n)."""
+
+    @abstractmethod
+    def to_dense(self) -> NDArray[Any]:
+        """All entries, of shape (m, n)."""
+
+    @abstractmethod
+    def _apply(self, x: NDArray[np.float32], transposed: bool, threads: int) -> NDArray[np.float32]:
+        """``M x`` or ``M' x`` for checked operands, 1-D or 2-D."""
+
+    def matvec(self, x: ArrayLike, *, threads: int | None = None) -> NDArray[np.float32]:
+        """``M @ x``.
+
+        Args:
+            x: Vector of shape (n,), or one column (n, 1).
+            threads: Worker threads; None uses ``diba.num_threads()``.
+
+        Returns:
+            float32 array of shape (m,), or (m, 1).
+
+        Raises:
+            TypeError: ``x`` is complex or no array of numbers.
+            ValueError: ``x`` has the wrong shape.
+        """
+        return self._vector_product(x, transposed=False, threads=threads)
+
+    def rmatvec(self, x: ArrayLike, *, threads: int | None = None) -> NDArray[np.float32]:
+        """``M.T @ x`` for x of shape (m,) or (m, 1), without transposing; see ``matvec``."""
+        return self._vector_product(x, transposed=True, threads=threads)
+
+    def matmul(self, X: ArrayLike, *, threads: int | None = None) -> NDArray[np.float32]:
+        """``M @ X`` for X of shape (n, p): float32 of shape (m, p); see ``matvec``."""
+        columns = _check.operand(X, "X", self.shape[1], 2, "columns")
+        return self._apply(columns, False, resolve_threads(threads))
+
+    def rmatmul(self, X: ArrayLike, *, threads: int | None = None) -> NDArray[np.float32]:
+        """``M.T @ X`` for X of shape (m, p): float32 of shape (n, p); see ``matvec``."""
+        columns = _check.operand(X, "X", self.shape[0], 2, "rows")
+        return self._apply(columns, True, resolve_threads(threads))
+
+    matmat = matmul  # the names SciPy looks for
+    rmatmat = rmatmul
+
+    def __matmul__(self, other: ArrayLike) -> NDArray[np.float32]:
+        """``M @ x`` or ``M @ X``."""
+        array = _check.real_array(other, "the right operand")
+        return self.matvec(array) if array.ndim == 1 else self.matmul(array)
+
+    def __rmatmul__(self, other: ArrayLike) -> NDArray[np.float32]:
+        """``x @ M`` or ``X @ M``."""
+        array = _check.real_array(other, "the left operand")
+        return self.rmatvec(array) if array.ndim == 1 else self.rmatmul(array.T).T
+
+    def _vector_product(self, x: ArrayLike, transposed: bool, threads: int | None) -> NDArray[np.float32]:
+        array = _check.real_array(x, "x")
+        ndim = 2 if array.ndim == 2 and array.shape[1] == 1 else 1  # SciPy passes columns, too
+        length, against = (self.shape[0], "rows") if transposed else (self.shape[1], "columns")
+        operand = _check.operand(array, "x", length, ndim, against)
+        return self._apply(operand, transposed, resolve_threads(threads))
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        """The dense matrix, for ``numpy.asarray``."""
+        _check.may_copy(copy, type(self).__name__)
+        return self.to_dense().astype(np.float32 if dtype is None else dtype, copy=False)

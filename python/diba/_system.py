@@ -1,0 +1,118 @@
+"""What the machine grants this process: processors, memory, processor model.
+
+Every function reads the system when called and never fails: what cannot be
+read is left out of the minimum.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+__all__ = ["available_cpus", "available_memory", "cpu_model"]
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def available_cpus() -> int:
+    """Processors this process may use: affinity, cut by the cgroup CPU quota."""
+    try:
+        count = len(os.sched_getaffinity(0))
+    except (AttributeError, OSError):
+        count = os.cpu_count() or 1
+    quota = _cgroup_cpu_quota()
+    if quota is not None:
+        count = min(count, max(1, int(quota)))
+    return max(1, count)
+
+
+def available_memory() -> int | None:
+    """Bytes this process can still allocate without swapping; None if unknown."""
+    limits = [value for value in (_free_memory(), _cgroup_memory_left()) if value is not None]
+    return min(limits) if limits else None
+
+
+def cpu_model() -> str:
+    """The processor's name as the system states it."""
+    import platform
+
+    for line in _read(Path("/proc/cpuinfo")).splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            return value.strip()
+    return platform.processor() or platform.machine() or "unknown"
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ""
+
+
+def _cgroup_folders(controller: str) -> list[Path]:
+    """This process's cgroup folders for a controller, innermost first.
+
+    ``/proc/self/cgroup`` has lines ``0::/path`` (v2) and ``4:cpu,cpuacct:/path``
+    (v1). A limit may sit on any ancestor, and inside a container the own group
+    is often mounted as the root, so every folder up to the root is listed.
+    """
+    folders: list[Path] = []
+    for line in _read(Path("/proc/self/cgroup")).splitlines():
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if number == "0" and not controllers:
+            root = _CGROUP
+        elif controller in controllers.split(","):
+            root = _CGROUP / controller
+        else:
+            continue
+        group = root / path.strip("/")
+        folders.extend(folder for folder in (group, *group.parents) if folder.is_relative_to(root))
+    return folders
+
+
+def _cgroup_cpu_quota() -> float | None:
+    """Processors' worth of time granted by the tightest cgroup; None if unlimited."""
+    quotas: list[float] = []
+    for folder in _cgroup_folders("cpu"):
+        fields = _read(folder / "cpu.max").split()  # v2: "<quota or max> <period>"
+        if not fields:  # v1: two files, quota -1 for unlimited
+            quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
+            fields = [quota.strip(), period.strip()]
+        if len(fields) == 2 and all(field.isdigit() for field in fields) and int(fields[1]) > 0:
+            quotas.append(int(fields[0]) / int(fields[1]))
+    return min(quotas, default=None)
+
+
+def _cgroup_memory_left() -> int | None:
+    """Bytes below the tightest cgroup memory limit; None if unlimited."""
+    left: list[int] = []
+    for folder in _cgroup_folders("memory"):
+        for limit_name, usage_name in (
+            ("memory.max", "memory.current"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ):
+            limit, usage = _read(folder / limit_name).strip(), _read(folder / usage_name).strip()
+            if limit.isdigit() and usage.isdigit():
+                left.append(max(0, int(limit) - int(usage) + _reclaimable(folder)))
+    return min(left, default=None)
+
+
+def _reclaimable(folder: Path) -> int:
+    """Bytes of file cache charged to a cgroup that the kernel would give back."""
+    for line in _read(folder / "memory.stat").splitlines():
+        key, _, value = line.partition(" ")
+        if key in ("inactive_file", "total_inactive_file") and value.isdigit():
+            return int(value)
+    return 0
+
+
+def _free_memory() -> int | None:
+    for line in _read(Path("/proc/meminfo")).splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None

@@ -1,0 +1,61 @@
+"""Diagonals in 16 bits an entry: one exponent a diagonal, float16 mantissas.
+
+A diagonal d is held as ``d = 2^e * h`` with ``e = floor(log2(max |d|))`` (0 for
+an all-zero diagonal) and h float16. The largest |h| is then in [1, 2), so the
+range of float16 is never left at the top, and entries down to 2^-14 of the
+largest keep all 11 bits.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["EXPONENT_MAX", "EXPONENT_MIN", "decode", "encode", "exponent", "fits", "round_to_16"]
+
+# Exponents of the smallest (subnormal) and the largest float32.
+EXPONENT_MIN, EXPONENT_MAX = -149, 127
+
+_LARGEST_BELOW_TWO = np.float16(2 - 2**-10)
+
+
+def exponent(d: NDArray[np.float32]) -> int:
+    """``floor(log2(max |d|))``, exactly; 0 if all entries are zero."""
+    largest = float(np.abs(d).max())
+    return int(np.frexp(largest)[1]) - 1 if largest else 0
+
+
+def fits(d: NDArray[np.float32]) -> bool:
+    """Whether ``d * 2^-e`` is exactly float16 in every entry."""
+    scaled = np.ldexp(d.astype(np.float64), -exponent(d))
+    return bool((scaled.astype(np.float16) == scaled).all())
+
+
+def encode(d: NDArray[np.float32]) -> tuple[NDArray[np.float16], int]:
+    """(h, e) of a diagonal that fits; entries of one that does not are rounded."""
+    e = exponent(d)
+    return np.ldexp(d.astype(np.float64), -e).astype(np.float16), e
+
+
+def decode(h: NDArray[np.float16], e: int) -> NDArray[np.float32]:
+    """``2^e * h`` as float32; rounded only where that is below float32's normal numbers."""
+    return np.ldexp(h.astype(np.float64), e).astype(np.float32)
+
+
+def round_to_16(d: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The diagonal of 16-bit form next to d.
+
+    Entries above 2^-13 of the largest move by at most 2^-11 of themselves,
+    smaller ones by at most 2^-24 of the largest (float32 subnormals apart).
+    """
+    while not fits(d):
+        h, e = encode(d)
+        if e == EXPONENT_MAX:  # rounding up to 2 * 2^127 would leave float32
+            h = np.clip(h, -_LARGEST_BELOW_TWO, _LARGEST_BELOW_TWO)
+        # The largest entry may round up to 2^(e+1); the next round then takes that exponent.
+        d = decode(h, e)
+    return d

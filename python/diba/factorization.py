@@ -1,0 +1,362 @@
+"""The result of a solver: A ~ D1 B1 D2 B2 D3 with packed binary factors."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import _check, diagonal16, files
+from ._operator import PackedOperator
+from .bits import BitMatrix
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import ArrayLike, NDArray
+    from scipy.sparse.linalg import LinearOperator
+
+    from ._check import Alphabet
+
+__all__ = ["Factorization", "bits_per_weight", "load"]
+
+_BLOCK_BYTES = 8 << 20  # temporaries of to_dense and snr
+
+
+def bits_per_weight(m: int, n: int, k: int, diagonal_bits: int) -> float:
+    """Stored bits for each entry of an m x n matrix: ``[k (m + n) + q (m + k + n)] / (m n)``.
+
+    Args:
+        m: Rows.
+        n: Columns.
+        k: Inner size.
+        diagonal_bits: q, bits of one diagonal entry.
+    """
+    return (k * (m + n) + diagonal_bits * (m + k + n)) / (m * n)
+
+
+class Factorization(PackedOperator):
+    """An immutable product ``D1 B1 D2 B2 D3`` that stands for an m x n matrix.
+
+    D1 (m), D2 (k), D3 (n) are diagonals; B1 (m x k), B2 (k x n) are bit matrices
+    of one alphabet. It multiplies like the matrix it stands for, in float32:
+    ``f @ x``, ``f @ X``, ``X @ f``, and ``matvec``, ``rmatvec``, ``matmul``,
+    ``rmatmul`` with ``threads``; SciPy's iterative solvers accept it.
+
+    Args:
+        d1: m finite numbers, stored as float32.
+        b1: Bit matrix of shape (m, k).
+        d2: k finite numbers.
+        b2: Bit matrix of shape (k, n), of the same alphabet.
+        d3: n finite numbers.
+
+    Raises:
+        TypeError: a factor is of the wrong kind.
+        ValueError: shapes or alphabets disagree, or an entry is not finite in float32.
+
+    Source:
+        Ono, "DiBA", arXiv 2605.05994 (alphabet "binary"); Boza and Macko, "Double
+        binary factorization", arXiv 2505.11076 (alphabet "sign").
+
+    Example:
+        >>> import numpy as np
+        >>> f = Factorization.from_factors([2, 1], [[1, 0], [1, 1]], [3, 1], [[1, 1], [0, 1]], [1, 5])
+        >>> f
+        Factorization(2x2, k=2, binary, 26.00 bits/weight)
+        >>> f.to_dense()
+        array([[ 6., 30.],
+               [ 3., 20.]], dtype=float32)
+        >>> f @ np.array([1, 1])
+        array([36., 23.], dtype=float32)
+    """
+
+    __slots__ = ("__weakref__", "_b1", "_b2", "_d1", "_d2", "_d3", "_diagonal_bits", "_transposed")
+
+    def __init__(self, d1: ArrayLike, b1: BitMatrix, d2: ArrayLike, b2: BitMatrix, d3: ArrayLike) -> None:
+        for name, b in {"b1": b1, "b2": b2}.items():
+            _check.instance(b, name, BitMatrix, "use Factorization.from_factors for plain arrays")
+        _check.equal(b2.shape[0], "the number of rows of b2", b1.shape[1], "number of columns of b1")
+        _check.equal(b2.alphabet, "the alphabet of b2", b1.alphabet, "alphabet of b1")
+        self._b1, self._b2 = b1, b2
+        self._d1 = _check.diagonal(d1, "d1", b1.shape[0], "rows of b1")
+        self._d2 = _check.diagonal(d2, "d2", b1.shape[1], "columns of b1")
+        self._d3 = _check.diagonal(d3, "d3", b2.shape[1], "columns of b2")
+        self._diagonal_bits: int | None = None
+        self._transposed: Factorization | None = None
+
+    @classmethod
+    def from_factors(
+        cls,
+        d1: ArrayLike,
+        b1: ArrayLike,
+        d2: ArrayLike,
+        b2: ArrayLike,
+        d3: ArrayLike,
+        alphabet: Alphabet = "binary",
+    ) -> Factorization:
+        """Build from plain arrays; b1, b2 hold 0/1 (``"binary"``) or -1/+1 (``"sign"``).
+
+        Raises:
+            TypeError: a factor is no array of real numbers.
+            ValueError: wrong shapes, an entry outside the alphabet, a diagonal entry not finite.
+        """
+        alphabet = _check.alphabet(alphabet)
+        packed1 = BitMatrix._pack(_check.alphabet_matrix(b1, "b1", alphabet), alphabet)
+        packed2 = BitMatrix._pack(_check.alphabet_matrix(b2, "b2", alphabet), alphabet)
+        return cls(d1, packed1, d2, packed2, d3)
+
+    # ------------------------------------------------------------ factors
+
+    @property
+    def d1(self) -> NDArray[np.float32]:
+        """Row scales, read-only, of shape (m,)."""
+        return self._d1
+
+    @property
+    def b1(self) -> BitMatrix:
+        """Left binary factor of shape (m, k)."""
+        return self._b1
+
+    @property
+    def d2(self) -> NDArray[np.float32]:
+        """Inner scales, read-only, of shape (k,)."""
+        return self._d2
+
+    @property
+    def b2(self) -> BitMatrix:
+        """Right binary factor of shape (k, n)."""
+        return self._b2
+
+    @property
+    def d3(self) -> NDArray[np.float32]:
+        """Column scales, read-only, of shape (n,)."""
+        return self._d3
+
+    # ------------------------------------------------------------ facts
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n) of the matrix it stands for."""
+        return self._b1.shape[0], self._b2.shape[1]
+
+    @property
+    def k(self) -> int:
+        """Inner size: columns of B1, rows of B2."""
+        return self._b1.shape[1]
+
+    @property
+    def alphabet(self) -> Alphabet:
+        """``"binary"`` (0/1) or ``"sign"`` (-1/+1)."""
+        return self._b1.alphabet
+
+    @property
+    def diagonal_bits(self) -> int:
+        """16 if every diagonal is one power of two times float16 values exactly, else 32."""
+        if self._diagonal_bits is None:
+            fit = all(diagonal16.fits(d) for d in (self._d1, self._d2, self._d3))
+            self._diagonal_bits = 16 if fit else 32
+        return self._diagonal_bits
+
+    @property
+    def bits_per_weight(self) -> float:
+        """``[k (m + n) + q (m + k + n)] / (m n)`` with q = ``diagonal_bits``; padding not counted."""
+        m, n = self.shape
+        return bits_per_weight(m, n, self.k, self.diagonal_bits)
+
+    @property
+    def storage_ratio(self) -> float:
+        """``bits_per_weight / 32``: size relative to a float32 matrix."""
+        return self.bits_per_weight / 32
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory: packed words and float32 diagonals.
+
+        ``8 * nbytes == k (m + n) + 32 (m + k + n) + padding_bits``.
+        """
+        return self._b1.nbytes + self._b2.nbytes + 4 * (self._d1.size + self._d2.size + self._d3.size)
+
+    @property
+    def padding_bits(self) -> int:
+        """Unused bits in memory, where rows fill whole 64-bit words."""
+        return self._padding(64)
+
+    @property
+    def file_padding_bits(self) -> int:
+        """Unused bits in a file, where rows fill whole bytes.
+
+        A file's tensors take ``bits_per_weight * m * n + file_padding_bits`` bits.
+        """
+        return self._padding(8)
+
+    def _padding(self, unit: int) -> int:
+        return self.shape[0] * (-self.k % unit) + self.k * (-self.shape[1] % unit)
+
+    @property
+    def T(self) -> Factorization:
+        """The transposed factorization ``D3 B2' D2 B1' D1``; made once, then kept."""
+        if self._transposed is None:
+            transposed = Factorization(self._d3, self._b2.T, self._d2, self._b1.T, self._d1)
+            transposed._transposed = self
+            self._transposed = transposed
+        return self._transposed
+
+    def _apply(self, x: NDArray[np.float32], transposed: bool, threads: int) -> NDArray[np.float32]:
+        """Five float32 steps: ``d1 * (B1 (d2 * (B2 (d3 * x))))``, or their transposes."""
+        first, left, right, last = self._d3, self._b2, self._b1, self._d1
+        if transposed:
+            first, left, right, last = last, right, left, first
+        column = slice(None) if x.ndim == 1 else (slice(None), None)
+        inner = left._apply(first[column] * x, transposed, threads)
+        inner *= self._d2[column]
+        result = right._apply(inner, transposed, threads)
+        result *= last[column]
+        return result
+
+    # ------------------------------------------------------------ dense forms
+
+    def to_dense(self) -> NDArray[np.float32]:
+        """The matrix it stands for, float32 of shape (m, n); temporaries stay at a few MB."""
+        dense = np.empty(self.shape, dtype=np.float32)
+        for columns, block in self._dense_blocks():
+            dense[:, columns] = block
+        return dense
+
+    def snr(self, A: ArrayLike) -> float:
+        """Signal-to-noise ratio against A in dB: ``10 log10(|A|^2 / |A - f|^2)``.
+
+        Sums run in float64. ``inf`` for an exact fit, ``-inf`` for a zero A that is
+        not met exactly.
+
+        Raises:
+            TypeError: ``A`` is no array of real numbers.
+            ValueError: ``A`` is not of this shape or not finite.
+        """
+        A = _check.real_matrix(A, "A")
+        _check.equal(A.shape, "the shape of A", self.shape, "shape of the factorization")
+        signal = noise = 0.0
+        for columns, block in self._dense_blocks():
+            exact = A[:, columns].astype(np.float64)
+            signal += float(np.vdot(exact, exact))
+            exact -= block
+            noise += float(np.vdot(exact, exact))
+        if noise == 0:
+            return math.inf
+        return 10 * (math.log10(signal) - math.log10(noise)) if signal else -math.inf
+
+    def _dense_blocks(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """Column slices and their dense (m, width) blocks, whole words of columns each."""
+        m, n = self.shape
+        words_per_block = max(1, _BLOCK_BYTES // (4 * 64 * (m + self.k)))
+        words = self._b2.words
+        for first in range(0, words.shape[1], words_per_block):
+            columns = slice(64 * first, min(n, 64 * (first + words_per_block)))
+            part = BitMatrix(
+                words[:, first : first + words_per_block], columns.stop - columns.start, self.alphabet
+            )
+            inner = part.to_dense()
+            inner *= self._d3[columns]
+            inner *= self._d2[:, None]
+            block = self._b1.matmul(inner)
+            block *= self._d1[:, None]
+            yield columns, block
+
+    # ------------------------------------------------------------ other forms
+
+    def round_diagonals(self) -> Factorization:
+        """The same factors with diagonals rounded to 16 bits an entry (``diagonal_bits`` 16)."""
+        if self.diagonal_bits == 16:
+            return self
+        d1, d2, d3 = (diagonal16.round_to_16(d) for d in (self._d1, self._d2, self._d3))
+        return Factorization(d1, self._b1, d2, self._b2, d3)
+
+    def aslinearoperator(self) -> LinearOperator:
+        """This matrix as a ``scipy.sparse.linalg.LinearOperator``.
+
+        Raises:
+            ImportError: SciPy is not installed.
+        """
+        try:
+            from scipy.sparse.linalg import aslinearoperator
+        except ImportError as error:
+            raise ImportError("aslinearoperator needs SciPy; use python -m pip install scipy") from error
+        return aslinearoperator(self)
+
+    def save(self, path: files.PathLike) -> None:
+        """Write a diba file (see ``diba.files`` for its format), whole or not at all.
+
+        Raises:
+            TypeError: ``path`` is no path.
+            OSError: the folder does not exist or cannot be written.
+        """
+        files.write(_check.path(path), self._stored())
+
+    def _stored(self) -> files.StoredFactors:
+        b1, b2 = self._b1.packed_rows(), self._b2.packed_rows()
+        return files.StoredFactors(self.alphabet, self._d1, b1, self._d2, b2, self._d3)
+
+    @classmethod
+    def load(cls, path: files.PathLike) -> Factorization:
+        """Read a diba file.
+
+        Raises:
+            OSError: the file cannot be opened.
+            diba.FormatError: it is not a diba file, is damaged, or is of a newer version.
+        """
+        stored = files.read(_check.path(path))
+        b1 = BitMatrix.from_packed_rows(stored.b1, stored.d2.size, stored.alphabet)
+        b2 = BitMatrix.from_packed_rows(stored.b2, stored.d3.size, stored.alphabet)
+        return cls(stored.d1, b1, stored.d2, b2, stored.d3)
+
+    # ------------------------------------------------------------ object protocol
+
+    def _parts(
+        self,
+    ) -> tuple[NDArray[np.float32], BitMatrix, NDArray[np.float32], BitMatrix, NDArray[np.float32]]:
+        return self._d1, self._b1, self._d2, self._b2, self._d3
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Factorization):
+            return NotImplemented
+        return self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> tuple[object, ...]:
+        return self._b1, self._b2, *(d.tobytes() for d in (self._d1, self._d2, self._d3))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Factorization, (self._d1, self._b1, self._d2, self._b2, self._d3)
+
+    def __copy__(self) -> Factorization:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Factorization:
+        return self
+
+    def __repr__(self) -> str:
+        m, n = self.shape
+        return f"Factorization({m}x{n}, k={self.k}, {self.alphabet}, {self.bits_per_weight:.2f} bits/weight)"
+
+    def _repr_html_(self) -> str:
+        m, n = self.shape
+        facts = {
+            "shape": f"{m} &times; {n}",
+            "k": f"{self.k}",
+            "alphabet": "0/1 (binary)" if self.alphabet == "binary" else "&minus;1/+1 (sign)",
+            "bits per weight": f"{self.bits_per_weight:.3f} ({self.diagonal_bits}-bit diagonals)",
+            "storage ratio": f"{self.storage_ratio:.4f} of float32",
+            "bytes": f"{4 * m * n:,} dense, {self.nbytes:,} packed",
+        }
+        rows = "".join(
+            f'<tr><th style="text-align:left">{name}</th><td style="text-align:left">{value}</td></tr>'
+            for name, value in facts.items()
+        )
+        return f"<table><caption>diba.Factorization</caption>{rows}</table>"
+
+
+def load(path: files.PathLike) -> Factorization:
+    """Read a diba file: :meth:`Factorization.load`."""
+    return Factorization.load(path)

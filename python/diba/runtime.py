@@ -1,0 +1,101 @@
+"""Instruction sets, threads, and what to say about the machine in a bug report."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from . import _check, _core, _system
+
+__all__ = ["info", "isa", "num_threads", "resolve_threads", "set_num_threads", "supported_isas"]
+
+_ENVIRONMENT_THREADS = "DIBA_NUM_THREADS"
+
+# The number set by set_num_threads; None until then. One int, replaced in one step.
+_chosen_threads: int | None = None
+
+
+def isa() -> str:
+    """Name of the instruction set the kernels run on: "avx512", "avx2" or "scalar"."""
+    return _core.isa()
+
+
+def supported_isas() -> list[str]:
+    """Instruction sets this processor can run, best first; "scalar" is always last.
+
+    The environment variable ``DIBA_ISA``, read when a kernel is first needed,
+    forces one of them; another name is a ValueError that lists these. Results
+    are the same bytes on every one.
+    """
+    return _core.supported_isas()
+
+
+def num_threads() -> int:
+    """Worker threads used when ``threads`` is None.
+
+    The number given to :func:`set_num_threads`; else ``DIBA_NUM_THREADS``; else
+    the processors granted to this process (its affinity mask, cut by the cgroup
+    quota of a container). The number never changes a result.
+
+    Raises:
+        ValueError: ``DIBA_NUM_THREADS`` is not a positive integer.
+    """
+    if _chosen_threads is not None:
+        return _chosen_threads
+    text = os.environ.get(_ENVIRONMENT_THREADS, "").strip()
+    if not text:
+        return min(_system.available_cpus(), _check.MAX_THREADS)
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError(
+            f"{_ENVIRONMENT_THREADS} is {text!r}; it must be an integer from 1 to {_check.MAX_THREADS}, "
+            "or be unset to use every processor granted to this process"
+        )
+    return _check.thread_count(int(text), _ENVIRONMENT_THREADS)
+
+
+def set_num_threads(count: int | None) -> None:
+    """Set the worker threads of this process; None returns to the default.
+
+    Raises:
+        TypeError: ``count`` is not an integer.
+        ValueError: ``count`` is not from 1 to 1024.
+    """
+    global _chosen_threads  # the one setting a caller may change
+    _chosen_threads = None if count is None else _check.thread_count(count, "count")
+
+
+def resolve_threads(threads: int | None) -> int:
+    """The number of threads a call should use: its own argument, else the default."""
+    return num_threads() if threads is None else _check.thread_count(threads)
+
+
+def info() -> dict[str, object]:
+    """What one pastes into a bug report: versions, processor, instruction sets, threads."""
+    import platform
+
+    return {
+        "diba": _core.__version__,
+        "python": platform.python_version(),
+        "numpy": _version("numpy"),
+        "safetensors": _version("safetensors"),
+        "scipy": _version("scipy"),
+        "torch": _version("torch"),
+        "platform": platform.platform(),
+        "compiler": _core.compiler,
+        "cpu": _system.cpu_model(),
+        "isa": isa(),
+        "supported_isas": supported_isas(),
+        "threads": num_threads(),
+        "available_memory_bytes": _system.available_memory(),
+        "byteorder": sys.byteorder,
+    }
+
+
+def _version(distribution: str) -> str | None:
+    """Version of an installed distribution, read without importing it; None if absent."""
+    from importlib import metadata
+
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None

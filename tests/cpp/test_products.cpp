@@ -1,0 +1,110 @@
+// The four products: equal bytes on every instruction set and thread count, the stated error bound against float64,
+// exact on whole numbers, and no access past the end of any buffer.
+
+#include <cfloat>
+#include <cmath>
+#include <string>
+
+#include "check.hpp"
+#include "data.hpp"
+#include "diba/products.hpp"
+
+namespace {
+
+enum Product { kMatvec, kMatvecT, kMatmul, kMatmulT, kMatmulRows };
+
+struct Case {
+  Product product;
+  std::size_t rows, cols, p;
+  bool signs;
+
+  bool transposed() const { return product == kMatvecT || product == kMatmulT; }
+  std::size_t inputs() const { return transposed() ? rows : cols; }
+  std::size_t outputs() const { return transposed() ? cols : rows; }
+  std::string name(const std::string& isa) const {
+    return isa + " product " + std::to_string(product) + " " + std::to_string(rows) + "x" + std::to_string(cols) +
+           " p " + std::to_string(p) + (signs ? " signs" : " binary");
+  }
+};
+
+std::vector<float> run(const Case& c, const std::uint64_t* words, const float* x, int threads) {
+  data::Guarded<float> y(c.outputs() * c.p);
+  for (std::size_t e = 0; e < y.size(); ++e) y[e] = NAN;  // stale values must not matter
+  const diba::BitView bits{words, c.rows, c.cols};
+  switch (c.product) {
+    case kMatvec: diba::matvec(bits, c.signs, x, y.data(), threads); break;
+    case kMatvecT: diba::matvec_t(bits, c.signs, x, y.data(), threads); break;
+    case kMatmul: diba::matmul(bits, c.signs, x, c.p, y.data(), threads); break;
+    case kMatmulRows: diba::matmul_rows(bits, c.signs, x, c.p, y.data(), threads); break;
+    case kMatmulT: diba::matmul_t(bits, c.signs, x, c.p, y.data(), threads); break;
+  }
+  return y.copy();
+}
+
+// The product and sum |x| in float64, for one output element.
+void exact(const Case& c, const std::vector<std::uint64_t>& words, const std::vector<float>& x, std::size_t row,
+           std::size_t col, double& value, double& magnitude) {
+  const diba::BitView bits{words.data(), c.rows, c.cols};
+  value = magnitude = 0.0;
+  for (std::size_t j = 0; j < c.inputs(); ++j) {
+    const bool set = c.transposed() ? bits.get(j, row) : bits.get(row, j);
+    const double entry = static_cast<double>(c.product == kMatmulRows ? x[col * c.cols + j] : x[j * c.p + col]);
+    value += set ? entry : (c.signs ? -entry : 0.0);
+    magnitude += std::fabs(entry);
+  }
+}
+
+void agree(const Case& c, const std::vector<float>& x, const std::vector<std::uint64_t>& words, double bound_factor) {
+  const data::Guarded<float> guarded_x(x);
+  const data::Guarded<std::uint64_t> guarded_words(words);
+  diba::select("scalar");
+  const std::vector<float> specified = run(c, guarded_words.data(), guarded_x.data(), 1);
+  bool within = true;
+  for (std::size_t e = 0; e < specified.size(); ++e) {
+    double value, magnitude;
+    const bool by_rows = c.product == kMatmulRows;  // Y is (p, rows)
+    exact(c, words, x, by_rows ? e % c.rows : e / c.p, by_rows ? e / c.rows : e % c.p, value, magnitude);
+    const double bound = bound_factor * static_cast<double>(c.inputs() + (c.signs ? 2 : 0)) * FLT_EPSILON * magnitude;
+    within = within && std::fabs(static_cast<double>(specified[e]) - value) <= bound;
+  }
+  CHECK_IN(within, c.name("scalar"));
+  check::for_each_isa([&](const std::string& isa) {
+    CHECK_IN(data::same_bytes(run(c, guarded_words.data(), guarded_x.data(), 1), specified), c.name(isa));
+    CHECK_IN(data::same_bytes(run(c, guarded_words.data(), guarded_x.data(), 3), specified), c.name(isa) + " threads");
+  });
+}
+
+void both_alphabets(Product product, std::size_t rows, std::size_t cols, std::size_t p,
+                    data::Fill fill = data::Fill::kRandom) {
+  for (const bool signs : {false, true}) {
+    const Case c{product, rows, cols, p, signs};
+    const auto seed = static_cast<unsigned>(rows * 1000 + cols);
+    const std::vector<std::uint64_t> words = data::bits(rows, cols, seed, fill);
+    agree(c, data::normals(c.inputs() * p, seed), words, 1.0);
+    agree(c, data::integers(c.inputs() * p, seed), words, 0.0);  // exact
+  }
+}
+
+}  // namespace
+
+int main() {
+  for (std::size_t cols = 1; cols <= 2 * 64 + 1; ++cols) {
+    both_alphabets(kMatvec, 3, cols, 1);
+    both_alphabets(kMatvecT, 3, cols, 1);
+  }
+  for (const std::size_t cols : {1U, 2U, 3U, 4U, 5U, 63U, 64U, 65U, 127U, 129U}) {
+    for (const std::size_t p : {1U, 2U, 7U, 8U, 9U, 15U, 16U, 17U, 31U, 33U}) {
+      both_alphabets(kMatmul, 5, cols, p);
+      both_alphabets(kMatmulT, 5, cols, p);
+      both_alphabets(kMatmulRows, 5, cols, p);
+    }
+  }
+  for (const data::Fill fill : {data::Fill::kZeros, data::Fill::kOnes}) {
+    for (const Product product : {kMatvec, kMatvecT}) both_alphabets(product, 9, 300, 1, fill);
+    for (const Product product : {kMatmul, kMatmulT, kMatmulRows}) both_alphabets(product, 9, 300, 20, fill);
+  }
+  // Enough work for several threads.
+  for (const Product product : {kMatvec, kMatvecT}) both_alphabets(product, 2500, 2500, 1);
+  for (const Product product : {kMatmul, kMatmulT, kMatmulRows}) both_alphabets(product, 700, 300, 40);
+  return check::done();
+}

@@ -1,0 +1,85 @@
+"""Fixtures for all tests: instruction sets, the source tree, random factors."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+import diba
+from diba import _core
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ALL_ISAS = ("avx512", "avx2", "scalar")
+
+
+@pytest.fixture(params=ALL_ISAS)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run the test once on every instruction set; one the machine lacks is a visible skip."""
+    if request.param not in _core.supported_isas():
+        pytest.skip(f"this machine lacks {request.param}")
+    before = _core.isa()
+    _core.select_isa(request.param)
+    try:
+        yield request.param
+    finally:
+        _core.select_isa(before)
+
+
+@pytest.fixture(scope="session")
+def source_root() -> Path:
+    """The source tree: DIBA_SOURCE_ROOT, else the checkout these tests lie in."""
+    named = os.environ.get("DIBA_SOURCE_ROOT")
+    root = Path(named) if named else Path(__file__).resolve().parents[2]
+    if not (root / "pyproject.toml").is_file():
+        pytest.skip(f"no source tree at {root}; set DIBA_SOURCE_ROOT")
+    return root
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Plain arrays of a factorization, for computing with NumPy alone."""
+
+    d1: np.ndarray
+    b1: np.ndarray
+    d2: np.ndarray
+    b2: np.ndarray
+    d3: np.ndarray
+    alphabet: str
+
+    @property
+    def diba(self) -> diba.Factorization:
+        return diba.Factorization.from_factors(self.d1, self.b1, self.d2, self.b2, self.d3, self.alphabet)
+
+    def dense(self) -> np.ndarray:
+        """The product in float64."""
+        d1, d2, d3 = (np.diag(d.astype(np.float64)) for d in (self.d1, self.d2, self.d3))
+        return d1 @ self.b1 @ d2 @ self.b2 @ d3
+
+    def magnitude(self) -> np.ndarray:
+        """The product of all absolute values in float64: what rounding errors are relative to."""
+        absolute = (np.abs(f.astype(np.float64)) for f in (self.d1, self.b1, self.d2, self.b2, self.d3))
+        return Factors(*absolute, self.alphabet).dense()
+
+
+@pytest.fixture
+def make_factors() -> Callable[..., Factors]:
+    """A maker of random factors; ``integers=True`` gives products that float32 holds exactly."""
+
+    def make(m: int, k: int, n: int, alphabet: str, seed: int = 0, integers: bool = False) -> Factors:
+        rng = np.random.default_rng(seed)
+        zero = 0 if alphabet == "binary" else -1
+        b1, b2 = (np.where(rng.random(shape) < 0.5, 1, zero) for shape in ((m, k), (k, n)))
+        if integers:
+            d1, d2, d3 = (rng.integers(-4, 5, size).astype(np.float32) for size in (m, k, n))
+        else:
+            d1, d2, d3 = (rng.standard_normal(size).astype(np.float32) for size in (m, k, n))
+        return Factors(d1, b1, d2, b2, d3, alphabet)
+
+    return make
