@@ -233,9 +233,10 @@ def test_python(args: Sequence[str]) -> None:
 def command_test(args: list[str]) -> None:
     timed("environment", partial(ensure_environment, "build", "lint", "test"))
     presets = ["release"] if "--fast" in args else ["release", "asan", "tsan"]
-    steps: dict[str, Callable[[], None]] = {"lint": lint}
+    steps: dict[str, Callable[[], object]] = {"lint": lint}
     steps |= {f"core, {preset}": partial(test_core, preset) for preset in presets}
     steps |= {"wheel": ensure_project, "wheel alone": test_wheel_alone}
+    steps["stub"] = partial(run, PYTHON, "-m", "mypy.stubtest", "diba._core", cwd=VENV)
     steps["pytest"] = partial(test_python, [arg for arg in args if arg != "--fast"])
     summary = []
     for title, action in steps.items():
@@ -256,7 +257,8 @@ def command_lint(args: list[str]) -> None:
 def command_script(script: str, group: str, args: list[str]) -> None:
     timed("environment", partial(ensure_environment, "build", group, model=True))
     timed("diba", ensure_project)
-    run(PYTHON, ROOT / "benchmarks" / script, *args, show=True, cwd=Path.cwd())
+    # In place of this process: Ctrl-C and the exit code are the script's own.
+    os.execve(PYTHON, [PYTHON, str(ROOT / "benchmarks" / script), *args], environment())
 
 
 def command_clean(args: list[str]) -> None:

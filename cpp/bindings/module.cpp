@@ -111,15 +111,43 @@ void bind_matrix_product(const Words& words, std::size_t cols, const Floats& x, 
   matrix_product(kProduct, kTransposed, words, cols, x, signs, out, threads);
 }
 
-void matmul_rows(const Words& words, std::size_t cols, const Floats& x, bool signs, Floats& out, int threads) {
+void correlate(const Words& words, std::size_t cols, const Floats& x, const Floats& weights, bool signs, Floats& out,
+               int threads) {
   const diba::BitView view = bit_view(words, cols);
-  require(x.ndim() == 2 && extent(x, 1) == cols, "x must have shape (p, cols)");
-  const std::size_t p = extent(x, 0);
+  require(x.ndim() == 2 && extent(x, 0) == cols, "x must have shape (cols, p)");
+  const std::size_t p = extent(x, 1);
+  require_length(weights, cols, "weights must have shape (cols,)");
   require_shape(out, p, view.rows, "out must have shape (p, rows)");
   const float* from = x.data();
+  const float* w = weights.data();
   float* to = out.mutable_data();
   const py::gil_scoped_release unlocked;
-  diba::matmul_rows(view, signs, from, p, to, threads);
+  diba::correlate(view, signs, from, w, p, to, threads);
+}
+
+void gram(const Words& words, std::size_t cols, const Floats& weights, bool signs, Floats& out, int threads) {
+  const diba::BitView view = bit_view(words, cols);
+  require_length(weights, cols, "weights must have shape (cols,)");
+  require_shape(out, view.rows, view.rows, "out must have shape (rows, rows)");
+  const float* w = weights.data();
+  float* h = out.mutable_data();
+  const py::gil_scoped_release unlocked;
+  diba::gram(view, signs, w, h, threads);
+}
+
+void residual_correlations(const Floats& gram, const Words& words, bool signs, bool fit, Floats& scale,
+                           Floats& correlations, int threads) {
+  require(gram.ndim() == 2, "gram must be two-dimensional");
+  const std::size_t k = extent(gram, 0);
+  require_shape(gram, k, k, "gram must have shape (k, k)");
+  const diba::BitView view = bit_view(words, k);
+  require_shape(correlations, view.rows, k, "correlations must have shape (rows, k)");
+  require_length(scale, view.rows, "scale must have shape (rows,)");
+  const float* h = gram.data();
+  float* d = scale.mutable_data();
+  float* g = correlations.mutable_data();
+  const py::gil_scoped_release unlocked;
+  diba::residual_correlations(h, view, signs, fit, d, g, threads);
 }
 
 std::pair<std::uint64_t, double> greedy_rows(const Floats& gram, Floats& correlations, const Floats& scale, Words& words,
@@ -150,6 +178,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
 
   const auto words = py::arg("words").noconvert();
   const auto x = py::arg("x").noconvert();
+  const auto weights = py::arg("weights").noconvert();
   const auto out = py::arg("out").noconvert();
   const py::arg cols("cols");
   const py::arg signs("signs");
@@ -162,7 +191,10 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("matvec_t", &bind_vector_product<diba::matvec_t, true>, words, cols, x, signs, out, threads);
   m.def("matmul", &bind_matrix_product<diba::matmul, false>, words, cols, x, signs, out, threads);
   m.def("matmul_t", &bind_matrix_product<diba::matmul_t, true>, words, cols, x, signs, out, threads);
-  m.def("matmul_rows", &matmul_rows, words, cols, x, signs, out, threads);
+  m.def("correlate", &correlate, words, cols, x, weights, signs, out, threads);
+  m.def("gram", &gram, words, cols, weights, signs, out, threads);
+  m.def("residual_correlations", &residual_correlations, py::arg("gram").noconvert(), words, signs, py::arg("fit"),
+        py::arg("scale").noconvert(), py::arg("correlations").noconvert(), threads);
   m.def("greedy_rows", &greedy_rows, py::arg("gram").noconvert(), py::arg("correlations").noconvert(),
         py::arg("scale").noconvert(), words, signs, py::arg("cyclic"), threads);
 }

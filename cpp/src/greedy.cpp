@@ -2,30 +2,40 @@
 
 #include <algorithm>
 #include <atomic>
-#include <new>
 #include <vector>
 
+#include "aligned.hpp"
 #include "diba/dispatch.hpp"
 #include "diba/parallel.hpp"
+#include "diba/products.hpp"
 
 namespace diba {
-namespace {
 
-// Floats at a 64-byte boundary, for the kernels' scratch.
-class AlignedFloats {
- public:
-  explicit AlignedFloats(std::size_t count)
-      : data_(static_cast<float*>(::operator new(count * sizeof(float), std::align_val_t{64}))) {}
-  ~AlignedFloats() { ::operator delete(data_, std::align_val_t{64}); }
-  AlignedFloats(const AlignedFloats&) = delete;
-  AlignedFloats& operator=(const AlignedFloats&) = delete;
-  float* data() const { return data_; }
-
- private:
-  float* data_;
-};
-
-}  // namespace
+void residual_correlations(const float* gram, BitView bits, bool signs, bool fit, float* scale, float* correlations,
+                           int threads) {
+  const std::size_t k = bits.cols;
+  const std::size_t block = std::max<std::size_t>(64, (std::size_t{1} << 17) / std::max<std::size_t>(k, 1));
+  const double work = static_cast<double>(bits.rows) * static_cast<double>(k) * static_cast<double>(k) / 16;
+  parallel_for(bits.rows, 1, work, threads, [&](std::size_t begin, std::size_t end) {
+    const AlignedFloats curvatures(std::min(block, end - begin) * k);  // b_i H, a block of rows that stays in cache
+    for (std::size_t first = begin; first < end; first += block) {
+      const BitView part{bits.row(first), std::min(block, end - first), k};
+      matmul(part, signs, gram, k, curvatures.data(), 1);
+      for (std::size_t i = 0; i < part.rows; ++i) {
+        float* g = correlations + (first + i) * k;
+        const float* q = curvatures.data() + i * k;
+        float& d = scale[first + i];
+        if (fit) {
+          float along, squared;
+          matvec({part.row(i), 1, k}, signs, g, &along, 1);
+          matvec({part.row(i), 1, k}, signs, q, &squared, 1);
+          d = squared > 0.0F ? along / squared : 0.0F;
+        }
+        for (std::size_t j = 0; j < k; ++j) g[j] -= d * q[j];
+      }
+    }
+  });
+}
 
 FlipResult greedy_rows(const float* gram, float* correlations, const float* scale, MutableBitView bits, bool signs,
                        bool cyclic, int threads) {

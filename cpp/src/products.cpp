@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "aligned.hpp"
 #include "diba/dispatch.hpp"
 #include "diba/parallel.hpp"
 
@@ -13,6 +14,9 @@ double additions(BitView bits, std::size_t p) {
   return static_cast<double>(bits.rows) * static_cast<double>(bits.cols) * static_cast<double>(p);
 }
 
+// S x = 2 B x - sum(x)
+float to_sign(float y, float sum) { return 2.0F * y - sum; }
+
 // sum of x in the order of row_sums for a row of ones.
 float total(const float* x, std::size_t count) {
   float lanes[kWordBits] = {};
@@ -22,39 +26,80 @@ float total(const float* x, std::size_t count) {
   return lanes[0];
 }
 
-// Column sums of X (count, p) in four lanes of rows.
-std::vector<float> column_totals(const float* x, std::size_t count, std::size_t p) {
-  std::vector<float> lanes(4 * p, 0.0F);
-  for (std::size_t j = 0; j < count; ++j)
-    for (std::size_t c = 0; c < p; ++c) lanes[(j % 4) * p + c] += x[j * p + c];
-  for (std::size_t c = 0; c < p; ++c) lanes[c] = (lanes[c] + lanes[p + c]) + (lanes[2 * p + c] + lanes[3 * p + c]);
-  lanes.resize(p);
-  return lanes;
-}
-
-// S x = 2 B x - sum(x)
 void to_signs(float* y, std::size_t count, float sum) {
-  for (std::size_t i = 0; i < count; ++i) y[i] = 2.0F * y[i] - sum;
+  for (std::size_t i = 0; i < count; ++i) y[i] = to_sign(y[i], sum);
 }
 
-// The same for the rows of Y (rows, p), with one sum a column.
-void subtract_totals(const std::vector<float>& sums, std::size_t rows, float* y) {
-  const std::size_t p = sums.size();
-  for (std::size_t i = 0; i < rows; ++i)
-    for (std::size_t c = 0; c < p; ++c) y[i * p + c] = 2.0F * y[i * p + c] - sums[c];
+// to(c, i) = from(i, c) for a square of four; from has rows of kTile.
+void transpose_4x4(const float* from, float* to, std::size_t stride) {
+  typedef float Four __attribute__((vector_size(16), aligned(4)));
+  Four rows[4];
+  for (std::size_t i = 0; i < 4; ++i) rows[i] = *reinterpret_cast<const Four*>(from + i * kTile);
+  const Four low01 = __builtin_shufflevector(rows[0], rows[1], 0, 4, 1, 5);
+  const Four low23 = __builtin_shufflevector(rows[2], rows[3], 0, 4, 1, 5);
+  const Four high01 = __builtin_shufflevector(rows[0], rows[1], 2, 6, 3, 7);
+  const Four high23 = __builtin_shufflevector(rows[2], rows[3], 2, 6, 3, 7);
+  *reinterpret_cast<Four*>(to) = __builtin_shufflevector(low01, low23, 0, 1, 4, 5);
+  *reinterpret_cast<Four*>(to + stride) = __builtin_shufflevector(low01, low23, 2, 3, 6, 7);
+  *reinterpret_cast<Four*>(to + 2 * stride) = __builtin_shufflevector(high01, high23, 0, 1, 4, 5);
+  *reinterpret_cast<Four*>(to + 3 * stride) = __builtin_shufflevector(high01, high23, 2, 3, 6, 7);
 }
 
-// to (cols, rows) = from (rows, cols) transposed, in squares that stay in registers and cache lines.
-void transpose_floats(const float* from, std::size_t rows, std::size_t cols, float* to) {
-  constexpr std::size_t kSquare = 16;
-  for (std::size_t i = 0; i < rows; i += kSquare)
-    for (std::size_t j = 0; j < cols; j += kSquare)
-      for (std::size_t b = j; b < std::min(j + kSquare, cols); ++b)
-        for (std::size_t a = i; a < std::min(i + kSquare, rows); ++a) to[b * rows + a] = from[a * cols + b];
-}
+// One tile of kTile columns of X and of Y = B X, in the layout of Kernels::row_sums_tile.
+class Tile {
+ public:
+  Tile(BitView bits, bool signs)
+      : bits_(bits), signs_(signs), x_(padded_cols(bits.cols) * kTile), y_(bits.rows * kTile), table_(table_floats()) {
+    std::fill_n(x_.data(), padded_cols(bits.cols) * kTile, 0.0F);
+  }
 
-struct alignas(64) Table {
-  float entries[table_floats()];
+  float* x_row(std::size_t j) { return x_.data() + j * kTile; }
+  const float* y_row(std::size_t i) const { return y_.data() + i * kTile; }
+
+  // x(j, c) = from(j, c) * weights(j) for c < width, else 0; from has rows of `stride`; no weights are ones.
+  void load(const float* from, std::size_t stride, std::size_t width, const float* weights) {
+    for (std::size_t j = 0; j < bits_.cols; ++j) {
+      const float weight = weights == nullptr ? 1.0F : weights[j];
+      float* x = x_row(j);
+      __builtin_prefetch(from + (j + 8) * stride);  // rows are pages apart: the processor does not see them coming
+      __builtin_prefetch(from + (j + 8) * stride + kTile / 2);
+      for (std::size_t c = 0; c < width; ++c) x[c] = from[j * stride + c] * weight;
+      std::fill(x + width, x + kTile, 0.0F);
+    }
+  }
+
+  // Y for the first `rows` rows of B.
+  void multiply(const Kernels& kernels, std::size_t rows) {
+    kernels.row_sums_tile(bits_.words, rows, bits_.cols, x_.data(), y_.data(), table_.data());
+    if (!signs_) return;
+    float sums[4][kTile] = {};  // of the columns of X, in four lanes of rows
+    for (std::size_t j = 0; j < bits_.cols; ++j)
+      for (std::size_t c = 0; c < kTile; ++c) sums[j % 4][c] += x_row(j)[c];
+    for (std::size_t c = 0; c < kTile; ++c) sums[0][c] = (sums[0][c] + sums[1][c]) + (sums[2][c] + sums[3][c]);
+    for (std::size_t i = 0; i < rows; ++i)
+      for (std::size_t c = 0; c < kTile; ++c) y_.data()[i * kTile + c] = to_sign(y_.data()[i * kTile + c], sums[0][c]);
+  }
+
+  // to(i, c) = y(i, c) for c < width; to has rows of `stride`.
+  void store(std::size_t rows, std::size_t width, float* to, std::size_t stride) const {
+    for (std::size_t i = 0; i < rows; ++i) std::copy_n(y_row(i), width, to + i * stride);
+  }
+
+  // to(c, i) = y(i, c) for c < width; to has rows of `stride`. Strips of 16 fill the cache lines they touch.
+  void store_transposed(std::size_t rows, std::size_t width, float* to, std::size_t stride) const {
+    constexpr std::size_t kStrip = 16;
+    std::size_t first = 0;
+    for (; width == kTile && first + kStrip <= rows; first += kStrip)
+      for (std::size_t c = 0; c < kTile; c += 4)
+        for (std::size_t i = first; i < first + kStrip; i += 4) transpose_4x4(y_row(i) + c, to + c * stride + i, stride);
+    for (; first < rows; ++first)
+      for (std::size_t c = 0; c < width; ++c) to[c * stride + first] = y_row(first)[c];
+  }
+
+ private:
+  BitView bits_;
+  bool signs_;
+  AlignedFloats x_, y_, table_;
 };
 
 }  // namespace
@@ -80,26 +125,14 @@ void matvec_t(BitView bits, bool signs, const float* x, float* y, int threads) {
 
 void matmul(BitView bits, bool signs, const float* x, std::size_t p, float* y, int threads) {
   const Kernels& kernels = active();
-  const std::vector<float> sums = signs ? column_totals(x, bits.cols, p) : std::vector<float>();
-  parallel_for(bits.rows, 1, additions(bits, p) / 8, threads, [&](std::size_t begin, std::size_t end) {
-    Table table;
-    kernels.row_sums_many(bits.row(begin), end - begin, bits.cols, p, x, y + begin * p, table.entries);
-    if (signs) subtract_totals(sums, end - begin, y + begin * p);
-  });
-}
-
-void matmul_rows(BitView bits, bool signs, const float* x, std::size_t p, float* y, int threads) {
-  const Kernels& kernels = active();
-  parallel_for(p, kTile, additions(bits, p) / 8, threads, [&](std::size_t begin, std::size_t end) {
-    Table table;
-    std::vector<float> x_tile(bits.cols * kTile);
-    std::vector<float> y_tile(bits.rows * kTile);
-    for (std::size_t first = begin; first < end; first += kTile) {
-      const std::size_t width = std::min(kTile, end - first);
-      transpose_floats(x + first * bits.cols, width, bits.cols, x_tile.data());
-      kernels.row_sums_many(bits.words, bits.rows, bits.cols, width, x_tile.data(), y_tile.data(), table.entries);
-      if (signs) subtract_totals(column_totals(x_tile.data(), bits.cols, width), bits.rows, y_tile.data());
-      transpose_floats(y_tile.data(), bits.rows, width, y + first * bits.rows);
+  parallel_for(bits.rows, 1, additions(bits, p) / 16, threads, [&](std::size_t begin, std::size_t end) {
+    const BitView part{bits.row(begin), end - begin, bits.cols};
+    Tile tile(part, signs);
+    for (std::size_t first = 0; first < p; first += kTile) {
+      const std::size_t width = std::min(kTile, p - first);
+      tile.load(x + first, p, width, nullptr);
+      tile.multiply(kernels, part.rows);
+      tile.store(part.rows, width, y + begin * p + first, p);
     }
   });
 }
@@ -108,6 +141,52 @@ void matmul_t(BitView bits, bool signs, const float* x, std::size_t p, float* y,
   std::vector<std::uint64_t> words(bits.cols * words_for(bits.rows));
   transpose(bits, {words.data(), bits.cols, bits.rows});
   matmul({words.data(), bits.cols, bits.rows}, signs, x, p, y, threads);
+}
+
+void correlate(BitView bits, bool signs, const float* x, const float* weights, std::size_t p, float* y, int threads) {
+  const Kernels& kernels = active();
+  parallel_for(p, kTile, additions(bits, p) / 16, threads, [&](std::size_t begin, std::size_t end) {
+    Tile tile(bits, signs);
+    for (std::size_t first = begin; first < end; first += kTile) {
+      const std::size_t width = std::min(kTile, end - first);
+      tile.load(x + first, p, width, weights);
+      tile.multiply(kernels, bits.rows);
+      tile.store_transposed(bits.rows, width, y + first * bits.rows, bits.rows);
+    }
+  });
+}
+
+void gram(BitView bits, bool signs, const float* weights, float* h, int threads) {
+  const Kernels& kernels = active();
+  const std::size_t k = bits.rows;
+  std::vector<std::uint64_t> turned_words(bits.cols * words_for(k));
+  transpose(bits, {turned_words.data(), bits.cols, k});
+  const BitView turned{turned_words.data(), bits.cols, k};
+  // Tile t: columns [first, first + width) of H, rows up to its own end only; the rest is their mirror image.
+  const auto one_tile = [&](Tile& tile, std::size_t t) {
+    const std::size_t first = t * kTile;
+    const std::size_t width = std::min(kTile, k - first);
+    for (std::size_t j = 0; j < bits.cols; ++j) {
+      const std::uint64_t word = turned.row(j)[first / kWordBits] >> (first % kWordBits);
+      kernels.unpack_row(&word, width, signs ? -weights[j] : 0.0F, weights[j], tile.x_row(j));
+      std::fill(tile.x_row(j) + width, tile.x_row(j + 1), 0.0F);
+    }
+    tile.multiply(kernels, first + width);
+    tile.store(first, width, h + first, k);
+    tile.store_transposed(first, width, h + first * k, k);
+    for (std::size_t i = 0; i < width; ++i)
+      for (std::size_t c = i; c < width; ++c)
+        h[(first + i) * k + first + c] = h[(first + c) * k + first + i] = tile.y_row(first + i)[c];
+  };
+  // Tiles are dealt in pairs of equal work, first with last.
+  const std::size_t tiles = (k + kTile - 1) / kTile;
+  parallel_for((tiles + 1) / 2, 1, additions(bits, k) / 32, threads, [&](std::size_t begin, std::size_t end) {
+    Tile tile(bits, signs);
+    for (std::size_t t = begin; t < end; ++t) {
+      one_tile(tile, t);
+      if (tiles - 1 - t != t) one_tile(tile, tiles - 1 - t);
+    }
+  });
 }
 
 }  // namespace diba

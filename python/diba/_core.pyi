@@ -51,12 +51,30 @@ def matmul_t(
     out: NDArray[np.float32],
     threads: int,
 ) -> None: ...
-def matmul_rows(
+def gram(
+    words: NDArray[np.uint64],
+    cols: int,
+    weights: NDArray[np.float32],
+    signs: bool,
+    out: NDArray[np.float32],
+    threads: int,
+) -> None: ...
+def correlate(
     words: NDArray[np.uint64],
     cols: int,
     x: NDArray[np.float32],
+    weights: NDArray[np.float32],
     signs: bool,
     out: NDArray[np.float32],
+    threads: int,
+) -> None: ...
+def residual_correlations(
+    gram: NDArray[np.float32],
+    words: NDArray[np.uint64],
+    signs: bool,
+    fit: bool,
+    scale: NDArray[np.float32],
+    correlations: NDArray[np.float32],
     threads: int,
 ) -> None: ...
 def greedy_rows(

@@ -43,7 +43,7 @@ def read_header(file: BinaryIO, name: str) -> Header:
     """Read the header from the start of an open file.
 
     Raises:
-        FormatError: not a safetensors file, or one that is cut short.
+        FormatError: not a safetensors file, a damaged header, or too few or too many bytes.
     """
     size = file.seek(0, 2)
     file.seek(0)
@@ -52,15 +52,14 @@ def read_header(file: BinaryIO, name: str) -> Header:
     looks_right = len(start) == _LENGTH_BYTES and file.read(1) == b"{"
     if not looks_right or not 2 <= length <= _LONGEST_HEADER:
         raise FormatError(f"{name}: is not a safetensors file (it does not begin with a header)")
-    if _LENGTH_BYTES + length > size:
-        raise _truncated(name, size, _LENGTH_BYTES + length)
+    data_start = _LENGTH_BYTES + length
+    _check_size(name, size, data_start, at_least=True)
     file.seek(_LENGTH_BYTES)
     header = _parse(file.read(length), name)
     metadata = _metadata(header.pop("__metadata__", {}), name)
-    tensors = {key: _entry(value, key, _LENGTH_BYTES + length, name) for key, value in header.items()}
-    end = max((tensor.end for tensor in tensors.values()), default=0)
-    if end > size:
-        raise _truncated(name, size, end)
+    tensors = {key: _entry(value, key, data_start, name) for key, value in header.items()}
+    end = max((tensor.end for tensor in tensors.values()), default=data_start)
+    _check_size(name, size, end, at_least=False)
     return Header(metadata, tensors)
 
 
@@ -103,5 +102,8 @@ def _entry(value: Any, key: str, data_start: int, name: str) -> TensorEntry:
     return TensorEntry(dtype, tuple(shape), data_start + begin, data_start + end)
 
 
-def _truncated(name: str, size: int, expected: int) -> FormatError:
-    return FormatError(f"{name}: is cut short: it has {size} bytes, its header announces {expected}")
+def _check_size(name: str, size: int, announced: int, at_least: bool) -> None:
+    if size < announced:
+        raise FormatError(f"{name}: is cut short: it has {size} bytes, its header announces {announced}")
+    if size > announced and not at_least:
+        raise FormatError(f"{name}: has {size} bytes, {size - announced} more than its header announces")

@@ -166,10 +166,8 @@ def _check_output(output: str, argument: str) -> None:
         raise FileNotFoundError(errno.ENOENT, "the output's folder does not exist", str(folder))
     if not os.access(folder, os.W_OK):
         raise PermissionError(errno.EACCES, "the output's folder is not writable", str(folder))
-    if target.exists() and any(
-        source.exists() and source.samefile(target)
-        for source in (Path(argument), Path(argument.partition(":")[0]))
-    ):
+    source, _ = inputs.locate(argument)
+    if target.exists() and source.exists() and source.samefile(target):
         raise ValueError(f"the output {output} is the input file; name another file")
 
 
@@ -254,14 +252,20 @@ def _progress_display(quiet: bool) -> Iterator[ProgressCallback | None]:
     except ImportError:
         yield _print_lines()
         return
-    with tqdm(unit="iteration", leave=False, file=sys.stderr) as bar:
+    bar = None
 
-        def show(progress: Progress) -> None:
-            bar.total = progress.max_iter
-            bar.set_postfix_str(f"SNR {progress.snr:.3f} dB, {progress.flips} flips", refresh=False)
-            bar.update(progress.iteration - bar.n)
+    def show(progress: Progress) -> None:
+        nonlocal bar
+        if bar is None:  # only now is the number of iterations known
+            bar = tqdm(total=progress.max_iter, unit="iteration", leave=False, file=sys.stderr)
+        bar.set_postfix_str(f"SNR {progress.snr:.3f} dB, {progress.flips} flips", refresh=False)
+        bar.update(progress.iteration - bar.n)
 
+    try:
         yield show
+    finally:
+        if bar is not None:
+            bar.close()
 
 
 def _print_lines() -> ProgressCallback:

@@ -278,10 +278,17 @@ class Factorization(PackedOperator):
             ImportError: SciPy is not installed.
         """
         try:
-            from scipy.sparse.linalg import aslinearoperator
+            from scipy.sparse.linalg import LinearOperator
         except ImportError as error:
             raise ImportError("aslinearoperator needs SciPy; use python -m pip install scipy") from error
-        return aslinearoperator(self)
+        return LinearOperator(
+            self.shape,
+            matvec=self.matvec,
+            rmatvec=self.rmatvec,
+            matmat=self.matmat,
+            rmatmat=self.rmatmat,
+            dtype=self.dtype,
+        )
 
     def save(self, path: files.PathLike) -> None:
         """Write a diba file (see ``diba.files`` for its format), whole or not at all.

@@ -18,7 +18,7 @@ from . import _safetensors
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["InputMatrix", "read_matrix"]
+__all__ = ["InputMatrix", "locate", "read_matrix"]
 
 _SAFETENSORS_DTYPES = {
     "BOOL": "|b1",
@@ -65,7 +65,7 @@ def read_matrix(argument: str) -> InputMatrix:
         OSError: the file cannot be opened.
         ValueError: not a readable file of these formats, or no such matrix in it.
     """
-    path, tensor = _split(argument)
+    path, tensor = locate(argument)
     with path.open("rb") as file:
         start = file.read(6)
         file.seek(0)
@@ -85,8 +85,8 @@ def read_matrix(argument: str) -> InputMatrix:
     return InputMatrix(entries, source, dtype, note)
 
 
-def _split(argument: str) -> tuple[Path, str | None]:
-    """Path and tensor name; colons may occur in both, so an existing path wins, the longest first."""
+def locate(argument: str) -> tuple[Path, str | None]:
+    """Path and tensor name; colons may occur in both, so the longest path that exists wins."""
     end = len(argument)
     while end > 0:
         path = Path(argument[:end])

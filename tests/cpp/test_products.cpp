@@ -11,7 +11,7 @@
 
 namespace {
 
-enum Product { kMatvec, kMatvecT, kMatmul, kMatmulT, kMatmulRows };
+enum Product { kMatvec, kMatvecT, kMatmul, kMatmulT, kCorrelate };
 
 struct Case {
   Product product;
@@ -35,7 +35,7 @@ std::vector<float> run(const Case& c, const std::uint64_t* words, const float* x
     case kMatvec: diba::matvec(bits, c.signs, x, y.data(), threads); break;
     case kMatvecT: diba::matvec_t(bits, c.signs, x, y.data(), threads); break;
     case kMatmul: diba::matmul(bits, c.signs, x, c.p, y.data(), threads); break;
-    case kMatmulRows: diba::matmul_rows(bits, c.signs, x, c.p, y.data(), threads); break;
+    case kCorrelate: diba::correlate(bits, c.signs, x, std::vector<float>(c.cols, 1.0F).data(), c.p, y.data(), threads); break;
     case kMatmulT: diba::matmul_t(bits, c.signs, x, c.p, y.data(), threads); break;
   }
   return y.copy();
@@ -48,7 +48,7 @@ void exact(const Case& c, const std::vector<std::uint64_t>& words, const std::ve
   value = magnitude = 0.0;
   for (std::size_t j = 0; j < c.inputs(); ++j) {
     const bool set = c.transposed() ? bits.get(j, row) : bits.get(row, j);
-    const double entry = static_cast<double>(c.product == kMatmulRows ? x[col * c.cols + j] : x[j * c.p + col]);
+    const double entry = static_cast<double>(x[j * c.p + col]);
     value += set ? entry : (c.signs ? -entry : 0.0);
     magnitude += std::fabs(entry);
   }
@@ -62,7 +62,7 @@ void agree(const Case& c, const std::vector<float>& x, const std::vector<std::ui
   bool within = true;
   for (std::size_t e = 0; e < specified.size(); ++e) {
     double value, magnitude;
-    const bool by_rows = c.product == kMatmulRows;  // Y is (p, rows)
+    const bool by_rows = c.product == kCorrelate;  // Y is (p, rows)
     exact(c, words, x, by_rows ? e % c.rows : e / c.p, by_rows ? e / c.rows : e % c.p, value, magnitude);
     const double bound = bound_factor * static_cast<double>(c.inputs() + (c.signs ? 2 : 0)) * FLT_EPSILON * magnitude;
     within = within && std::fabs(static_cast<double>(specified[e]) - value) <= bound;
@@ -85,9 +85,67 @@ void both_alphabets(Product product, std::size_t rows, std::size_t cols, std::si
   }
 }
 
+// H = B W B^T and Y = X^T W B^T, on whole numbers so that both are exact.
+void weighted(std::size_t rows, std::size_t cols, bool signs) {
+  const data::Guarded<std::uint64_t> words(data::bits(rows, cols, 3));
+  const data::Guarded<float> weights(data::integers(cols, 4));
+  const data::Guarded<float> x(data::integers(5 * cols, 5));
+  const diba::BitView bits{words.data(), rows, cols};
+  const auto entry = [&](std::size_t i, std::size_t j) { return bits.get(i, j) ? 1.0F : (signs ? -1.0F : 0.0F); };
+  const std::string name = std::to_string(rows) + "x" + std::to_string(cols) + (signs ? " signs" : " binary");
+  check::for_each_isa([&](const std::string& isa) {
+    for (const int threads : {1, 3}) {
+      data::Guarded<float> h(rows * rows);
+      data::Guarded<float> y(5 * rows);
+      diba::gram(bits, signs, weights.data(), h.data(), threads);
+      diba::correlate(bits, signs, x.data(), weights.data(), 5, y.data(), threads);
+      bool gram = true, product = true;
+      for (std::size_t i = 0; i < rows; ++i) {
+        for (std::size_t l = 0; l < rows; ++l) {
+          float sum = 0.0F;
+          for (std::size_t j = 0; j < cols; ++j) sum += entry(i, j) * weights.data()[j] * entry(l, j);
+          gram = gram && h[i * rows + l] == sum;
+        }
+        for (std::size_t c = 0; c < 5; ++c) {
+          float sum = 0.0F;
+          for (std::size_t j = 0; j < cols; ++j) sum += x.data()[j * 5 + c] * weights.data()[j] * entry(i, j);
+          product = product && y[c * rows + i] == sum;
+        }
+      }
+      CHECK_IN(gram, isa + " gram " + name);
+      CHECK_IN(product, isa + " correlate " + name);
+    }
+  });
+}
+
+// On real numbers the Gram matrix is symmetric to the bit, and the same on every instruction set.
+void symmetric(bool signs) {
+  const std::size_t rows = 150, cols = 333;
+  const std::vector<std::uint64_t> words = data::bits(rows, cols, 8);
+  const std::vector<float> weights = data::normals(cols, 9);
+  std::vector<float> specified;
+  for (const std::string& isa : diba::supported()) {
+    diba::select(isa);
+    std::vector<float> h(rows * rows);
+    diba::gram({words.data(), rows, cols}, signs, weights.data(), h.data(), 2);
+    if (specified.empty()) specified = h;
+    CHECK_IN(data::same_bytes(h, specified), isa);
+    bool mirrored = true;
+    for (std::size_t i = 0; i < rows; ++i)
+      for (std::size_t l = 0; l < rows; ++l) mirrored = mirrored && h[i * rows + l] == h[l * rows + i];
+    CHECK_IN(mirrored, isa);
+  }
+}
+
 }  // namespace
 
 int main() {
+  for (const bool signs : {false, true}) {
+    for (const std::size_t rows : {1U, 31U, 32U, 33U, 97U})
+      for (const std::size_t cols : {1U, 33U, 64U, 100U}) weighted(rows, cols, signs);
+    weighted(300, 400, signs);
+    symmetric(signs);
+  }
   for (std::size_t cols = 1; cols <= 2 * 64 + 1; ++cols) {
     both_alphabets(kMatvec, 3, cols, 1);
     both_alphabets(kMatvecT, 3, cols, 1);
@@ -96,15 +154,15 @@ int main() {
     for (const std::size_t p : {1U, 2U, 7U, 8U, 9U, 15U, 16U, 17U, 31U, 33U}) {
       both_alphabets(kMatmul, 5, cols, p);
       both_alphabets(kMatmulT, 5, cols, p);
-      both_alphabets(kMatmulRows, 5, cols, p);
+      both_alphabets(kCorrelate, 5, cols, p);
     }
   }
   for (const data::Fill fill : {data::Fill::kZeros, data::Fill::kOnes}) {
     for (const Product product : {kMatvec, kMatvecT}) both_alphabets(product, 9, 300, 1, fill);
-    for (const Product product : {kMatmul, kMatmulT, kMatmulRows}) both_alphabets(product, 9, 300, 20, fill);
+    for (const Product product : {kMatmul, kMatmulT, kCorrelate}) both_alphabets(product, 9, 300, 20, fill);
   }
   // Enough work for several threads.
   for (const Product product : {kMatvec, kMatvecT}) both_alphabets(product, 2500, 2500, 1);
-  for (const Product product : {kMatmul, kMatmulT, kMatmulRows}) both_alphabets(product, 700, 300, 40);
+  for (const Product product : {kMatmul, kMatmulT, kCorrelate}) both_alphabets(product, 700, 300, 40);
   return check::done();
 }

@@ -154,6 +154,21 @@ def test_round_trip(
     assert set(safetensors.numpy.load_file(path)) == {"b1", "b2", "d1", "d2", "d3"}
 
 
+@pytest.mark.parametrize("wide", ["d1", "d2", "d3"])
+def test_one_wide_diagonal_makes_all_float32(
+    make_factors: Callable[..., Factors], tmp_path: Path, wide: str
+) -> None:
+    wide_factors = make_factors(5, 6, 7, "binary").diba
+    narrow = wide_factors.round_diagonals()
+    diagonals = {name: getattr(narrow, name) for name in ("d1", "d2", "d3")}
+    diagonals[wide] = getattr(wide_factors, wide)
+    f = diba.Factorization(b1=narrow.b1, b2=narrow.b2, **diagonals)
+    assert f.diagonal_bits == 32
+    f.save(tmp_path / "f")
+    assert diba.load(tmp_path / "f") == f
+    assert {tensor((tmp_path / "f").read_bytes(), name).dtype for name in diagonals} == {np.dtype(np.float32)}
+
+
 def test_bytes_do_not_depend_on_anything_but_the_factors(make_factors: Callable[..., Factors]) -> None:
     f = make_factors(9, 8, 7, "sign").diba
     first = files.encode(f._stored())
@@ -349,6 +364,7 @@ DAMAGES: dict[str, tuple[Change, str]] = {
     "bad entry": (with_tensor("d1", {"dtype": "F16"}), "tensor 'd1': the header entry is damaged"),
     "bad shape": (entry("d1", shape=["4"]), "tensor 'd1': the header entry is damaged"),
     "odd offsets": (entry("d1", data_offsets=[0, 6]), "content is damaged"),
+    "far offsets": (entry("d1", data_offsets=[0, 10**15]), "is cut short"),
     "tail bits": (rewrite("b2", set_bits), "tensor 'b2' has ones past its last column, expected zeros"),
     "nan": (rewrite("d1", set_first(np.nan)), "tensor 'd1' has NaN or infinite entries"),
     "infinity": (rewrite("d3", set_first(-np.inf)), "tensor 'd3' has NaN or infinite entries"),
@@ -413,7 +429,7 @@ def test_every_truncation_and_any_appendix_is_found(golden: Path, tmp_path: Path
         with pytest.raises(diba.FormatError, match=expected):
             diba.load(path)
     path.write_bytes(data + b"\0")
-    with pytest.raises(diba.FormatError, match="content is damaged"):
+    with pytest.raises(diba.FormatError, match="1 more than its header announces"):
         diba.load(path)
 
 

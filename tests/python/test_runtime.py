@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import json
 import os
+import pkgutil
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -225,6 +228,14 @@ def test_all_names_exist() -> None:
     assert diba.__all__ == sorted(diba.__all__, key=lambda name: (not name[0].isupper(), name))
     for name in diba.__all__:
         assert getattr(diba, name) is not None
+
+
+def test_examples_in_docstrings() -> None:
+    names = [module.name for module in pkgutil.walk_packages(diba.__path__, "diba.")]
+    assert "diba.factorization" in names
+    results = [doctest.testmod(importlib.import_module(name)) for name in names if name != "diba.__main__"]
+    assert sum(result.failed for result in results) == 0
+    assert sum(result.attempted for result in results) >= 10
 
 
 def test_import_is_light_and_changes_nothing() -> None:

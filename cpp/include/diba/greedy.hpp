@@ -1,4 +1,7 @@
 // The hot loop of DiBA-Greedy (Ono, arXiv 2605.05994): exact one-bit improvement tests on independent rows.
+//
+// One side of the factorization is A (rows, n) ~ diag(d) B C with C (k, n) fixed. Everything about A and C enters
+// through the Gram matrix C C^T and the correlations C a_i.
 #pragma once
 
 #include <cstddef>
@@ -12,6 +15,12 @@ struct FlipResult {
   std::uint64_t flips;
   double decrease;  // of the objective, summed over rows in order
 };
+
+// What greedy_rows starts from: turns correlations (rows, k) = C a_i into C r_i with r_i = a_i - d_i b_i C, in place.
+// `fit` first sets every scale to its best value d_i = <a_i, b_i C> / |b_i C|^2, or to 0 where b_i C is zero.
+// gram (k, k) = C C^T; scale (rows) = d_i, written when `fit`; k = bits.cols.
+void residual_correlations(const float* gram, BitView bits, bool signs, bool fit, float* scale, float* correlations,
+                           int threads);
 
 // Lowers sum_i |a_i - d_i b_i C|^2 over the bits of every row until no single flip helps.
 // gram (k, k) = C C^T; correlations (rows, k) = C r_i, kept up to date; scale (rows) = d_i; k = bits.cols.

@@ -46,24 +46,28 @@ struct Kernels {
   void (*column_sums)(const std::uint64_t* words, std::size_t rows, std::size_t cols, std::size_t word_begin,
                       std::size_t word_end, const float* x, float* y);
 
-  // Y(i, c) = sum of X(j, c) over the set bits j of row i. X (cols, p), Y (rows, p), both row-major.
+  // Y(i, c) = sum of X(j, c) over the set bits j of row i, for one tile of kTile columns c.
   // Order: the four columns of a group are added left to right, the 8 groups of half a word pairwise (neighbours
   // first), the half words in order of j.
-  // table: scratch of table_floats() floats, 64-byte aligned.
-  void (*row_sums_many)(const std::uint64_t* words, std::size_t rows, std::size_t cols, std::size_t p, const float* x,
-                        float* y, float* table);
+  // x (padded_cols(cols), kTile), zero from row `cols` on; y (rows, kTile); table: scratch of table_floats() floats;
+  // all three 64-byte aligned.
+  void (*row_sums_tile)(const std::uint64_t* words, std::size_t rows, std::size_t cols, const float* x, float* y,
+                        float* table);
 
   // Flips bits of rows [begin, end) until no single flip lowers the objective of its row (FlipProblem), and returns
   // the number of flips. scratch: flip_scratch_floats(k) floats, 64-byte aligned.
   std::uint64_t (*flip_rows)(const FlipProblem& problem, std::size_t begin, std::size_t end, float* scratch);
 };
 
-// row_sums_many works on tiles of 32 columns of X and half a word of bits: 8 groups of four bits, 16 sums each. The
-// table, 16 KiB, leaves room for the rest in a first-level cache of 32.
+// row_sums_tile works on half a word of bits at a time: 8 groups of four bits, 16 sums each. Its table, 16 KiB, leaves
+// room for the rest in a first-level cache of 32.
 inline constexpr std::size_t kTile = 32;
 inline constexpr std::size_t kGroups = 8;
 inline constexpr std::size_t kHalfBits = 4 * kGroups;
 [[gnu::always_inline]] constexpr std::size_t table_floats() { return kGroups * 16 * kTile; }
+[[gnu::always_inline]] constexpr std::size_t padded_cols(std::size_t cols) {
+  return (cols + kHalfBits - 1) / kHalfBits * kHalfBits;
+}
 
 // flip_rows keeps the gains of one row and the sign of each bit, both padded to whole words.
 [[gnu::always_inline]] constexpr std::size_t flip_scratch_floats(std::size_t k) {

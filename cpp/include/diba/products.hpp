@@ -19,10 +19,14 @@ void matvec_t(BitView bits, bool signs, const float* x, float* y, int threads);
 // Y = B X; x (cols, p), y (rows, p), row-major
 void matmul(BitView bits, bool signs, const float* x, std::size_t p, float* y, int threads);
 
-// Y = X B^T, every row of X times B: x (p, cols), y (p, rows), row-major. The bytes of matmul, transposed.
-void matmul_rows(BitView bits, bool signs, const float* x, std::size_t p, float* y, int threads);
-
 // Y = B^T X; x (rows, p), y (cols, p), row-major
 void matmul_t(BitView bits, bool signs, const float* x, std::size_t p, float* y, int threads);
+
+// Y = X^T W B^T with W = diag(weights): what the columns of X have in common with the rows of B.
+// x (cols, p), weights (cols), y (p, rows).
+void correlate(BitView bits, bool signs, const float* x, const float* weights, std::size_t p, float* y, int threads);
+
+// H = B W B^T with W = diag(weights); weights (cols), h (rows, rows), symmetric to the bit.
+void gram(BitView bits, bool signs, const float* weights, float* h, int threads);
 
 }  // namespace diba

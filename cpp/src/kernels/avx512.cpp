@@ -98,19 +98,15 @@ void column_sums(const std::uint64_t* words, std::size_t rows, std::size_t cols,
     sum_columns<1>(words + w, rows, words_for(cols), x, y + w * kWordBits, cols - w * kWordBits);
 }
 
-// A tile is kTile / kLanes = 2 vectors wide; the last one of a matrix may need only the first.
 constexpr std::size_t kTileVectors = kTile / kLanes;
 
-template <std::size_t kWidth>
-void fill_table(const float* x, std::size_t cols, std::size_t p, const __mmask16 lanes[], float* table) {
+void fill_table(const float* x, float* table) {
   for (std::size_t g = 0; g < kGroups; ++g) {
-    for (std::size_t v = 0; v < kWidth; ++v) {
+    for (std::size_t v = 0; v < kTileVectors; ++v) {
       __m512 sums[16];
       sums[0] = _mm512_setzero_ps();
       for (std::size_t top = 0; top < 4; ++top) {
-        const std::size_t j = g * 4 + top;
-        const __m512 x_f32x16 =
-            j < cols ? _mm512_maskz_loadu_ps(lanes[v], x + j * p + v * kLanes) : _mm512_setzero_ps();
+        const __m512 x_f32x16 = _mm512_load_ps(x + (g * 4 + top) * kTile + v * kLanes);
         for (std::size_t b = 0; b < std::size_t{1} << top; ++b)
           sums[(std::size_t{1} << top) + b] = _mm512_add_ps(sums[b], x_f32x16);
       }
@@ -119,43 +115,41 @@ void fill_table(const float* x, std::size_t cols, std::size_t p, const __mmask16
   }
 }
 
-// Adds the sums that kCount groups from `sums[0]` on point to, neighbours first: short chains of dependent additions.
-template <std::size_t kCount>
-inline __m512 add_groups(const float* const sums[], std::size_t v) {
+// Adds the sums that groups [kFirst, kFirst + kCount) choose, neighbours first: short chains of additions.
+template <std::size_t kFirst, std::size_t kCount>
+inline __m512 add_groups(const float* table, const std::size_t choice[]) {
   if constexpr (kCount == 1) {
-    return _mm512_load_ps(sums[0] + v * kLanes);
+    return _mm512_load_ps(table + kFirst * 16 * kTile + choice[kFirst]);
   } else {
-    return _mm512_add_ps(add_groups<kCount / 2>(sums, v), add_groups<kCount / 2>(sums + kCount / 2, v));
+    return _mm512_add_ps(add_groups<kFirst, kCount / 2>(table, choice),
+                         add_groups<kFirst + kCount / 2, kCount / 2>(table, choice));
   }
 }
 
-template <std::size_t kWidth>
-void tile_sums(const std::uint64_t* words, std::size_t rows, std::size_t cols, std::size_t p, std::size_t width,
-               const float* x, float* y, float* table) {
-  __mmask16 lanes[kWidth];
-  for (std::size_t v = 0; v < kWidth; ++v) lanes[v] = first_lanes(width - v * kLanes);
-  for (std::size_t h = 0; h < halves_for(cols); ++h) {
-    fill_table<kWidth>(x + h * kHalfBits * p, cols - h * kHalfBits, p, lanes, table);
-    for (std::size_t i = 0; i < rows; ++i) {
-      const std::uint32_t half = half_word(words + i * words_for(cols), h);
-      const float* sums[kGroups];
-      for (std::size_t g = 0; g < kGroups; ++g) sums[g] = table + (g * 16 + ((half >> (4 * g)) & 15U)) * kTile;
-      for (std::size_t v = 0; v < kWidth; ++v) {
-        float* out = y + i * p + v * kLanes;
-        const __m512 before = h == 0 ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(lanes[v], out);
-        _mm512_mask_storeu_ps(out, lanes[v], _mm512_add_ps(before, add_groups<kGroups>(sums, v)));
-      }
+template <bool kFirst>
+void add_half(const std::uint64_t* words, std::size_t rows, std::size_t row_words, std::size_t h, const float* table,
+              float* y) {
+  for (std::size_t i = 0; i < rows; ++i) {
+    const std::uint64_t half = half_word(words + i * row_words, h);
+    std::size_t choice[kGroups];  // where in its group's table a group's sums begin: 32 floats for each of 16 nibbles
+    choice[0] = ((half << 4) & 0xF0U) * 2;
+    for (std::size_t g = 1; g < kGroups; ++g) choice[g] = ((half >> (4 * g - 4)) & 0xF0U) * 2;
+    for (std::size_t v = 0; v < kTileVectors; ++v) {
+      float* out = y + i * kTile + v * kLanes;
+      const __m512 before = kFirst ? _mm512_setzero_ps() : _mm512_load_ps(out);
+      _mm512_store_ps(out, _mm512_add_ps(before, add_groups<0, kGroups>(table + v * kLanes, choice)));
     }
   }
 }
 
-void row_sums_many(const std::uint64_t* words, std::size_t rows, std::size_t cols, std::size_t p, const float* x,
-                   float* y, float* table) {
-  for (std::size_t tile = 0; tile < p; tile += kTile) {
-    if (p - tile > kLanes) {
-      tile_sums<kTileVectors>(words, rows, cols, p, p - tile, x + tile, y + tile, table);
+void row_sums_tile(const std::uint64_t* words, std::size_t rows, std::size_t cols, const float* x, float* y,
+                   float* table) {
+  for (std::size_t h = 0; h < padded_cols(cols) / kHalfBits; ++h) {
+    fill_table(x + h * kHalfBits * kTile, table);
+    if (h == 0) {
+      add_half<true>(words, rows, words_for(cols), h, table, y);
     } else {
-      tile_sums<1>(words, rows, cols, p, p - tile, x + tile, y + tile, table);
+      add_half<false>(words, rows, words_for(cols), h, table, y);
     }
   }
 }
@@ -271,7 +265,7 @@ std::size_t next_bit(const Row& row, std::size_t from, std::size_t k) {
 
 }  // namespace
 
-const Kernels kAvx512 = {"avx512", pack_row, unpack_row, row_sums, column_sums, row_sums_many,
+const Kernels kAvx512 = {"avx512", pack_row, unpack_row, row_sums, column_sums, row_sums_tile,
                          search_rows<Row>};
 
 }  // namespace diba

@@ -14,8 +14,6 @@ inline std::uint32_t half_word(const std::uint64_t* row, std::size_t h) {
   return static_cast<std::uint32_t>(row[h / 2] >> (kHalfBits * (h % 2)));
 }
 
-inline std::size_t halves_for(std::size_t cols) { return (cols + kHalfBits - 1) / kHalfBits; }
-
 // The search of one row, in terms of the gains of its flips, for Kernels::flip_rows. An instruction set brings
 //   float open_row(f, i, scratch, row)       gains of row i; returns the largest
 //   float apply_flip(f, row, b)              flips bit b, moves all gains; returns the largest

@@ -46,35 +46,30 @@ void column_sums(const std::uint64_t* words, std::size_t rows, std::size_t cols,
 }
 
 // table[g][b][c] = sum of X(j, c) over the set bits of b among the four columns j of group g, left to right.
-void fill_table(const float* x, std::size_t cols, std::size_t p, std::size_t width, float* table) {
+void fill_table(const float* x, float* table) {
   for (std::size_t g = 0; g < kGroups; ++g) {
     float* sums = table + g * 16 * kTile;
-    for (std::size_t c = 0; c < width; ++c) sums[c] = 0.0F;
-    for (std::size_t top = 0; top < 4; ++top) {
-      const std::size_t j = g * 4 + top;
+    for (std::size_t c = 0; c < kTile; ++c) sums[c] = 0.0F;
+    for (std::size_t top = 0; top < 4; ++top)
       for (std::size_t b = 0; b < std::size_t{1} << top; ++b)
-        for (std::size_t c = 0; c < width; ++c)
-          sums[((std::size_t{1} << top) + b) * kTile + c] = sums[b * kTile + c] + (j < cols ? x[j * p + c] : 0.0F);
-    }
+        for (std::size_t c = 0; c < kTile; ++c)
+          sums[((std::size_t{1} << top) + b) * kTile + c] = sums[b * kTile + c] + x[(g * 4 + top) * kTile + c];
   }
 }
 
-void row_sums_many(const std::uint64_t* words, std::size_t rows, std::size_t cols, std::size_t p, const float* x,
-                   float* y, float* table) {
-  for (std::size_t tile = 0; tile < p; tile += kTile) {
-    const std::size_t width = smaller(kTile, p - tile);
-    for (std::size_t h = 0; h < halves_for(cols); ++h) {
-      fill_table(x + h * kHalfBits * p + tile, cols - h * kHalfBits, p, width, table);
-      for (std::size_t i = 0; i < rows; ++i) {
-        const std::uint32_t half = half_word(words + i * words_for(cols), h);
-        float* out = y + i * p + tile;
-        for (std::size_t c = 0; c < width; ++c) {
-          float sums[kGroups];
-          for (std::size_t g = 0; g < kGroups; ++g) sums[g] = table[(g * 16 + ((half >> (4 * g)) & 15U)) * kTile + c];
-          for (std::size_t count = kGroups / 2; count > 0; count /= 2)
-            for (std::size_t g = 0; g < count; ++g) sums[g] = sums[2 * g] + sums[2 * g + 1];
-          out[c] = (h == 0 ? 0.0F : out[c]) + sums[0];
-        }
+void row_sums_tile(const std::uint64_t* words, std::size_t rows, std::size_t cols, const float* x, float* y,
+                   float* table) {
+  for (std::size_t h = 0; h < padded_cols(cols) / kHalfBits; ++h) {
+    fill_table(x + h * kHalfBits * kTile, table);
+    for (std::size_t i = 0; i < rows; ++i) {
+      const std::uint32_t half = half_word(words + i * words_for(cols), h);
+      const float* sums[kGroups];
+      for (std::size_t g = 0; g < kGroups; ++g) sums[g] = table + (g * 16 + ((half >> (4 * g)) & 15U)) * kTile;
+      float* out = y + i * kTile;
+      for (std::size_t c = 0; c < kTile; ++c) {
+        const float low = (sums[0][c] + sums[1][c]) + (sums[2][c] + sums[3][c]);
+        const float high = (sums[4][c] + sums[5][c]) + (sums[6][c] + sums[7][c]);
+        out[c] = (h == 0 ? 0.0F : out[c]) + (low + high);
       }
     }
   }
@@ -146,7 +141,7 @@ std::size_t next_bit(const Row& row, std::size_t from, std::size_t k) {
 
 }  // namespace
 
-const Kernels kScalar = {"scalar", pack_row, unpack_row, row_sums, column_sums, row_sums_many,
+const Kernels kScalar = {"scalar", pack_row, unpack_row, row_sums, column_sums, row_sums_tile,
                          search_rows<Row>};
 
 }  // namespace diba

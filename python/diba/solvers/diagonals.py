@@ -1,8 +1,9 @@
-"""Closed-form least squares for the diagonals, from Gram matrices and correlations only.
+"""Closed-form least squares for the inner diagonal, from Gram matrices and correlations only.
 
 The model is ``A ~ L diag(d2) R'`` with ``L = D1 B1`` (m x k) and ``R = D3 B2'`` (n x k).
 Every objective enters through Gram matrices and correlations, so a weighted one uses the
-same two functions (method: Ono, "DiBA", arXiv 2605.05994).
+same functions (method: Ono, "DiBA", arXiv 2605.05994). The scales of rows and columns are
+fitted where their residuals are made: ``residual_correlations`` in cpp/include/diba/greedy.hpp.
 """
 
 from __future__ import annotations
@@ -14,28 +15,10 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["best_inner_scale", "best_row_scale", "inner_objective", "weighted_column_products"]
+__all__ = ["best_inner_scale", "inner_objective", "weighted_column_products"]
 
 _RIDGE = 1e-7  # of the mean curvature: the rounding of float32 Gram matrices
 _BLOCK = 128  # rows that are added in float32
-
-
-def best_row_scale(
-    entries: NDArray[np.float32], correlations: NDArray[np.float32], curvatures: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Row scales s that minimise ``sum_i |a_i - s_i b_i C|^2``.
-
-    Args:
-        entries: B, shape (rows, k).
-        correlations: ``A C'``, shape (rows, k).
-        curvatures: ``B C C'``, shape (rows, k).
-
-    Returns:
-        ``s_i = <a_i, b_i C> / |b_i C|^2``, shape (rows,); 0 where ``b_i C`` is zero.
-    """
-    along = np.einsum("ij,ij->i", entries, correlations)
-    squared = np.einsum("ij,ij->i", entries, curvatures)
-    return np.divide(along, squared, out=np.zeros_like(along), where=squared > 0)
 
 
 def weighted_column_products(

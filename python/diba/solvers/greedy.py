@@ -18,12 +18,14 @@ import numpy as np
 
 from .. import _core
 from ..bits import BitMatrix
-from .diagonals import best_inner_scale, best_row_scale, inner_objective, weighted_column_products
+from .diagonals import best_inner_scale, inner_objective, weighted_column_products
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
+
+    from .._check import Alphabet
 
 __all__ = ["Greedy", "Side"]
 
@@ -38,7 +40,7 @@ class Side:
 
     Args:
         bits: Start of B, shape (rows, k).
-        A: The matrix with this side's rows as its columns, float32, shape (p, rows).
+        A: The matrix with this side's rows as its rows, float32, shape (rows, p).
         threads: Threads of the bit kernels.
     """
 
@@ -49,62 +51,45 @@ class Side:
         self.scale = np.ones(self.rows, dtype=np.float32)
         self._A = A
         self._threads = threads
-        self._scaled_A = np.empty_like(A)
+        self._gram = np.empty((self.k, self.k), dtype=np.float32)
+        self._correlations = np.empty((A.shape[1], self.k), dtype=np.float32)
+        self._columns = np.empty((self.k, -(-self.rows // 64)), dtype=np.uint64)
         self.bits_changed()
 
     def bits_changed(self) -> None:
-        """Forget what followed from the bits."""
-        self._columns: NDArray[np.uint64] | None = None
+        """What followed from the bits is out of date."""
+        _core.transpose(self.words, self.k, self._columns)
         self.scale_changed()
 
     def scale_changed(self) -> None:
-        """Forget what followed from the scale."""
-        self._gram: NDArray[np.float32] | None = None
-        self._correlations: NDArray[np.float32] | None = None
+        """What followed from the scale is out of date."""
+        self._has_gram = False
+        self._has_correlations = False
 
     def entries(self) -> NDArray[np.float32]:
         """B as float32, shape (rows, k)."""
-        return _dense(self.words, self.k, self.signs, self._threads)
-
-    def times(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """B x for x of shape (k, p)."""
-        out = np.empty((self.rows, x.shape[1]), dtype=np.float32)
-        _core.matmul(self.words, self.k, x, self.signs, out, self._threads)
-        return out
+        dense = np.empty((self.rows, self.k), dtype=np.float32)
+        _core.unpack(self.words, self.k, -1.0 if self.signs else 0.0, 1.0, dense, self._threads)
+        return dense
 
     @property
     def gram(self) -> NDArray[np.float32]:
-        """X'X, shape (k, k)."""
-        if self._gram is None:
-            columns = _dense(self._transposed(), self.rows, self.signs, self._threads)
-            columns *= np.square(self.scale)
-            self._gram = self._times_bits(columns)
+        """X'X, shape (k, k); overwritten after the next change."""
+        if not self._has_gram:
+            weights = np.square(self.scale)
+            _core.gram(self._columns, self.rows, weights, self.signs, self._gram, self._threads)
+            self._has_gram = True
         return self._gram
 
     @property
     def correlations(self) -> NDArray[np.float32]:
-        """A X, shape (p, k)."""
-        if self._correlations is None:
-            self._correlations = self._times_bits(np.multiply(self._A, self.scale, out=self._scaled_A))
+        """A'X, shape (p, k); overwritten after the next change."""
+        if not self._has_correlations:
+            _core.correlate(
+                self._columns, self.rows, self._A, self.scale, self.signs, self._correlations, self._threads
+            )
+            self._has_correlations = True
         return self._correlations
-
-    def _transposed(self) -> NDArray[np.uint64]:
-        if self._columns is None:
-            self._columns = np.empty((self.k, -(-self.rows // 64)), dtype=np.uint64)
-            _core.transpose(self.words, self.k, self._columns)
-        return self._columns
-
-    def _times_bits(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """x B for x of shape (p, rows)."""
-        out = np.empty((x.shape[0], self.k), dtype=np.float32)
-        _core.matmul_rows(self._transposed(), self.rows, x, self.signs, out, self._threads)
-        return out
-
-
-def _dense(words: NDArray[np.uint64], cols: int, signs: bool, threads: int) -> NDArray[np.float32]:
-    dense = np.empty((words.shape[0], cols), dtype=np.float32)
-    _core.unpack(words, cols, -1.0 if signs else 0.0, 1.0, dense, threads)
-    return dense
 
 
 class Greedy:
@@ -122,13 +107,15 @@ class Greedy:
         self, A: NDArray[np.float32], b1: BitMatrix, b2: BitMatrix, threads: int, cyclic: bool = False
     ) -> None:
         self.energy = float(np.vdot(A, A.astype(np.float64)))
-        self.left = Side(b1, np.ascontiguousarray(A.T), threads)
-        self.right = Side(b2.T, A, threads)
+        self.left = Side(b1, A, threads)
+        self.right = Side(b2.T, np.ascontiguousarray(A.T), threads)
         self.d2 = np.zeros(b1.shape[1], dtype=np.float32)
         self.objective = self.energy
         self.flips = 0
         self._cyclic = cyclic
         self._threads = threads
+        self._buffers = {side: np.empty((side.rows, side.k), np.float32) for side in (self.left, self.right)}
+        self._left_residual: NDArray[np.float32] | None = None
         self.fit_inner()
 
     # ------------------------------------------------------------ Algorithm 1
@@ -145,16 +132,18 @@ class Greedy:
                 break
 
     def steps(self) -> tuple[Callable[[], None], ...]:
-        """One iteration: the diagonals d3, d1, d2, then rows, then columns."""
-        return self.fit_columns, self.fit_rows, self.fit_inner, self.flip_rows, self.flip_columns
+        """One iteration: the diagonals d3, d2, d1, then rows, then columns."""
+        return self.fit_columns, self.fit_inner, self.fit_rows, self.flip_rows, self.flip_columns
 
     def fit_rows(self) -> None:
         """d1 in closed form."""
-        self._fit(self.left, self.right)
+        self._left_residual = self._residual(self.left, self.right, fit=True)
+        self.left.scale_changed()
 
     def fit_columns(self) -> None:
         """d3 in closed form."""
-        self._fit(self.right, self.left)
+        self._residual(self.right, self.left, fit=True)
+        self.right.scale_changed()
 
     def fit_inner(self) -> None:
         """d2 in closed form; kept as it is where rounding would make it worse."""
@@ -165,28 +154,36 @@ class Greedy:
         best = int(objectives[1] < objectives[0])
         self.d2 = candidates[best].astype(np.float32)
         self.objective = max(objectives[best], 0.0)
+        self._left_residual = None
 
     def flip_rows(self) -> None:
         """Bits of B1, row by row."""
-        self._flip(self.left, self.right)
+        residual = self._left_residual
+        self._left_residual = None
+        if residual is None:
+            residual = self._residual(self.left, self.right, fit=False)
+        self._flip(self.left, self.right, residual)
 
     def flip_columns(self) -> None:
         """Bits of B2, column by column."""
-        self._flip(self.right, self.left)
+        self._flip(self.right, self.left, self._residual(self.right, self.left, fit=False))
+        self._left_residual = None
 
-    # ------------------------------------------------------------ one side against X of the other
+    # ------------------------------------------------------------ one side against C = D2 X' of the other
 
-    def _fit(self, side: Side, other: Side) -> None:
-        correlations = other.correlations * self.d2
-        curvatures = side.times(self._gram_of(other))
-        side.scale = best_row_scale(side.entries(), correlations, curvatures)
-        side.scale_changed()
+    def _gram(self, other: Side) -> NDArray[np.float32]:
+        """H = C C'."""
+        return other.gram * np.outer(self.d2, self.d2)
 
-    def _flip(self, side: Side, other: Side) -> None:
-        gram = self._gram_of(other)
-        residual = side.times(gram)  # G = A C' - diag(scale) B H with C = D2 X'
-        residual *= -side.scale[:, None]
-        residual += other.correlations * self.d2
+    def _residual(self, side: Side, other: Side, fit: bool) -> NDArray[np.float32]:
+        """G = C (A - diag(scale) B C)', one row of correlations for each row of bits; fits the scale first."""
+        residual = np.multiply(other.correlations, self.d2, out=self._buffers[side])
+        gram = self._gram(other)
+        _core.residual_correlations(gram, side.words, side.signs, fit, side.scale, residual, self._threads)
+        return residual
+
+    def _flip(self, side: Side, other: Side, residual: NDArray[np.float32]) -> None:
+        gram = self._gram(other)
         rows = max(64, _WORK_PER_CALL // side.k**2)
         for first in range(0, side.rows, rows):
             part = slice(first, first + rows)
@@ -203,10 +200,6 @@ class Greedy:
             self.objective = max(self.objective - decrease, 0.0)
         side.bits_changed()
 
-    def _gram_of(self, other: Side) -> NDArray[np.float32]:
-        """H = C C' with C = D2 X'."""
-        return other.gram * np.outer(self.d2, self.d2)
-
     # ------------------------------------------------------------ result
 
     @property
@@ -218,7 +211,7 @@ class Greedy:
 
     def bits(self) -> tuple[BitMatrix, BitMatrix]:
         """B1 (m x k) and B2 (k x n)."""
-        alphabet = "sign" if self.left.signs else "binary"
+        alphabet: Alphabet = "sign" if self.left.signs else "binary"
         right = BitMatrix(self.right.words, self.right.k, alphabet)
         return BitMatrix(self.left.words, self.left.k, alphabet), right.T
 

@@ -19,7 +19,7 @@ from .greedy import Greedy
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-    from .._check import Alphabet
+    from .._check import Alphabet, FloatArray
     from ..progress import ProgressCallback
 
 __all__ = ["METHODS", "solve"]
@@ -76,7 +76,7 @@ def solve(
         >>> import diba
         >>> A = np.random.default_rng(0).standard_normal((64, 48))
         >>> diba.solve(A, bits_per_weight=2)
-        Factorization(64x48, k=34, binary, 1.98 bits/weight)
+        Factorization(64x48, k=34, binary, 2.00 bits/weight)
     """
     matrix = _check.real_matrix(A, "A")
     m, n = matrix.shape
@@ -93,11 +93,8 @@ def solve(
     )
 
     started = time.perf_counter()
-    scaled, exponent = _scaled(matrix)
-    random = np.random.default_rng(seed)
-    b1 = _random_bits(random, m, inner, alphabet)
-    b2 = _random_bits(random, inner, n, alphabet)
-    run = Greedy(scaled, b1, b2, threads)
+    scaled, exponent = scaled_to_one(matrix)
+    run = Greedy(scaled, *random_start(m, n, inner, alphabet, seed), threads)
 
     def report(iteration: int) -> None:
         if progress is not None:
@@ -116,11 +113,17 @@ def _bytes_needed(m: int, n: int, k: int) -> int:
     return 4 * (2 * m * n + 6 * (m + n) * k) + 8 * 6 * k * k
 
 
-def _scaled(A: NDArray[np.float32] | NDArray[np.float64]) -> tuple[NDArray[np.float32], int]:
+def scaled_to_one(A: FloatArray) -> tuple[NDArray[np.float32], int]:
     """(A / 2^e as float32 with magnitudes up to 1, e): no product of the solver over- or underflows."""
     largest = max(abs(float(A.max())), abs(float(A.min())))
     exponent = math.frexp(largest)[1]
     return np.ldexp(A, -exponent).astype(np.float32, order="C"), exponent
+
+
+def random_start(m: int, n: int, k: int, alphabet: Alphabet, seed: int) -> tuple[BitMatrix, BitMatrix]:
+    """B1 (m x k) and B2 (k x n) with every bit 0 or 1 at even odds."""
+    random = np.random.default_rng(seed)
+    return _random_bits(random, m, k, alphabet), _random_bits(random, k, n, alphabet)
 
 
 def _random_bits(random: np.random.Generator, rows: int, cols: int, alphabet: Alphabet) -> BitMatrix:
