@@ -6,11 +6,13 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <utility>
 
 #include "diba/bit_matrix.hpp"
+#include "diba/diagonals.hpp"
 #include "diba/dispatch.hpp"
 #include "diba/greedy.hpp"
 #include "diba/products.hpp"
@@ -111,18 +113,20 @@ void bind_matrix_product(const Words& words, std::size_t cols, const Floats& x, 
   matrix_product(kProduct, kTransposed, words, cols, x, signs, out, threads);
 }
 
-void correlate(const Words& words, std::size_t cols, const Floats& x, const Floats& weights, bool signs, Floats& out,
+std::unique_ptr<diba::TiledMatrix> make_tiled(const Floats& x) {
+  require(x.ndim() == 2, "x must be two-dimensional");
+  return std::make_unique<diba::TiledMatrix>(x.data(), extent(x, 0), extent(x, 1));
+}
+
+void correlate(const Words& words, const diba::TiledMatrix& x, const Floats& weights, bool signs, Floats& out,
                int threads) {
-  const diba::BitView view = bit_view(words, cols);
-  require(x.ndim() == 2 && extent(x, 0) == cols, "x must have shape (cols, p)");
-  const std::size_t p = extent(x, 1);
-  require_length(weights, cols, "weights must have shape (cols,)");
-  require_shape(out, p, view.rows, "out must have shape (p, rows)");
-  const float* from = x.data();
+  const diba::BitView view = bit_view(words, x.rows);
+  require_length(weights, x.rows, "weights must have shape (cols,)");
+  require_shape(out, x.cols, view.rows, "out must have shape (p, rows)");
   const float* w = weights.data();
   float* to = out.mutable_data();
   const py::gil_scoped_release unlocked;
-  diba::correlate(view, signs, from, w, p, to, threads);
+  diba::correlate(view, signs, x, w, to, threads);
 }
 
 void gram(const Words& words, std::size_t cols, const Floats& weights, bool signs, Floats& out, int threads) {
@@ -135,19 +139,48 @@ void gram(const Words& words, std::size_t cols, const Floats& weights, bool sign
   diba::gram(view, signs, w, h, threads);
 }
 
-void residual_correlations(const Floats& gram, const Words& words, bool signs, bool fit, Floats& scale,
-                           Floats& correlations, int threads) {
+double energy(const Floats& x) {
+  const float* data = x.data();
+  const auto count = static_cast<std::size_t>(x.size());
+  const py::gil_scoped_release unlocked;
+  return diba::energy(data, count);
+}
+
+double fit_inner(const Floats& gram_left, const Floats& gram_right, const Floats& correlations, const Words& words,
+                 bool signs, const Floats& scale, double energy, Floats& d2) {
+  require(d2.ndim() == 1, "d2 must be one-dimensional");
+  const std::size_t k = extent(d2, 0);
+  require_shape(gram_left, k, k, "gram_left must have shape (k, k)");
+  require_shape(gram_right, k, k, "gram_right must have shape (k, k)");
+  const diba::BitView view = bit_view(words, k);
+  require_shape(correlations, view.rows, k, "correlations must have shape (rows, k)");
+  require_length(scale, view.rows, "scale must have shape (rows,)");
+  const float* left = gram_left.data();
+  const float* right = gram_right.data();
+  const float* t = correlations.data();
+  const float* d1 = scale.data();
+  float* d = d2.mutable_data();
+  const py::gil_scoped_release unlocked;
+  return diba::fit_inner(left, right, t, view, signs, d1, energy, d);
+}
+
+void residual_correlations(const Floats& gram, const Floats& correlations, const Floats& inner, const Words& words,
+                           bool signs, bool fit, Floats& scale, Floats& out, int threads) {
   require(gram.ndim() == 2, "gram must be two-dimensional");
   const std::size_t k = extent(gram, 0);
   require_shape(gram, k, k, "gram must have shape (k, k)");
   const diba::BitView view = bit_view(words, k);
   require_shape(correlations, view.rows, k, "correlations must have shape (rows, k)");
+  require_shape(out, view.rows, k, "out must have shape (rows, k)");
+  require_length(inner, k, "inner must have shape (k,)");
   require_length(scale, view.rows, "scale must have shape (rows,)");
   const float* h = gram.data();
+  const float* t = correlations.data();
+  const float* d2 = inner.data();
   float* d = scale.mutable_data();
-  float* g = correlations.mutable_data();
+  float* g = out.mutable_data();
   const py::gil_scoped_release unlocked;
-  diba::residual_correlations(h, view, signs, fit, d, g, threads);
+  diba::residual_correlations(h, t, d2, view, signs, fit, d, g, threads);
 }
 
 std::pair<std::uint64_t, double> greedy_rows(const Floats& gram, Floats& correlations, const Floats& scale, Words& words,
@@ -191,10 +224,16 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("matvec_t", &bind_vector_product<diba::matvec_t, true>, words, cols, x, signs, out, threads);
   m.def("matmul", &bind_matrix_product<diba::matmul, false>, words, cols, x, signs, out, threads);
   m.def("matmul_t", &bind_matrix_product<diba::matmul_t, true>, words, cols, x, signs, out, threads);
-  m.def("correlate", &correlate, words, cols, x, weights, signs, out, threads);
+  py::class_<diba::TiledMatrix>(m, "TiledMatrix").def(py::init(&make_tiled), x);
+  m.def("correlate", &correlate, words, py::arg("x"), weights, signs, out, threads);
   m.def("gram", &gram, words, cols, weights, signs, out, threads);
-  m.def("residual_correlations", &residual_correlations, py::arg("gram").noconvert(), words, signs, py::arg("fit"),
-        py::arg("scale").noconvert(), py::arg("correlations").noconvert(), threads);
-  m.def("greedy_rows", &greedy_rows, py::arg("gram").noconvert(), py::arg("correlations").noconvert(),
-        py::arg("scale").noconvert(), words, signs, py::arg("cyclic"), threads);
+  const auto gram_matrix = py::arg("gram").noconvert();
+  const auto correlations = py::arg("correlations").noconvert();
+  const auto scale = py::arg("scale").noconvert();
+  m.def("energy", &energy, x);
+  m.def("fit_inner", &fit_inner, py::arg("gram_left").noconvert(), py::arg("gram_right").noconvert(), correlations, words,
+        signs, scale, py::arg("energy"), py::arg("d2").noconvert());
+  m.def("residual_correlations", &residual_correlations, gram_matrix, correlations, py::arg("inner").noconvert(), words,
+        signs, py::arg("fit"), scale, out, threads);
+  m.def("greedy_rows", &greedy_rows, gram_matrix, correlations, scale, words, signs, py::arg("cyclic"), threads);
 }

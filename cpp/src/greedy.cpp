@@ -4,15 +4,15 @@
 #include <atomic>
 #include <vector>
 
-#include "aligned.hpp"
+#include "diba/aligned.hpp"
 #include "diba/dispatch.hpp"
 #include "diba/parallel.hpp"
 #include "diba/products.hpp"
 
 namespace diba {
 
-void residual_correlations(const float* gram, BitView bits, bool signs, bool fit, float* scale, float* correlations,
-                           int threads) {
+void residual_correlations(const float* gram, const float* correlations, const float* inner, BitView bits, bool signs,
+                           bool fit, float* scale, float* residual, int threads) {
   const std::size_t k = bits.cols;
   const std::size_t block = std::max<std::size_t>(64, (std::size_t{1} << 17) / std::max<std::size_t>(k, 1));
   const double work = static_cast<double>(bits.rows) * static_cast<double>(k) * static_cast<double>(k) / 16;
@@ -22,9 +22,11 @@ void residual_correlations(const float* gram, BitView bits, bool signs, bool fit
       const BitView part{bits.row(first), std::min(block, end - first), k};
       matmul(part, signs, gram, k, curvatures.data(), 1);
       for (std::size_t i = 0; i < part.rows; ++i) {
-        float* g = correlations + (first + i) * k;
+        const float* t = correlations + (first + i) * k;
         const float* q = curvatures.data() + i * k;
+        float* g = residual + (first + i) * k;
         float& d = scale[first + i];
+        for (std::size_t j = 0; j < k; ++j) g[j] = t[j] * inner[j];
         if (fit) {
           float along, squared;
           matvec({part.row(i), 1, k}, signs, g, &along, 1);

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <vector>
 
-#include "aligned.hpp"
 #include "diba/dispatch.hpp"
 #include "diba/parallel.hpp"
 
@@ -45,40 +44,34 @@ void transpose_4x4(const float* from, float* to, std::size_t stride) {
   *reinterpret_cast<Four*>(to + 3 * stride) = __builtin_shufflevector(high01, high23, 2, 3, 6, 7);
 }
 
-// One tile of kTile columns of X and of Y = B X, in the layout of Kernels::row_sums_tile.
-class Tile {
+// Y = B W X for tiles of kTile columns, in the layout of Kernels::row_sums_tile.
+class TileProduct {
  public:
-  Tile(BitView bits, bool signs)
-      : bits_(bits), signs_(signs), x_(padded_cols(bits.cols) * kTile), y_(bits.rows * kTile), table_(table_floats()) {
-    std::fill_n(x_.data(), padded_cols(bits.cols) * kTile, 0.0F);
-  }
-
-  float* x_row(std::size_t j) { return x_.data() + j * kTile; }
-  const float* y_row(std::size_t i) const { return y_.data() + i * kTile; }
-
-  // x(j, c) = from(j, c) * weights(j) for c < width, else 0; from has rows of `stride`; no weights are ones.
-  void load(const float* from, std::size_t stride, std::size_t width, const float* weights) {
-    for (std::size_t j = 0; j < bits_.cols; ++j) {
-      const float weight = weights == nullptr ? 1.0F : weights[j];
-      float* x = x_row(j);
-      __builtin_prefetch(from + (j + 8) * stride);  // rows are pages apart: the processor does not see them coming
-      __builtin_prefetch(from + (j + 8) * stride + kTile / 2);
-      for (std::size_t c = 0; c < width; ++c) x[c] = from[j * stride + c] * weight;
-      std::fill(x + width, x + kTile, 0.0F);
+  // No weights are ones.
+  TileProduct(BitView bits, bool signs, const float* weights)
+      : kernels_(active()), bits_(bits), signs_(signs), weights_(padded_cols(bits.cols)), y_(bits.rows * kTile),
+        table_(table_floats()) {
+    if (weights != nullptr) {
+      std::copy_n(weights, bits.cols, weights_.data());
+    } else {
+      std::fill_n(weights_.data(), bits.cols, 1.0F);
     }
+    std::fill(weights_.data() + bits.cols, weights_.data() + padded_cols(bits.cols), 0.0F);
   }
 
-  // Y for the first `rows` rows of B.
-  void multiply(const Kernels& kernels, std::size_t rows) {
-    kernels.row_sums_tile(bits_.words, rows, bits_.cols, x_.data(), y_.data(), table_.data());
+  // Y for the first `rows` rows of B; x as row_sums_tile wants it.
+  void multiply(const float* x, std::size_t rows) {
+    kernels_.row_sums_tile(bits_.words, rows, bits_.cols, x, weights_.data(), y_.data(), table_.data());
     if (!signs_) return;
-    float sums[4][kTile] = {};  // of the columns of X, in four lanes of rows
+    float sums[4][kTile] = {};  // of the columns of W X, in four lanes of rows
     for (std::size_t j = 0; j < bits_.cols; ++j)
-      for (std::size_t c = 0; c < kTile; ++c) sums[j % 4][c] += x_row(j)[c];
+      for (std::size_t c = 0; c < kTile; ++c) sums[j % 4][c] += x[j * kTile + c] * weights_.data()[j];
     for (std::size_t c = 0; c < kTile; ++c) sums[0][c] = (sums[0][c] + sums[1][c]) + (sums[2][c] + sums[3][c]);
     for (std::size_t i = 0; i < rows; ++i)
-      for (std::size_t c = 0; c < kTile; ++c) y_.data()[i * kTile + c] = to_sign(y_.data()[i * kTile + c], sums[0][c]);
+      for (std::size_t c = 0; c < kTile; ++c) y_.data()[i * kTile + c] = to_sign(y_row(i)[c], sums[0][c]);
   }
+
+  const float* y_row(std::size_t i) const { return y_.data() + i * kTile; }
 
   // to(i, c) = y(i, c) for c < width; to has rows of `stride`.
   void store(std::size_t rows, std::size_t width, float* to, std::size_t stride) const {
@@ -97,10 +90,18 @@ class Tile {
   }
 
  private:
+  const Kernels& kernels_;
   BitView bits_;
   bool signs_;
-  AlignedFloats x_, y_, table_;
+  AlignedFloats weights_, y_, table_;
 };
+
+// Columns [first, first + kTile) of X (rows, p) as a tile, zero past the ends of X.
+void fill_tile(const float* x, std::size_t rows, std::size_t p, std::size_t first, float* tile) {
+  const std::size_t width = std::min(kTile, p - first);
+  std::fill_n(tile, padded_cols(rows) * kTile, 0.0F);
+  for (std::size_t j = 0; j < rows; ++j) std::copy_n(x + j * p + first, width, tile + j * kTile);
+}
 
 }  // namespace
 
@@ -124,15 +125,14 @@ void matvec_t(BitView bits, bool signs, const float* x, float* y, int threads) {
 }
 
 void matmul(BitView bits, bool signs, const float* x, std::size_t p, float* y, int threads) {
-  const Kernels& kernels = active();
   parallel_for(bits.rows, 1, additions(bits, p) / 16, threads, [&](std::size_t begin, std::size_t end) {
     const BitView part{bits.row(begin), end - begin, bits.cols};
-    Tile tile(part, signs);
+    TileProduct product(part, signs, nullptr);
+    const AlignedFloats tile(padded_cols(bits.cols) * kTile);
     for (std::size_t first = 0; first < p; first += kTile) {
-      const std::size_t width = std::min(kTile, p - first);
-      tile.load(x + first, p, width, nullptr);
-      tile.multiply(kernels, part.rows);
-      tile.store(part.rows, width, y + begin * p + first, p);
+      fill_tile(x, bits.cols, p, first, tile.data());
+      product.multiply(tile.data(), part.rows);
+      product.store(part.rows, std::min(kTile, p - first), y + begin * p + first, p);
     }
   });
 }
@@ -143,15 +143,22 @@ void matmul_t(BitView bits, bool signs, const float* x, std::size_t p, float* y,
   matmul({words.data(), bits.cols, bits.rows}, signs, x, p, y, threads);
 }
 
-void correlate(BitView bits, bool signs, const float* x, const float* weights, std::size_t p, float* y, int threads) {
-  const Kernels& kernels = active();
-  parallel_for(p, kTile, additions(bits, p) / 16, threads, [&](std::size_t begin, std::size_t end) {
-    Tile tile(bits, signs);
-    for (std::size_t first = begin; first < end; first += kTile) {
-      const std::size_t width = std::min(kTile, end - first);
-      tile.load(x + first, p, width, weights);
-      tile.multiply(kernels, bits.rows);
-      tile.store_transposed(bits.rows, width, y + first * bits.rows, bits.rows);
+TiledMatrix::TiledMatrix(const float* x, std::size_t rows_, std::size_t cols_)
+    : rows(rows_), cols(cols_), data_(tiles() * padded_cols(rows) * kTile) {
+  for (std::size_t t = 0; t < tiles(); ++t) fill_tile(x, rows, cols, t * kTile, data_.data() + t * tile_floats());
+}
+
+std::size_t TiledMatrix::tiles() const { return (cols + kTile - 1) / kTile; }
+
+std::size_t TiledMatrix::tile_floats() const { return padded_cols(rows) * kTile; }
+
+void correlate(BitView bits, bool signs, const TiledMatrix& x, const float* weights, float* y, int threads) {
+  parallel_for(x.tiles(), 1, additions(bits, x.cols) / 16, threads, [&](std::size_t begin, std::size_t end) {
+    TileProduct product(bits, signs, weights);
+    for (std::size_t t = begin; t < end; ++t) {
+      product.multiply(x.tile(t), bits.rows);
+      const std::size_t first = t * kTile;
+      product.store_transposed(bits.rows, std::min(kTile, x.cols - first), y + first * bits.rows, bits.rows);
     }
   });
 }
@@ -163,28 +170,30 @@ void gram(BitView bits, bool signs, const float* weights, float* h, int threads)
   transpose(bits, {turned_words.data(), bits.cols, k});
   const BitView turned{turned_words.data(), bits.cols, k};
   // Tile t: columns [first, first + width) of H, rows up to its own end only; the rest is their mirror image.
-  const auto one_tile = [&](Tile& tile, std::size_t t) {
+  const auto one_tile = [&](TileProduct& product, float* tile, std::size_t t) {
     const std::size_t first = t * kTile;
     const std::size_t width = std::min(kTile, k - first);
     for (std::size_t j = 0; j < bits.cols; ++j) {
       const std::uint64_t word = turned.row(j)[first / kWordBits] >> (first % kWordBits);
-      kernels.unpack_row(&word, width, signs ? -weights[j] : 0.0F, weights[j], tile.x_row(j));
-      std::fill(tile.x_row(j) + width, tile.x_row(j + 1), 0.0F);
+      kernels.unpack_row(&word, width, signs ? -1.0F : 0.0F, 1.0F, tile + j * kTile);
+      std::fill(tile + j * kTile + width, tile + (j + 1) * kTile, 0.0F);
     }
-    tile.multiply(kernels, first + width);
-    tile.store(first, width, h + first, k);
-    tile.store_transposed(first, width, h + first * k, k);
+    product.multiply(tile, first + width);
+    product.store(first, width, h + first, k);
+    product.store_transposed(first, width, h + first * k, k);
     for (std::size_t i = 0; i < width; ++i)
       for (std::size_t c = i; c < width; ++c)
-        h[(first + i) * k + first + c] = h[(first + c) * k + first + i] = tile.y_row(first + i)[c];
+        h[(first + i) * k + first + c] = h[(first + c) * k + first + i] = product.y_row(first + i)[c];
   };
   // Tiles are dealt in pairs of equal work, first with last.
   const std::size_t tiles = (k + kTile - 1) / kTile;
   parallel_for((tiles + 1) / 2, 1, additions(bits, k) / 32, threads, [&](std::size_t begin, std::size_t end) {
-    Tile tile(bits, signs);
+    TileProduct product(bits, signs, weights);
+    const AlignedFloats tile(padded_cols(bits.cols) * kTile);
+    std::fill_n(tile.data(), padded_cols(bits.cols) * kTile, 0.0F);
     for (std::size_t t = begin; t < end; ++t) {
-      one_tile(tile, t);
-      if (tiles - 1 - t != t) one_tile(tile, tiles - 1 - t);
+      one_tile(product, tile.data(), t);
+      if (tiles - 1 - t != t) one_tile(product, tile.data(), tiles - 1 - t);
     }
   });
 }

@@ -59,22 +59,38 @@ def gram(
     out: NDArray[np.float32],
     threads: int,
 ) -> None: ...
+
+class TiledMatrix:
+    def __init__(self, x: NDArray[np.float32]) -> None: ...
+
 def correlate(
     words: NDArray[np.uint64],
-    cols: int,
-    x: NDArray[np.float32],
+    x: TiledMatrix,
     weights: NDArray[np.float32],
     signs: bool,
     out: NDArray[np.float32],
     threads: int,
 ) -> None: ...
+def energy(x: NDArray[np.float32]) -> float: ...
+def fit_inner(
+    gram_left: NDArray[np.float32],
+    gram_right: NDArray[np.float32],
+    correlations: NDArray[np.float32],
+    words: NDArray[np.uint64],
+    signs: bool,
+    scale: NDArray[np.float32],
+    energy: float,
+    d2: NDArray[np.float32],
+) -> float: ...
 def residual_correlations(
     gram: NDArray[np.float32],
+    correlations: NDArray[np.float32],
+    inner: NDArray[np.float32],
     words: NDArray[np.uint64],
     signs: bool,
     fit: bool,
     scale: NDArray[np.float32],
-    correlations: NDArray[np.float32],
+    out: NDArray[np.float32],
     threads: int,
 ) -> None: ...
 def greedy_rows(

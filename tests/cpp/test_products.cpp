@@ -35,7 +35,11 @@ std::vector<float> run(const Case& c, const std::uint64_t* words, const float* x
     case kMatvec: diba::matvec(bits, c.signs, x, y.data(), threads); break;
     case kMatvecT: diba::matvec_t(bits, c.signs, x, y.data(), threads); break;
     case kMatmul: diba::matmul(bits, c.signs, x, c.p, y.data(), threads); break;
-    case kCorrelate: diba::correlate(bits, c.signs, x, std::vector<float>(c.cols, 1.0F).data(), c.p, y.data(), threads); break;
+    case kCorrelate: {
+      const std::vector<float> ones(c.cols, 1.0F);
+      diba::correlate(bits, c.signs, diba::TiledMatrix(x, c.cols, c.p), ones.data(), y.data(), threads);
+      break;
+    }
     case kMatmulT: diba::matmul_t(bits, c.signs, x, c.p, y.data(), threads); break;
   }
   return y.copy();
@@ -98,7 +102,7 @@ void weighted(std::size_t rows, std::size_t cols, bool signs) {
       data::Guarded<float> h(rows * rows);
       data::Guarded<float> y(5 * rows);
       diba::gram(bits, signs, weights.data(), h.data(), threads);
-      diba::correlate(bits, signs, x.data(), weights.data(), 5, y.data(), threads);
+      diba::correlate(bits, signs, diba::TiledMatrix(x.data(), cols, 5), weights.data(), y.data(), threads);
       bool gram = true, product = true;
       for (std::size_t i = 0; i < rows; ++i) {
         for (std::size_t l = 0; l < rows; ++l) {

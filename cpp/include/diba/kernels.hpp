@@ -46,13 +46,18 @@ struct Kernels {
   void (*column_sums)(const std::uint64_t* words, std::size_t rows, std::size_t cols, std::size_t word_begin,
                       std::size_t word_end, const float* x, float* y);
 
-  // Y(i, c) = sum of X(j, c) over the set bits j of row i, for one tile of kTile columns c.
+  // Y(i, c) = sum of weights(j) * X(j, c) over the set bits j of row i, for one tile of kTile columns c.
   // Order: the four columns of a group are added left to right, the 8 groups of half a word pairwise (neighbours
   // first), the half words in order of j.
-  // x (padded_cols(cols), kTile), zero from row `cols` on; y (rows, kTile); table: scratch of table_floats() floats;
-  // all three 64-byte aligned.
-  void (*row_sums_tile)(const std::uint64_t* words, std::size_t rows, std::size_t cols, const float* x, float* y,
-                        float* table);
+  // x (padded_cols(cols), kTile) and weights (padded_cols(cols)), zero from `cols` on; y (rows, kTile); table: scratch
+  // of table_floats() floats; all but the weights 64-byte aligned.
+  void (*row_sums_tile)(const std::uint64_t* words, std::size_t rows, std::size_t cols, const float* x,
+                        const float* weights, float* y, float* table);
+
+  // dots(r) = sum of x(j) * y(r, j) over j < cols, for r < rows <= 4; y has rows of `stride`.
+  // Order: lane l of 8 sums columns l, l + 8, ...; the lanes are then added pairwise, l and l + 4, 2, 1.
+  void (*dot_rows)(const double* x, const double* y, std::size_t stride, std::size_t rows, std::size_t cols,
+                   double* dots);
 
   // Flips bits of rows [begin, end) until no single flip lowers the objective of its row (FlipProblem), and returns
   // the number of flips. scratch: flip_scratch_floats(k) floats, 64-byte aligned.

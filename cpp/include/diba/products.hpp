@@ -6,6 +6,7 @@
 
 #include <cstddef>
 
+#include "diba/aligned.hpp"
 #include "diba/bit_matrix.hpp"
 
 namespace diba {
@@ -22,9 +23,24 @@ void matmul(BitView bits, bool signs, const float* x, std::size_t p, float* y, i
 // Y = B^T X; x (rows, p), y (cols, p), row-major
 void matmul_t(BitView bits, bool signs, const float* x, std::size_t p, float* y, int threads);
 
+// A dense matrix in the tiles that the packed products read: made once, multiplied many times.
+class TiledMatrix {
+ public:
+  // x (rows, cols), row-major, is copied.
+  TiledMatrix(const float* x, std::size_t rows_, std::size_t cols_);
+
+  const std::size_t rows, cols;
+  std::size_t tiles() const;
+  const float* tile(std::size_t t) const { return data_.data() + t * tile_floats(); }
+
+ private:
+  std::size_t tile_floats() const;
+  AlignedFloats data_;
+};
+
 // Y = X^T W B^T with W = diag(weights): what the columns of X have in common with the rows of B.
-// x (cols, p), weights (cols), y (p, rows).
-void correlate(BitView bits, bool signs, const float* x, const float* weights, std::size_t p, float* y, int threads);
+// x.rows = bits.cols; weights (cols), y (x.cols, rows).
+void correlate(BitView bits, bool signs, const TiledMatrix& x, const float* weights, float* y, int threads);
 
 // H = B W B^T with W = diag(weights); weights (cols), h (rows, rows), symmetric to the bit.
 void gram(BitView bits, bool signs, const float* weights, float* h, int threads);

@@ -106,13 +106,14 @@ void column_sums(const std::uint64_t* words, std::size_t rows, std::size_t cols,
 
 constexpr std::size_t kTileVectors = kTile / kLanes;
 
-void fill_table(const float* x, float* table) {
+void fill_table(const float* x, const float* weights, float* table) {
   for (std::size_t g = 0; g < kGroups; ++g) {
     for (std::size_t v = 0; v < kTileVectors; ++v) {
       __m256 sums[16];
       sums[0] = _mm256_setzero_ps();
       for (std::size_t top = 0; top < 4; ++top) {
-        const __m256 x_f32x8 = _mm256_load_ps(x + (g * 4 + top) * kTile + v * kLanes);
+        const std::size_t j = g * 4 + top;
+        const __m256 x_f32x8 = _mm256_mul_ps(_mm256_load_ps(x + j * kTile + v * kLanes), _mm256_set1_ps(weights[j]));
         for (std::size_t b = 0; b < std::size_t{1} << top; ++b)
           sums[(std::size_t{1} << top) + b] = _mm256_add_ps(sums[b], x_f32x8);
       }
@@ -148,15 +149,47 @@ void add_half(const std::uint64_t* words, std::size_t rows, std::size_t row_word
   }
 }
 
-void row_sums_tile(const std::uint64_t* words, std::size_t rows, std::size_t cols, const float* x, float* y,
-                   float* table) {
+void row_sums_tile(const std::uint64_t* words, std::size_t rows, std::size_t cols, const float* x,
+                   const float* weights, float* y, float* table) {
   for (std::size_t h = 0; h < padded_cols(cols) / kHalfBits; ++h) {
-    fill_table(x + h * kHalfBits * kTile, table);
+    fill_table(x + h * kHalfBits * kTile, weights + h * kHalfBits, table);
     if (h == 0) {
       add_half<true>(words, rows, words_for(cols), h, table, y);
     } else {
       add_half<false>(words, rows, words_for(cols), h, table, y);
     }
+  }
+}
+
+// kRows rows share the loads of x; lanes 0 to 3 and 4 to 7 of the sums are a vector each.
+template <std::size_t kRows>
+void dots_of(const double* x, const double* y, std::size_t stride, std::size_t cols, double* dots) {
+  __m256d low[kRows], high[kRows];
+  for (std::size_t r = 0; r < kRows; ++r) low[r] = high[r] = _mm256_setzero_pd();
+  const std::size_t full = cols / 8 * 8;
+  for (std::size_t j = 0; j < full; j += 8) {
+    for (std::size_t r = 0; r < kRows; ++r) {
+      const double* row = y + r * stride + j;
+      low[r] = _mm256_add_pd(low[r], _mm256_mul_pd(_mm256_loadu_pd(x + j), _mm256_loadu_pd(row)));
+      high[r] = _mm256_add_pd(high[r], _mm256_mul_pd(_mm256_loadu_pd(x + j + 4), _mm256_loadu_pd(row + 4)));
+    }
+  }
+  for (std::size_t r = 0; r < kRows; ++r) {
+    alignas(32) double lanes[8];
+    _mm256_store_pd(lanes, low[r]);
+    _mm256_store_pd(lanes + 4, high[r]);
+    for (std::size_t j = full; j < cols; ++j) lanes[j - full] += x[j] * y[r * stride + j];
+    for (std::size_t half = 4; half > 0; half /= 2)
+      for (std::size_t l = 0; l < half; ++l) lanes[l] += lanes[l + half];
+    dots[r] = lanes[0];
+  }
+}
+
+void dot_rows(const double* x, const double* y, std::size_t stride, std::size_t rows, std::size_t cols, double* dots) {
+  if (rows == 4) {
+    dots_of<4>(x, y, stride, cols, dots);
+  } else {
+    for (std::size_t r = 0; r < rows; ++r) dots_of<1>(x, y + r * stride, stride, cols, dots + r);
   }
 }
 
@@ -271,7 +304,6 @@ std::size_t next_bit(const Row& row, std::size_t from, std::size_t k) {
 
 }  // namespace
 
-const Kernels kAvx2 = {"avx2", pack_row, unpack_row, row_sums, column_sums, row_sums_tile,
-                       search_rows<Row>};
+const Kernels kAvx2 = {"avx2", pack_row, unpack_row, row_sums, column_sums, row_sums_tile, dot_rows, search_rows<Row>};
 
 }  // namespace diba

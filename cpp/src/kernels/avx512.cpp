@@ -100,13 +100,14 @@ void column_sums(const std::uint64_t* words, std::size_t rows, std::size_t cols,
 
 constexpr std::size_t kTileVectors = kTile / kLanes;
 
-void fill_table(const float* x, float* table) {
+void fill_table(const float* x, const float* weights, float* table) {
   for (std::size_t g = 0; g < kGroups; ++g) {
     for (std::size_t v = 0; v < kTileVectors; ++v) {
       __m512 sums[16];
       sums[0] = _mm512_setzero_ps();
       for (std::size_t top = 0; top < 4; ++top) {
-        const __m512 x_f32x16 = _mm512_load_ps(x + (g * 4 + top) * kTile + v * kLanes);
+        const std::size_t j = g * 4 + top;
+        const __m512 x_f32x16 = _mm512_mul_ps(_mm512_load_ps(x + j * kTile + v * kLanes), _mm512_set1_ps(weights[j]));
         for (std::size_t b = 0; b < std::size_t{1} << top; ++b)
           sums[(std::size_t{1} << top) + b] = _mm512_add_ps(sums[b], x_f32x16);
       }
@@ -142,15 +143,46 @@ void add_half(const std::uint64_t* words, std::size_t rows, std::size_t row_word
   }
 }
 
-void row_sums_tile(const std::uint64_t* words, std::size_t rows, std::size_t cols, const float* x, float* y,
-                   float* table) {
+void row_sums_tile(const std::uint64_t* words, std::size_t rows, std::size_t cols, const float* x,
+                   const float* weights, float* y, float* table) {
   for (std::size_t h = 0; h < padded_cols(cols) / kHalfBits; ++h) {
-    fill_table(x + h * kHalfBits * kTile, table);
+    fill_table(x + h * kHalfBits * kTile, weights + h * kHalfBits, table);
     if (h == 0) {
       add_half<true>(words, rows, words_for(cols), h, table, y);
     } else {
       add_half<false>(words, rows, words_for(cols), h, table, y);
     }
+  }
+}
+
+inline double add_lanes(__m512d x_f64x8) {
+  const __m256d lanes4 = _mm256_add_pd(_mm512_castpd512_pd256(x_f64x8), _mm512_extractf64x4_pd(x_f64x8, 1));
+  const __m128d lanes2 = _mm_add_pd(_mm256_castpd256_pd128(lanes4), _mm256_extractf128_pd(lanes4, 1));
+  return _mm_cvtsd_f64(_mm_add_sd(lanes2, _mm_unpackhi_pd(lanes2, lanes2)));
+}
+
+// kRows rows share the loads of x.
+template <std::size_t kRows>
+void dots_of(const double* x, const double* y, std::size_t stride, std::size_t cols, double* dots) {
+  __m512d sums[kRows];
+  for (__m512d& sum : sums) sum = _mm512_setzero_pd();
+  std::size_t j = 0;
+  for (; j + 8 <= cols; j += 8)
+    for (std::size_t r = 0; r < kRows; ++r)
+      sums[r] = _mm512_add_pd(sums[r], _mm512_mul_pd(_mm512_loadu_pd(x + j), _mm512_loadu_pd(y + r * stride + j)));
+  const auto rest = static_cast<__mmask8>((1U << (cols - j)) - 1U);
+  for (std::size_t r = 0; r < kRows; ++r) {
+    const __m512d product =
+        _mm512_mul_pd(_mm512_maskz_loadu_pd(rest, x + j), _mm512_maskz_loadu_pd(rest, y + r * stride + j));
+    dots[r] = add_lanes(_mm512_mask_add_pd(sums[r], rest, sums[r], product));
+  }
+}
+
+void dot_rows(const double* x, const double* y, std::size_t stride, std::size_t rows, std::size_t cols, double* dots) {
+  if (rows == 4) {
+    dots_of<4>(x, y, stride, cols, dots);
+  } else {
+    for (std::size_t r = 0; r < rows; ++r) dots_of<1>(x, y + r * stride, stride, cols, dots + r);
   }
 }
 
@@ -265,7 +297,6 @@ std::size_t next_bit(const Row& row, std::size_t from, std::size_t k) {
 
 }  // namespace
 
-const Kernels kAvx512 = {"avx512", pack_row, unpack_row, row_sums, column_sums, row_sums_tile,
-                         search_rows<Row>};
+const Kernels kAvx512 = {"avx512", pack_row, unpack_row, row_sums, column_sums, row_sums_tile, dot_rows, search_rows<Row>};
 
 }  // namespace diba

@@ -45,22 +45,24 @@ void column_sums(const std::uint64_t* words, std::size_t rows, std::size_t cols,
   }
 }
 
-// table[g][b][c] = sum of X(j, c) over the set bits of b among the four columns j of group g, left to right.
-void fill_table(const float* x, float* table) {
+// table[g][b][c] = sum of weights(j) * X(j, c) over the set bits of b among the four columns j of group g, left to right.
+void fill_table(const float* x, const float* weights, float* table) {
   for (std::size_t g = 0; g < kGroups; ++g) {
     float* sums = table + g * 16 * kTile;
     for (std::size_t c = 0; c < kTile; ++c) sums[c] = 0.0F;
-    for (std::size_t top = 0; top < 4; ++top)
+    for (std::size_t top = 0; top < 4; ++top) {
+      const std::size_t j = g * 4 + top;
       for (std::size_t b = 0; b < std::size_t{1} << top; ++b)
         for (std::size_t c = 0; c < kTile; ++c)
-          sums[((std::size_t{1} << top) + b) * kTile + c] = sums[b * kTile + c] + x[(g * 4 + top) * kTile + c];
+          sums[((std::size_t{1} << top) + b) * kTile + c] = sums[b * kTile + c] + x[j * kTile + c] * weights[j];
+    }
   }
 }
 
-void row_sums_tile(const std::uint64_t* words, std::size_t rows, std::size_t cols, const float* x, float* y,
-                   float* table) {
+void row_sums_tile(const std::uint64_t* words, std::size_t rows, std::size_t cols, const float* x,
+                   const float* weights, float* y, float* table) {
   for (std::size_t h = 0; h < padded_cols(cols) / kHalfBits; ++h) {
-    fill_table(x + h * kHalfBits * kTile, table);
+    fill_table(x + h * kHalfBits * kTile, weights + h * kHalfBits, table);
     for (std::size_t i = 0; i < rows; ++i) {
       const std::uint32_t half = half_word(words + i * words_for(cols), h);
       const float* sums[kGroups];
@@ -72,6 +74,16 @@ void row_sums_tile(const std::uint64_t* words, std::size_t rows, std::size_t col
         out[c] = (h == 0 ? 0.0F : out[c]) + (low + high);
       }
     }
+  }
+}
+
+void dot_rows(const double* x, const double* y, std::size_t stride, std::size_t rows, std::size_t cols, double* dots) {
+  for (std::size_t r = 0; r < rows; ++r) {
+    double lanes[8] = {};
+    for (std::size_t j = 0; j < cols; ++j) lanes[j % 8] += x[j] * y[r * stride + j];
+    for (std::size_t half = 4; half > 0; half /= 2)
+      for (std::size_t l = 0; l < half; ++l) lanes[l] += lanes[l + half];
+    dots[r] = lanes[0];
   }
 }
 
@@ -141,7 +153,6 @@ std::size_t next_bit(const Row& row, std::size_t from, std::size_t k) {
 
 }  // namespace
 
-const Kernels kScalar = {"scalar", pack_row, unpack_row, row_sums, column_sums, row_sums_tile,
-                         search_rows<Row>};
+const Kernels kScalar = {"scalar", pack_row, unpack_row, row_sums, column_sums, row_sums_tile, dot_rows, search_rows<Row>};
 
 }  // namespace diba

@@ -12,13 +12,12 @@ B2 being the rows of B2' for A'. A :class:`Side` is one of them.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from .. import _core
 from ..bits import BitMatrix
-from .diagonals import best_inner_scale, inner_objective, weighted_column_products
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -49,7 +48,7 @@ class Side:
         self.signs = bits.signs
         self.words = bits.words.copy()
         self.scale = np.ones(self.rows, dtype=np.float32)
-        self._A = A
+        self._A = _core.TiledMatrix(A)
         self._threads = threads
         self._gram = np.empty((self.k, self.k), dtype=np.float32)
         self._correlations = np.empty((A.shape[1], self.k), dtype=np.float32)
@@ -66,12 +65,6 @@ class Side:
         self._has_gram = False
         self._has_correlations = False
 
-    def entries(self) -> NDArray[np.float32]:
-        """B as float32, shape (rows, k)."""
-        dense = np.empty((self.rows, self.k), dtype=np.float32)
-        _core.unpack(self.words, self.k, -1.0 if self.signs else 0.0, 1.0, dense, self._threads)
-        return dense
-
     @property
     def gram(self) -> NDArray[np.float32]:
         """X'X, shape (k, k); overwritten after the next change."""
@@ -86,10 +79,17 @@ class Side:
         """A'X, shape (p, k); overwritten after the next change."""
         if not self._has_correlations:
             _core.correlate(
-                self._columns, self.rows, self._A, self.scale, self.signs, self._correlations, self._threads
+                self._columns, self._A, self.scale, self.signs, self._correlations, self._threads
             )
             self._has_correlations = True
         return self._correlations
+
+
+class Aim(NamedTuple):
+    """One side's subproblem: its rows of bits against C, the other side with d2."""
+
+    gram: NDArray[np.float32]  # H = C C', shape (k, k)
+    residual: NDArray[np.float32]  # G = C (A - diag(scale) B C)', shape (rows, k)
 
 
 class Greedy:
@@ -106,7 +106,7 @@ class Greedy:
     def __init__(
         self, A: NDArray[np.float32], b1: BitMatrix, b2: BitMatrix, threads: int, cyclic: bool = False
     ) -> None:
-        self.energy = float(np.vdot(A, A.astype(np.float64)))
+        self.energy = _core.energy(A)
         self.left = Side(b1, A, threads)
         self.right = Side(b2.T, np.ascontiguousarray(A.T), threads)
         self.d2 = np.zeros(b1.shape[1], dtype=np.float32)
@@ -115,7 +115,7 @@ class Greedy:
         self._cyclic = cyclic
         self._threads = threads
         self._buffers = {side: np.empty((side.rows, side.k), np.float32) for side in (self.left, self.right)}
-        self._left_residual: NDArray[np.float32] | None = None
+        self._rows_aim: Aim | None = None  # what fit_rows leaves for flip_rows
         self.fit_inner()
 
     # ------------------------------------------------------------ Algorithm 1
@@ -137,59 +137,65 @@ class Greedy:
 
     def fit_rows(self) -> None:
         """d1 in closed form."""
-        self._left_residual = self._residual(self.left, self.right, fit=True)
+        self._rows_aim = self._aim(self.left, self.right, fit=True)
         self.left.scale_changed()
 
     def fit_columns(self) -> None:
         """d3 in closed form."""
-        self._residual(self.right, self.left, fit=True)
+        self._aim(self.right, self.left, fit=True)
         self.right.scale_changed()
+        self._rows_aim = None
 
     def fit_inner(self) -> None:
         """d2 in closed form; kept as it is where rounding would make it worse."""
-        gram = np.multiply(self.left.gram, self.right.gram, dtype=np.float64)
-        correlations = weighted_column_products(self.left.scale, self.left.entries(), self.right.correlations)
-        candidates = [self.d2.astype(np.float64), best_inner_scale(gram, correlations)]
-        objectives = [inner_objective(d2, gram, correlations, self.energy) for d2 in candidates]
-        best = int(objectives[1] < objectives[0])
-        self.d2 = candidates[best].astype(np.float32)
-        self.objective = max(objectives[best], 0.0)
-        self._left_residual = None
+        objective = _core.fit_inner(
+            self.left.gram,
+            self.right.gram,
+            self.right.correlations,
+            self.left.words,
+            self.left.signs,
+            self.left.scale,
+            self.energy,
+            self.d2,
+        )
+        self.objective = max(objective, 0.0)
+        self._rows_aim = None
 
     def flip_rows(self) -> None:
         """Bits of B1, row by row."""
-        residual = self._left_residual
-        self._left_residual = None
-        if residual is None:
-            residual = self._residual(self.left, self.right, fit=False)
-        self._flip(self.left, self.right, residual)
+        self._flip(self.left, self._rows_aim or self._aim(self.left, self.right, fit=False))
+        self._rows_aim = None
 
     def flip_columns(self) -> None:
         """Bits of B2, column by column."""
-        self._flip(self.right, self.left, self._residual(self.right, self.left, fit=False))
-        self._left_residual = None
+        self._flip(self.right, self._aim(self.right, self.left, fit=False))
+        self._rows_aim = None
 
     # ------------------------------------------------------------ one side against C = D2 X' of the other
 
-    def _gram(self, other: Side) -> NDArray[np.float32]:
-        """H = C C'."""
-        return other.gram * np.outer(self.d2, self.d2)
+    def _aim(self, side: Side, other: Side, fit: bool) -> Aim:
+        """What the bits of a side are tested against; ``fit`` first sets its scale in closed form."""
+        aim = Aim(other.gram * np.outer(self.d2, self.d2), self._buffers[side])
+        _core.residual_correlations(
+            aim.gram,
+            other.correlations,
+            self.d2,
+            side.words,
+            side.signs,
+            fit,
+            side.scale,
+            aim.residual,
+            self._threads,
+        )
+        return aim
 
-    def _residual(self, side: Side, other: Side, fit: bool) -> NDArray[np.float32]:
-        """G = C (A - diag(scale) B C)', one row of correlations for each row of bits; fits the scale first."""
-        residual = np.multiply(other.correlations, self.d2, out=self._buffers[side])
-        gram = self._gram(other)
-        _core.residual_correlations(gram, side.words, side.signs, fit, side.scale, residual, self._threads)
-        return residual
-
-    def _flip(self, side: Side, other: Side, residual: NDArray[np.float32]) -> None:
-        gram = self._gram(other)
+    def _flip(self, side: Side, aim: Aim) -> None:
         rows = max(64, _WORK_PER_CALL // side.k**2)
         for first in range(0, side.rows, rows):
             part = slice(first, first + rows)
             flips, decrease = _core.greedy_rows(
-                gram,
-                residual[part],
+                aim.gram,
+                aim.residual[part],
                 side.scale[part],
                 side.words[part],
                 side.signs,

@@ -1,0 +1,146 @@
+"""The installed distribution: what it holds, what it links, that its types and version are true."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import shutil
+import site
+import subprocess
+import sys
+import sysconfig
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import diba
+from diba import _core
+
+PACKAGE = Path(diba.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def distribution() -> metadata.Distribution:
+    return metadata.distribution("diba")
+
+
+@pytest.fixture(scope="module")
+def project(source_root: Path) -> dict:
+    return tomllib.loads((source_root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def test_the_tests_run_against_an_installation(
+    source_root: Path, distribution: metadata.Distribution
+) -> None:
+    assert not PACKAGE.is_relative_to(source_root / "python")
+    assert Path(str(distribution.locate_file("diba"))) == PACKAGE
+
+
+def test_it_holds_every_module_and_nothing_else(
+    source_root: Path, distribution: metadata.Distribution
+) -> None:
+    names = [str(file) for file in distribution.files or () if not str(file).endswith(".pyc")]
+    inside = {name for name in names if name.startswith("diba/")}
+    source = source_root / "python"
+    expected = {
+        str(path.relative_to(source))
+        for path in source.rglob("*")
+        if path.is_file() and path.suffix not in (".so", ".pyc") and path.parent.name != "__pycache__"
+    }
+    extension = f"diba/_core{sysconfig.get_config_var('EXT_SUFFIX')}"
+    assert inside == expected | {extension}
+    assert {"diba/py.typed", "diba/_core.pyi", "diba/reference.py", "diba/solvers/greedy.py"} <= inside
+    assert all((PACKAGE.parent / name).is_file() for name in inside)
+    info = f"diba-{diba.__version__}.dist-info/"
+    scripts = re.compile(r"(\.\./)*(bin|Scripts)/diba(\.exe)?")
+    assert [
+        name for name in names if not name.startswith(("diba/", info)) and not scripts.fullmatch(name)
+    ] == []
+
+
+def test_it_carries_the_licences(distribution: metadata.Distribution) -> None:
+    texts = {
+        Path(file).name: file.locate().read_text(encoding="utf-8")
+        for file in distribution.files or ()
+        if "licenses" in file.parts
+    }
+    assert "Apache License" in texts["LICENSE"]
+    assert "Wenzel Jakob" in texts["pybind11.txt"]
+    assert distribution.metadata["License-Expression"] == "Apache-2.0"
+
+
+def test_versions_agree(distribution: metadata.Distribution, project: dict) -> None:
+    assert diba.__version__ == _core.__version__ == distribution.version == project["version"]
+
+
+def test_it_needs_what_the_project_names(distribution: metadata.Distribution, project: dict) -> None:
+    required = {name.replace(" ", "") for name in distribution.requires or () if "extra ==" not in name}
+    assert required == {name.replace(" ", "") for name in project["dependencies"]}
+    assert {re.split(r"[<>=!~]", name)[0] for name in required} == {"numpy", "safetensors"}
+
+
+def test_the_command_is_installed(distribution: metadata.Distribution) -> None:
+    (entry,) = (entry for entry in distribution.entry_points if entry.group == "console_scripts")
+    assert (entry.name, entry.value) == ("diba", "diba.cli:main")
+    assert callable(entry.load())
+
+
+@pytest.mark.skipif(shutil.which("ldd") is None, reason="no ldd on this machine")
+def test_the_extension_links_the_system_only() -> None:
+    """No OpenMP, which would clash with the copies inside other wheels, and no BLAS."""
+    output = subprocess.run(["ldd", _core.__file__], capture_output=True, text=True, check=True).stdout
+    libraries = {
+        Path(line.split()[0]).name.partition(".so")[0] for line in output.splitlines() if line.strip()
+    }
+    system = {"linux-vdso", "libstdc++", "libgcc_s", "libc", "libm", "libpthread", "libdl", "librt"}
+    assert {name for name in libraries if not name.startswith("ld-")} <= system
+    assert "libstdc++" in libraries
+
+
+@pytest.mark.skipif(shutil.which("nm") is None, reason="no nm on this machine")
+def test_the_extension_exports_its_entry_only() -> None:
+    """Nothing of diba's own can clash with another library, or be replaced by one."""
+    output = subprocess.run(
+        ["nm", "-DC", "--defined-only", _core.__file__], capture_output=True, text=True, check=True
+    ).stdout
+    symbols = [line.split(maxsplit=2)[1:] for line in output.splitlines()]
+    assert [name for kind, name in symbols if kind not in "WVu"] == ["PyInit__core"]
+    assert [name for kind, name in symbols if "diba" in name] == []
+
+
+def test_the_stub_is_true(tmp_path: Path) -> None:
+    pytest.importorskip("mypy")
+    environment = dict(os.environ)
+    if str(PACKAGE.parent) not in (*site.getsitepackages(), site.getusersitepackages()):
+        environment["MYPYPATH"] = str(PACKAGE.parent)
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy.stubtest", "diba._core"],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", diba.__all__)
+def test_public_names_are_documented_and_typed(name: str) -> None:
+    thing = getattr(diba, name)
+    if name in ("__version__", "ProgressCallback"):
+        return
+    assert inspect.getdoc(thing), name
+    members = [thing] if inspect.isfunction(thing) else []
+    if inspect.isclass(thing):
+        public = {key: value for key, value in vars(thing).items() if not key.startswith("_")}
+        members = [
+            value for value in public.values() if inspect.isfunction(value) or isinstance(value, property)
+        ]
+        assert all(inspect.getdoc(value) for value in members)
+    for member in members:
+        function = member.fget if isinstance(member, property) else member
+        assert "return" in function.__annotations__, f"{name}.{function.__name__}"

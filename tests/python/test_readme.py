@@ -1,0 +1,61 @@
+"""README.md is true: its code runs, its links lead somewhere, its commands exist."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def readme(source_root: Path) -> str:
+    return (source_root / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(text: str, language: str) -> list[tuple[int, str]]:
+    """(line of the file, code) of every fenced block."""
+    found = re.finditer(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [(text.count("\n", 0, match.start(1)), match[1]) for match in found]
+
+
+def test_the_code_runs(readme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Block after block in one namespace, as a reader would type them."""
+    pytest.importorskip("scipy")  # which one block shows at work
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    python = blocks(readme, "python")
+    assert python
+    for line, code in python:
+        exec(compile("\n" * line + code, "README.md", "exec"), namespace)
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "third_party/README.md"])
+def test_links_lead_somewhere(source_root: Path, name: str) -> None:
+    path = source_root / name
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text(encoding="utf-8")):
+        if not re.match(r"[a-z]+:", target):
+            assert (path.parent / target).exists(), f"{name} links to {target}"
+
+
+def test_commands_exist(readme: str, source_root: Path) -> None:
+    dev = (source_root / "dev.py").read_text(encoding="utf-8")
+    cli = (source_root / "python" / "diba" / "cli.py").read_text(encoding="utf-8")
+    shell = "\n".join(code for _, code in blocks(readme, "sh"))
+    ours = set(re.findall(r"dev\.py (\w+)", shell))
+    assert {"demo", "test"} <= ours
+    for command in ours:
+        assert f'"{command}":' in dev, f"dev.py has no command {command}"
+    for command in set(re.findall(r"^diba (\w+)", shell, re.MULTILINE)):
+        assert f'"{command}"' in cli, f"diba has no command {command}"
+
+
+def test_bits_per_weight_formula_of_the_readme(readme: str) -> None:
+    from diba.factorization import bits_per_weight
+
+    assert "bits per weight = [k (m + n) + q (m + k + n)] / (m n)" in readme
+    m, n, k, q = 1536, 384, 288, 16
+    assert bits_per_weight(m, n, k, q) == (k * (m + n) + q * (m + k + n)) / (m * n)
