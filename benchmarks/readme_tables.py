@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import solve
+
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
@@ -60,6 +62,17 @@ def minilm_note(report: dict[str, Any]) -> str:
     )
 
 
+def solve_times(report: dict[str, Any]) -> str:
+    """The C++ greedy against vectorised PyTorch."""
+    lines = [solve.markdown(solve.cells(row)) for row in report["rows"]]
+    note = (
+        f"One thread each, {' '.join(str(report['machine']['cpu']).split())} ({report['machine']['isa']}), medians of "
+        f"{report['rounds']} interleaved rounds. SNR and memory: diba / PyTorch; memory is what the process grew by "
+        "while it solved."
+    )
+    return "\n".join([*table(solve.COLUMNS, left=1), *lines, "", note])
+
+
 def load(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / name).read_text(encoding="utf-8"))
 
@@ -78,7 +91,7 @@ def table(head: Sequence[str], left: int) -> list[str]:
     return [f"| {' | '.join(head)} |", f"| {' | '.join(rules)} |"]
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"minilm.json": minilm}
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"minilm.json": minilm, "solve.json": solve_times}
 
 
 def filled(text: str) -> str:

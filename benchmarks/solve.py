@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 SHAPES = ("384x384", "1536x384", "2048x512")
 BITS = (1.0, 2.0)
 MAX_ITER, TOL = 100, 1e-4
@@ -61,8 +61,8 @@ def run_cpp(A: np.ndarray, bits: float, alphabet: str) -> dict:
 
 def run_torch(A: np.ndarray, bits: float, alphabet: str, drop_finished: bool) -> dict:
     import torch
-    import torch_greedy
 
+    import torch_greedy
     from diba.solvers.budget import inner_dimension
     from diba.solvers.solve import random_start, scaled_to_one
 
@@ -92,7 +92,9 @@ RUNS = {
 def in_process(name: str, shape: str, bits: float, alphabet: str) -> dict:
     """One run in a fresh process."""
     command = [sys.executable, __file__, "--run", name, shape, str(bits), alphabet]
-    done = subprocess.run(command, env={**os.environ, **ONE_THREAD}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env={**os.environ, **ONE_THREAD}, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         sys.exit(f"{' '.join(command)} failed:\n{done.stderr}")
     return json.loads(done.stdout)
@@ -114,19 +116,31 @@ def compare(shape: str, bits: float, alphabet: str, rounds: int) -> dict:
     return row
 
 
-def line(row: dict) -> str:
+COLUMNS = (
+    "matrix", "bits per weight", "alphabet", "k", "diba, s", "PyTorch, s", "ratio", "ratio, all rows kept",
+    "SNR, dB", "peak memory, MB",
+)  # fmt: skip
+
+
+def cells(row: dict) -> tuple[str, ...]:
+    """One row of the table; SNR and memory are diba's, then PyTorch's."""
     ours, theirs, plain = (row[name] for name in RUNS)
     return (
-        f"| {row['shape']} | {row['bits']:g} | {row['alphabet']} | {ours['k']} "
-        f"| {statistics.median(ours['seconds']):.2f} | {statistics.median(theirs['seconds']):.2f} "
-        f"| {theirs['time_ratio']:.1f} | {plain['time_ratio']:.1f} "
-        f"| {ours['snr']:.2f} / {theirs['snr']:.2f} | {ours['bytes'] / 1e6:.0f} / {theirs['bytes'] / 1e6:.0f} |"
+        row["shape"],
+        f"{row['bits']:g}",
+        row["alphabet"],
+        str(ours["k"]),
+        f"{statistics.median(ours['seconds']):.2f}",
+        f"{statistics.median(theirs['seconds']):.2f}",
+        f"{theirs['time_ratio']:.1f}",
+        f"{plain['time_ratio']:.1f}",
+        f"{ours['snr']:.2f} / {theirs['snr']:.2f}",
+        f"{ours['bytes'] / 1e6:.0f} / {theirs['bytes'] / 1e6:.0f}",
     )
 
 
-HEADER = """\
-| matrix | bits per weight | alphabet | k | diba, s | PyTorch, s | ratio | ratio, all rows kept | SNR, dB | peak memory, MB |
-|---|---|---|---|---|---|---|---|---|---|"""
+def markdown(values: tuple[str, ...]) -> str:
+    return f"| {' | '.join(values)} |"
 
 
 def main() -> None:
@@ -142,12 +156,12 @@ def main() -> None:
         print(json.dumps(RUNS[name](matrix(shape)[1], float(bits), alphabet)))
         return
     rows = []
-    print(HEADER, flush=True)
+    print(markdown(COLUMNS), markdown(("---",) * len(COLUMNS)), sep="\n", flush=True)
     for alphabet in arguments.alphabets:
         for shape in arguments.shapes:
             for bits in BITS:
                 rows.append(compare(shape, bits, alphabet, arguments.rounds))
-                print(line(rows[-1]), flush=True)
+                print(markdown(cells(rows[-1])), flush=True)
     if arguments.json:
         import diba
 

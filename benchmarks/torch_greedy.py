@@ -46,7 +46,13 @@ def flip_rows(
 
 
 def solve(
-    A: torch.Tensor, B1: torch.Tensor, B2: torch.Tensor, signs: bool, max_iter: int, tol: float, drop_finished: bool
+    A: torch.Tensor,
+    B1: torch.Tensor,
+    B2: torch.Tensor,
+    signs: bool,
+    max_iter: int,
+    tol: float,
+    drop_finished: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int]:
     """(d1, B1, d2, B2, d3, iterations) from the start B1 (m, k), B2 (k, n)."""
     energy = float(A.double().square().sum())
@@ -54,7 +60,9 @@ def solve(
     d1, d3 = torch.ones(A.shape[0]), torch.ones(A.shape[1])
     d2 = fit_inner(A, left, d1, right, d3)
     objective = float(residual(A, left, d1, d2, right, d3).double().square().sum())
-    for iteration in range(1, max_iter + 1):
+    iterations = 0
+    while iterations < max_iter:
+        iterations += 1
         before = objective
         d3 = fit_scale(A.T, right, left * d1[:, None] * d2)
         d2 = fit_inner(A, left, d1, right, d3)
@@ -68,7 +76,7 @@ def solve(
         objective -= flip_rows(X.T @ X, R @ X, d3, right, signs, drop_finished)
         if before - objective <= tol * before or objective <= 1e-11 * energy:
             break
-    return d1, left, d2, right.T, d3, iteration
+    return d1, left, d2, right.T, d3, iterations
 
 
 def residual(A, left, d1, d2, right, d3) -> torch.Tensor:

@@ -32,7 +32,8 @@ std::size_t extent(const py::array& array, int axis) { return static_cast<std::s
 
 // `words` as a matrix of bits with `cols` columns.
 diba::BitView bit_view(const Words& words, std::size_t cols) {
-  require(words.ndim() == 2 && extent(words, 1) == diba::words_for(cols), "words must have shape (rows, ceil(cols / 64))");
+  require(words.ndim() == 2 && extent(words, 1) == diba::words_for(cols),
+          "words must have shape (rows, ceil(cols / 64))");
   return {words.data(), extent(words, 0), cols};
 }
 
@@ -183,8 +184,8 @@ void residual_correlations(const Floats& gram, const Floats& correlations, const
   diba::residual_correlations(h, t, d2, view, signs, fit, d, g, threads);
 }
 
-std::pair<std::uint64_t, double> greedy_rows(const Floats& gram, Floats& correlations, const Floats& scale, Words& words,
-                                             bool signs, bool cyclic, int threads) {
+std::pair<std::uint64_t, double> greedy_rows(const Floats& gram, Floats& correlations, const Floats& scale,
+                                             Words& words, bool signs, bool cyclic, int threads) {
   require(gram.ndim() == 2, "gram must be two-dimensional");
   const std::size_t k = extent(gram, 0);
   require_shape(gram, k, k, "gram must have shape (k, k)");
@@ -231,8 +232,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   const auto correlations = py::arg("correlations").noconvert();
   const auto scale = py::arg("scale").noconvert();
   m.def("energy", &energy, x);
-  m.def("fit_inner", &fit_inner, py::arg("gram_left").noconvert(), py::arg("gram_right").noconvert(), correlations, words,
-        signs, scale, py::arg("energy"), py::arg("d2").noconvert());
+  m.def("fit_inner", &fit_inner, py::arg("gram_left").noconvert(), py::arg("gram_right").noconvert(), correlations,
+        words, signs, scale, py::arg("energy"), py::arg("d2").noconvert());
   m.def("residual_correlations", &residual_correlations, gram_matrix, correlations, py::arg("inner").noconvert(), words,
         signs, py::arg("fit"), scale, out, threads);
   m.def("greedy_rows", &greedy_rows, gram_matrix, correlations, scale, words, signs, py::arg("cyclic"), threads);

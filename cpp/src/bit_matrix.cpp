@@ -32,7 +32,8 @@ void pack(const float* dense, MutableBitView out, int threads) {
 void unpack(BitView bits, float zero, float one, float* out, int threads) {
   const Kernels& kernels = active();
   parallel_for(bits.rows, 1, elements(bits.rows, bits.cols), threads, [&](std::size_t begin, std::size_t end) {
-    for (std::size_t i = begin; i < end; ++i) kernels.unpack_row(bits.row(i), bits.cols, zero, one, out + i * bits.cols);
+    for (std::size_t i = begin; i < end; ++i)
+      kernels.unpack_row(bits.row(i), bits.cols, zero, one, out + i * bits.cols);
   });
 }
 
@@ -40,9 +41,11 @@ void transpose(BitView bits, MutableBitView out) {
   for (std::size_t w = 0; w < bits.row_words(); ++w) {
     for (std::size_t v = 0; v < out.row_words(); ++v) {
       std::uint64_t block[kWordBits] = {};
-      for (std::size_t l = 0; l < kWordBits && v * kWordBits + l < bits.rows; ++l) block[l] = bits.row(v * kWordBits + l)[w];
+      for (std::size_t l = 0; l < kWordBits && v * kWordBits + l < bits.rows; ++l)
+        block[l] = bits.row(v * kWordBits + l)[w];
       transpose_block(block);
-      for (std::size_t l = 0; l < kWordBits && w * kWordBits + l < out.rows; ++l) out.row(w * kWordBits + l)[v] = block[l];
+      for (std::size_t l = 0; l < kWordBits && w * kWordBits + l < out.rows; ++l)
+        out.row(w * kWordBits + l)[v] = block[l];
     }
   }
 }

@@ -21,10 +21,11 @@ struct Normal {
 
   double objective(const std::vector<double>& d, double energy) const {
     double value = energy;
-    for (std::size_t j = 0; j < k; ++j) {
-      double along = 0.0;
-      for (std::size_t l = 0; l < k; ++l) along += m[j * k + l] * d[l];
-      value += d[j] * (along - 2.0 * c[j]);
+    for (std::size_t first = 0; first < k; first += 4) {
+      double along[4];  // M d
+      const std::size_t count = std::min<std::size_t>(4, k - first);
+      active().dot_rows(d.data(), m.data() + first * k, k, count, k, along);
+      for (std::size_t j = 0; j < count; ++j) value += d[first + j] * (along[j] - 2.0 * c[first + j]);
     }
     return value;
   }
@@ -76,7 +77,9 @@ std::vector<double> solve(const std::vector<double>& l, std::vector<double> d) {
   const std::size_t k = d.size();
   const auto divide = [&](std::size_t j) { d[j] = l[j * k + j] > 0.0 ? d[j] / l[j * k + j] : 0.0; };
   for (std::size_t j = 0; j < k; ++j) {
-    for (std::size_t q = 0; q < j; ++q) d[j] -= l[j * k + q] * d[q];
+    double before;
+    active().dot_rows(d.data(), l.data() + j * k, k, 1, j, &before);
+    d[j] -= before;
     divide(j);
   }
   for (std::size_t j = k; j-- > 0;) {

@@ -34,8 +34,7 @@ void parallel_for(std::size_t count, std::size_t grain, double work, int threads
   others.reserve(workers - 1);
   std::size_t started = 1;
   try {
-    for (; started < workers; ++started)
-      others.emplace_back([&run, &bound, t = started] { run(t, bound(t + 1)); });
+    for (; started < workers; ++started) others.emplace_back([&run, &bound, t = started] { run(t, bound(t + 1)); });
   } catch (const std::system_error&) {
     // The system is out of threads: the caller does what was left.
   }

@@ -44,12 +44,25 @@ void transpose_4x4(const float* from, float* to, std::size_t stride) {
   *reinterpret_cast<Four*>(to + 3 * stride) = __builtin_shufflevector(high01, high23, 2, 3, 6, 7);
 }
 
+// One row of a tile. Whole rows are copied by inline moves: calls would cost as much as the product.
+void copy_row(const float* from, std::size_t width, float* to) {
+  if (width == kTile) {
+    for (std::size_t c = 0; c < kTile; ++c) to[c] = from[c];
+  } else {
+    for (std::size_t c = 0; c < width; ++c) to[c] = from[c];
+  }
+}
+
 // Y = B W X for tiles of kTile columns, in the layout of Kernels::row_sums_tile.
 class TileProduct {
  public:
   // No weights are ones.
   TileProduct(BitView bits, bool signs, const float* weights)
-      : kernels_(active()), bits_(bits), signs_(signs), weights_(padded_cols(bits.cols)), y_(bits.rows * kTile),
+      : kernels_(active()),
+        bits_(bits),
+        signs_(signs),
+        weights_(padded_cols(bits.cols)),
+        y_(bits.rows * kTile),
         table_(table_floats()) {
     if (weights != nullptr) {
       std::copy_n(weights, bits.cols, weights_.data());
@@ -75,7 +88,7 @@ class TileProduct {
 
   // to(i, c) = y(i, c) for c < width; to has rows of `stride`.
   void store(std::size_t rows, std::size_t width, float* to, std::size_t stride) const {
-    for (std::size_t i = 0; i < rows; ++i) std::copy_n(y_row(i), width, to + i * stride);
+    for (std::size_t i = 0; i < rows; ++i) copy_row(y_row(i), width, to + i * stride);
   }
 
   // to(c, i) = y(i, c) for c < width; to has rows of `stride`. Strips of 16 fill the cache lines they touch.
@@ -84,7 +97,8 @@ class TileProduct {
     std::size_t first = 0;
     for (; width == kTile && first + kStrip <= rows; first += kStrip)
       for (std::size_t c = 0; c < kTile; c += 4)
-        for (std::size_t i = first; i < first + kStrip; i += 4) transpose_4x4(y_row(i) + c, to + c * stride + i, stride);
+        for (std::size_t i = first; i < first + kStrip; i += 4)
+          transpose_4x4(y_row(i) + c, to + c * stride + i, stride);
     for (; first < rows; ++first)
       for (std::size_t c = 0; c < width; ++c) to[c * stride + first] = y_row(first)[c];
   }
@@ -99,8 +113,9 @@ class TileProduct {
 // Columns [first, first + kTile) of X (rows, p) as a tile, zero past the ends of X.
 void fill_tile(const float* x, std::size_t rows, std::size_t p, std::size_t first, float* tile) {
   const std::size_t width = std::min(kTile, p - first);
-  std::fill_n(tile, padded_cols(rows) * kTile, 0.0F);
-  for (std::size_t j = 0; j < rows; ++j) std::copy_n(x + j * p + first, width, tile + j * kTile);
+  const std::size_t filled = width == kTile ? rows : 0;
+  std::fill(tile + filled * kTile, tile + padded_cols(rows) * kTile, 0.0F);
+  for (std::size_t j = 0; j < rows; ++j) copy_row(x + j * p + first, width, tile + j * kTile);
 }
 
 }  // namespace
@@ -176,7 +191,7 @@ void gram(BitView bits, bool signs, const float* weights, float* h, int threads)
     for (std::size_t j = 0; j < bits.cols; ++j) {
       const std::uint64_t word = turned.row(j)[first / kWordBits] >> (first % kWordBits);
       kernels.unpack_row(&word, width, signs ? -1.0F : 0.0F, 1.0F, tile + j * kTile);
-      std::fill(tile + j * kTile + width, tile + (j + 1) * kTile, 0.0F);
+      for (std::size_t c = width; c < kTile; ++c) tile[j * kTile + c] = 0.0F;
     }
     product.multiply(tile, first + width);
     product.store(first, width, h + first, k);

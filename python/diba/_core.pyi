@@ -1,6 +1,7 @@
 """Types of the compiled module; what each function computes is stated in cpp/include/diba/*.hpp.
 
-No defaults and no conversions: arrays are C-contiguous and of the exact dtype, outputs are allocated by the caller.
+No defaults and no conversions: arrays are C-contiguous and of the exact dtype, outputs are allocated
+by the caller.
 ``words`` are packed bits, shape (rows, ceil(cols / 64)); ``threads`` is at least 1.
 """
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,30 +9,16 @@ import numpy as np
 from . import _check, diagonal16, files
 from ._operator import PackedOperator
 from .bits import BitMatrix
+from .dense import dense_blocks, snr_of_blocks
+from .storage import bits_per_weight, padding_bits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import ArrayLike, NDArray
     from scipy.sparse.linalg import LinearOperator
 
     from ._check import Alphabet
 
-__all__ = ["Factorization", "bits_per_weight", "load"]
-
-_BLOCK_BYTES = 8 << 20  # temporaries of to_dense and snr
-
-
-def bits_per_weight(m: int, n: int, k: int, diagonal_bits: int) -> float:
-    """Stored bits for each entry of an m x n matrix: ``[k (m + n) + q (m + k + n)] / (m n)``.
-
-    Args:
-        m: Rows.
-        n: Columns.
-        k: Inner size.
-        diagonal_bits: q, bits of one diagonal entry.
-    """
-    return (k * (m + n) + diagonal_bits * (m + k + n)) / (m * n)
+__all__ = ["Factorization", "load"]
 
 
 class Factorization(PackedOperator):
@@ -180,7 +165,7 @@ class Factorization(PackedOperator):
     @property
     def padding_bits(self) -> int:
         """Unused bits in memory, where rows fill whole 64-bit words."""
-        return self._padding(64)
+        return padding_bits(*self.shape, self.k, unit=64)
 
     @property
     def file_padding_bits(self) -> int:
@@ -188,10 +173,7 @@ class Factorization(PackedOperator):
 
         A file's tensors take ``bits_per_weight * m * n + file_padding_bits`` bits.
         """
-        return self._padding(8)
-
-    def _padding(self, unit: int) -> int:
-        return self.shape[0] * (-self.k % unit) + self.k * (-self.shape[1] % unit)
+        return padding_bits(*self.shape, self.k, unit=8)
 
     @property
     def T(self) -> Factorization:
@@ -219,7 +201,7 @@ class Factorization(PackedOperator):
     def to_dense(self) -> NDArray[np.float32]:
         """The matrix it stands for, float32 of shape (m, n); temporaries stay at a few MB."""
         dense = np.empty(self.shape, dtype=np.float32)
-        for columns, block in self._dense_blocks():
+        for columns, block in dense_blocks(*self._parts()):
             dense[:, columns] = block
         return dense
 
@@ -235,32 +217,7 @@ class Factorization(PackedOperator):
         """
         A = _check.real_matrix(A, "A")
         _check.equal(A.shape, "the shape of A", self.shape, "shape of the factorization")
-        signal = noise = 0.0
-        for columns, block in self._dense_blocks():
-            exact = A[:, columns].astype(np.float64)
-            signal += float(np.vdot(exact, exact))
-            exact -= block
-            noise += float(np.vdot(exact, exact))
-        if noise == 0:
-            return math.inf
-        return 10 * (math.log10(signal) - math.log10(noise)) if signal else -math.inf
-
-    def _dense_blocks(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-        """Column slices and their dense (m, width) blocks, whole words of columns each."""
-        m, n = self.shape
-        words_per_block = max(1, _BLOCK_BYTES // (4 * 64 * (m + self.k)))
-        words = self._b2.words
-        for first in range(0, words.shape[1], words_per_block):
-            columns = slice(64 * first, min(n, 64 * (first + words_per_block)))
-            part = BitMatrix(
-                words[:, first : first + words_per_block], columns.stop - columns.start, self.alphabet
-            )
-            inner = part.to_dense()
-            inner *= self._d3[columns]
-            inner *= self._d2[:, None]
-            block = self._b1.matmul(inner)
-            block *= self._d1[:, None]
-            yield columns, block
+        return snr_of_blocks(A, dense_blocks(*self._parts()))
 
     # ------------------------------------------------------------ other forms
 

@@ -62,7 +62,8 @@ def best_inner_scale(A: Array, L: Array, R: Array) -> Array:
         d, shape (k,), of least length where several are best; 0 for components that are not used.
     """
     gram = (L.T @ L) * (R @ R.T)
-    return np.linalg.lstsq(gram, ((L.T @ A) * R).sum(axis=1), rcond=None)[0]
+    best: Array = np.linalg.lstsq(gram, ((L.T @ A) * R).sum(axis=1), rcond=None)[0]
+    return best
 
 
 def best_flips(H: Array, G: Array, d: Array, B: Array, step: int) -> tuple[Array, Array, int, float]:

@@ -45,8 +45,14 @@ struct Problem {
   std::vector<float> a, r, scale;
 
   Problem(std::size_t m_, std::size_t n_, std::size_t k_, bool signs_)
-      : m(m_), n(n_), k(k_), signs(signs_), words(data::bits(m_, k_, 1)), a(data::normals(m_ * n_, 2)),
-        r(data::normals(n_ * k_, 3)), scale(data::normals(m_, 4)) {}
+      : m(m_),
+        n(n_),
+        k(k_),
+        signs(signs_),
+        words(data::bits(m_, k_, 1)),
+        a(data::normals(m_ * n_, 2)),
+        r(data::normals(n_ * k_, 3)),
+        scale(data::normals(m_, 4)) {}
 
   double left(std::size_t i, std::size_t j) const {
     const bool set = diba::BitView{words.data(), m, k}.get(i, j);
@@ -58,7 +64,8 @@ struct Problem {
     for (std::size_t i = 0; i < m; ++i)
       for (std::size_t q = 0; q < n; ++q) {
         double error = static_cast<double>(a[i * n + q]);
-        for (std::size_t j = 0; j < k; ++j) error -= left(i, j) * static_cast<double>(d2[j]) * static_cast<double>(r[q * k + j]);
+        for (std::size_t j = 0; j < k; ++j)
+          error -= left(i, j) * static_cast<double>(d2[j]) * static_cast<double>(r[q * k + j]);
         sum += error * error;
       }
     return sum;
@@ -70,13 +77,15 @@ struct Problem {
       for (std::size_t l = 0; l < k; ++l) {
         double of_left = 0.0, of_right = 0.0;
         for (std::size_t i = 0; i < m; ++i) of_left += left(i, j) * left(i, l);
-        for (std::size_t q = 0; q < n; ++q) of_right += static_cast<double>(r[q * k + j]) * static_cast<double>(r[q * k + l]);
+        for (std::size_t q = 0; q < n; ++q)
+          of_right += static_cast<double>(r[q * k + j]) * static_cast<double>(r[q * k + l]);
         gram_left[j * k + l] = static_cast<float>(of_left);
         gram_right[j * k + l] = static_cast<float>(of_right);
       }
       for (std::size_t i = 0; i < m; ++i) {
         double sum = 0.0;
-        for (std::size_t q = 0; q < n; ++q) sum += static_cast<double>(a[i * n + q]) * static_cast<double>(r[q * k + j]);
+        for (std::size_t q = 0; q < n; ++q)
+          sum += static_cast<double>(a[i * n + q]) * static_cast<double>(r[q * k + j]);
         correlations[i * k + j] = static_cast<float>(sum);
       }
     }

@@ -18,8 +18,14 @@ struct Problem {
   std::vector<std::uint64_t> words;
 
   Problem(std::size_t rows_, std::size_t k_, std::size_t n_, bool signs_, unsigned seed)
-      : rows(rows_), k(k_), n(n_), signs(signs_), a(data::normals(rows_ * n_, seed)),
-        c(data::normals(k_ * n_, seed + 1)), d(data::normals(rows_, seed + 2)), words(data::bits(rows_, k_, seed + 3)) {
+      : rows(rows_),
+        k(k_),
+        n(n_),
+        signs(signs_),
+        a(data::normals(rows_ * n_, seed)),
+        c(data::normals(k_ * n_, seed + 1)),
+        d(data::normals(rows_, seed + 2)),
+        words(data::bits(rows_, k_, seed + 3)) {
     if (rows > 2) d[1] = 0.0F;  // an unused row: nothing to gain
   }
 
@@ -49,7 +55,8 @@ struct Problem {
     for (std::size_t j = 0; j < k; ++j)
       for (std::size_t l = 0; l < k; ++l) {
         double sum = 0.0;
-        for (std::size_t q = 0; q < n; ++q) sum += static_cast<double>(c[j * n + q]) * static_cast<double>(c[l * n + q]);
+        for (std::size_t q = 0; q < n; ++q)
+          sum += static_cast<double>(c[j * n + q]) * static_cast<double>(c[l * n + q]);
         h[j * k + l] = static_cast<float>(sum);
       }
     return h;
@@ -164,7 +171,8 @@ int main() {
     for (const std::size_t k : {1U, 2U, 7U, 8U, 9U, 15U, 16U, 17U, 31U, 33U, 63U, 64U, 65U, 100U}) {
       for (const bool cyclic : {false, true}) {
         const Problem p(4, k, k + 20, signs, static_cast<unsigned>(k));
-        search(p, cyclic, std::string(signs ? "signs" : "binary") + (cyclic ? " cyclic k " : " best k ") + std::to_string(k));
+        search(p, cyclic,
+               std::string(signs ? "signs" : "binary") + (cyclic ? " cyclic k " : " best k ") + std::to_string(k));
       }
     }
   }

@@ -46,7 +46,8 @@ void survives_fork() {
   if (child == 0) {
     alarm(10);  // a hang is a failure
     std::atomic<int> sum{0};
-    diba::parallel_for(100, 1, kMuch, 4, [&](std::size_t begin, std::size_t end) { sum += static_cast<int>(end - begin); });
+    diba::parallel_for(100, 1, kMuch, 4,
+                       [&](std::size_t begin, std::size_t end) { sum += static_cast<int>(end - begin); });
     _exit(sum == 100 ? 0 : 1);
   }
   int status = -1;

@@ -96,6 +96,13 @@ void weighted(std::size_t rows, std::size_t cols, bool signs) {
   const data::Guarded<float> x(data::integers(5 * cols, 5));
   const diba::BitView bits{words.data(), rows, cols};
   const auto entry = [&](std::size_t i, std::size_t j) { return bits.get(i, j) ? 1.0F : (signs ? -1.0F : 0.0F); };
+  std::vector<float> gram(rows * rows), product(5 * rows);
+  for (std::size_t i = 0; i < rows; ++i)
+    for (std::size_t j = 0; j < cols; ++j) {
+      const float weight = weights.data()[j] * entry(i, j);
+      for (std::size_t l = 0; l < rows; ++l) gram[i * rows + l] += weight * entry(l, j);
+      for (std::size_t c = 0; c < 5; ++c) product[c * rows + i] += x.data()[j * 5 + c] * weight;
+    }
   const std::string name = std::to_string(rows) + "x" + std::to_string(cols) + (signs ? " signs" : " binary");
   check::for_each_isa([&](const std::string& isa) {
     for (const int threads : {1, 3}) {
@@ -103,21 +110,8 @@ void weighted(std::size_t rows, std::size_t cols, bool signs) {
       data::Guarded<float> y(5 * rows);
       diba::gram(bits, signs, weights.data(), h.data(), threads);
       diba::correlate(bits, signs, diba::TiledMatrix(x.data(), cols, 5), weights.data(), y.data(), threads);
-      bool gram = true, product = true;
-      for (std::size_t i = 0; i < rows; ++i) {
-        for (std::size_t l = 0; l < rows; ++l) {
-          float sum = 0.0F;
-          for (std::size_t j = 0; j < cols; ++j) sum += entry(i, j) * weights.data()[j] * entry(l, j);
-          gram = gram && h[i * rows + l] == sum;
-        }
-        for (std::size_t c = 0; c < 5; ++c) {
-          float sum = 0.0F;
-          for (std::size_t j = 0; j < cols; ++j) sum += x.data()[j * 5 + c] * weights.data()[j] * entry(i, j);
-          product = product && y[c * rows + i] == sum;
-        }
-      }
-      CHECK_IN(gram, isa + " gram " + name);
-      CHECK_IN(product, isa + " correlate " + name);
+      CHECK_IN(h.copy() == gram, isa + " gram " + name);
+      CHECK_IN(y.copy() == product, isa + " correlate " + name);
     }
   });
 }
@@ -147,7 +141,7 @@ int main() {
   for (const bool signs : {false, true}) {
     for (const std::size_t rows : {1U, 31U, 32U, 33U, 97U})
       for (const std::size_t cols : {1U, 33U, 64U, 100U}) weighted(rows, cols, signs);
-    weighted(300, 400, signs);
+    weighted(200, 300, signs);
     symmetric(signs);
   }
   for (std::size_t cols = 1; cols <= 2 * 64 + 1; ++cols) {

@@ -9,15 +9,17 @@ import numpy as np
 
 from diba import _core
 
-NOT_KERNELS = {"isa", "select_isa", "supported_isas"}
+NOT_KERNELS = {"isa", "select_isa", "supported_isas", "TiledMatrix"}
 KERNELS = sorted(
     name
     for name in dir(_core)
     if callable(getattr(_core, name)) and not name.startswith("_") and name not in NOT_KERNELS
 )
 OUTPUTS = {  # of the others: "out"
+    "energy": (),
+    "fit_inner": ("d2",),
     "greedy_rows": ("correlations", "words"),
-    "residual_correlations": ("scale", "correlations"),
+    "residual_correlations": ("scale", "out"),
     "tails_are_zero": (),
 }
 
@@ -67,6 +69,9 @@ def call(name: str, rows: int = 5, cols: int = 70, p: int = 6, threads: int = 1,
         return rng.standard_normal(shape, dtype=np.float32)
 
     words = packed(random_bits(rng, rows, cols))
+    flags = {"signs": False, "threads": threads}
+    if name == "energy":
+        return Call(name, {"x": floats(rows, cols)})
     if name == "tails_are_zero":
         return Call(name, {"words": words, "cols": cols})
     if name == "transpose":
@@ -74,27 +79,34 @@ def call(name: str, rows: int = 5, cols: int = 70, p: int = 6, threads: int = 1,
     if name == "pack":
         return Call(name, {"dense": floats(rows, cols), "out": np.ones_like(words), "threads": threads})
     if name == "unpack":
-        out = np.ones((rows, cols), np.float32)
-        return Call(
-            name, {"words": words, "cols": cols, "zero": -1.0, "one": 1.0, "out": out, "threads": threads}
-        )
-    flags = {"signs": False, "threads": threads}
-    if name in ("greedy_rows", "residual_correlations"):
-        C = floats(cols, 2 * p)
-        problem = {"gram": C @ C.T, "correlations": floats(rows, 2 * p) @ C.T, "scale": floats(rows)}
-        mode = {"cyclic": False} if name == "greedy_rows" else {"fit": True}
-        return Call(name, problem | mode | {"words": words} | flags)
+        values = {"zero": -1.0, "one": 1.0, "out": np.ones((rows, cols), np.float32)}
+        return Call(name, {"words": words, "cols": cols, "threads": threads} | values)
+    if name in ("greedy_rows", "residual_correlations", "fit_inner"):
+        X = floats(cols, 2 * p)
+        problem = {
+            "gram": X @ X.T,
+            "correlations": floats(rows, 2 * p) @ X.T,
+            "scale": floats(rows),
+            "words": words,
+        }
+        if name == "greedy_rows":
+            return Call(name, problem | {"cyclic": False} | flags)
+        if name == "residual_correlations":
+            more = {"inner": np.ones(cols, np.float32), "fit": True, "out": np.ones((rows, cols), np.float32)}
+            return Call(name, problem | more | flags)
+        problem["gram_left"], problem["gram_right"] = problem["gram"], problem.pop("gram") + 1
+        return Call(name, problem | {"signs": False, "energy": 1e3, "d2": floats(cols)})
+    arguments: dict[str, Any] = {"words": words, "cols": cols} | flags
+    if name == "gram":
+        return Call(name, arguments | {"weights": floats(cols), "out": np.ones((rows, rows), np.float32)})
+    if name == "correlate":
+        del arguments["cols"]
+        more = {"x": _core.TiledMatrix(floats(cols, p)), "weights": floats(cols)}
+        return Call(name, arguments | more | {"out": np.ones((p, rows), np.float32)})
     x_shape, out_shape = {
         "matvec": ((cols,), (rows,)),
         "matvec_t": ((rows,), (cols,)),
         "matmul": ((cols, p), (rows, p)),
         "matmul_t": ((rows, p), (cols, p)),
-        "correlate": ((cols, p), (p, rows)),
-        "gram": ((), (rows, rows)),
     }[name]
-    arguments: dict[str, Any] = {"words": words, "cols": cols, "out": np.ones(out_shape, np.float32)}
-    if name != "gram":
-        arguments["x"] = floats(*x_shape)
-    if name in ("gram", "correlate"):
-        arguments["weights"] = floats(cols)
-    return Call(name, arguments | flags)
+    return Call(name, arguments | {"x": floats(*x_shape), "out": np.ones(out_shape, np.float32)})

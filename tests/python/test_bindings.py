@@ -46,6 +46,8 @@ def test_other_kinds_are_refused(name: str) -> None:
         wrong: tuple[Any, ...] = ("1", object())
         if isinstance(value, np.ndarray):
             wrong += (None, 1, value.tolist(), memoryview(value))
+        elif isinstance(value, _core.TiledMatrix):
+            wrong += (None, 1, np.ones((70, 6), np.float32))
         elif isinstance(value, bool):
             wrong = ("1",)
         elif isinstance(value, int):
@@ -70,8 +72,8 @@ def test_wrong_shapes_are_refused(name: str) -> None:
             (0,) * value.ndim,
         }
         for shape in shapes:
-            if name == "tails_are_zero" and len(shape) == 2 and shape[1] == value.shape[1]:
-                continue  # any number of rows will do
+            if name == "energy" or (name == "tails_are_zero" and shape[1:] == value.shape[1:]):
+                continue  # any shape, any number of rows will do
             if min(shape, default=1) < 0:
                 continue
             with pytest.raises(ValueError, match=r"must|wrong"):
@@ -127,6 +129,20 @@ def test_inputs_are_left_alone(name: str) -> None:
     for argument, value in arrays(one):
         if argument not in one.outputs:
             assert np.array_equal(arguments[argument], value), argument
+
+
+def test_tiled_matrices_are_made_of_float32_matrices_only() -> None:
+    x = np.ones((70, 6), np.float32)
+    _core.TiledMatrix(x)
+    for wrong in (x.astype(float), x[::2], np.asfortranarray(x), x.tolist(), None, x.astype(">f4")):
+        with pytest.raises(TypeError, match="incompatible constructor arguments"):
+            _core.TiledMatrix(wrong)
+    for shape in ((420,), (70, 6, 1), ()):
+        with pytest.raises(ValueError, match="two-dimensional"):
+            _core.TiledMatrix(np.ones(shape, np.float32))
+    for shape in ((71, 6), (6, 70), (70, 7)):
+        with pytest.raises(ValueError, match="must have shape"):
+            call("correlate").run(x=_core.TiledMatrix(np.ones(shape, np.float32)))
 
 
 @pytest.mark.parametrize("name", KERNELS)

@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import diba
-from diba import diagonal16, factorization
+from diba import diagonal16
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -128,7 +128,7 @@ def test_to_dense_in_blocks(
 ) -> None:
     f = make_factors(50, 30, 333, alphabet).diba
     whole = f.to_dense()
-    monkeypatch.setattr(factorization, "_BLOCK_BYTES", 1)  # one word of columns at a time
+    monkeypatch.setattr("diba.dense._BLOCK_BYTES", 1)  # one word of columns at a time
     assert [columns.stop for columns, _ in f._dense_blocks()] == [64, 128, 192, 256, 320, 333]
     assert f.to_dense().tobytes() == whole.tobytes()
 
@@ -160,7 +160,7 @@ def test_numpy_array(make_factors: Callable[..., Factors], alphabet: str) -> Non
 
 
 def test_snr(make_factors: Callable[..., Factors], alphabet: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(factorization, "_BLOCK_BYTES", 1)
+    monkeypatch.setattr("diba.dense._BLOCK_BYTES", 1)
     f = make_factors(30, 7, 150, alphabet).diba
     A = np.random.default_rng(5).standard_normal((30, 150))
     error = A - f.to_dense().astype(np.float64)

@@ -22,7 +22,7 @@ LAYERS = (
     ("_operator", "files"),
     ("bits",),
     ("factorization",),
-    ("solvers.budget", "solvers.diagonals", "solvers.greedy"),
+    ("solvers.budget", "solvers.greedy"),
     ("solvers.solve",),
     ("solvers",),
     ("cli",),

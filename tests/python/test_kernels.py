@@ -102,8 +102,17 @@ def product(name: str, bits: np.ndarray, signs: bool, **operands: np.ndarray) ->
     zeros = {key: np.zeros_like(value) for key, value in operands.items()}
     out = np.full(exact(name, bits, signs, **zeros).shape, np.nan, np.float32)
     floats = {key: np.ascontiguousarray(value, dtype=np.float32) for key, value in operands.items()}
-    arguments = {"words": packed(bits), "cols": bits.shape[1], "signs": signs, "out": out, "threads": 1}
-    getattr(_core, name)(**arguments, **floats)
+    arguments = {
+        "words": packed(bits),
+        "cols": bits.shape[1],
+        "signs": signs,
+        "out": out,
+        "threads": 1,
+    } | floats
+    if name == "correlate":
+        del arguments["cols"]
+        arguments["x"] = _core.TiledMatrix(arguments["x"])
+    getattr(_core, name)(**arguments)
     return out
 
 
@@ -230,28 +239,95 @@ def test_sums_run_in_the_stated_order(isa: str, name: str, signs: bool) -> None:
         assert found.tobytes() == specified(name, bits, signs, **given).tobytes()
 
 
-# ---------------------------------------------------------------- residual correlations
+# ---------------------------------------------------------------- diagonals
+
+
+def test_energy(isa: str) -> None:
+    """In float64, in eight lanes, then halves onto halves."""
+    rng = np.random.default_rng(8)
+    for count in (*range(40), 1001):
+        x = rng.standard_normal((count, 1), dtype=np.float32)
+        lanes = np.zeros(8)
+        for e, value in enumerate(x[:, 0].astype(np.float64)):
+            lanes[e % 8] += value * value
+        while lanes.size > 1:
+            lanes = lanes[: lanes.size // 2] + lanes[lanes.size // 2 :]
+        assert _core.energy(x) == lanes[0]
+
+
+def fit_inner(A: np.ndarray, L: np.ndarray, R: np.ndarray, d2: np.ndarray) -> tuple[float, np.ndarray]:
+    """diba._core.fit_inner for L of entries -1/+1 (or 0/1) times a scale, and R (k, n)."""
+    signs, scale = bool((L < 0).any()), np.abs(L).max(axis=1)
+    found = d2.astype(np.float32)
+    gram_left, gram_right, correlations, floats = (
+        part.astype(np.float32) for part in (L.T @ L, R @ R.T, A @ R.T, scale)
+    )
+    energy = float(np.square(A).sum())
+    value = _core.fit_inner(gram_left, gram_right, correlations, packed(L > 0), signs, floats, energy, found)
+    return value, found.astype(np.float64)
+
+
+@pytest.mark.parametrize("case", ["independent", "repeated components", "unused components", "k above m n"])
+@pytest.mark.parametrize("step", [1, 2], ids=["binary", "sign"])
+def test_inner_scale_is_the_least_squares_solution(isa: str, step: int, case: str) -> None:
+    """Whole numbers make the normal equations exact, so only the ridge and the rounding of d2 are left.
+
+    The ridged solution minimises f(d) + r |d|^2: its f exceeds the least by at most r |d*|^2. Rounding d2 to
+    float32 moves each term d_j M_jl d_l by a share of eps, and the float64 solve is far more exact.
+    """
+    for k in (1, 3, 8, 13, 40):
+        m, n = (3, 2) if case == "k above m n" else (30, 25)
+        A, R, _, B = row_problem(k, step, whole=True, rows=m, p=n)
+        if case == "repeated components" and k > 2:
+            B[:, 2], R[2] = B[:, 0], R[0]
+        if case == "unused components":
+            R[::3] = 0
+        found, d2 = fit_inner(A, B, R, np.zeros(k))
+        best = reference.best_inner_scale(A, B, R)
+        M = (B.T @ B) * (R @ R.T)
+        least = float(np.square(A - (B * best) @ R).sum())
+        ridge = 1e-7 * np.trace(M) / k * (best @ best)
+        rounding = EPS * float(np.square(A).sum() + np.abs(d2) @ np.abs(M) @ np.abs(d2))
+        assert least - rounding <= found <= least + ridge + rounding
+        assert abs(np.square(A - (B * d2) @ R).sum() - found) <= rounding
+        assert np.isfinite(d2).all()
+        again, same = fit_inner(A, B, R, d2)
+        assert again <= found + rounding
+        assert np.square(A - (B * same) @ R).sum() <= np.square(A - (B * d2) @ R).sum() + rounding
 
 
 def residual_correlations(
-    H: np.ndarray, bits: np.ndarray, signs: bool, d: np.ndarray | None, G: np.ndarray
+    X: np.ndarray, inner: np.ndarray, T: np.ndarray, bits: np.ndarray, signs: bool, d: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The scales and the correlations; d None asks for the best scales."""
-    scale = np.full(len(G), np.nan, np.float32) if d is None else d.astype(np.float32)
-    found = G.astype(np.float32)
-    _core.residual_correlations(H.astype(np.float32), packed(bits), signs, d is None, scale, found, 1)
-    return scale, found
+    """The scales and the correlations for C = diag(inner) X; d None asks for the best scales."""
+    C = inner[:, None] * X
+    scale = np.full(len(T), np.nan, np.float32) if d is None else d.astype(np.float32)
+    out = np.full(T.shape, np.nan, np.float32)
+    H, T, inner = (value.astype(np.float32) for value in (C @ C.T, T, inner))
+    _core.residual_correlations(
+        gram=H,
+        correlations=T,
+        inner=inner,
+        words=packed(bits),
+        signs=signs,
+        fit=d is None,
+        scale=scale,
+        out=out,
+        threads=1,
+    )
+    return scale, out
 
 
 @pytest.mark.parametrize("step", [1, 2], ids=["binary", "sign"])
 def test_residual_correlations_of_whole_numbers(isa: str, step: int) -> None:
     for k in (*range(1, 35), 63, 64, 65, 129):
-        A, C, d, B = row_problem(k, step, whole=True, rows=70)
-        H, G = C @ C.T, A @ C.T
-        scale, found = residual_correlations(H, B > 0, step == 2, d, G)
+        A, X, d, B = row_problem(k, step, whole=True, rows=70)
+        inner = np.resize([1.0, -2.0, 0.0, 1.0], k)
+        C = inner[:, None] * X
+        scale, found = residual_correlations(X, inner, A @ X.T, B > 0, step == 2, d)
         assert np.array_equal(scale, d)
         assert np.array_equal(found, (A - d[:, None] * (B @ C)) @ C.T)
-        scale = residual_correlations(H, B > 0, step == 2, None, G)[0]
+        scale = residual_correlations(X, inner, A @ X.T, B > 0, step == 2, None)[0]
         best = reference.best_row_scale(A, B, C)  # whole numbers but for one division
         assert np.array_equal(scale, best.astype(np.float32))
 
@@ -259,19 +335,22 @@ def test_residual_correlations_of_whole_numbers(isa: str, step: int) -> None:
 @pytest.mark.parametrize("signs", [False, True])
 def test_residual_correlations_run_in_the_stated_order(isa: str, signs: bool) -> None:
     for k in (1, 31, 32, 33, 64, 100, 129):
-        A, C, _, B = row_problem(k, 1 + signs, whole=False, rows=70)
-        bits, H, G = B > 0, (C @ C.T).astype(np.float32), (A @ C.T).astype(np.float32)
-        curvatures = specified("matmul", bits, signs, H)
-        rows = [bit[None] for bit in bits]
-        along = np.array([specified("matvec", bit, signs, g)[0] for bit, g in zip(rows, G, strict=True)])
-        squared = np.array(
-            [specified("matvec", bit, signs, q)[0] for bit, q in zip(rows, curvatures, strict=True)]
+        A, X, _, B = row_problem(k, 1 + signs, whole=False, rows=70)
+        inner = np.random.default_rng(k).standard_normal(k).astype(np.float32)
+        C = inner[:, None] * X
+        bits, H, T = B > 0, (C @ C.T).astype(np.float32), (A @ X.T).astype(np.float32)
+        G, curvatures = T * inner, specified("matmul", bits, signs, H)
+        along, squared = (
+            np.array(
+                [specified("matvec", bit[None], signs, row)[0] for bit, row in zip(bits, rows, strict=True)]
+            )
+            for rows in (G, curvatures)
         )
         d = np.divide(along, squared, out=np.zeros_like(along), where=squared > 0)
-        scale, found = residual_correlations(H, bits, signs, None, G)
+        scale, found = residual_correlations(X, inner, T, bits, signs, None)
         assert scale.tobytes() == d.tobytes()
         assert found.tobytes() == (G - d[:, None] * curvatures).tobytes()
-        assert residual_correlations(H, bits, signs, d, G)[1].tobytes() == found.tobytes()
+        assert residual_correlations(X, inner, T, bits, signs, d)[1].tobytes() == found.tobytes()
 
 
 # ---------------------------------------------------------------- the hot loop
@@ -396,6 +475,7 @@ SEVEN_THREADS = {  # sizes with enough work for seven threads: parallel.cpp want
     "matmul_t": (1001, 613, 200),
     "correlate": (300, 1001, 400),
     "gram": (450, 1301),
+    "fit_inner": (501, 130),
     "greedy_rows": (5001, 130),
     "residual_correlations": (5001, 160),
 }

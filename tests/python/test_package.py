@@ -113,11 +113,13 @@ def test_the_extension_exports_its_entry_only() -> None:
 
 def test_the_stub_is_true(tmp_path: Path) -> None:
     pytest.importorskip("mypy")
+    allowed = tmp_path / "allowed"
+    allowed.write_text("diba._core.TiledMatrix\n")  # its metaclass is pybind11's, which no stub can name
     environment = dict(os.environ)
     if str(PACKAGE.parent) not in (*site.getsitepackages(), site.getusersitepackages()):
         environment["MYPYPATH"] = str(PACKAGE.parent)
     done = subprocess.run(
-        [sys.executable, "-m", "mypy.stubtest", "diba._core"],
+        [sys.executable, "-m", "mypy.stubtest", "diba._core", "--allowlist", str(allowed)],
         env=environment,
         cwd=tmp_path,
         capture_output=True,

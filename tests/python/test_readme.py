@@ -51,11 +51,3 @@ def test_commands_exist(readme: str, source_root: Path) -> None:
         assert f'"{command}":' in dev, f"dev.py has no command {command}"
     for command in set(re.findall(r"^diba (\w+)", shell, re.MULTILINE)):
         assert f'"{command}"' in cli, f"diba has no command {command}"
-
-
-def test_bits_per_weight_formula_of_the_readme(readme: str) -> None:
-    from diba.factorization import bits_per_weight
-
-    assert "bits per weight = [k (m + n) + q (m + k + n)] / (m n)" in readme
-    m, n, k, q = 1536, 384, 288, 16
-    assert bits_per_weight(m, n, k, q) == (k * (m + n) + q * (m + k + n)) / (m * n)

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 import diba
 from diba import reference
-from diba.factorization import bits_per_weight
 from diba.solvers.budget import inner_dimension
 from diba.solvers.greedy import Greedy
+from diba.storage import bits_per_weight
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

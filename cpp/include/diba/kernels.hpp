@@ -16,13 +16,13 @@ namespace diba {
 
 // One side of the binary subproblem. Rows are independent: row i minimises |a_i - d_i b_i C|^2 over its bits b_i.
 struct FlipProblem {
-  const float* gram;     // (k, k) H = C C^T, symmetric
-  const float* diagonal; // (k) H_jj
-  float max_diagonal;    // largest H_jj
-  float* correlations;   // (rows, k) g_i = C r_i with residual r_i = a_i - d_i b_i C; kept up to date
-  const float* scale;    // (rows) d_i
-  std::uint64_t* words;  // (rows, words_for(k)) bits of b_i; kept up to date
-  double* decrease;      // (rows) out: by how much |r_i|^2 fell
+  const float* gram;      // (k, k) H = C C^T, symmetric
+  const float* diagonal;  // (k) H_jj
+  float max_diagonal;     // largest H_jj
+  float* correlations;    // (rows, k) g_i = C r_i with residual r_i = a_i - d_i b_i C; kept up to date
+  const float* scale;     // (rows) d_i
+  std::uint64_t* words;   // (rows, words_for(k)) bits of b_i; kept up to date
+  double* decrease;       // (rows) out: by how much |r_i|^2 fell
   std::size_t k;
   float step;   // change of an entry when its bit flips: 1 for 0/1, 2 for signs
   bool cyclic;  // visit bits in order instead of taking the best flip each time
@@ -75,16 +75,16 @@ inline constexpr std::size_t kHalfBits = 4 * kGroups;
 }
 
 // flip_rows keeps the gains of one row and the sign of each bit, both padded to whole words.
-[[gnu::always_inline]] constexpr std::size_t flip_scratch_floats(std::size_t k) {
-  return 2 * kWordBits * words_for(k);
-}
+[[gnu::always_inline]] constexpr std::size_t flip_scratch_floats(std::size_t k) { return 2 * kWordBits * words_for(k); }
 
 // A flip must lower the objective by more than this share of the row's largest curvature step^2 d^2 H_jj: below it
 // lies the rounding of float32 correlations.
 inline constexpr float kFlipThreshold = 0x1p-20F;
 
 // Ends a row that rounding would keep busy for ever; honest rows stop long before.
-[[gnu::always_inline]] constexpr std::uint64_t max_flips(std::size_t k) { return 64 * static_cast<std::uint64_t>(k) + 64; }
+[[gnu::always_inline]] constexpr std::uint64_t max_flips(std::size_t k) {
+  return 64 * static_cast<std::uint64_t>(k) + 64;
+}
 
 extern const Kernels kScalar;
 extern const Kernels kAvx2;

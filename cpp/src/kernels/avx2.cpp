@@ -149,8 +149,8 @@ void add_half(const std::uint64_t* words, std::size_t rows, std::size_t row_word
   }
 }
 
-void row_sums_tile(const std::uint64_t* words, std::size_t rows, std::size_t cols, const float* x,
-                   const float* weights, float* y, float* table) {
+void row_sums_tile(const std::uint64_t* words, std::size_t rows, std::size_t cols, const float* x, const float* weights,
+                   float* y, float* table) {
   for (std::size_t h = 0; h < padded_cols(cols) / kHalfBits; ++h) {
     fill_table(x + h * kHalfBits * kTile, weights + h * kHalfBits, table);
     if (h == 0) {

@@ -45,8 +45,8 @@ inline __m512 add_where(__m512 sum_f32x16, __mmask16 bits, __m512 x_f32x16) {
 
 // Adds lanes l and l + 32, l + 16, ... l + 1 of 64.
 inline float add_lanes(const __m512 sums_f32x16[kVectors]) {
-  const __m512 lanes32 = _mm512_add_ps(_mm512_add_ps(sums_f32x16[0], sums_f32x16[2]),
-                                       _mm512_add_ps(sums_f32x16[1], sums_f32x16[3]));
+  const __m512 lanes32 =
+      _mm512_add_ps(_mm512_add_ps(sums_f32x16[0], sums_f32x16[2]), _mm512_add_ps(sums_f32x16[1], sums_f32x16[3]));
   const __m256 lanes8 = _mm256_add_ps(_mm512_castps512_ps256(lanes32), _mm512_extractf32x8_ps(lanes32, 1));
   const __m128 lanes4 = _mm_add_ps(_mm256_castps256_ps128(lanes8), _mm256_extractf128_ps(lanes8, 1));
   const __m128 lanes2 = _mm_add_ps(lanes4, _mm_movehl_ps(lanes4, lanes4));
@@ -143,8 +143,8 @@ void add_half(const std::uint64_t* words, std::size_t rows, std::size_t row_word
   }
 }
 
-void row_sums_tile(const std::uint64_t* words, std::size_t rows, std::size_t cols, const float* x,
-                   const float* weights, float* y, float* table) {
+void row_sums_tile(const std::uint64_t* words, std::size_t rows, std::size_t cols, const float* x, const float* weights,
+                   float* y, float* table) {
   for (std::size_t h = 0; h < padded_cols(cols) / kHalfBits; ++h) {
     fill_table(x + h * kHalfBits * kTile, weights + h * kHalfBits, table);
     if (h == 0) {
@@ -297,6 +297,7 @@ std::size_t next_bit(const Row& row, std::size_t from, std::size_t k) {
 
 }  // namespace
 
-const Kernels kAvx512 = {"avx512", pack_row, unpack_row, row_sums, column_sums, row_sums_tile, dot_rows, search_rows<Row>};
+const Kernels kAvx512 = {"avx512",    pack_row,      unpack_row, row_sums,
+                         column_sums, row_sums_tile, dot_rows,   search_rows<Row>};
 
 }  // namespace diba

@@ -11,8 +11,7 @@ void pack_row(const float* x, std::size_t cols, std::uint64_t* words) {
   for (std::size_t w = 0; w < words_for(cols); ++w) {
     std::uint64_t word = 0;
     const std::size_t count = smaller(kWordBits, cols - w * kWordBits);
-    for (std::size_t l = 0; l < count; ++l)
-      word |= static_cast<std::uint64_t>(x[w * kWordBits + l] > 0.0F) << l;
+    for (std::size_t l = 0; l < count; ++l) word |= static_cast<std::uint64_t>(x[w * kWordBits + l] > 0.0F) << l;
     words[w] = word;
   }
 }
@@ -45,7 +44,8 @@ void column_sums(const std::uint64_t* words, std::size_t rows, std::size_t cols,
   }
 }
 
-// table[g][b][c] = sum of weights(j) * X(j, c) over the set bits of b among the four columns j of group g, left to right.
+// table[g][b][c] = sum of weights(j) * X(j, c) over the set bits of b among the four columns j of group g, left to
+// right.
 void fill_table(const float* x, const float* weights, float* table) {
   for (std::size_t g = 0; g < kGroups; ++g) {
     float* sums = table + g * 16 * kTile;
@@ -59,8 +59,8 @@ void fill_table(const float* x, const float* weights, float* table) {
   }
 }
 
-void row_sums_tile(const std::uint64_t* words, std::size_t rows, std::size_t cols, const float* x,
-                   const float* weights, float* y, float* table) {
+void row_sums_tile(const std::uint64_t* words, std::size_t rows, std::size_t cols, const float* x, const float* weights,
+                   float* y, float* table) {
   for (std::size_t h = 0; h < padded_cols(cols) / kHalfBits; ++h) {
     fill_table(x + h * kHalfBits * kTile, weights + h * kHalfBits, table);
     for (std::size_t i = 0; i < rows; ++i) {
@@ -153,6 +153,7 @@ std::size_t next_bit(const Row& row, std::size_t from, std::size_t k) {
 
 }  // namespace
 
-const Kernels kScalar = {"scalar", pack_row, unpack_row, row_sums, column_sums, row_sums_tile, dot_rows, search_rows<Row>};
+const Kernels kScalar = {"scalar",    pack_row,      unpack_row, row_sums,
+                         column_sums, row_sums_tile, dot_rows,   search_rows<Row>};
 
 }  // namespace diba

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .. import _check
-from ..factorization import bits_per_weight
+from ..storage import bits_per_weight
 
 __all__ = ["DIAGONAL_BITS", "inner_dimension"]
 

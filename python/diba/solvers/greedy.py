@@ -78,9 +78,7 @@ class Side:
     def correlations(self) -> NDArray[np.float32]:
         """A'X, shape (p, k); overwritten after the next change."""
         if not self._has_correlations:
-            _core.correlate(
-                self._columns, self._A, self.scale, self.signs, self._correlations, self._threads
-            )
+            _core.correlate(self._columns, self._A, self.scale, self.signs, self._correlations, self._threads)
             self._has_correlations = True
         return self._correlations
 
@@ -220,4 +218,3 @@ class Greedy:
         alphabet: Alphabet = "sign" if self.left.signs else "binary"
         right = BitMatrix(self.right.words, self.right.k, alphabet)
         return BitMatrix(self.left.words, self.left.k, alphabet), right.T
-

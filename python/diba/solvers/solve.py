@@ -89,7 +89,9 @@ def solve(
     threads = resolve_threads(threads)
     _check.callback(progress)
     _check.fits_in_memory(
-        _bytes_needed(m, n, inner), f"a {m} x {n} matrix with k = {inner}", "use a smaller k, or split A by rows"
+        _bytes_needed(m, n, inner),
+        f"a {m} x {n} matrix with k = {inner}",
+        "use a smaller k, or split A by rows",
     )
 
     started = time.perf_counter()
