@@ -65,10 +65,11 @@ def minilm_note(report: dict[str, Any]) -> str:
 def solve_times(report: dict[str, Any]) -> str:
     """The C++ greedy against vectorised PyTorch."""
     lines = [solve.markdown(solve.cells(row)) for row in report["rows"]]
+    machine = report["machine"]
     note = (
-        f"One thread each, {' '.join(str(report['machine']['cpu']).split())} ({report['machine']['isa']}), medians of "
-        f"{report['rounds']} interleaved rounds. SNR and memory: diba / PyTorch; memory is what the process grew by "
-        "while it solved."
+        f"One thread each, {' '.join(str(machine['cpu']).split())} ({machine['isa']}), medians of "
+        f"{report['rounds']} interleaved rounds. SNR and memory: diba / PyTorch; memory is what the "
+        "process grew by while it solved."
     )
     return "\n".join([*table(solve.COLUMNS, left=1), *lines, "", note])
 

@@ -165,8 +165,8 @@ double fit_inner(const Floats& gram_left, const Floats& gram_right, const Floats
   return diba::fit_inner(left, right, t, view, signs, d1, energy, d);
 }
 
-void residual_correlations(const Floats& gram, const Floats& correlations, const Floats& inner, const Words& words,
-                           bool signs, bool fit, Floats& scale, Floats& out, int threads) {
+double residual_correlations(const Floats& gram, const Floats& correlations, const Floats& inner, const Words& words,
+                             bool signs, bool fit, Floats& scale, Floats& out, int threads) {
   require(gram.ndim() == 2, "gram must be two-dimensional");
   const std::size_t k = extent(gram, 0);
   require_shape(gram, k, k, "gram must have shape (k, k)");
@@ -181,7 +181,7 @@ void residual_correlations(const Floats& gram, const Floats& correlations, const
   float* d = scale.mutable_data();
   float* g = out.mutable_data();
   const py::gil_scoped_release unlocked;
-  diba::residual_correlations(h, t, d2, view, signs, fit, d, g, threads);
+  return diba::residual_correlations(h, t, d2, view, signs, fit, d, g, threads);
 }
 
 std::pair<std::uint64_t, double> greedy_rows(const Floats& gram, Floats& correlations, const Floats& scale,

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <numeric>
 #include <vector>
 
 #include "diba/aligned.hpp"
@@ -11,11 +12,12 @@
 
 namespace diba {
 
-void residual_correlations(const float* gram, const float* correlations, const float* inner, BitView bits, bool signs,
-                           bool fit, float* scale, float* residual, int threads) {
+double residual_correlations(const float* gram, const float* correlations, const float* inner, BitView bits, bool signs,
+                             bool fit, float* scale, float* residual, int threads) {
   const std::size_t k = bits.cols;
   const std::size_t block = std::max<std::size_t>(64, (std::size_t{1} << 17) / std::max<std::size_t>(k, 1));
   const double work = static_cast<double>(bits.rows) * static_cast<double>(k) * static_cast<double>(k) / 16;
+  std::vector<double> decrease(bits.rows, 0.0);
   parallel_for(bits.rows, 1, work, threads, [&](std::size_t begin, std::size_t end) {
     const AlignedFloats curvatures(std::min(block, end - begin) * k);  // b_i H, a block of rows that stays in cache
     for (std::size_t first = begin; first < end; first += block) {
@@ -31,12 +33,16 @@ void residual_correlations(const float* gram, const float* correlations, const f
           float along, squared;
           matvec({part.row(i), 1, k}, signs, g, &along, 1);
           matvec({part.row(i), 1, k}, signs, q, &squared, 1);
-          d = squared > 0.0F ? along / squared : 0.0F;
+          const float best = squared > 0.0F ? along / squared : 0.0F;
+          const double moved = static_cast<double>(best) - static_cast<double>(d);
+          decrease[first + i] = moved * moved * static_cast<double>(squared);
+          d = best;
         }
         for (std::size_t j = 0; j < k; ++j) g[j] -= d * q[j];
       }
     }
   });
+  return std::accumulate(decrease.begin(), decrease.end(), 0.0);
 }
 
 FlipResult greedy_rows(const float* gram, float* correlations, const float* scale, MutableBitView bits, bool signs,
@@ -66,9 +72,7 @@ FlipResult greedy_rows(const float* gram, float* correlations, const float* scal
     const AlignedFloats scratch(flip_scratch_floats(k));
     flips += kernels.flip_rows(problem, begin, end, scratch.data());
   });
-  FlipResult result{flips, 0.0};
-  for (const double row : decrease) result.decrease += row;
-  return result;
+  return {flips, std::accumulate(decrease.begin(), decrease.end(), 0.0)};
 }
 
 }  // namespace diba

@@ -93,7 +93,7 @@ def residual_correlations(
     scale: NDArray[np.float32],
     out: NDArray[np.float32],
     threads: int,
-) -> None: ...
+) -> float: ...
 def greedy_rows(
     gram: NDArray[np.float32],
     correlations: NDArray[np.float32],

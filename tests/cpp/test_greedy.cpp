@@ -164,6 +164,52 @@ void search(const Problem& p, bool cyclic, const std::string& name) {
   }
 }
 
+// residual_correlations against residuals written out: with the scales given, and with the scales fitted.
+void residuals(const Problem& p, bool fit) {
+  // C = diag(inner) X^T, so X^T a_i = (C a_i) / inner.
+  const std::vector<float> inner(p.k, 0.5F);
+  Problem whole = p;
+  whole.d.assign(p.rows, 0.0F);
+  std::vector<float> correlations = whole.correlations(p.words);  // C a_i
+  for (float& t : correlations) t *= 2.0F;
+  const std::vector<float> h = p.gram();
+  std::vector<float> specified, specified_scale;
+  check::for_each_isa([&](const std::string& isa) {
+    for (const int threads : {1, 3}) {
+      std::vector<float> g(p.rows * p.k), scale = p.d;
+      const double decrease =
+          diba::residual_correlations(h.data(), correlations.data(), inner.data(), {p.words.data(), p.rows, p.k},
+                                      p.signs, fit, scale.data(), g.data(), threads);
+      if (specified.empty()) specified = g, specified_scale = scale;
+      CHECK_IN(data::same_bytes(g, specified) && data::same_bytes(scale, specified_scale), isa);
+      Problem after = p;
+      after.d = scale;
+      double fell = 0.0, before = 0.0;
+      bool best = true;
+      for (std::size_t i = 0; i < p.rows; ++i) {
+        const double reached = after.objective(p.words, i);
+        before += p.objective(p.words, i);
+        fell += p.objective(p.words, i) - reached;
+        for (const float factor : {0.99F, 1.01F}) {  // a parabola: no neighbour may be lower
+          Problem moved = after;
+          moved.d[i] = factor * scale[i] + (factor - 1.0F);
+          best = best && (!fit || moved.objective(p.words, i) >= reached * (1.0 - 1e-6));
+        }
+      }
+      CHECK_IN(std::fabs(fell - decrease) <= 1e-5 * before, isa + ": reported decrease");
+      CHECK_IN(best, isa + ": closed form");
+      const std::vector<float> expected = after.correlations(p.words);
+      float size = 0.0F, error = 0.0F;
+      for (std::size_t e = 0; e < g.size(); ++e) {
+        size = std::fmax(size, std::fabs(correlations[e]));
+        error = std::fmax(error, std::fabs(g[e] - expected[e]));
+      }
+      // 2 k roundings of float32 in sums of that size, and some for the Gram matrix
+      CHECK_IN(error <= 4.0F * static_cast<float>(p.k + p.n) * 1.2e-7F * size, isa + ": residual correlations");
+    }
+  });
+}
+
 }  // namespace
 
 int main() {
@@ -176,6 +222,9 @@ int main() {
       }
     }
   }
+  for (const bool signs : {false, true})
+    for (const bool fit : {false, true})
+      for (const std::size_t k : {1U, 5U, 64U, 70U}) residuals(Problem(6, k, k + 9, signs, 11), fit);
   const Problem wide(300, 130, 60, false, 5);  // enough rows for several threads
   diba::select("scalar");
   const Outcome one = run(wide, false, 1);

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import diba
 from diba import diagonal16
+from diba.dense import dense_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -129,14 +130,21 @@ def test_to_dense_in_blocks(
     f = make_factors(50, 30, 333, alphabet).diba
     whole = f.to_dense()
     monkeypatch.setattr("diba.dense._BLOCK_BYTES", 1)  # one word of columns at a time
-    assert [columns.stop for columns, _ in f._dense_blocks()] == [64, 128, 192, 256, 320, 333]
+    assert [columns.stop for columns, _ in dense_blocks(f.d1, f.b1, f.d2, f.b2, f.d3)] == [
+        64,
+        128,
+        192,
+        256,
+        320,
+        333,
+    ]
     assert f.to_dense().tobytes() == whole.tobytes()
 
 
 def test_to_dense_needs_no_large_temporaries(
     make_factors: Callable[..., Factors], alphabet: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(factorization, "_BLOCK_BYTES", 1 << 18)
+    monkeypatch.setattr("diba.dense._BLOCK_BYTES", 1 << 18)
     m, k, n = 300, 700, 700  # B2 alone would take 2 MB dense
     f = make_factors(m, k, n, alphabet).diba
     tracemalloc.start()

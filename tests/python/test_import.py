@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 
 # From the bottom up; a module imports only from rows above its own.
 LAYERS = (
-    ("_core", "_system", "diagonal16", "errors", "progress", "reference", "_check_arrays"),
+    ("_core", "_system", "diagonal16", "errors", "progress", "reference", "storage", "_check_arrays"),
     ("_check", "_safetensors"),
     ("runtime", "inputs"),
     ("_operator", "files"),
     ("bits",),
+    ("dense",),
     ("factorization",),
     ("solvers.budget", "solvers.greedy"),
     ("solvers.solve",),

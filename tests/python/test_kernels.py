@@ -297,25 +297,15 @@ def test_inner_scale_is_the_least_squares_solution(isa: str, step: int, case: st
 
 
 def residual_correlations(
-    X: np.ndarray, inner: np.ndarray, T: np.ndarray, bits: np.ndarray, signs: bool, d: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """The scales and the correlations for C = diag(inner) X; d None asks for the best scales."""
+    X: np.ndarray, inner: np.ndarray, T: np.ndarray, bits: np.ndarray, signs: bool, d: np.ndarray, fit: bool
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """The scales, the correlations and the decrease, for C = diag(inner) X."""
     C = inner[:, None] * X
-    scale = np.full(len(T), np.nan, np.float32) if d is None else d.astype(np.float32)
-    out = np.full(T.shape, np.nan, np.float32)
+    scale, out = d.astype(np.float32), np.full(T.shape, np.nan, np.float32)
     H, T, inner = (value.astype(np.float32) for value in (C @ C.T, T, inner))
-    _core.residual_correlations(
-        gram=H,
-        correlations=T,
-        inner=inner,
-        words=packed(bits),
-        signs=signs,
-        fit=d is None,
-        scale=scale,
-        out=out,
-        threads=1,
-    )
-    return scale, out
+    arguments = {"gram": H, "correlations": T, "inner": inner, "words": packed(bits), "signs": signs}
+    decrease = _core.residual_correlations(**arguments, fit=fit, scale=scale, out=out, threads=1)
+    return scale, out, decrease
 
 
 @pytest.mark.parametrize("step", [1, 2], ids=["binary", "sign"])
@@ -324,20 +314,26 @@ def test_residual_correlations_of_whole_numbers(isa: str, step: int) -> None:
         A, X, d, B = row_problem(k, step, whole=True, rows=70)
         inner = np.resize([1.0, -2.0, 0.0, 1.0], k)
         C = inner[:, None] * X
-        scale, found = residual_correlations(X, inner, A @ X.T, B > 0, step == 2, d)
+        P, bits, signs = B @ C, B > 0, step == 2
+        scale, found, decrease = residual_correlations(X, inner, A @ X.T, bits, signs, d, fit=False)
         assert np.array_equal(scale, d)
-        assert np.array_equal(found, (A - d[:, None] * (B @ C)) @ C.T)
-        scale = residual_correlations(X, inner, A @ X.T, B > 0, step == 2, None)[0]
-        best = reference.best_row_scale(A, B, C)  # whole numbers but for one division
-        assert np.array_equal(scale, best.astype(np.float32))
+        assert np.array_equal(found, (A - d[:, None] * P) @ C.T)
+        assert decrease == 0
+        scale, _, decrease = residual_correlations(X, inner, A @ X.T, bits, signs, d, fit=True)
+        best = reference.best_row_scale(A, B, C)
+        assert np.array_equal(scale, best.astype(np.float32))  # whole numbers but for one division
+        before, after = (np.square(A - e[:, None] * P).sum() for e in (d, scale.astype(np.float64)))
+        # (d - s)^2 |p|^2 for a scale s that is rounded by up to eps |best|
+        rounding = 2 * EPS * float((np.square(P).sum(axis=1) * np.abs(best - d) * np.abs(best)).sum())
+        assert decrease == pytest.approx(before - after, abs=rounding + 1e-12 * before)
 
 
 @pytest.mark.parametrize("signs", [False, True])
 def test_residual_correlations_run_in_the_stated_order(isa: str, signs: bool) -> None:
     for k in (1, 31, 32, 33, 64, 100, 129):
-        A, X, _, B = row_problem(k, 1 + signs, whole=False, rows=70)
+        A, X, old, B = row_problem(k, 1 + signs, whole=False, rows=70)
         inner = np.random.default_rng(k).standard_normal(k).astype(np.float32)
-        C = inner[:, None] * X
+        C, old = inner[:, None] * X, old.astype(np.float32)
         bits, H, T = B > 0, (C @ C.T).astype(np.float32), (A @ X.T).astype(np.float32)
         G, curvatures = T * inner, specified("matmul", bits, signs, H)
         along, squared = (
@@ -347,10 +343,13 @@ def test_residual_correlations_run_in_the_stated_order(isa: str, signs: bool) ->
             for rows in (G, curvatures)
         )
         d = np.divide(along, squared, out=np.zeros_like(along), where=squared > 0)
-        scale, found = residual_correlations(X, inner, T, bits, signs, None)
+        scale, found, decrease = residual_correlations(X, inner, T, bits, signs, old, fit=True)
         assert scale.tobytes() == d.tobytes()
         assert found.tobytes() == (G - d[:, None] * curvatures).tobytes()
-        assert residual_correlations(X, inner, T, bits, signs, d)[1].tobytes() == found.tobytes()
+        moved = d.astype(np.float64) - old
+        assert decrease == sum((moved * moved * squared.astype(np.float64)).tolist(), 0.0)
+        kept = residual_correlations(X, inner, T, bits, signs, d, fit=False)
+        assert kept[1].tobytes() == found.tobytes()
 
 
 # ---------------------------------------------------------------- the hot loop

@@ -17,11 +17,11 @@ struct FlipResult {
 };
 
 // What greedy_rows starts from: residual (rows, k) = C r_i with r_i = a_i - d_i b_i C, for C = diag(inner) X^T.
-// `fit` first sets every scale to its best value d_i = <a_i, b_i C> / |b_i C|^2, or to 0 where b_i C is zero.
-// gram (k, k) = C C^T; correlations (rows, k) = X^T a_i; inner (k); scale (rows) = d_i, written when `fit`;
-// k = bits.cols.
-void residual_correlations(const float* gram, const float* correlations, const float* inner, BitView bits, bool signs,
-                           bool fit, float* scale, float* residual, int threads);
+// `fit` first sets every scale to its best value d_i = <a_i, b_i C> / |b_i C|^2, or to 0 where b_i C is zero. Returns
+// by how much that lowers the objective, summed over rows in order. gram (k, k) = C C^T; correlations (rows, k) = X^T
+// a_i; inner (k); scale (rows) = d_i, written when `fit`; k = bits.cols.
+double residual_correlations(const float* gram, const float* correlations, const float* inner, BitView bits, bool signs,
+                             bool fit, float* scale, float* residual, int threads);
 
 // Lowers sum_i |a_i - d_i b_i C|^2 over the bits of every row until no single flip helps.
 // gram (k, k) = C C^T; correlations (rows, k) = C r_i, kept up to date; scale (rows) = d_i; k = bits.cols.

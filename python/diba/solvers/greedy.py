@@ -174,7 +174,7 @@ class Greedy:
     def _aim(self, side: Side, other: Side, fit: bool) -> Aim:
         """What the bits of a side are tested against; ``fit`` first sets its scale in closed form."""
         aim = Aim(other.gram * np.outer(self.d2, self.d2), self._buffers[side])
-        _core.residual_correlations(
+        decrease = _core.residual_correlations(
             aim.gram,
             other.correlations,
             self.d2,
@@ -185,6 +185,7 @@ class Greedy:
             aim.residual,
             self._threads,
         )
+        self._lower_objective(decrease)
         return aim
 
     def _flip(self, side: Side, aim: Aim) -> None:
@@ -201,8 +202,11 @@ class Greedy:
                 self._threads,
             )
             self.flips += flips
-            self.objective = max(self.objective - decrease, 0.0)
+            self._lower_objective(decrease)
         side.bits_changed()
+
+    def _lower_objective(self, decrease: float) -> None:
+        self.objective = max(self.objective - decrease, 0.0)  # rounding may pass zero
 
     # ------------------------------------------------------------ result
 
