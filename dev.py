@@ -236,7 +236,6 @@ def command_test(args: list[str]) -> None:
     steps: dict[str, Callable[[], object]] = {"lint": lint}
     steps |= {f"core, {preset}": partial(test_core, preset) for preset in presets}
     steps |= {"wheel": ensure_project, "wheel alone": test_wheel_alone}
-    steps["stub"] = partial(run, PYTHON, "-m", "mypy.stubtest", "diba._core", cwd=VENV)
     steps["pytest"] = partial(test_python, [arg for arg in args if arg != "--fast"])
     summary = []
     for title, action in steps.items():
