@@ -21,7 +21,7 @@ from . import _core, files, inputs
 from ._check import ALPHABETS
 from .factorization import Factorization, load
 from .runtime import info
-from .solvers import solve
+from .solvers import METHODS, solve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -104,6 +104,7 @@ def _add_solve(commands: Any) -> None:
     size.add_argument("--ratio", type=float, metavar="R", help="size relative to float32, such as 0.03")
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="the diba file to write")
     parser.add_argument("--alphabet", choices=ALPHABETS, help="entries 0/1 or -1/+1 (default: binary)")
+    parser.add_argument("--method", choices=METHODS, help="greedy (default), or admm: better, slower")
     parser.add_argument("--seed", type=int, metavar="N", help="seed of the starting point (default: 0)")
     parser.add_argument("--max-iter", type=int, metavar="N", help="most outer iterations")
     parser.add_argument("--tol", type=float, metavar="T", help="relative gain below which iterations stop")
@@ -126,6 +127,7 @@ def _solve(options: argparse.Namespace) -> None:
         "bits_per_weight": options.bits,
         "storage_ratio": options.ratio,
         "alphabet": options.alphabet,
+        "method": options.method,
         "seed": options.seed,
         "max_iter": options.max_iter,
         "tol": options.tol,

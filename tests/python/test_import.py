@@ -23,7 +23,7 @@ LAYERS = (
     ("bits",),
     ("dense",),
     ("factorization",),
-    ("solvers.budget", "solvers.greedy"),
+    ("solvers.budget", "solvers.greedy", "solvers.admm"),
     ("solvers.solve",),
     ("solvers",),
     ("cli",),

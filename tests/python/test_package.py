@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import os
 import re
@@ -128,6 +129,25 @@ def test_the_stub_is_true(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_stub_has_the_signatures_that_pybind11_states() -> None:
+    """stubtest cannot look into compiled functions; their docstrings begin with what they take and return."""
+    stub = ast.parse((PACKAGE / "_core.pyi").read_text(encoding="utf-8"))
+    functions = [node for node in stub.body if isinstance(node, ast.FunctionDef)]
+    shorter = {r"numpy\.typing\.": "", "numpy": "np", r"diba\._core\.": ""}
+    shorter[r"typing\.Supports\w+( \| typing\.Supports\w+)*(?=[,)])"] = "number"
+    for function in functions:
+        stated = getattr(_core, function.name).__doc__.strip()
+        for pattern, short in shorter.items():
+            stated = re.sub(pattern, short, stated)
+        arguments = ", ".join(f"{a.arg}: {ast.unparse(a.annotation)}" for a in function.args.args)
+        arguments = re.sub(r": (int|float)\b", ": number", arguments)
+        assert stated == f"{function.name}({arguments}) -> {ast.unparse(function.returns)}"
+    names = {
+        name for name in dir(_core) if inspect.isroutine(getattr(_core, name)) and not name.startswith("_")
+    }
+    assert names == {function.name for function in functions}
 
 
 @pytest.mark.parametrize("name", diba.__all__)

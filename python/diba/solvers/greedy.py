@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from .._check import Alphabet
 
-__all__ = ["Greedy", "Side"]
+__all__ = ["Greedy", "Side", "snr"]
 
 _WORK_PER_CALL = 1 << 30  # rows * k^2 of one C++ call: a fraction of a second, so that Ctrl-C is prompt
 _EXACT = 1e-11  # of |A|^2: an objective this small is rounding
@@ -39,15 +39,18 @@ class Side:
 
     Args:
         bits: Start of B, shape (rows, k).
+        scale: Start of the diagonal, shape (rows,); None for ones.
         A: The matrix with this side's rows as its rows, float32, shape (rows, p).
         threads: Threads of the bit kernels.
     """
 
-    def __init__(self, bits: BitMatrix, A: NDArray[np.float32], threads: int) -> None:
+    def __init__(
+        self, bits: BitMatrix, scale: NDArray[np.float32] | None, A: NDArray[np.float32], threads: int
+    ) -> None:
         self.rows, self.k = bits.shape
         self.signs = bits.signs
         self.words = bits.words.copy()
-        self.scale = np.ones(self.rows, dtype=np.float32)
+        self.scale = np.ones(self.rows, dtype=np.float32) if scale is None else scale.astype(np.float32)
         self._A = _core.TiledMatrix(A)
         self._threads = threads
         self._gram = np.empty((self.k, self.k), dtype=np.float32)
@@ -98,15 +101,25 @@ class Greedy:
         b1: Start of B1, shape (m, k).
         b2: Start of B2, shape (k, n).
         threads: Threads of the bit kernels.
+        d1: Start of the row scales, shape (m,); None for ones.
+        d3: Start of the column scales, shape (n,); None for ones.
         cyclic: Visit the bits of a row in order instead of taking the best flip each time.
     """
 
     def __init__(
-        self, A: NDArray[np.float32], b1: BitMatrix, b2: BitMatrix, threads: int, cyclic: bool = False
+        self,
+        A: NDArray[np.float32],
+        b1: BitMatrix,
+        b2: BitMatrix,
+        threads: int,
+        *,
+        d1: NDArray[np.float32] | None = None,
+        d3: NDArray[np.float32] | None = None,
+        cyclic: bool = False,
     ) -> None:
         self.energy = _core.energy(A)
-        self.left = Side(b1, A, threads)
-        self.right = Side(b2.T, np.ascontiguousarray(A.T), threads)
+        self.left = Side(b1, d1, A, threads)
+        self.right = Side(b2.T, d3, np.ascontiguousarray(A.T), threads)
         self.d2 = np.zeros(b1.shape[1], dtype=np.float32)
         self.objective = self.energy
         self.flips = 0
@@ -213,12 +226,17 @@ class Greedy:
     @property
     def snr(self) -> float:
         """``10 log10(|A|^2 / objective)`` in dB."""
-        if self.objective <= 0:
-            return math.inf
-        return 10 * math.log10(self.energy / self.objective) if self.energy else -math.inf
+        return snr(self.energy, self.objective)
 
     def bits(self) -> tuple[BitMatrix, BitMatrix]:
         """B1 (m x k) and B2 (k x n)."""
         alphabet: Alphabet = "sign" if self.left.signs else "binary"
         right = BitMatrix(self.right.words, self.right.k, alphabet)
         return BitMatrix(self.left.words, self.left.k, alphabet), right.T
+
+
+def snr(energy: float, objective: float) -> float:
+    """``10 log10(energy / objective)`` in dB; ``inf`` for an exact fit, also of zero."""
+    if objective <= 0:
+        return math.inf
+    return 10 * math.log10(energy / objective) if energy else -math.inf

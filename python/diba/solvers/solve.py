@@ -13,8 +13,9 @@ from ..bits import BitMatrix
 from ..factorization import Factorization
 from ..progress import Progress
 from ..runtime import resolve_threads
+from .admm import Admm
 from .budget import inner_dimension
-from .greedy import Greedy
+from .greedy import Greedy, snr
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
 
 __all__ = ["METHODS", "solve"]
 
-METHODS = ("greedy",)
+METHODS = ("greedy", "admm")
+BALANCE = 0.1  # lambda of the balance penalty
+POLISH = 20  # greedy iterations after the ramp, at most
+DEFAULT_ITERATIONS = {"greedy": 100, "admm": 800}
 
 
 def solve(
@@ -33,10 +37,10 @@ def solve(
     *,
     bits_per_weight: float | None = None,
     storage_ratio: float | None = None,
-    method: Literal["greedy"] = "greedy",
+    method: Literal["greedy", "admm"] = "greedy",
     alphabet: Alphabet = "binary",
     seed: int = 0,
-    max_iter: int = 100,
+    max_iter: int | None = None,
     tol: float = 1e-4,
     threads: int | None = None,
     progress: ProgressCallback | None = None,
@@ -49,13 +53,15 @@ def solve(
         bits_per_weight: The largest k whose factors take at most this many bits for each entry
             of A, diagonals counted at 16 bits an entry.
         storage_ratio: The same as a share of float32: bits per weight / 32.
-        method: ``"greedy"``: DiBA-Greedy as published, from a random start.
+        method: ``"greedy"``: DiBA-Greedy as published, from a random start. ``"admm"``: better factors
+            in more time, by ADMM on signs (balanced first where 0/1 factors are wanted), then greedy.
         alphabet: Entries of the binary factors: ``"binary"`` (0/1) or ``"sign"`` (-1/+1).
         seed: Of the random start; the same seed gives the same start.
-        max_iter: Outer iterations at most.
-        tol: Stop when an iteration lowers the objective by less than this share of it.
-        threads: Threads of the bit kernels; None uses ``diba.num_threads()``. Dense products run
-            in NumPy's BLAS with its own threads.
+        max_iter: Outer iterations: at most (greedy), or of the whole ramp (admm, where more give
+            better factors); None for 100 (greedy) or 800 (admm).
+        tol: Stop greedy iterations when one lowers the objective by less than this share of it.
+        threads: Threads of the bit kernels; None uses ``diba.num_threads()``. The linear solves of
+            admm run in NumPy's LAPACK with its own threads.
         progress: Called with a :class:`diba.Progress` at the start and after every iteration. What
             it raises ends the run, as Ctrl-C does.
 
@@ -69,7 +75,7 @@ def solve(
         KeyboardInterrupt: promptly on Ctrl-C; A and all state of the process are as before.
 
     Source:
-        Ono, "DiBA", arXiv 2605.05994 (binary); Boza and Macko, arXiv 2505.11076 (sign factors).
+        Ono, "DiBA", arXiv 2605.05994 (binary, greedy); Boza and Macko, arXiv 2505.11076 (signs, ADMM).
 
     Example:
         >>> import numpy as np
@@ -84,6 +90,8 @@ def solve(
     _check.method(method, METHODS)
     alphabet = _check.alphabet(alphabet)
     seed = _check.seed(seed)
+    if max_iter is None:
+        max_iter = DEFAULT_ITERATIONS[method]
     max_iter = _check.integer(max_iter, "max_iter", minimum=0, maximum=10**9)
     tol = _check.number(tol, "tol", minimum=0)
     threads = resolve_threads(threads)
@@ -96,23 +104,35 @@ def solve(
 
     started = time.perf_counter()
     scaled, exponent = scaled_to_one(matrix)
-    run = Greedy(scaled, *random_start(m, n, inner, alphabet, seed), threads)
 
-    def report(iteration: int) -> None:
+    def report(run: Greedy | Admm, iteration: int, flips: int) -> None:
         if progress is not None:
             objective = math.ldexp(run.objective, 2 * exponent)
             elapsed = time.perf_counter() - started
-            progress(Progress(iteration, max_iter, objective, run.snr, run.flips, elapsed))
+            decibels = snr(run.energy, run.objective)
+            progress(Progress(iteration, max_iter, objective, decibels, flips, elapsed))
 
-    report(0)
-    for iteration in run.iterate(max_iter, tol):
-        report(iteration)
+    if method == "greedy":
+        run = Greedy(scaled, *random_start(m, n, inner, alphabet, seed), threads)
+        report(run, 0, 0)
+        for iteration in run.iterate(max_iter, tol):
+            report(run, iteration, run.flips)
+    else:
+        ramp = Admm(scaled, inner, seed, BALANCE if alphabet == "binary" else 0.0, threads)
+        for iteration in ramp.iterate(max_iter):
+            report(ramp, iteration, 0)
+        d1, b1, b2, d3 = ramp.factors(alphabet)
+        run = Greedy(scaled, b1, b2, threads, d1=d1, d3=d3)
+        flips = 0
+        for _ in run.iterate(POLISH, tol):
+            flips += run.flips
+        report(run, max_iter, flips)
     return _finished(run, exponent)
 
 
 def _bytes_needed(m: int, n: int, k: int) -> int:
-    """Peak memory of a run: A scaled, dense factors, correlations and Gram matrices."""
-    return 4 * (2 * m * n + 6 * (m + n) * k) + 8 * 6 * k * k
+    """Peak memory of a run: A in four forms, dense (m + n) x k matrices, k x k systems."""
+    return 4 * (4 * m * n + 6 * (m + n) * k) + 8 * 5 * k * k
 
 
 def scaled_to_one(A: FloatArray) -> tuple[NDArray[np.float32], int]:
