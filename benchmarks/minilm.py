@@ -23,6 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 import diba
+from diba.solvers import METHODS
 from product_time import Pair, compare
 from realdata import MissingWeightsError, RealMatrix, minilm
 
@@ -117,6 +118,7 @@ def factor(matrix: RealMatrix, options: argparse.Namespace, bar: WorkBar) -> tup
     f = diba.solve(
         matrix.array,
         bits_per_weight=options.bits,
+        method=options.method,
         alphabet=options.alphabet,
         seed=options.seed,
         threads=options.threads,
@@ -215,6 +217,7 @@ def machine() -> dict[str, object]:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="minilm.py", description=__doc__.split("\n")[0])
     parser.add_argument("--bits", type=float, default=1.0, metavar="B", help="stored bits per weight (1)")
+    parser.add_argument("--method", choices=METHODS, default="greedy", help="of diba.solve")
     parser.add_argument("--alphabet", choices=("binary", "sign"), default="binary", help="0/1 or -1/+1")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random starts (0)")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of the solver (all granted)")
@@ -266,7 +269,7 @@ def run(options: argparse.Namespace) -> int:
         return 130
     products = compare(pairs)
     print_products(products)
-    chosen = {name: getattr(options, name) for name in ("bits", "alphabet", "seed")}
+    chosen = {name: getattr(options, name) for name in ("bits", "method", "alphabet", "seed")}
     report = {
         "model": matrices[0].source,
         "machine": machine(),

@@ -16,6 +16,7 @@ from typing import Any
 import solve
 
 ROOT = Path(__file__).resolve().parent.parent
+METHODS = ("minilm.json", "minilm-sign.json", "minilm-admm.json", "minilm-admm-sign.json")
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -49,17 +50,28 @@ def minilm_row(row: dict[str, Any], product: dict[str, Any]) -> str:
 
 def minilm_note(report: dict[str, Any]) -> str:
     machine, total = report["machine"], report["totals"]
-    threads = report["arguments"]["threads"]
-    signs = load("minilm-sign.json")["totals"]
-    return (
-        f"Worst matrix: {total['worst_snr_db']:.2f} dB (`{total['worst_matrix']}`). With factors of -1/+1 "
-        f"(`--alphabet sign`) the mean is {signs['mean_snr_db']:.2f} dB, the worst "
-        f"{signs['worst_snr_db']:.2f} dB, in {signs['seconds']:.1f} s. Measured with diba "
+    worst = (
+        f"Worst matrix: {total['worst_snr_db']:.2f} dB (`{total['worst_matrix']}`). Measured with diba "
         f"{machine['diba']} ({machine['isa']}) and NumPy {machine['numpy']} ({machine['numpy_blas']}) on "
-        f"{' '.join(str(machine['cpu']).split())}; solving with {threads} threads, products on one thread: "
-        "medians of interleaved repetitions, the first three rows with the matrix in cache, the last one "
-        "through all matrices in turn."
+        f"{' '.join(str(machine['cpu']).split())}; solving with {report['arguments']['threads']} threads, "
+        "products on one thread: medians of interleaved repetitions, the first three rows with the matrix in "
+        "cache, the last one through all matrices in turn."
     )
+    lines = [
+        worst,
+        "",
+        "The same 36 matrices at the same size, by method and alphabet:",
+        "",
+        *table(["Method", "Alphabet", "Mean SNR, dB", "Worst, dB", "All solved in, s"], left=2),
+    ]
+    for name in METHODS:
+        other = load(name)
+        chosen, sums = other["arguments"], other["totals"]
+        lines.append(
+            f"| {chosen['method']} | {chosen['alphabet']} | {sums['mean_snr_db']:.2f} "
+            f"| {sums['worst_snr_db']:.2f} | {sums['seconds']:.0f} |"
+        )
+    return "\n".join(lines)
 
 
 def solve_times(report: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import diba
 from diba import reference
+from diba.solvers import METHODS
 from diba.solvers.budget import inner_dimension
 from diba.solvers.greedy import Greedy
 from diba.storage import bits_per_weight
@@ -399,12 +400,13 @@ EDGES: dict[str, tuple[np.ndarray, int, float]] = {  # matrix, k, SNR (dB) that 
 }
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("alphabet", ALPHABETS)
 @pytest.mark.parametrize("name", EDGES)
-def test_edge_cases_give_finite_factors_without_warnings(name: str, alphabet: str) -> None:
+def test_edge_cases_give_finite_factors_without_warnings(name: str, alphabet: str, method: str) -> None:
     A, k, snr = EDGES[name]
     reports: list[diba.Progress] = []
-    f = diba.solve(A, k=k, alphabet=alphabet, progress=reports.append)
+    f = diba.solve(A, k=k, method=method, alphabet=alphabet, progress=reports.append)
     assert f.shape == A.shape
     assert f.k == k
     for d in (f.d1, f.d2, f.d3):
