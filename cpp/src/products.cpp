@@ -70,6 +70,7 @@ class TileProduct {
       std::fill_n(weights_.data(), bits.cols, 1.0F);
     }
     std::fill(weights_.data() + bits.cols, weights_.data() + padded_cols(bits.cols), 0.0F);
+    if (bits.cols == 0) std::fill_n(y_.data(), bits.rows * kTile, 0.0F);  // sums of nothing
   }
 
   // Y for the first `rows` rows of B; x as row_sums_tile wants it.

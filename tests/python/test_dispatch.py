@@ -34,7 +34,7 @@ def test_without_the_environment_it_is_the_best() -> None:
         assert (done.stdout, done.stderr) == (f"{_core.supported_isas()[0]}\n", "")
 
 
-@pytest.mark.parametrize("name", ["sse2", "AVX2", "avx2 ", "avx512,avx2", "best", "\u0661"])
+@pytest.mark.parametrize("name", ["sse2", "AVX2", "avx512,avx2"])
 def test_unknown_names_are_refused_with_the_valid_ones(name: str) -> None:
     done = python("import diba; diba.isa()", DIBA_ISA=name)
     last = done.stderr.strip().splitlines()[-1]

@@ -14,7 +14,9 @@ namespace diba {
 inline constexpr std::size_t kWordBits = 64;
 
 // Always inlined, so that no copy of them is emitted with the flags of an instruction set.
-[[gnu::always_inline]] constexpr std::size_t words_for(std::size_t cols) { return (cols + kWordBits - 1) / kWordBits; }
+[[gnu::always_inline]] constexpr std::size_t words_for(std::size_t cols) {
+  return cols / kWordBits + (cols % kWordBits != 0);
+}
 
 // The valid bits of the last word of a row; all ones where the row fills it.
 [[gnu::always_inline]] constexpr std::uint64_t tail_mask(std::size_t cols) {
