@@ -65,6 +65,8 @@ def minilm_note(report: dict[str, Any]) -> str:
         *table(["Method", "Alphabet", "Mean SNR, dB", "Worst, dB", "All solved in, s"], left=2),
     ]
     for name in METHODS:
+        if not (RESULTS / name).exists():
+            continue
         other = load(name)
         chosen, sums = other["arguments"], other["totals"]
         lines.append(

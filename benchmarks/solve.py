@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -39,22 +38,35 @@ def matrix(shape: str) -> tuple[str, np.ndarray]:
     return f"{found.source} {found.name}", np.asarray(found.array, dtype=np.float32)
 
 
-def peak_memory() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+class Peak:
+    """Peak resident memory of this process from here on, over what it holds now (Linux)."""
+
+    def __init__(self) -> None:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak so far
+        self._held = self._status("VmRSS")
+
+    @staticmethod
+    def _status(name: str) -> int:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+    def grown(self) -> int:
+        """Bytes."""
+        return self._status("VmHWM") - self._held
 
 
 def run_cpp(A: np.ndarray, bits: float, alphabet: str) -> dict:
     import diba
 
     seen: list[diba.Progress] = []
-    before, started = peak_memory(), time.perf_counter()
+    peak, started = Peak(), time.perf_counter()
     f = diba.solve(
         A, bits_per_weight=bits, method="greedy", alphabet=alphabet, max_iter=MAX_ITER, tol=TOL, threads=1,
         progress=seen.append,
     )  # fmt: skip
     seconds = time.perf_counter() - started
     return {
-        "seconds": seconds, "bytes": peak_memory() - before, "snr": f.snr(A), "k": f.k,
+        "seconds": seconds, "bytes": peak.grown(), "snr": f.snr(A), "k": f.k,
         "iterations": len(seen) - 1, "flips": sum(p.flips for p in seen), "isa": diba.isa(),
     }  # fmt: skip
 
@@ -71,12 +83,12 @@ def run_torch(A: np.ndarray, bits: float, alphabet: str, drop_finished: bool) ->
     k = inner_dimension(m, n, None, bits, None)
     scaled, _ = scaled_to_one(A)
     start = [torch.from_numpy(b.to_dense()) for b in random_start(m, n, k, alphabet, seed=0)]
-    before, started = peak_memory(), time.perf_counter()
+    peak, started = Peak(), time.perf_counter()
     d1, B1, d2, B2, d3, iterations = torch_greedy.solve(
         torch.from_numpy(scaled), *start, alphabet == "sign", MAX_ITER, TOL, drop_finished
     )
     seconds = time.perf_counter() - started
-    used = peak_memory() - before
+    used = peak.grown()
     noise = (torch.from_numpy(scaled) - (B1 * d1[:, None] * d2) @ (B2 * d3)).double().square().sum()
     snr = 10 * np.log10(np.square(scaled, dtype=np.float64).sum() / float(noise))
     return {"seconds": seconds, "bytes": used, "snr": snr, "k": k, "iterations": iterations}
