@@ -189,7 +189,7 @@ class Admm:
             grams = left.unit_gram(), right.unit_gram()
             correlations = right.unit_correlations(left.rows), left.unit_correlations(right.rows)
             norms = left.column_norms(), right.column_norms()
-            self._measure(correlations[0], grams, norms[1])
+            self._measure(correlations[0], grams, norms)
             if self.objective < self.best.objective:
                 self.best = self._iterate()
             if not self.objective <= _DIVERGED * self.energy:
@@ -205,11 +205,11 @@ class Admm:
         self,
         correlations: NDArray[np.float32],
         grams: tuple[NDArray[np.float32], NDArray[np.float32]],
-        norms: NDArray[np.float32],
+        norms: tuple[NDArray[np.float32], NDArray[np.float32]],
     ) -> None:
         """|A|^2 - 2 <L R', A> + |L R'|^2, all of it from what the next step needs anyway."""
-        size = self.left.column_norms() * norms  # of the components
-        along = float(np.vdot(self.left.projection(), correlations * _divide(norms, self.left.norms)))
+        size = norms[0] * norms[1]  # of the components
+        along = float(np.vdot(self.left.projection(), correlations * _divide(norms[1], self.left.norms)))
         square = float(size @ (grams[0] * grams[1]) @ size)
         self.objective = max(self.energy + float(self._unit) ** 2 * (square - 2 * along), 0.0)
 

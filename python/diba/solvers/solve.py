@@ -121,13 +121,18 @@ def solve(
         ramp = Admm(scaled, inner, seed, BALANCE if alphabet == "binary" else 0.0, threads)
         for iteration in ramp.iterate(max_iter):
             report(ramp, iteration, 0)
-        d1, b1, b2, d3 = ramp.factors(alphabet)
-        run = Greedy(scaled, b1, b2, threads, d1=d1, d3=d3)
-        flips = 0
-        for _ in run.iterate(POLISH, tol):
-            flips += run.flips
+        run, flips = _polished(ramp, scaled, alphabet, tol, threads)
         report(run, max_iter, flips)
     return _finished(run, exponent)
+
+
+def _polished(
+    ramp: Admm, scaled: NDArray[np.float32], alphabet: Alphabet, tol: float, threads: int
+) -> tuple[Greedy, int]:
+    """(greedy from the best iterate of a ramp, bits it flipped)."""
+    d1, b1, b2, d3 = ramp.factors(alphabet)
+    run = Greedy(scaled, b1, b2, threads, d1=d1, d3=d3)
+    return run, sum(run.flips for _ in run.iterate(POLISH, tol))
 
 
 def _bytes_needed(m: int, n: int, k: int) -> int:
