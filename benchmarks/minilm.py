@@ -23,7 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 import diba
-from diba.solvers import METHODS
+from diba.solvers import EFFORTS, METHODS
 from product_time import Pair, compare
 from realdata import MissingWeightsError, RealMatrix, minilm
 
@@ -69,7 +69,6 @@ class WorkBar:
     def __init__(self, matrices: Sequence[RealMatrix]) -> None:
         self._count = itertools.count(1)
         self._matrices = len(matrices)
-        self._iterations: list[int] = []
         self._done = self._cost = 0.0
         self._bar = tqdm(
             total=sum(map(cost, matrices)),
@@ -85,14 +84,13 @@ class WorkBar:
         self._title = f", {next(self._count)}/{self._matrices} {short(matrix.name)}"
 
     def __call__(self, progress: diba.Progress) -> None:
-        """Assume as many iterations as the matrices before needed."""
-        past = self._iterations or [30]
-        part = min(0.95, progress.iteration * len(past) / sum(past))
+        """By the pace of the solver, which knows how much is left."""
+        left = progress.remaining
+        part = 0.0 if left is None else progress.elapsed / max(progress.elapsed + left, 1e-9)
         self._bar.set_description_str(f"{self._title}: {progress.snr:.2f} dB", refresh=False)
         self._bar.update(max(0.0, self._done + part * self._cost - self._bar.n))
 
     def finish(self, row: Row) -> None:
-        self._iterations.append(row.iterations)
         self._done += self._cost
         self._bar.update(max(0.0, self._done - self._bar.n))
         self._bar.write(row.line(), file=sys.stdout)
@@ -119,6 +117,7 @@ def factor(matrix: RealMatrix, options: argparse.Namespace, bar: WorkBar) -> tup
         matrix.array,
         bits_per_weight=options.bits,
         method=options.method,
+        effort=options.effort,
         alphabet=options.alphabet,
         seed=options.seed,
         threads=options.threads,
@@ -217,7 +216,8 @@ def machine() -> dict[str, object]:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="minilm.py", description=__doc__.split("\n")[0])
     parser.add_argument("--bits", type=float, default=1.0, metavar="B", help="stored bits per weight (1)")
-    parser.add_argument("--method", choices=METHODS, default="greedy", help="of diba.solve")
+    parser.add_argument("--method", choices=METHODS, default="auto", help="of diba.solve (auto)")
+    parser.add_argument("--effort", choices=EFFORTS, default="normal", help="of diba.solve (normal)")
     parser.add_argument("--alphabet", choices=("binary", "sign"), default="binary", help="0/1 or -1/+1")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random starts (0)")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of the solver (all granted)")
@@ -269,7 +269,7 @@ def run(options: argparse.Namespace) -> int:
         return 130
     products = compare(pairs)
     print_products(products)
-    chosen = {name: getattr(options, name) for name in ("bits", "method", "alphabet", "seed")}
+    chosen = {name: getattr(options, name) for name in ("bits", "method", "effort", "alphabet", "seed")}
     report = {
         "model": matrices[0].source,
         "machine": machine(),

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import quality_table
 import solve
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -106,7 +107,11 @@ def table(head: Sequence[str], left: int) -> list[str]:
     return [f"| {' | '.join(head)} |", f"| {' | '.join(rules)} |"]
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"minilm.json": minilm, "solve.json": solve_times}
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "minilm.json": minilm,
+    "quality.json": quality_table.markdown_report,
+    "solve.json": solve_times,
+}
 
 
 def filled(text: str) -> str:

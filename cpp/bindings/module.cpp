@@ -7,15 +7,19 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
 
+#include "diba/admm.hpp"
 #include "diba/bit_matrix.hpp"
 #include "diba/diagonals.hpp"
 #include "diba/dispatch.hpp"
 #include "diba/greedy.hpp"
+#include "diba/inverse.hpp"
 #include "diba/products.hpp"
+#include "diba/quantized.hpp"
 
 namespace py = pybind11;
 
@@ -140,11 +144,81 @@ void gram(const Words& words, std::size_t cols, const Floats& weights, bool sign
   diba::gram(view, signs, w, h, threads);
 }
 
+void invert_shifted(const Floats& gram, float shift, const std::optional<Floats>& w, diba::TiledMatrix& tiles,
+                    diba::QuantizedMatrix& out, int threads) {
+  const std::size_t k = out.size;
+  require(tiles.rows == k && tiles.cols == k, "tiles must have the size of out");
+  require_shape(gram, k, k, "gram must have shape (k, k)");
+  if (w) require_length(*w, k, "w must have shape (k,)");
+  const float* g = gram.data();
+  const float* weights = w ? w->data() : nullptr;
+  const py::gil_scoped_release unlocked;
+  diba::invert_shifted(g, k, shift, weights, tiles, threads);
+  out.assign(tiles, threads);
+}
+
+void fit_magnitudes(Floats& outer, Floats& inner, const Floats& state) {
+  require(state.ndim() == 2, "state must be two-dimensional");
+  require_length(outer, extent(state, 0), "outer must have shape (rows,)");
+  require_length(inner, extent(state, 1), "inner must have shape (k,)");
+  const std::size_t rows = extent(state, 0);
+  const std::size_t k = extent(state, 1);
+  float* u = outer.mutable_data();
+  float* v = inner.mutable_data();
+  const float* x = state.data();
+  const py::gil_scoped_release unlocked;
+  diba::fit_magnitudes(u, v, x, rows, k);
+}
+
+double step_sign_side(Words& words, Floats& outer, Floats& inner, Floats& state, const Floats& correlations,
+                      const diba::QuantizedMatrix& inverse, const Floats& ratio, const Floats& weights, float penalty,
+                      int threads) {
+  const std::size_t k = inverse.size;
+  const diba::MutableBitView view = mutable_bit_view(words, k);
+  require_length(outer, view.rows, "outer must have shape (rows,)");
+  require_length(inner, k, "inner must have shape (k,)");
+  require_shape(state, view.rows, k, "state must have shape (rows, k)");
+  require_shape(correlations, view.rows, k, "correlations must have shape (rows, k)");
+  require_length(ratio, k, "ratio must have shape (k,)");
+  require_length(weights, k, "weights must have shape (k,)");
+  const diba::SignSide side{view, outer.mutable_data(), inner.mutable_data(), state.mutable_data()};
+  const float* t = correlations.data();
+  const float* r = ratio.data();
+  const float* w = weights.data();
+  const py::gil_scoped_release unlocked;
+  return diba::step_sign_side(side, t, inverse, r, w, penalty, threads);
+}
+
 double energy(const Floats& x) {
   const float* data = x.data();
   const auto count = static_cast<std::size_t>(x.size());
   const py::gil_scoped_release unlocked;
   return diba::energy(data, count);
+}
+
+double product_energy(const Floats& gram_left, const Floats& gram_right, const Floats& d) {
+  require(d.ndim() == 1, "d must be one-dimensional");
+  const std::size_t k = extent(d, 0);
+  require_shape(gram_left, k, k, "gram_left must have shape (k, k)");
+  require_shape(gram_right, k, k, "gram_right must have shape (k, k)");
+  const float* left = gram_left.data();
+  const float* right = gram_right.data();
+  const float* scales = d.data();
+  const py::gil_scoped_release unlocked;
+  return diba::product_energy(left, right, scales, k);
+}
+
+double product_along(const Words& words, bool signs, const Floats& scale, const Floats& correlations, const Floats& d) {
+  require(d.ndim() == 1, "d must be one-dimensional");
+  const std::size_t k = extent(d, 0);
+  const diba::BitView view = bit_view(words, k);
+  require_length(scale, view.rows, "scale must have shape (rows,)");
+  require_shape(correlations, view.rows, k, "correlations must have shape (rows, k)");
+  const float* s = scale.data();
+  const float* t = correlations.data();
+  const float* scales = d.data();
+  const py::gil_scoped_release unlocked;
+  return diba::product_along(view, signs, s, t, scales);
 }
 
 double fit_inner(const Floats& gram_left, const Floats& gram_right, const Floats& correlations, const Words& words,
@@ -185,7 +259,7 @@ double residual_correlations(const Floats& gram, const Floats& correlations, con
 }
 
 std::pair<std::uint64_t, double> greedy_rows(const Floats& gram, Floats& correlations, const Floats& scale,
-                                             Words& words, bool signs, bool cyclic, int threads) {
+                                             Words& words, bool signs, bool cyclic, int threads, bool pairs) {
   require(gram.ndim() == 2, "gram must be two-dimensional");
   const std::size_t k = extent(gram, 0);
   require_shape(gram, k, k, "gram must have shape (k, k)");
@@ -196,7 +270,7 @@ std::pair<std::uint64_t, double> greedy_rows(const Floats& gram, Floats& correla
   const float* d = scale.data();
   float* g = correlations.mutable_data();
   const py::gil_scoped_release unlocked;
-  const diba::FlipResult result = diba::greedy_rows(h, g, d, view, signs, cyclic, threads);
+  const diba::FlipResult result = diba::greedy_rows(h, g, d, view, signs, cyclic, pairs, threads);
   return {result.flips, result.decrease};
 }
 
@@ -225,16 +299,30 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("matvec_t", &bind_vector_product<diba::matvec_t, true>, words, cols, x, signs, out, threads);
   m.def("matmul", &bind_matrix_product<diba::matmul, false>, words, cols, x, signs, out, threads);
   m.def("matmul_t", &bind_matrix_product<diba::matmul_t, true>, words, cols, x, signs, out, threads);
-  py::class_<diba::TiledMatrix>(m, "TiledMatrix").def(py::init(&make_tiled), x);
+  py::class_<diba::TiledMatrix>(m, "TiledMatrix")
+      .def(py::init(&make_tiled), x)
+      .def(py::init<std::size_t, std::size_t>(), py::arg("rows"), cols);
+  py::class_<diba::QuantizedMatrix>(m, "QuantizedMatrix").def(py::init<std::size_t>(), py::arg("size"));
   m.def("correlate", &correlate, words, py::arg("x"), weights, signs, out, threads);
   m.def("gram", &gram, words, cols, weights, signs, out, threads);
   const auto gram_matrix = py::arg("gram").noconvert();
   const auto correlations = py::arg("correlations").noconvert();
   const auto scale = py::arg("scale").noconvert();
+  m.def("invert_shifted", &invert_shifted, gram_matrix, py::arg("shift"), py::arg("w").noconvert().none(true),
+        py::arg("tiles"), out, threads);
+  m.def("fit_magnitudes", &fit_magnitudes, py::arg("outer").noconvert(), py::arg("inner").noconvert(),
+        py::arg("state").noconvert());
+  m.def("step_sign_side", &step_sign_side, words, py::arg("outer").noconvert(), py::arg("inner").noconvert(),
+        py::arg("state").noconvert(), correlations, py::arg("inverse"), py::arg("ratio").noconvert(), weights,
+        py::arg("penalty"), threads);
   m.def("energy", &energy, x);
+  m.def("product_energy", &product_energy, py::arg("gram_left").noconvert(), py::arg("gram_right").noconvert(),
+        py::arg("d").noconvert());
+  m.def("product_along", &product_along, words, signs, scale, correlations, py::arg("d").noconvert());
   m.def("fit_inner", &fit_inner, py::arg("gram_left").noconvert(), py::arg("gram_right").noconvert(), correlations,
         words, signs, scale, py::arg("energy"), py::arg("d2").noconvert());
   m.def("residual_correlations", &residual_correlations, gram_matrix, correlations, py::arg("inner").noconvert(), words,
         signs, py::arg("fit"), scale, out, threads);
-  m.def("greedy_rows", &greedy_rows, gram_matrix, correlations, scale, words, signs, py::arg("cyclic"), threads);
+  m.def("greedy_rows", &greedy_rows, gram_matrix, correlations, scale, words, signs, py::arg("cyclic"), threads,
+        py::arg("pairs"));
 }

@@ -97,6 +97,39 @@ double energy(const float* x, std::size_t count) {
   return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
 }
 
+double product_energy(const float* gram_left, const float* gram_right, const float* d, std::size_t k) {
+  double total = 0.0;
+  for (std::size_t i = 0; i < k; ++i) {
+    const float* left = gram_left + i * k;
+    const float* right = gram_right + i * k;
+    float lanes[16] = {};
+    std::size_t j = 0;
+    for (; j + 16 <= k; j += 16)
+      for (std::size_t l = 0; l < 16; ++l) lanes[l] += left[j + l] * right[j + l] * d[j + l];
+    for (std::size_t l = 0; j < k; ++l, ++j) lanes[l] += left[j] * right[j] * d[j];
+    double row = 0.0;
+    for (const float lane : lanes) row += static_cast<double>(lane);
+    total += row * static_cast<double>(d[i]);
+  }
+  return total;
+}
+
+double product_along(BitView bits, bool signs, const float* scale, const float* correlations, const float* d) {
+  const std::size_t k = bits.cols;
+  std::vector<float> row(k);  // of B
+  double total = 0.0;
+  for (std::size_t i = 0; i < bits.rows; ++i) {
+    active().unpack_row(bits.row(i), k, signs ? -1.0F : 0.0F, 1.0F, row.data());
+    double lanes[8] = {};
+    for (std::size_t j = 0; j < k; ++j)
+      lanes[j % 8] += static_cast<double>(row[j] * d[j]) * static_cast<double>(correlations[i * k + j]);
+    double sum = 0.0;
+    for (const double lane : lanes) sum += lane;
+    total += sum * static_cast<double>(scale[i]);
+  }
+  return total;
+}
+
 double fit_inner(const float* gram_left, const float* gram_right, const float* correlations, BitView bits, bool signs,
                  const float* scale, double energy, float* d2) {
   const std::size_t k = bits.cols;

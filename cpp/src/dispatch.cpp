@@ -13,32 +13,50 @@ bool always() { return true; }
 
 #ifdef DIBA_X86_KERNELS
 // Each predicate names exactly the flags that CMakeLists.txt gives the file; the builtins ask the operating system too.
-bool has_avx2() { return __builtin_cpu_supports("avx2"); }
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 #endif
 
+#ifdef DIBA_X86_KERNELS
+bool has_avx512_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
+
+const Kernels& avx512_vnni() {
+  static const Kernels table = [] {
+    Kernels kernels = kAvx512;
+    kernels.name = "avx512vnni";
+    kernels.integer_tile = integer_tile_vnni;
+    return kernels;
+  }();
+  return table;
+}
+const Kernels& avx512() { return kAvx512; }
+const Kernels& avx2() { return kAvx2; }
+#endif
+const Kernels& scalar() { return kScalar; }
+
 struct Candidate {
-  const Kernels* kernels;
+  const Kernels& (*kernels)();
   bool (*runs_here)();
 };
 
 constexpr Candidate kCandidates[] = {
 #ifdef DIBA_X86_KERNELS
-    {&kAvx512, has_avx512},
-    {&kAvx2, has_avx2},
+    {avx512_vnni, has_avx512_vnni},
+    {avx512, has_avx512},
+    {avx2, has_avx2},
 #endif
-    {&kScalar, always},
+    {scalar, always},
 };
 
 const Kernels& find(const std::string& name, const char* asked_by) {
   std::string valid;
   for (const Candidate& candidate : kCandidates) {
     if (!candidate.runs_here()) continue;
-    if (name == candidate.kernels->name) return *candidate.kernels;
-    valid += std::string(valid.empty() ? "" : ", ") + candidate.kernels->name;
+    if (name == candidate.kernels().name) return candidate.kernels();
+    valid += std::string(valid.empty() ? "" : ", ") + candidate.kernels().name;
   }
   throw std::invalid_argument(std::string(asked_by) + " is '" + name + "', must be one of: " + valid +
                               " (what this build and this CPU support)");
@@ -48,7 +66,7 @@ const Kernels& first_choice() {
   const char* name = std::getenv("DIBA_ISA");
   if (name != nullptr && *name != '\0') return find(name, "DIBA_ISA");
   for (const Candidate& candidate : kCandidates)
-    if (candidate.runs_here()) return *candidate.kernels;
+    if (candidate.runs_here()) return candidate.kernels();
   return kScalar;
 }
 
@@ -59,7 +77,7 @@ std::atomic<const Kernels*> chosen{nullptr};
 std::vector<std::string> supported() {
   std::vector<std::string> names;
   for (const Candidate& candidate : kCandidates)
-    if (candidate.runs_here()) names.emplace_back(candidate.kernels->name);
+    if (candidate.runs_here()) names.emplace_back(candidate.kernels().name);
   return names;
 }
 

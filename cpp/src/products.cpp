@@ -5,6 +5,7 @@
 
 #include "diba/dispatch.hpp"
 #include "diba/parallel.hpp"
+#include "transpose.hpp"
 
 namespace diba {
 namespace {
@@ -27,21 +28,6 @@ float total(const float* x, std::size_t count) {
 
 void to_signs(float* y, std::size_t count, float sum) {
   for (std::size_t i = 0; i < count; ++i) y[i] = to_sign(y[i], sum);
-}
-
-// to(c, i) = from(i, c) for a square of four; from has rows of kTile.
-void transpose_4x4(const float* from, float* to, std::size_t stride) {
-  typedef float Four __attribute__((vector_size(16), aligned(4)));
-  Four rows[4];
-  for (std::size_t i = 0; i < 4; ++i) rows[i] = *reinterpret_cast<const Four*>(from + i * kTile);
-  const Four low01 = __builtin_shufflevector(rows[0], rows[1], 0, 4, 1, 5);
-  const Four low23 = __builtin_shufflevector(rows[2], rows[3], 0, 4, 1, 5);
-  const Four high01 = __builtin_shufflevector(rows[0], rows[1], 2, 6, 3, 7);
-  const Four high23 = __builtin_shufflevector(rows[2], rows[3], 2, 6, 3, 7);
-  *reinterpret_cast<Four*>(to) = __builtin_shufflevector(low01, low23, 0, 1, 4, 5);
-  *reinterpret_cast<Four*>(to + stride) = __builtin_shufflevector(low01, low23, 2, 3, 6, 7);
-  *reinterpret_cast<Four*>(to + 2 * stride) = __builtin_shufflevector(high01, high23, 0, 1, 4, 5);
-  *reinterpret_cast<Four*>(to + 3 * stride) = __builtin_shufflevector(high01, high23, 2, 3, 6, 7);
 }
 
 // One row of a tile. Whole rows are copied by inline moves: calls would cost as much as the product.
@@ -99,7 +85,7 @@ class TileProduct {
     for (; width == kTile && first + kStrip <= rows; first += kStrip)
       for (std::size_t c = 0; c < kTile; c += 4)
         for (std::size_t i = first; i < first + kStrip; i += 4)
-          transpose_4x4(y_row(i) + c, to + c * stride + i, stride);
+          transpose_4x4(y_row(i) + c, kTile, to + c * stride + i, stride);
     for (; first < rows; ++first)
       for (std::size_t c = 0; c < width; ++c) to[c * stride + first] = y_row(first)[c];
   }
@@ -160,13 +146,14 @@ void matmul_t(BitView bits, bool signs, const float* x, std::size_t p, float* y,
 }
 
 TiledMatrix::TiledMatrix(const float* x, std::size_t rows_, std::size_t cols_)
-    : rows(rows_), cols(cols_), data_(tiles() * padded_cols(rows) * kTile) {
-  for (std::size_t t = 0; t < tiles(); ++t) fill_tile(x, rows, cols, t * kTile, data_.data() + t * tile_floats());
+    : rows(rows_), cols(cols_), tile_floats_(padded_cols(rows) * kTile), data_(tiles() * tile_floats_) {
+  for (std::size_t t = 0; t < tiles(); ++t) fill_tile(x, rows, cols, t * kTile, data_.data() + t * tile_floats_);
 }
 
-std::size_t TiledMatrix::tiles() const { return (cols + kTile - 1) / kTile; }
-
-std::size_t TiledMatrix::tile_floats() const { return padded_cols(rows) * kTile; }
+TiledMatrix::TiledMatrix(std::size_t rows_, std::size_t cols_)
+    : rows(rows_), cols(cols_), tile_floats_(padded_cols(rows) * kTile), data_(tiles() * tile_floats_) {
+  std::fill_n(data_.data(), tiles() * tile_floats_, 0.0F);
+}
 
 void correlate(BitView bits, bool signs, const TiledMatrix& x, const float* weights, float* y, int threads) {
   parallel_for(x.tiles(), 1, additions(bits, x.cols) / 16, threads, [&](std::size_t begin, std::size_t end) {

@@ -22,8 +22,10 @@ except ImportError as error:
     ) from error
 
 from .bits import BitMatrix
+from .curve import Curve, curve
 from .errors import FormatError
 from .factorization import Factorization, load
+from .onebit import OneBit, onebit
 from .progress import Progress, ProgressCallback
 from .runtime import info, isa, num_threads, set_num_threads, supported_isas
 from .solvers import solve
@@ -32,15 +34,19 @@ __version__: str = _core.__version__
 
 __all__ = [
     "BitMatrix",
+    "Curve",
     "Factorization",
     "FormatError",
+    "OneBit",
     "Progress",
     "ProgressCallback",
     "__version__",
+    "curve",
     "info",
     "isa",
     "load",
     "num_threads",
+    "onebit",
     "set_num_threads",
     "solve",
     "supported_isas",

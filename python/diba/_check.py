@@ -185,24 +185,25 @@ def path(value: Any, name: str = "path") -> str:
 # ---------------------------------------------------------------- sizes
 
 
-BudgetName = Literal["k", "bits_per_weight", "storage_ratio"]
+BudgetName = Literal["k", "bits_per_weight", "storage_ratio", "snr_db"]
 
 
-def exactly_one_budget(k: Any, bits_per_weight: Any, storage_ratio: Any) -> tuple[BudgetName, float]:
+def exactly_one_budget(
+    k: Any, bits_per_weight: Any, storage_ratio: Any, snr_db: Any
+) -> tuple[BudgetName, float]:
     """The one size a caller asked for, as (name, checked value); k stays an int."""
-    asked = {"k": k, "bits_per_weight": bits_per_weight, "storage_ratio": storage_ratio}
+    asked = {"k": k, "bits_per_weight": bits_per_weight, "storage_ratio": storage_ratio, "snr_db": snr_db}
     given = {name: value for name, value in asked.items() if value is not None}
     if len(given) != 1:
         found = " and ".join(f"{name}={value!r}" for name, value in given.items()) or "no size"
         raise ValueError(
-            f"{found} {'is' if not given else 'are'} given; give exactly one of k, bits_per_weight and "
-            f"storage_ratio, for example bits_per_weight=1"
+            f"{found} {'is' if not given else 'are'} given; give exactly one of k, bits_per_weight, "
+            f"storage_ratio and snr_db, for example bits_per_weight=1"
         )
-    if k is not None:
+    name, value = next(iter(given.items()))
+    if name == "k":
         return "k", positive_int(k, "k")
-    if bits_per_weight is not None:
-        return "bits_per_weight", number(bits_per_weight, "bits_per_weight", minimum=0, exclusive=True)
-    return "storage_ratio", number(storage_ratio, "storage_ratio", minimum=0, exclusive=True)
+    return cast("BudgetName", name), number(value, name, minimum=0, exclusive=True)
 
 
 def fits_in_memory(needed: int, what: str, mend: str) -> None:

@@ -5,6 +5,8 @@ by the caller.
 ``words`` are packed bits, shape (rows, ceil(cols / 64)); ``threads`` is at least 1.
 """
 
+from typing import overload
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -62,8 +64,37 @@ def gram(
 ) -> None: ...
 
 class TiledMatrix:
+    @overload
     def __init__(self, x: NDArray[np.float32]) -> None: ...
+    @overload
+    def __init__(self, rows: int, cols: int) -> None: ...
 
+class QuantizedMatrix:
+    def __init__(self, size: int) -> None: ...
+
+def invert_shifted(
+    gram: NDArray[np.float32],
+    shift: float,
+    w: NDArray[np.float32] | None,
+    tiles: TiledMatrix,
+    out: QuantizedMatrix,
+    threads: int,
+) -> None: ...
+def fit_magnitudes(
+    outer: NDArray[np.float32], inner: NDArray[np.float32], state: NDArray[np.float32]
+) -> None: ...
+def step_sign_side(
+    words: NDArray[np.uint64],
+    outer: NDArray[np.float32],
+    inner: NDArray[np.float32],
+    state: NDArray[np.float32],
+    correlations: NDArray[np.float32],
+    inverse: QuantizedMatrix,
+    ratio: NDArray[np.float32],
+    weights: NDArray[np.float32],
+    penalty: float,
+    threads: int,
+) -> float: ...
 def correlate(
     words: NDArray[np.uint64],
     x: TiledMatrix,
@@ -73,6 +104,16 @@ def correlate(
     threads: int,
 ) -> None: ...
 def energy(x: NDArray[np.float32]) -> float: ...
+def product_energy(
+    gram_left: NDArray[np.float32], gram_right: NDArray[np.float32], d: NDArray[np.float32]
+) -> float: ...
+def product_along(
+    words: NDArray[np.uint64],
+    signs: bool,
+    scale: NDArray[np.float32],
+    correlations: NDArray[np.float32],
+    d: NDArray[np.float32],
+) -> float: ...
 def fit_inner(
     gram_left: NDArray[np.float32],
     gram_right: NDArray[np.float32],
@@ -102,4 +143,5 @@ def greedy_rows(
     signs: bool,
     cyclic: bool,
     threads: int,
+    pairs: bool,
 ) -> tuple[int, float]: ...

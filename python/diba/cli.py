@@ -21,7 +21,7 @@ from . import _core, files, inputs
 from ._check import ALPHABETS
 from .factorization import Factorization, load
 from .runtime import info
-from .solvers import METHODS, solve
+from .solvers import EFFORTS, METHODS, solve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _SECONDS_BETWEEN_LINES = 3.0
+_BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -102,11 +103,14 @@ def _add_solve(commands: Any) -> None:
     size.add_argument("--bits", type=float, metavar="B", help="stored bits per weight, such as 1")
     size.add_argument("--k", type=int, metavar="K", help="inner size")
     size.add_argument("--ratio", type=float, metavar="R", help="size relative to float32, such as 0.03")
+    size.add_argument("--snr", type=float, metavar="DB", help="smallest size that reaches DB; several solves")
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="the diba file to write")
     parser.add_argument("--alphabet", choices=ALPHABETS, help="entries 0/1 or -1/+1 (default: binary)")
-    parser.add_argument("--method", choices=METHODS, help="greedy (default), or admm: better, slower")
+    parser.add_argument("--method", choices=METHODS, help="auto (default): the best known, or one by name")
+    parser.add_argument("--effort", choices=EFFORTS, help="fast, normal (default), best: more steps")
     parser.add_argument("--seed", type=int, metavar="N", help="seed of the starting point (default: 0)")
-    parser.add_argument("--max-iter", type=int, metavar="N", help="most outer iterations")
+    parser.add_argument("--time-limit", type=float, metavar="SECONDS", help="return the best found by then")
+    parser.add_argument("--max-iter", type=int, metavar="N", help="outer iterations, instead of --effort")
     parser.add_argument("--tol", type=float, metavar="T", help="relative gain below which iterations stop")
     parser.add_argument("--threads", type=int, metavar="N", help="worker threads (default: all granted)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -126,8 +130,11 @@ def _solve(options: argparse.Namespace) -> None:
         "k": options.k,
         "bits_per_weight": options.bits,
         "storage_ratio": options.ratio,
+        "snr_db": options.snr,
         "alphabet": options.alphabet,
         "method": options.method,
+        "effort": options.effort,
+        "time_limit": options.time_limit,
         "seed": options.seed,
         "max_iter": options.max_iter,
         "tol": options.tol,
@@ -259,8 +266,9 @@ def _progress_display(quiet: bool) -> Iterator[ProgressCallback | None]:
     def show(progress: Progress) -> None:
         nonlocal bar
         if bar is None:  # only now is the number of iterations known
-            bar = tqdm(total=progress.max_iter, unit="iteration", leave=False, file=sys.stderr)
-        bar.set_postfix_str(f"SNR {progress.snr:.3f} dB, {progress.flips} flips", refresh=False)
+            bar = tqdm(total=progress.max_iter, bar_format=_BAR, leave=False, file=sys.stderr)
+        bar.total = progress.max_iter
+        bar.set_postfix_str(f"SNR {progress.snr:.3f} dB{_outlook(progress)}", refresh=False)
         bar.update(progress.iteration - bar.n)
 
     try:
@@ -278,6 +286,23 @@ def _print_lines() -> ProgressCallback:
         if progress.elapsed - last >= _SECONDS_BETWEEN_LINES:
             last = progress.elapsed
             done = f"iteration {progress.iteration}/{progress.max_iter}"
-            print(f"diba: {done}, SNR {progress.snr:.3f} dB, {progress.elapsed:.0f} s", file=sys.stderr)
+            state = f"SNR {progress.snr:.3f} dB, {_duration(progress.elapsed)}{_outlook(progress)}"
+            print(f"diba: {done}, {state}", file=sys.stderr)
 
     return show
+
+
+def _outlook(progress: Progress) -> str:
+    """The time left and the time of day at which it is over; nothing while unknown, and at the end."""
+    if not progress.remaining:
+        return ""
+    end = time.strftime("%H:%M:%S", time.localtime(time.time() + progress.remaining))
+    return f", {_duration(progress.remaining)} left, done by {end}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"

@@ -19,6 +19,7 @@ class Progress:
         snr: ``10 log10(|A|^2 / objective)`` in dB; ``inf`` for an exact fit.
         flips: Bits changed in this iteration, both factors together.
         elapsed: Seconds since the solver started.
+        remaining: Seconds until it ends at the latest, estimated from its pace; None at the start.
     """
 
     iteration: int
@@ -27,6 +28,7 @@ class Progress:
     snr: float
     flips: int
     elapsed: float
+    remaining: float | None = None
 
 
 ProgressCallback = Callable[[Progress], object]

@@ -7,81 +7,44 @@
 #include "check.hpp"
 #include "data.hpp"
 #include "diba/greedy.hpp"
+#include "row_problem.hpp"
 
 namespace {
 
-// A (rows, n) ~ diag(d) B C with C (k, n): what the search sees is H = C C^T, G = C R^T, d and the bits.
-struct Problem {
-  std::size_t rows, k, n;
-  bool signs;
-  std::vector<float> a, c, d;
-  std::vector<std::uint64_t> words;
+using Problem = RowProblem;
 
-  Problem(std::size_t rows_, std::size_t k_, std::size_t n_, bool signs_, unsigned seed)
-      : rows(rows_),
-        k(k_),
-        n(n_),
-        signs(signs_),
-        a(data::normals(rows_ * n_, seed)),
-        c(data::normals(k_ * n_, seed + 1)),
-        d(data::normals(rows_, seed + 2)),
-        words(data::bits(rows_, k_, seed + 3)) {
-    if (rows > 2) d[1] = 0.0F;  // an unused row: nothing to gain
-  }
-
-  double entry(const std::vector<std::uint64_t>& bits, std::size_t i, std::size_t j) const {
-    const bool set = diba::BitView{bits.data(), rows, k}.get(i, j);
-    return signs ? (set ? 1.0 : -1.0) : (set ? 1.0 : 0.0);
-  }
-
-  std::vector<double> residual(const std::vector<std::uint64_t>& bits, std::size_t i) const {
-    std::vector<double> r(n);
-    for (std::size_t q = 0; q < n; ++q) {
-      double sum = 0.0;
-      for (std::size_t j = 0; j < k; ++j) sum += entry(bits, i, j) * static_cast<double>(c[j * n + q]);
-      r[q] = static_cast<double>(a[i * n + q]) - static_cast<double>(d[i]) * sum;
-    }
-    return r;
-  }
-
-  double objective(const std::vector<std::uint64_t>& bits, std::size_t i) const {
-    double sum = 0.0;
-    for (const double r : residual(bits, i)) sum += r * r;
-    return sum;
-  }
-
-  std::vector<float> gram() const {
-    std::vector<float> h(k * k);
-    for (std::size_t j = 0; j < k; ++j)
-      for (std::size_t l = 0; l < k; ++l) {
-        double sum = 0.0;
-        for (std::size_t q = 0; q < n; ++q)
-          sum += static_cast<double>(c[j * n + q]) * static_cast<double>(c[l * n + q]);
-        h[j * k + l] = static_cast<float>(sum);
-      }
-    return h;
-  }
-
-  std::vector<float> correlations(const std::vector<std::uint64_t>& bits) const {
-    std::vector<float> g(rows * k);
-    for (std::size_t i = 0; i < rows; ++i) {
-      const std::vector<double> r = residual(bits, i);
-      for (std::size_t j = 0; j < k; ++j) {
-        double sum = 0.0;
-        for (std::size_t q = 0; q < n; ++q) sum += static_cast<double>(c[j * n + q]) * r[q];
-        g[i * k + j] = static_cast<float>(sum);
-      }
-    }
-    return g;
-  }
+struct BestPair {
+  double gain;
+  std::size_t first, second;
 };
 
-void flip(std::vector<std::uint64_t>& words, std::size_t row_words, std::size_t i, std::size_t j) {
-  words[i * row_words + j / 64] ^= std::uint64_t{1} << (j % 64);
+// The best two flips of row i, from |r - m_j - m_l|^2 of every two with m_j = d s_j c_j.
+BestPair best_pair(const Problem& p, const std::vector<std::uint64_t>& words, std::size_t i) {
+  const std::vector<double> r = p.residual(words, i);
+  std::vector<double> moves(p.k * p.n);
+  for (std::size_t j = 0; j < p.k; ++j) {
+    const double s = (p.signs ? 2.0 : 1.0) * (p.entry(words, i, j) > 0.0 ? -1.0 : 1.0);
+    for (std::size_t q = 0; q < p.n; ++q)
+      moves[j * p.n + q] = s * static_cast<double>(p.d[i]) * static_cast<double>(p.c[j * p.n + q]);
+  }
+  BestPair best{0.0, p.k, p.k};
+  for (std::size_t j = 0; j < p.k; ++j) {
+    for (std::size_t l = j + 1; l < p.k; ++l) {
+      const double* first = moves.data() + j * p.n;
+      const double* second = moves.data() + l * p.n;
+      double gain = 0.0;
+      for (std::size_t q = 0; q < p.n; ++q) {
+        const double moved = first[q] + second[q];
+        gain += moved * (2.0 * r[q] - moved);
+      }
+      if (gain > best.gain) best = {gain, j, l};
+    }
+  }
+  return best;
 }
 
-// The published search, objective by objective: take the best flip of the row while one pays.
-std::uint64_t brute_force(const Problem& p, std::vector<std::uint64_t>& words) {
+// The search objective by objective: take the best flip of the row while one pays, then the best pair if asked.
+std::uint64_t brute_force(const Problem& p, bool pairs, std::vector<std::uint64_t>& words) {
   std::uint64_t flips = 0;
   for (std::size_t i = 0; i < p.rows; ++i) {
     for (;;) {
@@ -93,9 +56,17 @@ std::uint64_t brute_force(const Problem& p, std::vector<std::uint64_t>& words) {
         if (value < best) best = value, at = j;
         flip(words, diba::words_for(p.k), i, j);
       }
-      if (at == p.k) break;
-      flip(words, diba::words_for(p.k), i, at);
-      ++flips;
+      if (at < p.k) {
+        flip(words, diba::words_for(p.k), i, at);
+        ++flips;
+        continue;
+      }
+      if (!pairs) break;
+      const BestPair pair = best_pair(p, words, i);
+      if (!(pair.gain > 1e-6 * p.objective(words, i))) break;
+      flip(words, diba::words_for(p.k), i, pair.first);
+      flip(words, diba::words_for(p.k), i, pair.second);
+      flips += 2;
     }
   }
   return flips;
@@ -107,22 +78,23 @@ struct Outcome {
   diba::FlipResult result;
 };
 
-Outcome run(const Problem& p, bool cyclic, int threads) {
+Outcome run(const Problem& p, bool cyclic, bool pairs, int threads) {
   const data::Guarded<float> h(p.gram());
   const data::Guarded<float> d(p.d);
   data::Guarded<float> g(p.correlations(p.words));
   data::Guarded<std::uint64_t> words(p.words);
   const diba::FlipResult result =
-      diba::greedy_rows(h.data(), g.data(), d.data(), {words.data(), p.rows, p.k}, p.signs, cyclic, threads);
+      diba::greedy_rows(h.data(), g.data(), d.data(), {words.data(), p.rows, p.k}, p.signs, cyclic, pairs, threads);
   return {words.copy(), g.copy(), result};
 }
 
-void search(const Problem& p, bool cyclic, const std::string& name) {
+// Returns the number of flips.
+std::uint64_t search(const Problem& p, bool cyclic, bool pairs, const std::string& name) {
   diba::select("scalar");
-  const Outcome specified = run(p, cyclic, 1);
+  const Outcome specified = run(p, cyclic, pairs, 1);
   check::for_each_isa([&](const std::string& isa) {
     for (const int threads : {1, 3}) {
-      const Outcome outcome = run(p, cyclic, threads);
+      const Outcome outcome = run(p, cyclic, pairs, threads);
       CHECK_IN(data::same_bytes(outcome.words, specified.words), name + " " + isa);
       CHECK_IN(data::same_bytes(outcome.correlations, specified.correlations), name + " " + isa);
       CHECK_IN(outcome.result.flips == specified.result.flips, name + " " + isa);
@@ -142,8 +114,9 @@ void search(const Problem& p, bool cyclic, const std::string& name) {
       optimal = optimal && p.objective(words, i) >= reached * (1.0 - 1e-5);
       flip(words, diba::words_for(p.k), i, j);
     }
+    optimal = optimal && (!pairs || best_pair(p, words, i).gain <= 1e-5 * reached);
   }
-  CHECK_IN(optimal, name + ": no single flip may improve");
+  CHECK_IN(optimal, name + ": no flip may improve");
   CHECK_IN(std::fabs(before - after - specified.result.decrease) <= 1e-5 * before, name + ": reported decrease");
   CHECK_IN(specified.result.flips > 0, name + ": something to do");
   CHECK_IN(diba::tails_are_zero({words.data(), p.rows, p.k}), name + ": tails");
@@ -158,10 +131,75 @@ void search(const Problem& p, bool cyclic, const std::string& name) {
 
   if (!cyclic) {
     std::vector<std::uint64_t> expected = p.words;
-    const std::uint64_t flips = brute_force(p, expected);
+    const std::uint64_t flips = brute_force(p, pairs, expected);
     CHECK_IN(data::same_bytes(expected, specified.words), name + ": same bits as brute force");
     CHECK_IN(flips == specified.result.flips, name + ": same number of flips as brute force");
   }
+  return specified.result.flips;
+}
+
+// As a side of 0/1 factors: C = diag(d2) B2, so that H_jl has the sign of d2_j d2_l. d2 alternates and row sums of A
+// are those of half the bits, which is what makes single flips stop early.
+Problem balanced(std::size_t rows, std::size_t k, std::size_t n, unsigned seed) {
+  Problem p(rows, k, n, false, seed);
+  for (std::size_t j = 0; j < k; ++j)
+    for (std::size_t q = 0; q < p.n; ++q)
+      p.c[j * p.n + q] =
+          p.c[j * p.n + q] > 0.0F ? (j % 2 == 0 ? 1.0F : -1.0F) * (1.0F + 0.01F * static_cast<float>(j)) : 0.0F;
+  return p;
+}
+
+// Singles and pairs on top of each other, in both forms of the Gram matrix.
+void pair_searches() {
+  for (const bool cyclic : {false, true}) {
+    std::uint64_t singles = 0, pairs = 0;
+    for (const std::size_t k : {1U, 2U, 3U, 17U, 63U, 64U, 65U}) {
+      for (const bool signs : {false, true})
+        search(Problem(4, k, k + 20, signs, static_cast<unsigned>(k)), cyclic, true, "pairs k " + std::to_string(k));
+      const Problem p = balanced(4, k, k + 20, static_cast<unsigned>(k) + 50);
+      singles += search(p, cyclic, false, "balanced singles k " + std::to_string(k));
+      pairs += search(p, cyclic, true, "balanced pairs k " + std::to_string(k));
+    }
+    CHECK(pairs > singles + 10);
+  }
+}
+
+// Components that come twice: their pairs tie, and one of two equal flips undoes the other.
+void repeated_components() {
+  for (const bool signs : {false, true}) {
+    for (const std::size_t k : {2U, 6U, 66U}) {
+      Problem p(3, k, 30, signs, static_cast<unsigned>(k) + 70);
+      for (std::size_t j = k / 2; j < k; ++j)
+        for (std::size_t q = 0; q < p.n; ++q) p.c[j * p.n + q] = p.c[(j - k / 2) * p.n + q];
+      search(p, true, true, "repeated components k " + std::to_string(k));
+    }
+  }
+}
+
+// Few equations and many bits: more bits may take part in a pair than one block of partners holds.
+void many_partners() { search(balanced(1, 500, 12, 9), false, true, "many partners"); }
+
+// A flip that gains 0.8 of the threshold does not pay, nor does the same flip twice. The other components point away
+// from each other, so that no sides can be told.
+void no_bit_pairs_with_itself() {
+  Problem p(1, 4, 3, false, 1);
+  p.c = {1.0F, 0.0F, 0.0F, -0.5F, 0.75F, 0.0F, -0.5F, -0.75F, 0.0F, 0.0F, 0.0F, 0x1p-15F};
+  p.a = {0.0F, 0.0F, 0.8F * 0x1p-6F + 0x1p-16F};
+  p.d = {1.0F};
+  p.words = {0};
+  check::for_each_isa([&](const std::string& isa) { CHECK_IN(run(p, false, true, 1).result.flips == 0, isa); });
+}
+
+// Nothing to gain: bits and correlations stay.
+void nothing_to_gain() {
+  Problem p(3, 70, 20, false, 4);
+  p.d.assign(p.rows, 0.0F);
+  check::for_each_isa([&](const std::string& isa) {
+    const Outcome outcome = run(p, false, true, 1);
+    CHECK_IN(outcome.result.flips == 0 && outcome.result.decrease == 0.0, isa);
+    CHECK_IN(data::same_bytes(outcome.words, p.words), isa);
+    CHECK_IN(data::same_bytes(outcome.correlations, p.correlations(p.words)), isa);
+  });
 }
 
 // residual_correlations against residuals written out: with the scales given, and with the scales fitted.
@@ -217,7 +255,7 @@ int main() {
     for (const std::size_t k : {1U, 2U, 7U, 8U, 9U, 15U, 16U, 17U, 31U, 33U, 63U, 64U, 65U, 100U}) {
       for (const bool cyclic : {false, true}) {
         const Problem p(4, k, k + 20, signs, static_cast<unsigned>(k));
-        search(p, cyclic,
+        search(p, cyclic, false,
                std::string(signs ? "signs" : "binary") + (cyclic ? " cyclic k " : " best k ") + std::to_string(k));
       }
     }
@@ -225,12 +263,19 @@ int main() {
   for (const bool signs : {false, true})
     for (const bool fit : {false, true})
       for (const std::size_t k : {1U, 5U, 64U, 70U}) residuals(Problem(6, k, k + 9, signs, 11), fit);
+  pair_searches();
+  repeated_components();
+  many_partners();
+  no_bit_pairs_with_itself();
+  nothing_to_gain();
   const Problem wide(300, 130, 60, false, 5);  // enough rows for several threads
-  diba::select("scalar");
-  const Outcome one = run(wide, false, 1);
-  check::for_each_isa([&](const std::string& isa) {
-    const Outcome many = run(wide, false, 7);
-    CHECK_IN(data::same_bytes(many.words, one.words) && many.result.decrease == one.result.decrease, isa);
-  });
+  for (const bool pairs : {false, true}) {
+    diba::select("scalar");
+    const Outcome one = run(wide, false, pairs, 1);
+    check::for_each_isa([&](const std::string& isa) {
+      const Outcome many = run(wide, false, pairs, 7);
+      CHECK_IN(data::same_bytes(many.words, one.words) && many.result.decrease == one.result.decrease, isa);
+    });
+  }
   return check::done();
 }

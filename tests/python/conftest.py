@@ -16,7 +16,7 @@ from diba import _core
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-ALL_ISAS = ("avx512", "avx2", "scalar")
+ALL_ISAS = ("avx512vnni", "avx512", "avx2", "scalar")
 
 
 @pytest.fixture(params=ALL_ISAS)

@@ -9,7 +9,7 @@ import numpy as np
 
 from diba import _core
 
-NOT_KERNELS = {"isa", "select_isa", "supported_isas", "TiledMatrix"}
+NOT_KERNELS = {"isa", "select_isa", "supported_isas", "QuantizedMatrix", "TiledMatrix"}
 KERNELS = sorted(
     name
     for name in dir(_core)
@@ -18,10 +18,31 @@ KERNELS = sorted(
 OUTPUTS = {  # of the others: "out"
     "energy": (),
     "fit_inner": ("d2",),
+    "fit_magnitudes": ("outer", "inner"),
     "greedy_rows": ("correlations", "words"),
+    "product_along": (),
+    "product_energy": (),
     "residual_correlations": ("scale", "out"),
+    "step_sign_side": ("words", "outer", "inner", "state"),
     "tails_are_zero": (),
 }
+OPTIONAL = {("invert_shifted", "w")}  # arguments that may be None
+
+
+class Inverse(_core.QuantizedMatrix):
+    """The output of invert_shifted, (k, k), with a way to see what is in it."""
+
+    def __init__(self, k: int) -> None:
+        super().__init__(k)
+        self.k = k
+
+    def tobytes(self) -> bytes:
+        """Of a step that has nothing but the inverse in it: the state becomes its rows."""
+        state, unit = np.zeros((self.k, self.k), np.float32), np.zeros(self.k, np.float32)
+        words = packed(np.zeros((self.k, self.k), np.uint8))
+        correlations = np.eye(self.k, dtype=np.float32)
+        _core.step_sign_side(words, unit.copy(), unit.copy(), state, correlations, self, unit, unit, 0.0, 1)
+        return state.tobytes()
 
 
 @dataclass
@@ -81,6 +102,25 @@ def call(name: str, rows: int = 5, cols: int = 70, p: int = 6, threads: int = 1,
     if name == "unpack":
         values = {"zero": -1.0, "one": 1.0, "out": np.ones((rows, cols), np.float32)}
         return Call(name, {"words": words, "cols": cols, "threads": threads} | values)
+    if name == "invert_shifted":
+        X = floats(2 * p, cols)
+        given = {"gram": X.T @ X, "shift": 0.5, "w": floats(cols), "tiles": _core.TiledMatrix(cols, cols)}
+        return Call(name, given | {"out": Inverse(cols), "threads": threads})
+    if name == "fit_magnitudes":
+        return Call(name, {"outer": floats(rows), "inner": floats(cols), "state": floats(rows, cols)})
+    if name == "product_along":
+        given = {"words": words, "signs": False, "scale": floats(rows), "correlations": floats(rows, cols)}
+        return Call(name, given | {"d": floats(cols)})
+    if name == "product_energy":
+        given = {"gram_left": floats(cols, cols), "gram_right": floats(cols, cols), "d": floats(cols)}
+        return Call(name, given)
+    if name == "step_sign_side":
+        inverse = Inverse(cols)
+        system, tiles = floats(cols, 2 * p), _core.TiledMatrix(cols, cols)
+        _core.invert_shifted(system @ system.T, 0.5, None, tiles, inverse, 1)
+        given = {"words": words, "outer": floats(rows), "inner": floats(cols), "state": floats(rows, cols)}
+        given |= {"correlations": floats(rows, cols), "inverse": inverse, "ratio": floats(cols)}
+        return Call(name, given | {"weights": floats(cols), "penalty": 0.4, "threads": threads})
     if name in ("greedy_rows", "residual_correlations", "fit_inner"):
         X = floats(cols, 2 * p)
         problem = {
@@ -90,7 +130,7 @@ def call(name: str, rows: int = 5, cols: int = 70, p: int = 6, threads: int = 1,
             "words": words,
         }
         if name == "greedy_rows":
-            return Call(name, problem | {"cyclic": False} | flags)
+            return Call(name, problem | {"cyclic": False, "pairs": True} | flags)
         if name == "residual_correlations":
             more = {"inner": np.ones(cols, np.float32), "fit": True, "out": np.ones((rows, cols), np.float32)}
             return Call(name, problem | more | flags)

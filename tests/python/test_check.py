@@ -233,22 +233,24 @@ def test_bad_numbers_and_names(call: Callable[[], object], error: type[Exception
 
 
 def test_exactly_one_budget() -> None:
-    assert _check.exactly_one_budget(np.int32(7), None, None) == ("k", 7)
-    assert _check.exactly_one_budget(None, 1, None) == ("bits_per_weight", 1.0)
-    assert _check.exactly_one_budget(None, None, 0.05) == ("storage_ratio", 0.05)
+    assert _check.exactly_one_budget(np.int32(7), None, None, None) == ("k", 7)
+    assert _check.exactly_one_budget(None, 1, None, None) == ("bits_per_weight", 1.0)
+    assert _check.exactly_one_budget(None, None, 0.05, None) == ("storage_ratio", 0.05)
+    assert _check.exactly_one_budget(None, None, None, 12) == ("snr_db", 12.0)
     for wrong, error, message in (
         (
-            (None, None, None),
+            (None, None, None, None),
             ValueError,
             "^no size is given; give exactly one of k, .*bits_per_weight=1",
         ),
-        ((3, 1.0, None), ValueError, r"^k=3 and bits_per_weight=1\.0 are given; give exactly one"),
-        ((0, None, None), ValueError, "k is 0"),
-        ((1.5, None, None), TypeError, r"k is 1\.5"),
-        ((None, 0, None), ValueError, "bits_per_weight is 0; it must be a finite number above 0"),
-        ((None, np.nan, None), ValueError, "bits_per_weight is nan"),
-        ((None, None, -0.1), ValueError, r"storage_ratio is -0\.1"),
-        ((None, None, "1%"), TypeError, "storage_ratio is '1%'"),
+        ((3, 1.0, None, None), ValueError, r"^k=3 and bits_per_weight=1\.0 are given; give exactly one"),
+        ((0, None, None, None), ValueError, "k is 0"),
+        ((1.5, None, None, None), TypeError, r"k is 1\.5"),
+        ((None, 0, None, None), ValueError, "bits_per_weight is 0; it must be a finite number above 0"),
+        ((None, np.nan, None, None), ValueError, "bits_per_weight is nan"),
+        ((None, None, -0.1, None), ValueError, r"storage_ratio is -0\.1"),
+        ((None, None, "1%", None), TypeError, "storage_ratio is '1%'"),
+        ((None, None, None, 0), ValueError, "snr_db is 0; it must be a finite number above 0"),
     ):
         with pytest.raises(error, match=message):
             _check.exactly_one_budget(*wrong)

@@ -114,6 +114,27 @@ def test_quiet_and_ratio(folder: Path, run: Callable[..., tuple[int, str, str]])
     assert diba.load("a.diba") == diba.solve(A, storage_ratio=0.1)
 
 
+def test_method_effort_and_time_limit(folder: Path, run: Callable[..., tuple[int, str, str]]) -> None:
+    size = ("solve", "a.npy", "--k", "9", "-o", "a.diba", "--quiet")
+    for given, expected in (
+        ((), {}),
+        (("--method", "greedy", "--time-limit", "1000"), {"method": "greedy"}),
+        (("--method", "dbf", "--alphabet", "sign"), {"method": "dbf", "alphabet": "sign"}),
+        (("--effort", "fast"), {"effort": "fast"}),
+    ):
+        assert run(*size, *given) == (0, "", "")
+        assert diba.load("a.diba") == diba.solve(A, k=9, **expected)
+    assert run(*size, "--max-iter", "100000000", "--tol", "0", "--time-limit", "0.2") == (0, "", "")
+    assert diba.load("a.diba").snr(A) > 1
+
+
+def test_snr(folder: Path, run: Callable[..., tuple[int, str, str]]) -> None:
+    assert run("solve", "a.npy", "--snr", "6", "--effort", "fast", "-o", "a.diba", "--quiet") == (0, "", "")
+    f = diba.load("a.diba")
+    assert f.snr(A) >= 6
+    assert f == diba.solve(A, snr_db=6, effort="fast")
+
+
 # ---------------------------------------------------------------- inputs
 
 
@@ -240,7 +261,7 @@ def test_inputs_that_do_not_fit(folder: Path, refused: Callable[..., str]) -> No
             ("solve",),
             "the following arguments are required: FILE[:TENSOR], -o/--output; see 'diba solve --help'",
         ),
-        (("solve", "a.npy", "-o", "x"), "one of the arguments --bits --k --ratio is required"),
+        (("solve", "a.npy", "-o", "x"), "one of the arguments --bits --k --ratio --snr is required"),
         (
             ("solve", "a.npy", "-o", "x", "--k", "1", "--bits", "1"),
             "--bits: not allowed with argument --k",
@@ -254,6 +275,12 @@ def test_inputs_that_do_not_fit(folder: Path, refused: Callable[..., str]) -> No
         (("solve", "a.npy", "-o", "x", "--bits", "nan"), "a.npy: bits_per_weight is nan"),
         (("solve", "a.npy", "-o", "x", "--k", "1", "--threads", "0"), "a.npy: threads is 0"),
         (("solve", "a.npy", "-o", "x", "--k", "1", "--seed", "-1"), "a.npy: seed is -1"),
+        (("solve", "a.npy", "-o", "x", "--k", "1", "--effort", "much"), "--effort: invalid choice"),
+        (
+            ("solve", "a.npy", "-o", "x", "--k", "1", "--method", "dbf"),
+            "a.npy: alphabet is 'binary'; it must be 'sign' for method='dbf'",
+        ),
+        (("solve", "a.npy", "-o", "x", "--k", "1", "--time-limit", "-1"), "a.npy: time_limit is -1"),
         (("solve", "a.npy", "-o", "no/x", "--k", "1"), "the output's folder does not exist: no"),
         (("solve", "a.npy", "-o", ".", "--k", "1"), "the output is a folder, name a file in it: ."),
         (
@@ -383,11 +410,35 @@ def on_a_terminal(*arguments: str) -> str:
         os.close(main_end)
 
 
-def test_progress_on_a_terminal(folder: Path) -> None:
-    arguments = ("solve", "a.npy", "--k", "4", "-o", "a.diba")
+def test_progress_on_a_terminal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ("solve", "a.npy", "--k", "4", "--method", "greedy", "-o", "a.diba")
     assert "diba: iteration 0/100, SNR " in on_a_terminal("without tqdm", *arguments)
     pytest.importorskip("tqdm")
-    assert "/100" in on_a_terminal(*arguments)
+    monkeypatch.setenv("TQDM_MININTERVAL", "0")  # every iteration, however fast
+    shown = on_a_terminal(*arguments)
+    assert "1/100 [" in shown
+    assert "SNR " in shown
+    assert " left, done by " in shown
+
+
+def test_the_end_is_foretold_once_it_is_known(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    monkeypatch.setattr(cli.time, "time", lambda: 12 * 3600.0)
+    show = cli._print_lines()
+    for elapsed, remaining in ((0.0, None), (4.0, 42.4), (9.0, 150.0), (13.0, 7322.0), (99.6, 0.0)):
+        show(diba.Progress(3, 800, 1.0, 5.25, 0, elapsed, remaining))
+    monkeypatch.undo()
+    time.tzset()
+    assert capsys.readouterr().err == (
+        "diba: iteration 3/800, SNR 5.250 dB, 0 s\n"
+        "diba: iteration 3/800, SNR 5.250 dB, 4 s, 42 s left, done by 12:00:42\n"
+        "diba: iteration 3/800, SNR 5.250 dB, 9 s, 2 min 30 s left, done by 12:02:30\n"
+        "diba: iteration 3/800, SNR 5.250 dB, 13 s, 2 h 02 min left, done by 14:02:02\n"
+        "diba: iteration 3/800, SNR 5.250 dB, 1 min 40 s\n"
+    )
 
 
 def test_closed_pipe_is_quiet() -> None:

@@ -17,7 +17,12 @@ import diba
 from diba import _core
 from run_python import python
 
-KERNEL_FILES = {"scalar": "kScalar", "avx2": "kAvx2", "avx512": "kAvx512"}
+KERNEL_FILES = {  # and the one symbol that each leaves to the linker
+    "scalar": "kScalar",
+    "avx2": "kAvx2",
+    "avx512": "kAvx512",
+    "avx512_vnni": "integer_tile_vnni",
+}
 X86 = platform.machine() in ("x86_64", "AMD64")
 
 # ---------------------------------------------------------------- the choice
@@ -83,9 +88,9 @@ def objects(source_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 def test_kernel_objects_leave_nothing_weak_behind(objects: dict[str, Path]) -> None:
     """The linker keeps one copy of a weak function for everybody: it must never come from these files."""
     for name in KERNEL_FILES.keys() & objects.keys():
-        symbols = [line.split(maxsplit=2)[1:] for line in tool("nm", "-C", str(objects[name])).splitlines()]
+        symbols = [line[17:].split(maxsplit=1) for line in tool("nm", "-C", str(objects[name])).splitlines()]
         assert [symbol for kind, symbol in symbols if kind in "WwVvu"] == [], name
-        defined = [symbol for kind, symbol in symbols if kind.isupper() and kind != "U"]
+        defined = [symbol.partition("(")[0] for kind, symbol in symbols if kind.isupper() and kind != "U"]
         assert defined == [f"diba::{KERNEL_FILES[name]}"]
 
 
@@ -96,39 +101,46 @@ def test_kernel_objects_run_nothing_while_loading(objects: dict[str, Path]) -> N
         assert not re.search(r"\.init_array|\.ctors|\.preinit_array", sections), name
 
 
-def instructions(path: Path) -> list[tuple[str, str]]:
-    """(encoding, text) of every instruction; the encoding is "evex" (AVX-512), "vex" (AVX, AVX2) or "legacy".
+def instructions(path: Path) -> list[tuple[str, str, str]]:
+    """(function, encoding, text) of every instruction.
 
+    The encoding is "evex" (AVX-512), "vex" (AVX, AVX2) or "legacy".
     In 64-bit code the first byte after the prefixes tells: 62 and C4, C5 begin nothing else.
     """
-    found = []
+    found, function = [], ""
     for line in tool("objdump", "-d", "--wide", str(path)).splitlines():
+        if title := re.match(r"[0-9a-f]+ <(.+)>:", line):
+            function = title[1]
         match = re.match(r"\s*[0-9a-f]+:\t([0-9a-f ]+)\t(.+)", line)
         if match:
             code = match[1].split()
             while code[0] in ("26", "2e", "36", "3e", "64", "65", "66", "67", "f0", "f2", "f3") and code[1:]:
                 code = code[1:]
             kind = {"62": "evex", "c4": "vex", "c5": "vex"}.get(code[0], "legacy")
-            found.append((kind, match[2]))
+            found.append((function, kind, match[2]))
     return found
 
 
 @pytest.mark.skipif(not X86, reason="instruction sets of x86-64")
 def test_objects_hold_the_instructions_of_their_own_set_only(objects: dict[str, Path]) -> None:
-    allowed = {"avx2": {"legacy", "vex"}, "avx512": {"legacy", "vex", "evex"}}
+    wide = {"legacy", "vex", "evex"}
+    allowed = {"avx2": {"legacy", "vex"}, "avx512": wide, "avx512_vnni": wide}
     for name, path in objects.items():
         kinds = {}
-        for kind, text in instructions(path):
+        for _, kind, text in instructions(path):
             kinds.setdefault(kind, text)
         assert set(kinds) == allowed.get(name, {"legacy"}), (name, kinds)
 
 
 @pytest.mark.skipif(not X86, reason="instruction sets of x86-64")
-def test_nothing_fuses_multiplication_and_addition(objects: dict[str, Path]) -> None:
-    """A fused operation rounds once instead of twice: other bytes than the specification's."""
+def test_multiplication_and_addition_are_fused_in_fused_tile_only(objects: dict[str, Path]) -> None:
+    """A fused operation rounds once instead of twice: other bytes than the specification's elsewhere."""
     for name, path in objects.items():
-        fused = [text for _, text in instructions(path) if re.match(r"vfn?m(add|sub)", text)]
-        assert fused == [], name
+        fused = {
+            function for function, _, text in instructions(path) if re.match(r"vfn?m(add|sub)[1-3]", text)
+        }
+        assert all(re.search(r"\d+fused_(block|tile)", function) for function in fused), (name, fused)
+        assert bool(fused) == (name in ("avx2", "avx512")), name
 
 
 # ---------------------------------------------------------------- other processors

@@ -17,19 +17,27 @@ if TYPE_CHECKING:
 # From the bottom up; a module imports only from rows above its own.
 LAYERS = (
     ("_core", "_system", "diagonal16", "errors", "progress", "reference", "storage", "_check_arrays"),
-    ("_check", "_safetensors"),
-    ("runtime", "inputs"),
+    ("_check", "_safetensors", "solvers.deadline", "solvers.target_snr"),
+    ("runtime", "inputs", "_check_objectives"),
     ("_operator", "files"),
     ("bits",),
     ("dense",),
-    ("factorization",),
-    ("solvers.budget", "solvers.greedy", "solvers.admm"),
+    ("factorization", "onebit"),
+    ("solvers.budget", "solvers.greedy", "solvers.admm", "solvers.importance"),
+    ("solvers.methods", "solvers.covariance"),
+    ("solvers.objective",),
     ("solvers.solve",),
-    ("solvers",),
+    ("solvers", "curve"),
     ("cli",),
     ("", "__main__"),
 )
-THIRD_PARTY = {"numpy": None, "safetensors": {"files"}, "tqdm": {"cli"}, "scipy": {"factorization"}}
+THIRD_PARTY = {
+    "numpy": None,
+    "safetensors": {"files"},
+    "tqdm": {"cli"},
+    "scipy": {"factorization"},
+    "matplotlib": {"curve"},
+}
 
 
 def modules(source_root: Path) -> Iterator[tuple[str, ast.Module]]:
@@ -86,8 +94,8 @@ def test_the_core_keeps_each_thing_in_one_file(source_root: Path) -> None:
         r"#include <pybind11/|#include <Python\.h>|PyObject": {"module.cpp"},
         r"#include <thread>|std::thread|pthread_|#pragma omp|<omp\.h>": {"parallel.cpp"},
         r"getenv|__builtin_cpu_supports|cpuid": {"dispatch.cpp"},
-        r"immintrin\.h|_mm256_|_mm512_": {"avx2.cpp", "avx512.cpp"},
-        r"_mm512_|__m512|__mmask": {"avx512.cpp"},
+        r"immintrin\.h|_mm256_|_mm512_": {"avx2.cpp", "avx512.cpp", "avx512_vnni.cpp", "integer_256.hpp"},
+        r"_mm512_|__m512|__mmask": {"avx512.cpp", "avx512_vnni.cpp"},
     }
     files = sorted((source_root / "cpp").rglob("*.[ch]pp"))
     for pattern, allowed in only.items():

@@ -2,22 +2,26 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <new>
 
 namespace diba {
 
-// Uninitialised floats at a 64-byte boundary.
-class AlignedFloats {
+// An uninitialised array at a 64-byte boundary.
+template <typename T>
+class Aligned {
  public:
-  explicit AlignedFloats(std::size_t count)
-      : data_(static_cast<float*>(::operator new(count * sizeof(float), std::align_val_t{64}))) {}
-  ~AlignedFloats() { ::operator delete(data_, std::align_val_t{64}); }
-  AlignedFloats(const AlignedFloats&) = delete;
-  AlignedFloats& operator=(const AlignedFloats&) = delete;
-  float* data() const { return data_; }
+  explicit Aligned(std::size_t count)
+      : data_(static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t{64}))) {}
+  ~Aligned() { ::operator delete(data_, std::align_val_t{64}); }
+  Aligned(const Aligned&) = delete;
+  Aligned& operator=(const Aligned&) = delete;
+  T* data() const { return data_; }
 
  private:
-  float* data_;
+  T* data_;
 };
+
+using AlignedFloats = Aligned<float>;
 
 }  // namespace diba

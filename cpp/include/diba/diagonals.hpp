@@ -14,6 +14,12 @@ namespace diba {
 // |x|^2
 double energy(const float* x, std::size_t count);
 
+// d^T (gram_left o gram_right) d: |L diag(d) R^T|^2, for gram_left, gram_right (k, k) = L^T L and R^T R; d (k).
+double product_energy(const float* gram_left, const float* gram_right, const float* d, std::size_t k);
+
+// <L diag(d) R^T, A> for L = diag(scale) B; correlations (rows, k) = A R, bits, scale (rows): L, d (k).
+double product_along(BitView bits, bool signs, const float* scale, const float* correlations, const float* d);
+
 // Sets d2 (k) to the solution of M d2 = c, or leaves it where rounding would make it worse, and returns the objective.
 // gram_left, gram_right (k, k) = L^T L and R^T R; correlations (rows, k) = A R; bits, scale (rows): L; k = bits.cols.
 // A component that the ones before it can replace, up to float32 rounding, gets 0.

@@ -26,6 +26,24 @@ struct FlipProblem {
   std::size_t k;
   float step;   // change of an entry when its bit flips: 1 for 0/1, 2 for signs
   bool cyclic;  // visit bits in order instead of taking the best flip each time
+  // Where no single flip helps, the best pair is tried, if `reach` is given, and so on until neither helps.
+  const float* reach;          // (k) max |H_jl| over l != j; null: single flips only
+  const std::uint64_t* sides;  // (words_for(k)) e_j = -1 where set, with e_j e_l H_jl >= 0 for all j, l: no two flips
+                               // with e_j s_j = e_l s_l help each other. Null if there is no such e.
+};
+
+// One row of a sign factor, Z = diag(outer) S diag(inner), before the solve of an ADMM step (admm.hpp).
+struct SignRow {
+  std::size_t k;
+  const float* signs;         // (k) row of S
+  float outer;                // its u
+  const float* inner;         // (k) v
+  const float* ratio;         // (k) new units of the columns over the old ones
+  const float* correlations;  // (k) row of A X
+  const float* weights;       // (k) of the correlations in the value returned
+  float penalty;
+  float* state;   // (k) in: Y + U in the old units; out: the dual U in the new ones
+  float* target;  // (k) out: A X + penalty (Z - U)
 };
 
 struct Kernels {
@@ -59,8 +77,35 @@ struct Kernels {
   void (*dot_rows)(const double* x, const double* y, std::size_t stride, std::size_t rows, std::size_t cols,
                    double* dots);
 
-  // Flips bits of rows [begin, end) until no single flip lowers the objective of its row (FlipProblem), and returns
-  // the number of flips. scratch: flip_scratch_floats(k) floats, 64-byte aligned.
+  // Y(i, c) = fma(A(i, l), X(l, c), Y(i, c)) for l = 0, 1, ... in turn, for one tile of kTile columns c: the one place
+  // where multiply-adds are fused, on every instruction set. a (rows) of `stride`, `inner` <= stride; x (inner, kTile)
+  // and y (rows, kTile) 64-byte aligned.
+  void (*fused_tile)(const float* a, std::size_t rows, std::size_t stride, std::size_t inner, const float* x, float* y);
+
+  // Inverse in place of a symmetric positive definite block (kTile, kTile), row by row of pivots, without fused
+  // operations.
+  void (*invert_pivot)(float* block);
+
+  // q(j) = x(j) / scale to the nearest integer, ties to even, with scale = max |x| / 127; zero from `cols` up to
+  // padded_bytes(cols). Returns scale: 0 where x is all zero. x (cols), q (padded_bytes(cols)).
+  float (*quantize_row)(const float* x, std::size_t cols, std::int8_t* q);
+
+  // Y(i, c) = sum of A(i, j) * X(j, c) over j < 4 * groups, exactly, for one tile of kTile columns c. No entry is -128.
+  // a (rows) of `stride` bytes, any alignment; x (groups, kTile, 4): four rows of X beside one another in each column;
+  // y (rows, kTile); x and y 64-byte aligned.
+  void (*integer_tile)(const std::int8_t* a, std::size_t rows, std::size_t stride, std::size_t groups,
+                       const std::int8_t* x, std::int32_t* y);
+
+  // Fills row.target and row.state (SignRow); returns the sum of correlations * weights * signs.
+  // Order: lane l of 16 sums columns l, l + 16, ...; the lanes are then added pairwise, l and l + 8, 4, 2, 1.
+  float (*sign_target)(const SignRow& row);
+
+  // state += solved; returns u = sum of |state| * inner, in the order of sign_target; sums(j) += u * |state(j)|.
+  // All (k).
+  float (*sign_project)(const float* solved, const float* inner, std::size_t k, float* state, float* sums);
+
+  // Flips bits of rows [begin, end) until no single flip (or pair) lowers the objective of its row (FlipProblem), and
+  // returns the number of flips. scratch: flip_scratch_floats(k) floats, 64-byte aligned.
   std::uint64_t (*flip_rows)(const FlipProblem& problem, std::size_t begin, std::size_t end, float* scratch);
 };
 
@@ -74,8 +119,11 @@ inline constexpr std::size_t kHalfBits = 4 * kGroups;
   return (cols + kHalfBits - 1) / kHalfBits * kHalfBits;
 }
 
-// flip_rows keeps the gains of one row and the sign of each bit, both padded to whole words.
-[[gnu::always_inline]] constexpr std::size_t flip_scratch_floats(std::size_t k) { return 2 * kWordBits * words_for(k); }
+// Rows of 8-bit integers are padded to whole vectors.
+[[gnu::always_inline]] constexpr std::size_t padded_bytes(std::size_t cols) { return (cols + 63) / 64 * 64; }
+
+// flip_rows keeps for one row the gains, the sign of each bit and bounds of pairs, each padded to whole words.
+[[gnu::always_inline]] constexpr std::size_t flip_scratch_floats(std::size_t k) { return 3 * kWordBits * words_for(k); }
 
 // A flip must lower the objective by more than this share of the row's largest curvature step^2 d^2 H_jj: below it
 // lies the rounding of float32 correlations.
@@ -89,5 +137,9 @@ inline constexpr float kFlipThreshold = 0x1p-20F;
 extern const Kernels kScalar;
 extern const Kernels kAvx2;
 extern const Kernels kAvx512;
+
+// For the table "avx512vnni": kAvx512 with this in it (dispatch.cpp).
+void integer_tile_vnni(const std::int8_t* a, std::size_t rows, std::size_t stride, std::size_t groups,
+                       const std::int8_t* x, std::int32_t* y);
 
 }  // namespace diba

@@ -8,6 +8,7 @@
 
 #include "diba/aligned.hpp"
 #include "diba/bit_matrix.hpp"
+#include "diba/kernels.hpp"
 
 namespace diba {
 
@@ -29,12 +30,16 @@ class TiledMatrix {
   // x (rows, cols), row-major, is copied.
   TiledMatrix(const float* x, std::size_t rows_, std::size_t cols_);
 
+  // All zero.
+  TiledMatrix(std::size_t rows_, std::size_t cols_);
+
   const std::size_t rows, cols;
-  std::size_t tiles() const;
-  const float* tile(std::size_t t) const { return data_.data() + t * tile_floats(); }
+  std::size_t tiles() const { return (cols + kTile - 1) / kTile; }
+  const float* tile(std::size_t t) const { return data_.data() + t * tile_floats_; }
+  float* tile(std::size_t t) { return data_.data() + t * tile_floats_; }
 
  private:
-  std::size_t tile_floats() const;
+  std::size_t tile_floats_;
   AlignedFloats data_;
 };
 

@@ -3,9 +3,11 @@
 #include <immintrin.h>
 
 #include "common.hpp"
+#include "dense_rows.hpp"
+#include "integer_256.hpp"
 
-#if !defined(__AVX2__)
-#error "avx2.cpp needs -mavx2"
+#if !defined(__AVX2__) || !defined(__FMA__)
+#error "avx2.cpp needs -mavx2 -mfma"
 #endif
 
 namespace diba {
@@ -210,7 +212,7 @@ float open_row(const FlipProblem& f, std::size_t i, float* scratch, Row& row) {
   row.curvature = moved * moved;
   row.threshold = kFlipThreshold * (row.curvature * f.max_diagonal);
   row.gains = scratch;
-  row.signs = scratch + flip_scratch_floats(f.k) / 2;
+  row.signs = scratch + flip_scratch_floats(f.k) / 3;
   row.words = f.words + i * words_for(f.k);
   const float* correlations = f.correlations + i * f.k;
   const __m256 linear = _mm256_set1_ps(row.linear);
@@ -302,8 +304,40 @@ std::size_t next_bit(const Row& row, std::size_t from, std::size_t k) {
   return k;
 }
 
+struct Vector {
+  using Type = __m256;
+  static constexpr std::size_t kLanes = diba::kLanes;
+  static Type load(const float* x) { return _mm256_load_ps(x); }
+  static void store(float* x, Type x_f32x8) { _mm256_store_ps(x, x_f32x8); }
+  static Type set1(float x) { return _mm256_set1_ps(x); }
+  static Type fused(Type a, Type b, Type c) { return _mm256_fmadd_ps(a, b, c); }
+};
+
+std::uint64_t above(const Row& /*row*/, const float* x, float limit) {
+  const __m256 limit_f32x8 = _mm256_set1_ps(limit);
+  std::uint64_t word = 0;
+  for (std::size_t l = 0; l < kWordBits; l += kLanes) {
+    const unsigned found = lanes_where(_mm256_cmp_ps(_mm256_load_ps(x + l), limit_f32x8, _CMP_GT_OQ));
+    word |= static_cast<std::uint64_t>(found) << l;
+  }
+  return word;
+}
+
+float largest_in(const Row& /*row*/, const float* x, std::uint64_t word) {
+  const __m256 none = _mm256_set1_ps(-__builtin_inff());
+  __m256 best = none;
+  for (std::size_t v = 0; v < kVectors; ++v) {
+    const __m256 bits = _mm256_castsi256_ps(lane_mask(lane_bits(word, v)));
+    best = _mm256_max_ps(best, _mm256_blendv_ps(none, _mm256_load_ps(x + v * kLanes), bits));
+  }
+  return max_lane(best);
+}
+
 }  // namespace
 
-const Kernels kAvx2 = {"avx2", pack_row, unpack_row, row_sums, column_sums, row_sums_tile, dot_rows, search_rows<Row>};
+const Kernels kAvx2 = {"avx2",       pack_row,        unpack_row,       row_sums,
+                       column_sums,  row_sums_tile,   dot_rows,         fused_tile<Vector, 6>,
+                       invert_pivot, quantize_row,    integer_tile_256, sign_target,
+                       sign_project, search_rows<Row>};
 
 }  // namespace diba

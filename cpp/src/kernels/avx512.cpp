@@ -3,6 +3,8 @@
 #include <immintrin.h>
 
 #include "common.hpp"
+#include "dense_rows.hpp"
+#include "integer_256.hpp"
 
 #if !defined(__AVX512F__) || !defined(__AVX512BW__) || !defined(__AVX512DQ__) || !defined(__AVX512VL__)
 #error "avx512.cpp needs -mavx512f -mavx512bw -mavx512dq -mavx512vl"
@@ -295,9 +297,37 @@ std::size_t next_bit(const Row& row, std::size_t from, std::size_t k) {
   return k;
 }
 
+struct Vector {
+  using Type = __m512;
+  static constexpr std::size_t kLanes = diba::kLanes;
+  static Type load(const float* x) { return _mm512_load_ps(x); }
+  static void store(float* x, Type x_f32x16) { _mm512_store_ps(x, x_f32x16); }
+  static Type set1(float x) { return _mm512_set1_ps(x); }
+  static Type fused(Type a, Type b, Type c) { return _mm512_fmadd_ps(a, b, c); }
+};
+
+std::uint64_t above(const Row& /*row*/, const float* x, float limit) {
+  const __m512 limit_f32x16 = _mm512_set1_ps(limit);
+  std::uint64_t word = 0;
+  for (std::size_t l = 0; l < kWordBits; l += kLanes) {
+    const __mmask16 found = _mm512_cmp_ps_mask(_mm512_load_ps(x + l), limit_f32x16, _CMP_GT_OQ);
+    word |= static_cast<std::uint64_t>(found) << l;
+  }
+  return word;
+}
+
+float largest_in(const Row& /*row*/, const float* x, std::uint64_t word) {
+  __m512 best = _mm512_set1_ps(-__builtin_inff());
+  for (std::size_t v = 0; v < kVectors; ++v)
+    best = _mm512_mask_max_ps(best, lane_mask(word, v), best, _mm512_load_ps(x + v * kLanes));
+  return _mm512_reduce_max_ps(best);
+}
+
 }  // namespace
 
-const Kernels kAvx512 = {"avx512",    pack_row,      unpack_row, row_sums,
-                         column_sums, row_sums_tile, dot_rows,   search_rows<Row>};
+const Kernels kAvx512 = {"avx512",     pack_row,        unpack_row,       row_sums,
+                         column_sums,  row_sums_tile,   dot_rows,         fused_tile<Vector, 12>,
+                         invert_pivot, quantize_row,    integer_tile_256, sign_target,
+                         sign_project, search_rows<Row>};
 
 }  // namespace diba

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "diba/kernels.hpp"
+#include "pairs.hpp"
 
 namespace diba {
 namespace {
@@ -20,6 +21,7 @@ inline std::uint32_t half_word(const std::uint64_t* row, std::size_t h) {
 //   std::size_t find_bit(row, k, best)       first bit whose gain is `best`
 //   std::size_t next_bit(row, from, k)       first bit from `from` on whose gain passes the threshold, or k
 //   void close_row(f, row, i)                correlations from gains
+// and what best_pair asks for.
 template <typename Row>
 std::uint64_t search_rows(const FlipProblem& f, std::size_t begin, std::size_t end, float* scratch) {
   std::uint64_t flips = 0;
@@ -29,14 +31,25 @@ std::uint64_t search_rows(const FlipProblem& f, std::size_t begin, std::size_t e
     double decrease = 0.0;
     std::uint64_t done = 0;
     std::size_t from = 0;  // where a cyclic visit goes on
-    while (best > row.threshold && done < max_flips(f.k)) {
-      std::size_t b = f.cyclic ? next_bit(row, from, f.k) : find_bit(row, f.k, best);
-      if (f.cyclic && b == f.k) b = next_bit(row, 0, f.k);
-      if (b == f.k) break;
+    const auto flip = [&](std::size_t b) {
       decrease += static_cast<double>(row.gains[b]);
       best = apply_flip(f, row, b);
-      from = b + 1;
       ++done;
+    };
+    while (done < max_flips(f.k)) {
+      if (best > row.threshold) {
+        std::size_t b = f.cyclic ? next_bit(row, from, f.k) : find_bit(row, f.k, best);
+        if (f.cyclic && b == f.k) b = next_bit(row, 0, f.k);
+        if (b == f.k) break;
+        flip(b);
+        from = b + 1;
+      } else {
+        if (f.reach == nullptr) break;
+        const Pair pair = best_pair(f, row, scratch + flip_scratch_floats(f.k) / 3 * 2);
+        if (pair.first == f.k) break;
+        flip(pair.first);
+        flip(pair.second);
+      }
     }
     if (done > 0) close_row(f, row, i);
     f.decrease[i] = decrease;

@@ -1,6 +1,7 @@
 // The specification: plain loops that state what every kernel computes and in which order it adds.
 
 #include "common.hpp"
+#include "dense_rows.hpp"
 
 namespace diba {
 namespace {
@@ -113,7 +114,7 @@ float open_row(const FlipProblem& f, std::size_t i, float* scratch, Row& row) {
   row.curvature = moved * moved;
   row.threshold = kFlipThreshold * (row.curvature * f.max_diagonal);
   row.gains = scratch;
-  row.signs = scratch + flip_scratch_floats(f.k) / 2;
+  row.signs = scratch + flip_scratch_floats(f.k) / 3;
   row.words = f.words + i * words_for(f.k);
   const float* correlations = f.correlations + i * f.k;
   for (std::size_t j = 0; j < f.k; ++j) {
@@ -151,9 +152,42 @@ std::size_t next_bit(const Row& row, std::size_t from, std::size_t k) {
   return from;
 }
 
+void integer_tile(const std::int8_t* a, std::size_t rows, std::size_t stride, std::size_t groups, const std::int8_t* x,
+                  std::int32_t* y) {
+  for (std::size_t i = 0; i < rows; ++i)
+    for (std::size_t c = 0; c < kTile; ++c) {
+      std::int32_t sum = 0;
+      for (std::size_t j = 0; j < 4 * groups; ++j) sum += a[i * stride + j] * x[(j / 4 * kTile + c) * 4 + j % 4];
+      y[i * kTile + c] = sum;
+    }
+}
+
+void fused_tile(const float* a, std::size_t rows, std::size_t stride, std::size_t inner, const float* x, float* y) {
+  for (std::size_t i = 0; i < rows; ++i)
+    for (std::size_t l = 0; l < inner; ++l)
+      for (std::size_t c = 0; c < kTile; ++c)
+        y[i * kTile + c] = __builtin_fmaf(a[i * stride + l], x[l * kTile + c], y[i * kTile + c]);
+}
+
+std::uint64_t above(const Row& /*row*/, const float* x, float limit) {
+  std::uint64_t word = 0;
+  for (std::size_t l = 0; l < kWordBits; ++l) word |= static_cast<std::uint64_t>(x[l] > limit) << l;
+  return word;
+}
+
+float largest_in(const Row& /*row*/, const float* x, std::uint64_t word) {
+  float best = -__builtin_inff();
+  for (; word != 0; word &= word - 1) {
+    const float value = x[__builtin_ctzll(word)];
+    best = value > best ? value : best;
+  }
+  return best;
+}
+
 }  // namespace
 
-const Kernels kScalar = {"scalar",    pack_row,      unpack_row, row_sums,
-                         column_sums, row_sums_tile, dot_rows,   search_rows<Row>};
+const Kernels kScalar = {"scalar",      pack_row,    unpack_row,   row_sums,        column_sums,
+                         row_sums_tile, dot_rows,    fused_tile,   invert_pivot,    quantize_row,
+                         integer_tile,  sign_target, sign_project, search_rows<Row>};
 
 }  // namespace diba

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from .solve import METHODS, solve
+from .methods import EFFORTS, METHODS
+from .solve import solve
 
-__all__ = ["METHODS", "solve"]
+__all__ = ["EFFORTS", "METHODS", "solve"]

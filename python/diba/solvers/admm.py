@@ -1,15 +1,18 @@
-"""Sign factors by ADMM, both sides at once, with an optional balance that 0/1 factors need.
+"""Sign factors by ADMM with a long ramp, and an optional balance that 0/1 factors need.
 
 The problem is ``A ~ L R'`` with L and R in the set { signs o rank one }, which is exactly
-``D1 S1 D2 S2 D3``. Each outer step solves both sides from the *previous* iterate, one linear solve
-and one projection per side, while the penalty rises from 0.1 to 1 (a Jacobi form, with a long ramp,
-of the alternating method of Boza and Macko, "Double binary factorization", arXiv 2505.11076).
+``D1 S1 D2 S2 D3``. Each outer step makes one linear solve and one projection per side, while the
+penalty rises geometrically to 1; at higher rates both sides are solved from the *previous* iterate.
+(Boza and Macko, "Double binary factorization", arXiv 2505.11076, alternate with three projections a
+solve and a short ramp: ``published=True`` runs that.)
 
 One side against the other, X, with unit columns: ``min |A - Y X'|^2`` over Y in the set, by
 
     Y = (A X + rho (Z - U)) (X'X + ridge + rho)^-1,   Z = project(Y + U),   U = U + Y - Z.
 
-X is a sign matrix with one scale per row, so that A X and X'X are packed products.
+X is a sign matrix with one scale per row, so that A X and X'X are packed products; the rest of a step is one
+pass of compiled code over the rows. No BLAS or LAPACK: a seed gives the same factors on every processor and
+with any number of threads.
 """
 
 from __future__ import annotations
@@ -28,15 +31,23 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .._check import Alphabet
+    from .deadline import Deadline
 
-__all__ = ["Admm"]
+__all__ = ["PUBLISHED_STEPS", "Admm"]
 
+PUBLISHED_STEPS = 260
+_PUBLISHED_INNER = 3
 _DIVERGED = 1e8  # times |A|^2
 _RIDGE = 0.03  # of the Gram matrix's diagonal, as published
-_FIRST_PENALTY = 0.1
+_FIRST_PENALTY = 0.2
+_SEQUENTIAL_BITS = 1.4  # per weight: sides solved one after the other are better up to about here, see docs
 _SETTLED = 3  # last steps at full penalty
-_TINY = float(np.finfo(np.float32).tiny)
 _POWER_STEPS = 5  # of the first projection; later ones start from the step before
+
+
+def ramp(part: float) -> float:
+    """The penalty after that part of the steps: geometric, to 1."""
+    return math.pow(_FIRST_PENALTY, 1 - part)
 
 
 class SignSide:
@@ -47,7 +58,7 @@ class SignSide:
         k: Inner dimension.
         random: Source of the start.
         balance: Weights w (k,) of the penalty ``(w . y)^2`` on every row y of Y; None for none.
-        threads: Threads of the bit kernels.
+        threads: Threads of the compiled code.
     """
 
     def __init__(
@@ -63,23 +74,24 @@ class SignSide:
         self.k = k
         self.threads = threads
         self.balance = balance
+        self.outer = np.empty(rows, dtype=np.float32)  # u, of length one
         self.inner = np.ones(k, dtype=np.float32)  # v
-        self.signed = random.standard_normal((rows, k), dtype=np.float32)  # Y + U before the projection
+        self.state = random.standard_normal((rows, k), dtype=np.float32)  # Y + U before the projection
         self.words = np.empty((rows, -(-k // 64)), dtype=np.uint64)
-        self._columns = np.empty((k, -(-rows // 64)), dtype=np.uint64)
         self.norms = np.ones(k, dtype=np.float32)  # of the other side's columns when v was fitted
-        self.project(_POWER_STEPS)
-        self.signed = self.projection()  # the dual U starts at zero
+        self._columns = np.empty((k, -(-rows // 64)), dtype=np.uint64)
+        self._tiles = _core.TiledMatrix(k, k)
+        self._inverse = _core.QuantizedMatrix(k)
+        self._gram = np.empty((k, k), dtype=np.float32)
+        self._correlations = np.empty((A.shape[1], k), dtype=np.float32)
+        self.refine(_POWER_STEPS)
+        _core.pack(self.state, self.words, threads)
+        self.state = self.projection()  # the dual U starts at zero
 
-    def project(self, steps: int) -> None:
-        """Signs of Y + U times the rank-one fit u v' of its magnitudes, by power iteration from v."""
-        magnitudes = np.abs(self.signed)
+    def refine(self, steps: int) -> None:
+        """The rank-one fit u v' of |Y + U|, by power iteration from v."""
         for _ in range(steps):
-            self.outer = magnitudes @ self.inner
-            self.outer /= max(float(np.linalg.norm(self.outer)), _TINY)
-            self.inner = self.outer @ magnitudes
-        _core.pack(self.signed, self.words, self.threads)
-        _core.transpose(self.words, self.k, self._columns)
+            _core.fit_magnitudes(self.outer, self.inner, self.state)
 
     def column_norms(self) -> NDArray[np.float32]:
         """Of this factor, in the units of A: v was fitted against unit columns of the other one."""
@@ -87,52 +99,58 @@ class SignSide:
 
     def projection(self) -> NDArray[np.float32]:
         """Z = diag(u) S diag(v), dense."""
-        dense = np.empty(self.signed.shape, dtype=np.float32)
+        dense = np.empty(self.state.shape, dtype=np.float32)
         _core.unpack(self.words, self.k, -1.0, 1.0, dense, self.threads)
         dense *= self.outer[:, None]
         dense *= self.inner
         return dense
 
-    def unit_gram(self) -> NDArray[np.float32]:
-        """X'X for X = diag(u) S with u of length one, shape (k, k): ones on the diagonal."""
-        gram = np.empty((self.k, self.k), dtype=np.float32)
-        _core.gram(self._columns, self.rows, np.square(self.outer), True, gram, self.threads)
-        return gram
-
-    def unit_correlations(self, p: int) -> NDArray[np.float32]:
-        """A'X for the same X, shape (p, k)."""
-        out = np.empty((p, self.k), dtype=np.float32)
-        _core.correlate(self._columns, self.A, self.outer, True, out, self.threads)
-        return out
+    def unit_products(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(X'X (k, k), A'X (p, k)) for X = diag(u) S with u of length one; overwritten by the next call."""
+        _core.transpose(self.words, self.k, self._columns)
+        _core.gram(self._columns, self.rows, np.square(self.outer), True, self._gram, self.threads)
+        _core.correlate(self._columns, self.A, self.outer, True, self._correlations, self.threads)
+        return self._gram, self._correlations
 
     def advance(
         self,
         gram: NDArray[np.float32],
         correlations: NDArray[np.float32],
         norms: NDArray[np.float32],
-        rho: float,
-    ) -> None:
-        """One ADMM step against the other side X, given X'X, A X and the norms X had before scaling."""
+        penalties: tuple[float, ...],
+        power_steps: int = 1,
+    ) -> float:
+        """ADMM steps against the other side X, given X'X, A X and the norms X had before scaling.
+
+        Returns ``<Z diag(norms) X', A>`` of the iterate before the steps.
+        """
+        size = norms * self.column_norms()
         ratio = _divide(norms, self.norms)
-        projection = self.projection()
-        projection *= ratio
-        dual = self.signed
-        dual *= ratio
-        dual -= projection
-        target = projection
-        target -= dual
-        target *= np.float32(rho)
-        target += correlations
-        system = gram.copy()
-        if self.balance is not None:
-            system += np.outer(self.balance, self.balance)
-        system.flat[:: self.k + 1] += np.float32(_RIDGE + rho)
-        self.signed = target @ np.linalg.inv(system)
-        self.signed += dual
         self.norms = norms
-        self.inner *= ratio
-        self.inner /= max(float(np.linalg.norm(self.inner)), _TINY)
-        self.project(1)
+        along = math.nan
+        for number, penalty in enumerate(penalties):
+            if number == 0 or penalty != penalties[number - 1]:
+                _core.invert_shifted(
+                    gram, _RIDGE + penalty, self.balance, self._tiles, self._inverse, self.threads
+                )
+            product = _core.step_sign_side(
+                self.words,
+                self.outer,
+                self.inner,
+                self.state,
+                correlations,
+                self._inverse,
+                ratio,
+                size,
+                penalty,
+                self.threads,
+            )
+            if power_steps > 1:
+                self.refine(power_steps - 1)
+            if number == 0:
+                along = product
+                ratio = np.ones_like(ratio)
+        return along
 
 
 class Iterate(NamedTuple):
@@ -141,6 +159,7 @@ class Iterate(NamedTuple):
     objective: float
     left: NDArray[np.uint64]
     d1: NDArray[np.float32]
+    size: NDArray[np.float32]
     right: NDArray[np.uint64]
     d3: NDArray[np.float32]
 
@@ -154,16 +173,30 @@ class Admm:
         seed: Of the normal start.
         balance: Weight lambda of the balance penalty; 0 for sign factors, positive where the result is
             to become 0/1 factors.
-        threads: Threads of the bit kernels.
+        threads: Threads of the compiled code.
+        published: The recipe of DBF: sides after one another, three projections for each solve, penalty
+            rising with the third power from 0.
 
     Attributes:
-        objective: ``|A - L R'|^2`` of the iterate last yielded.
-        best: The best iterate so far: objective, words of S1 (m, .) and S2' (n, .), d1, d3.
+        objective: ``|A - L R'|^2`` of the iterate last measured.
+        best: The best iterate so far.
     """
 
-    def __init__(self, A: NDArray[np.float32], k: int, seed: int, balance: float, threads: int) -> None:
+    def __init__(
+        self,
+        A: NDArray[np.float32],
+        k: int,
+        seed: int,
+        balance: float,
+        threads: int,
+        *,
+        published: bool = False,
+    ) -> None:
         random = np.random.default_rng(seed)
+        m, n = A.shape
         self.energy = _core.energy(A)
+        self.published = published
+        self.sequential = published or k * (m + n) <= _SEQUENTIAL_BITS * m * n
         self._unit = np.float32(np.sqrt(self.energy / A.size) or 1.0)  # rms of A
         scaled = A / self._unit
         # The 0/1 factors give component j the sign (-1)^j, which goes into S1. Then rows of S1 have to
@@ -173,60 +206,78 @@ class Admm:
         self.left = SignSide(scaled, k, random, weights[0], threads)
         self.right = SignSide(np.ascontiguousarray(scaled.T), k, random, weights[1], threads)
         self.objective = math.inf
-        self.best = self._iterate()
+        self.best = self._iterate(np.zeros(k, dtype=np.float32))
 
-    def _iterate(self) -> Iterate:
-        left, right = self.left, self.right
-        return Iterate(self.objective, left.words.copy(), left.outer, right.words.copy(), right.outer)
-
-    def iterate(self, steps: int) -> Iterator[int]:
+    def iterate(self, steps: int, deadline: Deadline) -> Iterator[int]:
         """Run the outer steps, yielding how many are done: 0 for the start, and after each.
 
-        Steps from the previous iterate may diverge where k is far beyond what A needs: the run then ends.
+        The ramp is hurried so that it ends by the deadline. Steps from the previous iterate may diverge
+        where k is far beyond what A needs: the run then ends.
         """
-        left, right = self.left, self.right
         for step in range(steps + 1):
-            grams = left.unit_gram(), right.unit_gram()
-            correlations = right.unit_correlations(left.rows), left.unit_correlations(right.rows)
-            norms = left.column_norms(), right.column_norms()
-            self._measure(correlations[0], grams, norms)
-            if self.objective < self.best.objective:
-                self.best = self._iterate()
+            part = max(step / max(1, steps - _SETTLED), deadline.part_used())
+            last = step == steps or deadline.over()
+            if self.published:
+                penalties = (min(1.0, part) ** 3,) + (1.0,) * (_PUBLISHED_INNER - 1)
+                self._step(penalties, _POWER_STEPS, last)
+            else:
+                self._step((ramp(min(1.0, part)),), 1, last)
             if not self.objective <= _DIVERGED * self.energy:
                 break
             yield step
-            if step < steps:
-                ramp = min(1.0, step / max(1, steps - _SETTLED))
-                rho = _FIRST_PENALTY + (1.0 - _FIRST_PENALTY) * ramp
-                left.advance(grams[1], correlations[0], norms[1], rho)
-                right.advance(grams[0], correlations[1], norms[0], rho)
+            if last:
+                break
 
-    def _measure(
-        self,
-        correlations: NDArray[np.float32],
-        grams: tuple[NDArray[np.float32], NDArray[np.float32]],
-        norms: tuple[NDArray[np.float32], NDArray[np.float32]],
+    def _step(self, penalties: tuple[float, ...], power_steps: int, last: bool) -> None:
+        """Measure the iterate and, unless it is the last, replace it."""
+        left, right = self.left, self.right
+        gram_right, against_right = right.unit_products()
+        norms_right = right.column_norms()
+        if self.sequential and not last:
+            left.advance(gram_right, against_right, norms_right, penalties, power_steps)
+        gram_left, against_left = left.unit_products()
+        norms_left = left.column_norms()
+        iterate = self._iterate(norms_left * norms_right)
+        if last:
+            along = _core.product_along(left.words, True, left.outer, against_right, iterate.size)
+        elif self.sequential:
+            along = right.advance(gram_left, against_left, norms_left, penalties, power_steps)
+        else:
+            along = left.advance(gram_right, against_right, norms_right, penalties, power_steps)
+            right.advance(gram_left, against_left, norms_left, penalties, power_steps)
+        self._keep(iterate, along, (gram_left, gram_right))
+
+    def _keep(
+        self, iterate: Iterate, along: float, grams: tuple[NDArray[np.float32], NDArray[np.float32]]
     ) -> None:
-        """|A|^2 - 2 <L R', A> + |L R'|^2, all of it from what the next step needs anyway."""
-        size = norms[0] * norms[1]  # of the components
-        along = float(np.vdot(self.left.projection(), correlations * _divide(norms[1], self.left.norms)))
-        square = float(size @ (grams[0] * grams[1]) @ size)
+        """|A|^2 - 2 <L R', A> + |L R'|^2 of an iterate; the best is kept."""
+        square = _core.product_energy(*grams, iterate.size)
         self.objective = max(self.energy + float(self._unit) ** 2 * (square - 2 * along), 0.0)
+        if self.objective < self.best.objective:
+            self.best = iterate._replace(objective=self.objective)
+
+    def _iterate(self, size: NDArray[np.float32]) -> Iterate:
+        left, right = self.left, self.right
+        return Iterate(
+            math.inf, left.words.copy(), left.outer.copy(), size, right.words.copy(), right.outer.copy()
+        )
 
     def factors(
         self, alphabet: Alphabet
-    ) -> tuple[NDArray[np.float32], BitMatrix, BitMatrix, NDArray[np.float32]]:
-        """d1, B1 (m x k), B2 (k x n), d3: signs as they are, or their 0/1 form.
+    ) -> tuple[NDArray[np.float32], BitMatrix, NDArray[np.float32], BitMatrix, NDArray[np.float32]]:
+        """d1, B1 (m x k), d2, B2 (k x n), d3: signs as they are, or their 0/1 form.
 
         With ``S = 2 B - 1``, ``S1 D2 S2 = 4 B1 D2 B2`` but for three terms that vanish where the
         factors balance (``1'd2 = 0``, ``S1 d2 = 0``, ``d2'S2 = 0``): what the penalty is for.
         """
-        _, left, d1, right, d3 = self.best
+        best = self.best
         k = self.left.k
+        left, d2 = best.left, best.size * self._unit
         if alphabet == "binary":
             odd = BitMatrix.from_dense((np.arange(k) % 2)[None, :], "binary")
             left = left ^ odd.words
-        return d1, BitMatrix(left, k, alphabet), BitMatrix(right, k, alphabet).T, d3
+            d2 = 4 * d2 * _alternating(k)
+        return best.d1, BitMatrix(left, k, alphabet), d2, BitMatrix(best.right, k, alphabet).T, best.d3
 
 
 def _alternating(k: int) -> NDArray[np.float32]:
@@ -235,4 +286,4 @@ def _alternating(k: int) -> NDArray[np.float32]:
 
 def _divide(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
     """a / b, and 0 for components that have died."""
-    return np.divide(a, b, out=np.zeros_like(a), where=b > 0)
+    return np.divide(a, b, out=np.zeros_like(b), where=b > 0)

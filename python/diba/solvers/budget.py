@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from .. import _check
 from ..storage import bits_per_weight
 
 __all__ = ["DIAGONAL_BITS", "inner_dimension"]
@@ -13,17 +10,15 @@ DIAGONAL_BITS = 16
 """q: solvers return diagonals that 16 bits an entry hold exactly, and budgets count them so."""
 
 
-def inner_dimension(m: int, n: int, k: Any, bits: Any, storage_ratio: Any) -> int:
-    """The inner dimension k for exactly one of k, bits per weight, storage ratio.
+def inner_dimension(m: int, n: int, name: str, size: float) -> int:
+    """The inner dimension k for a size by its name: k, bits_per_weight or storage_ratio.
 
     For a size b in bits per weight it is the largest k whose factors take at most b:
     ``k = (b m n - q (m + n)) / (m + n + q)`` with q = 16, rounded down.
 
     Raises:
-        TypeError: the size is not a number.
-        ValueError: none or several sizes are given, or even k = 1 takes more than asked for.
+        ValueError: even k = 1 takes more than asked for.
     """
-    name, size = _check.exactly_one_budget(k, bits, storage_ratio)
     if name == "k":
         return int(size)
     target = size if name == "bits_per_weight" else 32 * size

@@ -18,6 +18,7 @@ import numpy as np
 
 from .. import _core
 from ..bits import BitMatrix
+from .deadline import NEVER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .._check import Alphabet
+    from .deadline import Deadline
 
 __all__ = ["Greedy", "Side", "snr"]
 
@@ -102,8 +104,10 @@ class Greedy:
         b2: Start of B2, shape (k, n).
         threads: Threads of the bit kernels.
         d1: Start of the row scales, shape (m,); None for ones.
+        d2: The inner diagonal, shape (k,), left as it is until the first step; None to fit it here.
         d3: Start of the column scales, shape (n,); None for ones.
         cyclic: Visit the bits of a row in order instead of taking the best flip each time.
+        pairs: Where no single flip helps any more, try pairs of flips.
     """
 
     def __init__(
@@ -114,8 +118,10 @@ class Greedy:
         threads: int,
         *,
         d1: NDArray[np.float32] | None = None,
+        d2: NDArray[np.float32] | None = None,
         d3: NDArray[np.float32] | None = None,
         cyclic: bool = False,
+        pairs: bool = False,
     ) -> None:
         self.energy = _core.energy(A)
         self.left = Side(b1, d1, A, threads)
@@ -124,16 +130,23 @@ class Greedy:
         self.objective = self.energy
         self.flips = 0
         self._cyclic = cyclic
+        self._pairs = pairs
         self._threads = threads
         self._buffers = {side: np.empty((side.rows, side.k), np.float32) for side in (self.left, self.right)}
         self._rows_aim: Aim | None = None  # what fit_rows leaves for flip_rows
-        self.fit_inner()
+        if d2 is None:
+            self.fit_inner()
+        else:
+            self.d2[:] = d2
+            self.objective = self._measure()
 
     # ------------------------------------------------------------ Algorithm 1
 
-    def iterate(self, max_iter: int, tol: float) -> Iterator[int]:
-        """Run, yielding the number of finished iterations after each."""
+    def iterate(self, max_iter: int, tol: float, deadline: Deadline = NEVER) -> Iterator[int]:
+        """Run until an iteration gains too little or time is up, yielding how many are done after each."""
         for iteration in range(1, max_iter + 1):
+            if deadline.over():
+                break
             before = self.objective
             self.flips = 0
             for step in self.steps():
@@ -213,6 +226,7 @@ class Greedy:
                 side.signs,
                 self._cyclic,
                 self._threads,
+                self._pairs,
             )
             self.flips += flips
             self._lower_objective(decrease)
@@ -222,6 +236,13 @@ class Greedy:
         self.objective = max(self.objective - decrease, 0.0)  # rounding may pass zero
 
     # ------------------------------------------------------------ result
+
+    def _measure(self) -> float:
+        """The objective of the factors as they are, from the Gram matrices."""
+        left, right = self.left, self.right
+        along = _core.product_along(left.words, left.signs, left.scale, right.correlations, self.d2)
+        square = _core.product_energy(left.gram, right.gram, self.d2)
+        return max(self.energy - 2 * along + square, 0.0)
 
     @property
     def snr(self) -> float:

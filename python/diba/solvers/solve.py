@@ -1,21 +1,22 @@
-"""diba.solve: checks, budget, scaling, the chosen method, and the finished Factorization."""
+"""diba.solve: checks, budget, objective, scaling, the chosen method, and the finished Factorization."""
 
 from __future__ import annotations
 
 import math
-import time
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from .. import _check
-from ..bits import BitMatrix
 from ..factorization import Factorization
 from ..progress import Progress
 from ..runtime import resolve_threads
-from .admm import Admm
 from .budget import inner_dimension
-from .greedy import Greedy, snr
+from .deadline import Deadline
+from .methods import EFFORTS, METHODS, Task, run
+from .objective import Objective, checked
+from .target_snr import smallest_k
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -23,12 +24,9 @@ if TYPE_CHECKING:
     from .._check import Alphabet, FloatArray
     from ..progress import ProgressCallback
 
-__all__ = ["METHODS", "solve"]
+__all__ = ["solve"]
 
-METHODS = ("greedy", "admm")
-BALANCE = 0.1  # lambda of the balance penalty
-POLISH = 20  # greedy iterations after the ramp, at most
-DEFAULT_ITERATIONS = {"greedy": 100, "admm": 800}
+_START_SHARE = 0.6  # of a time limit, for the start of a descent under a covariance
 
 
 def solve(
@@ -37,11 +35,17 @@ def solve(
     *,
     bits_per_weight: float | None = None,
     storage_ratio: float | None = None,
-    method: Literal["greedy", "admm"] = "greedy",
+    snr_db: float | None = None,
+    method: Literal["auto", "admm", "greedy", "dbf"] = "auto",
     alphabet: Alphabet = "binary",
+    effort: Literal["fast", "normal", "best"] = "normal",
+    importance: tuple[ArrayLike | None, ArrayLike | None] | None = None,
+    covariance: ArrayLike | tuple[ArrayLike, float] | None = None,
+    init: Factorization | None = None,
     seed: int = 0,
     max_iter: int | None = None,
     tol: float = 1e-4,
+    time_limit: float | None = None,
     threads: int | None = None,
     progress: ProgressCallback | None = None,
 ) -> Factorization:
@@ -49,21 +53,36 @@ def solve(
 
     Args:
         A: Real matrix of shape (m, n): anything NumPy can read, or a torch CPU tensor.
-        k: Inner dimension. Give exactly one of ``k``, ``bits_per_weight``, ``storage_ratio``.
+        k: Inner dimension. Give exactly one of ``k``, ``bits_per_weight``, ``storage_ratio``, ``snr_db``,
+            unless ``init`` brings its own k.
         bits_per_weight: The largest k whose factors take at most this many bits for each entry
             of A, diagonals counted at 16 bits an entry.
         storage_ratio: The same as a share of float32: bits per weight / 32.
-        method: ``"greedy"``: DiBA-Greedy as published, from a random start. ``"admm"``: better factors
-            in more time, by ADMM on signs (balanced first where 0/1 factors are wanted), then greedy.
+        snr_db: The smallest k whose factors reach this signal-to-noise ratio in dB: one that reaches it
+            while k - 1 was tried and does not. Solves some 5 to 10 times.
+        method: ``"auto"``: the best factors known here, today ``"admm"``, and ``"greedy"`` too where A or k
+            is small. ``"admm"``: ADMM on signs (balanced where 0/1 factors are wanted), closed by greedy
+            steps with pairs of flips. ``"greedy"``: DiBA-Greedy as published, from a random start.
+            ``"dbf"``: DBF as published (260 outer steps, three projections each, no refit), signs only.
         alphabet: Entries of the binary factors: ``"binary"`` (0/1) or ``"sign"`` (-1/+1).
-        seed: Of the random start; the same seed gives the same start.
-        max_iter: Outer iterations: at most (greedy), or of the whole ramp (admm, where more give
-            better factors); None for 100 (greedy) or 800 (admm).
+        effort: Steps of ``"auto"`` and ``"admm"``: 140, 700 or 2400 for signs, 200, 1000 or 2400 for 0/1, and
+            what follows them.
+        importance: ``(o, i)``, positive, shapes (m,) and (n,), either may be None: minimises
+            ``sum (o_i (A - F)_ij i_j)^2``, with o the RMS gradient of every output, say, and i the RMS of
+            every input. SNRs are then those of this objective.
+        covariance: S, shape (n, n), second moments of the inputs, X'X / len(X): minimises
+            ``tr((A - F) S (A - F)')``, the error of the outputs, with S shrunk towards its diagonal by a
+            share of 0.1; ``(S, share)`` sets the share. SNRs are then those of this objective.
+        init: Factors of A to start from: greedy steps improve them, or they are returned as they are.
+        seed: Of the random start; the same seed gives the same factors, on every processor.
+        max_iter: Outer iterations, instead of what effort or method say: at most (greedy), or of the
+            whole ramp (admm, dbf), where more give better factors.
         tol: Stop greedy iterations when one lowers the objective by less than this share of it.
-        threads: Threads of the bit kernels; None uses ``diba.num_threads()``. The linear solves of
-            admm run in NumPy's LAPACK with its own threads.
-        progress: Called with a :class:`diba.Progress` at the start and after every iteration. What
-            it raises ends the run, as Ctrl-C does.
+        time_limit: Seconds after which the best factors so far are returned; ramps are hurried to end
+            in time.
+        threads: Threads of the compiled code; None uses ``diba.num_threads()``.
+        progress: Called with a :class:`diba.Progress` at the start, after every iteration and at the end,
+            then with the figures of what is returned. What it raises ends the run, as Ctrl-C does.
 
     Returns:
         The factors, with diagonals that 16 bits an entry hold exactly.
@@ -85,59 +104,151 @@ def solve(
         Factorization(64x48, k=34, binary, 2.00 bits/weight)
     """
     matrix = _check.real_matrix(A, "A")
+    options = _options(locals())
+    if options.init is not None and (k, bits_per_weight, storage_ratio, snr_db) == (None,) * 4:
+        return factor(matrix, options.init.k, options)
+    name, size = _check.exactly_one_budget(k, bits_per_weight, storage_ratio, snr_db)
+    if name == "snr_db":
+        return _reaching(matrix, size, options)
     m, n = matrix.shape
-    inner = inner_dimension(m, n, k, bits_per_weight, storage_ratio)
-    _check.method(method, METHODS)
-    alphabet = _check.alphabet(alphabet)
-    seed = _check.seed(seed)
-    if max_iter is None:
-        max_iter = DEFAULT_ITERATIONS[method]
-    max_iter = _check.integer(max_iter, "max_iter", minimum=0, maximum=10**9)
-    tol = _check.number(tol, "tol", minimum=0)
-    threads = resolve_threads(threads)
-    _check.callback(progress)
-    _check.fits_in_memory(
-        _bytes_needed(m, n, inner),
-        f"a {m} x {n} matrix with k = {inner}",
-        "use a smaller k, or split A by rows",
+    inner = inner_dimension(m, n, name, size)
+    if options.init is not None:
+        _check.equal(options.init.k, "the inner dimension of init", inner, "inner dimension asked for")
+    return factor(matrix, inner, options)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The checked arguments of :func:`solve` that say how, not what."""
+
+    method: str
+    alphabet: Alphabet
+    effort: str
+    objective: Objective
+    init: Factorization | None
+    seed: int
+    max_iter: int | None
+    tol: float
+    deadline: Deadline
+    threads: int
+    progress: ProgressCallback | None
+
+
+def _options(given: dict[str, Any]) -> Options:
+    shape = given["matrix"].shape
+    method = _check.method(given["method"], METHODS)
+    alphabet = _check.alphabet(given["alphabet"])
+    if method == "dbf" and alphabet != "sign":
+        raise ValueError(
+            "alphabet is 'binary'; it must be 'sign' for method='dbf', which knows no 0/1 factors"
+        )
+    max_iter, limit, init = given["max_iter"], given["time_limit"], given["init"]
+    if max_iter is not None:
+        max_iter = _check.integer(max_iter, "max_iter", minimum=0, maximum=10**9)
+    if limit is not None:
+        limit = _check.number(limit, "time_limit", minimum=0)
+    if init is not None:
+        _check.instance(init, "init", Factorization, "use Factorization.from_factors for plain arrays")
+        _check.equal(init.shape, "the shape of init", shape, "shape of A")
+        _check.equal(init.alphabet, "the alphabet of init", alphabet, "alphabet asked for")
+        if given["snr_db"] is not None:
+            raise ValueError("snr_db and init are both given; a start has a k of its own: leave one out")
+    _check.callback(given["progress"])
+    return Options(
+        method,
+        alphabet,
+        _check.one_of(given["effort"], "effort", tuple(EFFORTS)),
+        checked(given["importance"], given["covariance"], *shape),
+        init,
+        _check.seed(given["seed"]),
+        max_iter,
+        _check.number(given["tol"], "tol", minimum=0),
+        Deadline(limit),
+        resolve_threads(given["threads"]),
+        given["progress"],
     )
 
-    started = time.perf_counter()
+
+def _reaching(matrix: FloatArray, snr_db: float, options: Options) -> Factorization:
+    """The factors of the smallest k that reaches snr_db."""
+
+    def solve_at(k: int) -> tuple[Factorization, float]:
+        f = factor(matrix, k, options)
+        return f, options.objective.measure(matrix, f)[1]
+
+    def rough(k: int) -> float:
+        return options.objective.measure(matrix, factor(matrix, k, cheap))[1]
+
+    m, n = matrix.shape
+    cheap = replace(options, effort="fast", progress=None)
+    pays = options.max_iter is None and options.effort != "fast"
+    return smallest_k(solve_at, m, n, snr_db, rough=rough if pays else None, expired=options.deadline.over)[1]
+
+
+def factor(matrix: FloatArray, k: int, options: Options) -> Factorization:
+    """Factor a checked matrix at inner dimension k, all else being said."""
+    (m, n), objective = matrix.shape, options.objective
+    _check.fits_in_memory(
+        _bytes_needed(m, n, k, objective),
+        f"a {m} x {n} matrix with k = {k}",
+        "use a smaller k, or split A by rows",
+    )
+    last = Progress(0, 0, math.inf, -math.inf, 0, 0.0)
+
+    def report(state: Progress) -> None:
+        nonlocal last
+        last = state
+        if options.progress is not None:
+            options.progress(state)
+
+    result = options.init
+    if result is None or objective.covariance is None:
+        result = objective.unscaled(_factor_plain(objective.scaled(matrix), k, options, report))
+
+    def report_after(state: Progress, before: int = last.iteration) -> None:
+        iteration = before + state.iteration
+        elapsed = options.deadline.elapsed()
+        report(replace(state, iteration=iteration, max_iter=before + state.max_iter, elapsed=elapsed))
+
+    result = objective.descend(matrix, result, options.tol, options.threads, options.deadline, report_after)
+    error, decibels = objective.measure(matrix, result)
+    if options.init is not None:
+        before, start = objective.measure(matrix, options.init)
+        if not error < before:
+            result, error, decibels = options.init, before, start
+    report(replace(last, objective=error, snr=decibels, elapsed=options.deadline.elapsed(), remaining=0.0))
+    return result
+
+
+def _factor_plain(matrix: FloatArray, k: int, options: Options, report: ProgressCallback) -> Factorization:
+    """Factors of a matrix under the plain objective, diagonals in float32."""
     scaled, exponent = scaled_to_one(matrix)
-
-    def report(run: Greedy | Admm, iteration: int, flips: int) -> None:
-        if progress is not None:
-            objective = math.ldexp(run.objective, 2 * exponent)
-            elapsed = time.perf_counter() - started
-            decibels = snr(run.energy, run.objective)
-            progress(Progress(iteration, max_iter, objective, decibels, flips, elapsed))
-
-    if method == "greedy":
-        run = Greedy(scaled, *random_start(m, n, inner, alphabet, seed), threads)
-        report(run, 0, 0)
-        for iteration in run.iterate(max_iter, tol):
-            report(run, iteration, run.flips)
-    else:
-        ramp = Admm(scaled, inner, seed, BALANCE if alphabet == "binary" else 0.0, threads)
-        for iteration in ramp.iterate(max_iter):
-            report(ramp, iteration, 0)
-        run, flips = _polished(ramp, scaled, alphabet, tol, threads)
-        report(run, max_iter, flips)
-    return _finished(run, exponent)
+    weighted = options.objective.covariance is not None
+    task = Task(
+        scaled,
+        k,
+        options.alphabet,
+        options.method,
+        options.effort,
+        options.seed,
+        options.max_iter,
+        options.tol,
+        options.threads,
+        options.deadline.share(_START_SHARE) if weighted else options.deadline,
+        lambda state: report(replace(state, objective=math.ldexp(state.objective, 2 * exponent))),
+        None if options.init is None else _rescaled(options.objective.inward(options.init), -exponent),
+    )
+    result = run(task)
+    b1, b2 = result.bits()
+    return _rescaled(Factorization(result.left.scale, b1, result.d2, b2, result.right.scale), exponent)
 
 
-def _polished(
-    ramp: Admm, scaled: NDArray[np.float32], alphabet: Alphabet, tol: float, threads: int
-) -> tuple[Greedy, int]:
-    """(greedy from the best iterate of a ramp, bits it flipped)."""
-    d1, b1, b2, d3 = ramp.factors(alphabet)
-    run = Greedy(scaled, b1, b2, threads, d1=d1, d3=d3)
-    return run, sum(run.flips for _ in run.iterate(POLISH, tol))
-
-
-def _bytes_needed(m: int, n: int, k: int) -> int:
-    """Peak memory of a run: A in four forms, dense (m + n) x k matrices, k x k systems."""
-    return 4 * (4 * m * n + 6 * (m + n) * k) + 8 * 5 * k * k
+def _bytes_needed(m: int, n: int, k: int, objective: Objective) -> int:
+    """Peak memory of a run: A in five forms, dense (m + n) x k matrices, k x k systems."""
+    plain = 4 * (5 * m * n + 6 * (m + n) * k) + 8 * 6 * k * k
+    if objective.covariance is None:
+        return plain + (0 if objective.plain else 8 * m * n)
+    return max(plain, 8 * (2 * m * n + 2 * n * n) + 4 * (6 * m * n + 4 * n * n + 8 * n * k + 3 * k * k))
 
 
 def scaled_to_one(A: FloatArray) -> tuple[NDArray[np.float32], int]:
@@ -147,23 +258,9 @@ def scaled_to_one(A: FloatArray) -> tuple[NDArray[np.float32], int]:
     return np.ldexp(A, -exponent).astype(np.float32, order="C"), exponent
 
 
-def random_start(m: int, n: int, k: int, alphabet: Alphabet, seed: int) -> tuple[BitMatrix, BitMatrix]:
-    """B1 (m x k) and B2 (k x n) with every bit 0 or 1 at even odds."""
-    random = np.random.default_rng(seed)
-    return _random_bits(random, m, k, alphabet), _random_bits(random, k, n, alphabet)
-
-
-def _random_bits(random: np.random.Generator, rows: int, cols: int, alphabet: Alphabet) -> BitMatrix:
-    packed = random.integers(0, 256, size=(rows, -(-cols // 8)), dtype=np.uint8)
-    packed[:, -1] &= 0xFF >> (-cols % 8)
-    return BitMatrix.from_packed_rows(packed, cols, alphabet)
-
-
-def _finished(run: Greedy, exponent: int) -> Factorization:
-    """The factors of the unscaled A, the power of two spread evenly over the diagonals."""
+def _rescaled(f: Factorization, exponent: int) -> Factorization:
+    """2^exponent times f, spread over the diagonals."""
     share = exponent // 3
-    d1 = np.ldexp(run.left.scale, share)
-    d2 = np.ldexp(run.d2, exponent - 2 * share)
-    d3 = np.ldexp(run.right.scale, share)
-    b1, b2 = run.bits()
-    return Factorization(d1, b1, d2, b2, d3).round_diagonals()
+    return Factorization(
+        np.ldexp(f.d1, share), f.b1, np.ldexp(f.d2, exponent - 2 * share), f.b2, np.ldexp(f.d3, share)
+    )

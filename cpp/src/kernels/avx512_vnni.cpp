@@ -1,0 +1,57 @@
+// What AVX-512 VNNI adds to avx512.cpp: sums of four products of bytes in one instruction. Same bytes as scalar.cpp.
+
+#include <immintrin.h>
+
+#include "common.hpp"
+
+#if !defined(__AVX512F__) || !defined(__AVX512BW__) || !defined(__AVX512VNNI__)
+#error "avx512_vnni.cpp needs -mavx512f -mavx512bw -mavx512vnni"
+#endif
+
+namespace diba {
+namespace {
+
+constexpr std::size_t kLanes = 16;
+
+// The instruction wants one unsigned operand: x + 128, whose surplus is 128 times the sum of a.
+template <std::size_t kRows>
+inline void integer_block(const std::int8_t* a, std::size_t stride, std::size_t groups, const std::int8_t* x,
+                          std::int32_t* y) {
+  const __m512i offset_u8x64 = _mm512_set1_epi8(-128);
+  __m512i sums[kRows][2];
+  __m512i surplus[kRows];
+  for (std::size_t r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = surplus[r] = _mm512_setzero_si512();
+  for (std::size_t g = 0; g < groups; ++g) {
+    const __m512i x0_u8x64 = _mm512_xor_si512(_mm512_load_si512(x + g * kTile * 4), offset_u8x64);
+    const __m512i x1_u8x64 = _mm512_xor_si512(_mm512_load_si512(x + g * kTile * 4 + 64), offset_u8x64);
+    for (std::size_t r = 0; r < kRows; ++r) {
+      std::int32_t four;
+      __builtin_memcpy(&four, a + r * stride + 4 * g, sizeof four);
+      const __m512i a_i8x64 = _mm512_set1_epi32(four);
+      sums[r][0] = _mm512_dpbusd_epi32(sums[r][0], x0_u8x64, a_i8x64);
+      sums[r][1] = _mm512_dpbusd_epi32(sums[r][1], x1_u8x64, a_i8x64);
+    }
+  }
+  for (std::size_t r = 0; r < kRows; ++r) {
+    std::size_t j = 0;
+    for (; j + 64 <= 4 * groups; j += 64)
+      surplus[r] = _mm512_dpbusd_epi32(surplus[r], offset_u8x64, _mm512_loadu_si512(a + r * stride + j));
+    const auto rest = static_cast<__mmask64>((std::uint64_t{1} << (4 * groups - j)) - 1);
+    surplus[r] = _mm512_dpbusd_epi32(surplus[r], offset_u8x64, _mm512_maskz_loadu_epi8(rest, a + r * stride + j));
+    const __m512i total_i32x16 = _mm512_set1_epi32(_mm512_reduce_add_epi32(surplus[r]));
+    for (std::size_t v = 0; v < 2; ++v)
+      _mm512_store_si512(y + r * kTile + v * kLanes, _mm512_sub_epi32(sums[r][v], total_i32x16));
+  }
+}
+
+}  // namespace
+
+void integer_tile_vnni(const std::int8_t* a, std::size_t rows, std::size_t stride, std::size_t groups,
+                       const std::int8_t* x, std::int32_t* y) {
+  constexpr std::size_t kBlock = 12;
+  std::size_t i = 0;
+  for (; i + kBlock <= rows; i += kBlock) integer_block<kBlock>(a + i * stride, stride, groups, x, y + i * kTile);
+  for (; i < rows; ++i) integer_block<1>(a + i * stride, stride, groups, x, y + i * kTile);
+}
+
+}  // namespace diba

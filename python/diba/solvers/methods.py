@@ -1,0 +1,220 @@
+"""What each named method does to one scaled matrix: a chain of ADMM and greedy runs, tracked and timed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from ..bits import BitMatrix
+from ..factorization import Factorization
+from ..progress import Progress
+from .admm import PUBLISHED_STEPS, Admm
+from .greedy import Greedy, snr
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from .._check import Alphabet
+    from ..progress import ProgressCallback
+    from .deadline import Deadline
+
+__all__ = ["EFFORTS", "METHODS", "Run", "Task", "run"]
+
+METHODS = ("auto", "admm", "greedy", "dbf")
+BALANCE = 0.1  # lambda of the balance penalty
+GREEDY_ITERATIONS = 100
+_SMALL = (
+    32  # sides or inner dimensions below this are tried by greedy too: ADMM averages over many components
+)
+_MANY_BITS = 7  # of the binary factors per weight: from there on greedy signs may be better
+_RAMP_SHARE = 0.8  # of a time limit; the rest is for the polish
+
+
+class Effort(NamedTuple):
+    """Iteration budget of a run."""
+
+    steps: int  # of the ADMM ramp, for signs
+    binary_steps: int  # for 0/1 factors, which have to balance too
+    polish: int  # greedy iterations after it, at most
+
+
+EFFORTS = {
+    "fast": Effort(140, 200, 3),
+    "normal": Effort(700, 1000, 10),
+    "best": Effort(2400, 2400, 30),
+}
+
+
+class Budget(NamedTuple):
+    """Iterations of one task: of the ramp, and of greedy after it or alone."""
+
+    steps: int
+    polish: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """One matrix to factor, all arguments checked.
+
+    Attributes:
+        matrix: Shape (m, n), float32, scaled to magnitudes up to 1.
+        k: Inner dimension.
+        alphabet: Of the factors.
+        method: One of METHODS.
+        effort: Key of EFFORTS.
+        seed: Of the random start.
+        max_iter: Outer iterations; None for the method's own.
+        tol: Least share of the objective that a greedy iteration must win.
+        threads: Of the compiled code.
+        deadline: When to stop.
+        report: Called with every Progress, in units of the scaled matrix.
+        start: Factors to improve instead of a random start.
+    """
+
+    matrix: NDArray[np.float32]
+    k: int
+    alphabet: Alphabet
+    method: str
+    effort: str
+    seed: int
+    max_iter: int | None
+    tol: float
+    threads: int
+    deadline: Deadline
+    report: ProgressCallback
+    start: Factorization | None = None
+
+    def budget(self) -> Budget:
+        """What ``method``, ``effort`` and ``max_iter`` say."""
+        effort, given = EFFORTS[self.effort], self.max_iter
+        if self.method == "greedy" or self.start is not None:
+            return Budget(0, GREEDY_ITERATIONS if given is None else given)
+        if self.method == "dbf":
+            return Budget(PUBLISHED_STEPS if given is None else given, 0)
+        steps = effort.binary_steps if self.alphabet == "binary" else effort.steps
+        return Budget(steps if given is None else given, effort.polish)
+
+
+class Run:
+    """Counts iterations over the stages of a task and reports them."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._budget = task.budget()
+
+    def report(self, energy: float, objective: float, iteration: int, flips: int = 0) -> None:
+        """One Progress. ``iteration`` counts the ramp and what follows it."""
+        elapsed = self._task.deadline.elapsed()
+        total = sum(self._budget)
+        self._task.report(
+            Progress(
+                iteration,
+                total,
+                objective,
+                snr(energy, objective),
+                flips,
+                elapsed,
+                self._remaining(iteration, elapsed),
+            )
+        )
+
+    def _remaining(self, iteration: int, elapsed: float) -> float | None:
+        """Seconds to go: a greedy iteration costs about two steps of the ramp."""
+        if iteration == 0:
+            return None
+        steps, polish = self._budget
+        done = iteration + max(0, iteration - steps)
+        remaining = elapsed * (steps + 2 * polish - done) / done
+        limit = self._task.deadline.limit
+        return remaining if limit is None else max(0.0, min(remaining, limit - elapsed))
+
+
+def run(task: Task) -> Greedy:
+    """Factors of ``task.matrix``: the best that the method found."""
+    progress = Run(task)
+    if task.start is not None:
+        return _descend(task, _from(task, task.start), progress)
+    if task.method == "greedy":
+        return _descend(task, _random(task), progress)
+    result = _ramped(task, progress)
+    m, n = task.matrix.shape
+    small = min(m, n, task.k) < _SMALL or task.k * (m + n) > _MANY_BITS * m * n
+    failed = not result.objective < result.energy
+    if task.method == "auto" and (small or failed) and not task.deadline.over():
+        other = _random(task)
+        for _ in other.iterate(GREEDY_ITERATIONS, task.tol, task.deadline):
+            pass
+        result = max(result, other, key=lambda candidate: _reached(task, candidate))
+    return result
+
+
+def _reached(task: Task, result: Greedy) -> float:
+    """SNR of the finished factors: near exact fits rounding decides, to 16 bits and of the objective."""
+    b1, b2 = result.bits()
+    factors = Factorization(result.left.scale, b1, result.d2, b2, result.right.scale)
+    return factors.round_diagonals().snr(task.matrix)
+
+
+def _ramped(task: Task, progress: Run) -> Greedy:
+    """ADMM, then greedy from its best iterate."""
+    steps, polish = task.budget()
+    published = task.method == "dbf"
+    balance = BALANCE if task.alphabet == "binary" else 0.0
+    ramp = Admm(task.matrix, task.k, task.seed, balance, task.threads, published=published)
+    share = task.deadline if published else task.deadline.share(_RAMP_SHARE)
+    for step in ramp.iterate(steps, share):
+        progress.report(ramp.energy, ramp.objective, step)
+    d1, b1, d2, b2, d3 = ramp.factors(task.alphabet)
+    result = Greedy(
+        task.matrix,
+        b1,
+        b2,
+        task.threads,
+        d1=d1,
+        d2=d2 if published and ramp.energy else None,
+        d3=d3,
+        pairs=not published,
+    )
+    if published:
+        return result
+    for iteration in result.iterate(polish, task.tol, task.deadline):
+        progress.report(result.energy, result.objective, steps + iteration, result.flips)
+    return result
+
+
+def _descend(task: Task, result: Greedy, progress: Run) -> Greedy:
+    progress.report(result.energy, result.objective, 0)
+    for iteration in result.iterate(task.budget().polish, task.tol, task.deadline):
+        progress.report(result.energy, result.objective, iteration, result.flips)
+    return result
+
+
+def _from(task: Task, start: Factorization) -> Greedy:
+    """Greedy from given factors of the scaled matrix."""
+    b1, b2 = start.b1, start.b2
+    return Greedy(
+        task.matrix,
+        b1,
+        b2,
+        task.threads,
+        d1=start.d1,
+        d2=start.d2,
+        d3=start.d3,
+        pairs=task.method != "greedy",
+    )
+
+
+def _random(task: Task) -> Greedy:
+    """Every bit 0 or 1 at even odds, scales of one."""
+    m, n = task.matrix.shape
+    random = np.random.default_rng(task.seed)
+    b1 = _random_bits(random, m, task.k, task.alphabet)
+    return Greedy(task.matrix, b1, _random_bits(random, task.k, n, task.alphabet), task.threads)
+
+
+def _random_bits(random: np.random.Generator, rows: int, cols: int, alphabet: Alphabet) -> BitMatrix:
+    packed = random.integers(0, 256, size=(rows, -(-cols // 8)), dtype=np.uint8)
+    packed[:, -1] &= 0xFF >> (-cols % 8)
+    return BitMatrix.from_packed_rows(packed, cols, alphabet)

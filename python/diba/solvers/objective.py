@@ -1,0 +1,102 @@
+"""What a solver minimises: ``|A - F|^2``, weighted by importance, or the error of a layer's outputs."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import _check_objectives
+from .covariance import SHRINK, descend, input_scales, output_error, shrunk
+from .importance import Importance
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from .._check import FloatArray
+    from ..factorization import Factorization
+    from ..progress import ProgressCallback
+    from .deadline import Deadline
+
+__all__ = ["Objective", "checked"]
+
+
+class Objective:
+    """One of three: plain; ``sum (o_i (A - F)_ij i_j)^2``; ``tr((A - F) S (A - F)')``.
+
+    Args:
+        importance: (o, i), either may be None; None for the plain objective.
+        S: Second moments of the inputs, shrunk; None without.
+    """
+
+    def __init__(self, importance: Importance | None, S: NDArray[np.float64] | None) -> None:
+        self._importance = importance
+        self.covariance = S
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is ``|A - F|^2``."""
+        return self._importance is None
+
+    def scaled(self, A: FloatArray) -> FloatArray:
+        """What to factor in place of A: its plain objective is this one, or stands for it."""
+        return A if self._importance is None else self._importance.scaled(A)
+
+    def unscaled(self, f: Factorization) -> Factorization:
+        """Factors of A, 16-bit diagonals, from factors of ``scaled(A)``."""
+        return f.round_diagonals() if self._importance is None else self._importance.unscaled(f)
+
+    def inward(self, f: Factorization) -> Factorization:
+        """Factors of ``scaled(A)`` from factors of A."""
+        return f if self._importance is None else self._importance.inward(f)
+
+    def measure(self, A: FloatArray, f: Factorization) -> tuple[float, float]:
+        """(objective of f, SNR ``10 log10(objective of 0 / objective of f)`` in dB), in float64."""
+        if self._importance is None:
+            decibels = f.snr(A)
+            energy = float(np.vdot(A.astype(np.float64), A.astype(np.float64)))
+            return (energy * 10 ** (-decibels / 10) if energy else 0.0), decibels
+        zero = type(f)(0 * f.d1, f.b1, f.d2, f.b2, f.d3)
+        if self.covariance is not None:
+            error, energy = (output_error(A, g, self.covariance) for g in (f, zero))
+        else:
+            error, energy = (self._importance.error(A, g) for g in (f, zero))
+        if error <= 0:
+            return 0.0, math.inf
+        return error, 10 * math.log10(energy / error) if energy else -math.inf
+
+    def descend(
+        self,
+        A: FloatArray,
+        start: Factorization,
+        tol: float,
+        threads: int,
+        deadline: Deadline,
+        progress: ProgressCallback | None,
+    ) -> Factorization:
+        """Factors made better under the covariance; as they are without one."""
+        if self.covariance is None:
+            return start
+        return descend(
+            A, start, self.covariance, tol=tol, threads=threads, deadline=deadline, progress=progress
+        )
+
+
+def checked(importance: Any, covariance: Any, m: int, n: int) -> Objective:
+    """The objective that these arguments of ``diba.solve`` ask for.
+
+    Raises:
+        TypeError, ValueError: see ``_check_objectives``; also where both are given.
+    """
+    if importance is not None and covariance is not None:
+        raise ValueError(
+            "importance and covariance are both given; give one: a covariance weighs the columns by itself"
+        )
+    if importance is not None:
+        return Objective(Importance(*_check_objectives.importance(importance, m, n)), None)
+    if covariance is not None:
+        S, shrink = _check_objectives.covariance(covariance, n, SHRINK)
+        S = shrunk(S, shrink)
+        return Objective(Importance(None, input_scales(S)), S)
+    return Objective(None, None)
