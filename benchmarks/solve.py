@@ -80,7 +80,7 @@ def run_torch(A: np.ndarray, bits: float, alphabet: str, drop_finished: bool) ->
 
     torch.set_num_threads(1)
     m, n = A.shape
-    k = inner_dimension(m, n, None, bits, None)
+    k = inner_dimension(m, n, "bits_per_weight", bits)
     scaled, _ = scaled_to_one(A)
     start = [torch.from_numpy(b.to_dense()) for b in random_start(m, n, k, alphabet, seed=0)]
     peak, started = Peak(), time.perf_counter()

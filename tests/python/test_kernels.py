@@ -379,7 +379,7 @@ def greedy_rows(H: np.ndarray, G: np.ndarray, d: np.ndarray, B: np.ndarray, step
     """The same signature around diba._core.greedy_rows."""
     words, G = packed(B > 0), G.astype(np.float32)
     flips, decrease = _core.greedy_rows(
-        H.astype(np.float32), G, d.astype(np.float32), words, step == 2, cyclic, 1
+        H.astype(np.float32), G, d.astype(np.float32), words, step == 2, cyclic, 1, False
     )
     assert _core.tails_are_zero(words, len(H))
     bits = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little", count=len(H)).astype(np.float64)

@@ -19,7 +19,7 @@ class QuantizedMatrix {
   void assign(const TiledMatrix& x, int threads);
 
   // Y = T X; t (rows, size), y (rows, size). Rows of T, too, are rounded to 8 bits, but for the diagonal's part.
-  // Error: |y - exact| <= 0.53 / 127 * size * max|t_i| * max|X off the diagonal, column c| + float32 rounding.
+  // Error: |y - exact| <= 1.01 / 127 * size * max|t_i| * max|X off the diagonal, column c| + float32 rounding.
   // Scratch: q (rows * padded_bytes(size)), sums (rows * kTile), both 64-byte aligned.
   void multiply(const float* t, std::size_t rows, float* y, std::int8_t* q, std::int32_t* sums) const;
 

@@ -107,7 +107,7 @@ class Greedy:
         d2: The inner diagonal, shape (k,), left as it is until the first step; None to fit it here.
         d3: Start of the column scales, shape (n,); None for ones.
         cyclic: Visit the bits of a row in order instead of taking the best flip each time.
-        pairs: Where no single flip helps any more, try pairs of flips.
+        pairs: Where no single flip helps any more, try pairs of flips; let rows of zeros begin again.
     """
 
     def __init__(
@@ -212,7 +212,30 @@ class Greedy:
             self._threads,
         )
         self._lower_objective(decrease)
+        if fit and self._pairs and not side.signs:
+            self._revive(side, aim)
         return aim
+
+    def _revive(self, side: Side, aim: Aim) -> None:
+        """Rows of zeros, whose scale no flip can move, begin again with their one best bit.
+
+        Not in the published algorithm, where they stay dead.
+        """
+        diagonal = aim.gram.diagonal()
+        dead = np.flatnonzero(side.scale == 0)
+        if not dead.size or not diagonal.max() > 0:
+            return
+        along = aim.residual[dead]  # C a_i
+        gains = np.divide(along * along, diagonal, out=np.zeros_like(along), where=diagonal > 0)
+        best = gains.argmax(axis=1)
+        gained = gains[np.arange(dead.size), best]
+        dead, best, along = dead[gained > 0], best[gained > 0], along[gained > 0]
+        side.scale[dead] = along[np.arange(dead.size), best] / diagonal[best]
+        side.words[dead] = 0
+        side.words[dead, best // 64] = np.uint64(1) << (best % 64).astype(np.uint64)
+        aim.residual[dead] -= side.scale[dead, None] * aim.gram[best]
+        self._lower_objective(float(gained.sum()))
+        side.bits_changed()
 
     def _flip(self, side: Side, aim: Aim) -> None:
         rows = max(64, _WORK_PER_CALL // side.k**2)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from .. import diagonal16
 from ..bits import BitMatrix
 from ..factorization import Factorization
 from ..progress import Progress
@@ -25,10 +26,10 @@ __all__ = ["EFFORTS", "METHODS", "Run", "Task", "run"]
 METHODS = ("auto", "admm", "greedy", "dbf")
 BALANCE = 0.1  # lambda of the balance penalty
 GREEDY_ITERATIONS = 100
-_SMALL = (
-    32  # sides or inner dimensions below this are tried by greedy too: ADMM averages over many components
-)
-_MANY_BITS = 7  # of the binary factors per weight: from there on greedy signs may be better
+# Where method "auto" tries greedy too:
+_SMALL = 32  # a side or an inner dimension below this
+_MANY_BITS = 7  # of the binary factors for each weight, above this
+_USUAL_DB = 8  # for each bit, and an SNR above it: a few entries or a low rank make up most of the matrix
 _RAMP_SHARE = 0.8  # of a time limit; the rest is for the polish
 
 
@@ -103,6 +104,7 @@ class Run:
     def __init__(self, task: Task) -> None:
         self._task = task
         self._budget = task.budget()
+        self._first: tuple[float, float] | None = None  # work and time of the first iteration, and before it
 
     def report(self, energy: float, objective: float, iteration: int, flips: int = 0) -> None:
         """One Progress. ``iteration`` counts the ramp and what follows it."""
@@ -121,12 +123,16 @@ class Run:
         )
 
     def _remaining(self, iteration: int, elapsed: float) -> float | None:
-        """Seconds to go: a greedy iteration costs about two steps of the ramp."""
+        """Seconds to go, at the pace since the first iteration: a greedy one costs about two of the ramp."""
         if iteration == 0:
             return None
         steps, polish = self._budget
         done = iteration + max(0, iteration - steps)
-        remaining = elapsed * (steps + 2 * polish - done) / done
+        if self._first is None:
+            self._first = done, elapsed
+        work, time = self._first
+        pace = (elapsed - time) / (done - work) if done > work else elapsed / done
+        remaining = pace * (steps + 2 * polish - done)
         limit = self._task.deadline.limit
         return remaining if limit is None else max(0.0, min(remaining, limit - elapsed))
 
@@ -139,15 +145,30 @@ def run(task: Task) -> Greedy:
     if task.method == "greedy":
         return _descend(task, _random(task), progress)
     result = _ramped(task, progress)
-    m, n = task.matrix.shape
-    small = min(m, n, task.k) < _SMALL or task.k * (m + n) > _MANY_BITS * m * n
-    failed = not result.objective < result.energy
-    if task.method == "auto" and (small or failed) and not task.deadline.over():
+    if task.method == "auto" and _unusual(task, result) and not task.deadline.over():
         other = _random(task)
         for _ in other.iterate(GREEDY_ITERATIONS, task.tol, task.deadline):
             pass
-        result = max(result, other, key=lambda candidate: _reached(task, candidate))
+        further = _again(task, other)
+        for _ in further.iterate(GREEDY_ITERATIONS, task.tol, task.deadline):
+            pass
+        result = max(result, other, further, key=lambda candidate: _reached(task, candidate))
     return result
+
+
+def _again(task: Task, result: Greedy) -> Greedy:
+    """From where greedy as published stops: with pairs of flips, and rows of zeros that begin again."""
+    b1, b2 = result.bits()
+    d1, d3 = result.left.scale, result.right.scale
+    return Greedy(task.matrix, b1, b2, task.threads, d1=d1, d2=result.d2, d3=d3, pairs=True)
+
+
+def _unusual(task: Task, result: Greedy) -> bool:
+    """Whether greedy may do better: ADMM averages over many components of many alike rows and columns."""
+    m, n = task.matrix.shape
+    bits = task.k * (m + n) / (m * n)
+    small = min(m, n, task.k) < _SMALL or bits > _MANY_BITS
+    return small or not result.objective < result.energy or result.snr > _USUAL_DB * max(bits, 0.5)
 
 
 def _reached(task: Task, result: Greedy) -> float:
@@ -192,16 +213,16 @@ def _descend(task: Task, result: Greedy, progress: Run) -> Greedy:
 
 
 def _from(task: Task, start: Factorization) -> Greedy:
-    """Greedy from given factors of the scaled matrix."""
-    b1, b2 = start.b1, start.b2
+    """Greedy from given factors of the scaled matrix, the outer diagonals brought to entries of about 1."""
+    e1, e3 = diagonal16.exponent(start.d1), diagonal16.exponent(start.d3)
     return Greedy(
         task.matrix,
-        b1,
-        b2,
+        start.b1,
+        start.b2,
         task.threads,
-        d1=start.d1,
-        d2=start.d2,
-        d3=start.d3,
+        d1=np.ldexp(start.d1, -e1),
+        d2=np.ldexp(start.d2, e1 + e3),
+        d3=np.ldexp(start.d3, -e3),
         pairs=task.method != "greedy",
     )
 
