@@ -214,8 +214,10 @@ class Admm:
         The ramp is hurried so that it ends by the deadline. Steps from the previous iterate may diverge
         where k is far beyond what A needs: the run then ends.
         """
+        used = deadline.part_used()
         for step in range(steps + 1):
-            part = max(step / max(1, steps - _SETTLED), deadline.part_used())
+            hurried = (deadline.part_used() - used) / max(1 - used, 1e-9)
+            part = max(step / max(1, steps - _SETTLED), hurried)
             last = step == steps or deadline.over()
             if self.published:
                 penalties = (min(1.0, part) ** 3,) + (1.0,) * (_PUBLISHED_INNER - 1)
