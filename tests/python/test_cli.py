@@ -460,8 +460,10 @@ def test_closed_pipe_is_quiet() -> None:
 def test_interrupt_ends_promptly_and_writes_nothing(folder: Path) -> None:
     np.save("large.npy", np.random.default_rng(0).standard_normal((1500, 1500)).astype(np.float32))
     code = """
+import signal
 import sys
 from diba import cli
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent may have switched it off
 solve = cli.solve
 def announced(*arguments, progress=None, **options):
     def started(report):
