@@ -18,6 +18,7 @@ import numpy as np
 
 from .. import _core
 from ..bits import BitMatrix
+from ..factorization import Factorization
 from .deadline import NEVER
 
 if TYPE_CHECKING:
@@ -271,6 +272,11 @@ class Greedy:
     def snr(self) -> float:
         """``10 log10(|A|^2 / objective)`` in dB."""
         return snr(self.energy, self.objective)
+
+    def factors(self) -> Factorization:
+        """The factors as they are, diagonals in float32."""
+        b1, b2 = self.bits()
+        return Factorization(self.left.scale, b1, self.d2, b2, self.right.scale)
 
     def bits(self) -> tuple[BitMatrix, BitMatrix]:
         """B1 (m x k) and B2 (k x n)."""

@@ -9,7 +9,6 @@ import numpy as np
 
 from .. import diagonal16
 from ..bits import BitMatrix
-from ..factorization import Factorization
 from ..progress import Progress
 from .admm import PUBLISHED_STEPS, Admm
 from .greedy import Greedy, snr
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .._check import Alphabet
+    from ..factorization import Factorization
     from ..progress import ProgressCallback
     from .deadline import Deadline
 
@@ -149,18 +149,11 @@ def run(task: Task) -> Greedy:
         other = _random(task)
         for _ in other.iterate(GREEDY_ITERATIONS, task.tol, task.deadline):
             pass
-        further = _again(task, other)
+        further = _from(task, other.factors())  # with pairs, and rows of zeros begin again
         for _ in further.iterate(GREEDY_ITERATIONS, task.tol, task.deadline):
             pass
         result = max(result, other, further, key=lambda candidate: _reached(task, candidate))
     return result
-
-
-def _again(task: Task, result: Greedy) -> Greedy:
-    """From where greedy as published stops: with pairs of flips, and rows of zeros that begin again."""
-    b1, b2 = result.bits()
-    d1, d3 = result.left.scale, result.right.scale
-    return Greedy(task.matrix, b1, b2, task.threads, d1=d1, d2=result.d2, d3=d3, pairs=True)
 
 
 def _unusual(task: Task, result: Greedy) -> bool:
@@ -173,9 +166,7 @@ def _unusual(task: Task, result: Greedy) -> bool:
 
 def _reached(task: Task, result: Greedy) -> float:
     """SNR of the finished factors: near exact fits rounding decides, to 16 bits and of the objective."""
-    b1, b2 = result.bits()
-    factors = Factorization(result.left.scale, b1, result.d2, b2, result.right.scale)
-    return factors.round_diagonals().snr(task.matrix)
+    return result.factors().round_diagonals().snr(task.matrix)
 
 
 def _ramped(task: Task, progress: Run) -> Greedy:

@@ -238,9 +238,7 @@ def _factor_plain(matrix: FloatArray, k: int, options: Options, report: Progress
         lambda state: report(replace(state, objective=math.ldexp(state.objective, 2 * exponent))),
         None if options.init is None else _rescaled(options.objective.inward(options.init), -exponent),
     )
-    result = run(task)
-    b1, b2 = result.bits()
-    return _rescaled(Factorization(result.left.scale, b1, result.d2, b2, result.right.scale), exponent)
+    return _rescaled(run(task).factors(), exponent)
 
 
 def _bytes_needed(m: int, n: int, k: int, objective: Objective) -> int:
