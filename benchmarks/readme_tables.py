@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import matvec_table
 import quality_table
 import solve
 import solver_trials
@@ -153,6 +154,7 @@ def large(report: dict[str, Any]) -> str:
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "activation_error.json": activation_error,
     "large.json": large,
+    "matvec.json": matvec_table.markdown,
     "minilm.json": minilm,
     "quality.json": quality_table.markdown_report,
     "solve.json": solve_times,

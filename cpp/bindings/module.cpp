@@ -1,5 +1,6 @@
-// The only file that knows Python: it unwraps arrays, checks that they fit together, releases the GIL, calls the core.
-// Argument rules and prose live in Python (_check.py); the checks here are the last line of defence.
+// This folder is the only place that knows Python. Bindings unwrap arrays, check that they fit together, release the
+// GIL and call the core. Argument rules and prose live in Python (_check.py); the checks here are the last line of
+// defence.
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -12,6 +13,7 @@
 #include <string>
 #include <utility>
 
+#include "bind_prepared.hpp"
 #include "diba/admm.hpp"
 #include "diba/bit_matrix.hpp"
 #include "diba/diagonals.hpp"
@@ -325,4 +327,5 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
         signs, py::arg("fit"), scale, out, threads);
   m.def("greedy_rows", &greedy_rows, gram_matrix, correlations, scale, words, signs, py::arg("cyclic"), threads,
         py::arg("pairs"));
+  bind_prepared(m);
 }

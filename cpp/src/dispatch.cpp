@@ -22,18 +22,43 @@ bool has_avx512() {
 
 #ifdef DIBA_X86_KERNELS
 bool has_avx512_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
+bool has_avx512_vbmi() { return has_avx512_vnni() && __builtin_cpu_supports("avx512vbmi"); }
 
+// A table that differs from another in some members.
+Kernels with_vnni() {
+  Kernels kernels = kAvx512;
+  kernels.name = "avx512vnni";
+  kernels.integer_tile = integer_tile_vnni;
+  return kernels;
+}
+Kernels with_vbmi() {
+  Kernels kernels = with_vnni();
+  kernels.name = "avx512vbmi";
+  kernels.lookup = &kLookupAvx512Vbmi;
+  return kernels;
+}
+
+const Kernels& avx512_vbmi() {
+  static const Kernels table = with_vbmi();
+  return table;
+}
 const Kernels& avx512_vnni() {
-  static const Kernels table = [] {
-    Kernels kernels = kAvx512;
-    kernels.name = "avx512vnni";
-    kernels.integer_tile = integer_tile_vnni;
-    return kernels;
-  }();
+  static const Kernels table = with_vnni();
   return table;
 }
 const Kernels& avx512() { return kAvx512; }
 const Kernels& avx2() { return kAvx2; }
+#endif
+#ifdef DIBA_NEON_KERNELS
+const Kernels& neon() {
+  static const Kernels table = [] {
+    Kernels kernels = kScalar;
+    kernels.name = "neon";
+    kernels.lookup = &kLookupNeon;
+    return kernels;
+  }();
+  return table;
+}
 #endif
 const Kernels& scalar() { return kScalar; }
 
@@ -44,9 +69,13 @@ struct Candidate {
 
 constexpr Candidate kCandidates[] = {
 #ifdef DIBA_X86_KERNELS
+    {avx512_vbmi, has_avx512_vbmi},
     {avx512_vnni, has_avx512_vnni},
     {avx512, has_avx512},
     {avx2, has_avx2},
+#endif
+#ifdef DIBA_NEON_KERNELS
+    {neon, always},
 #endif
     {scalar, always},
 };

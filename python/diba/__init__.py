@@ -21,6 +21,7 @@ except ImportError as error:
         "with 'python -m pip install .' in its source folder, and do not import it from inside that folder"
     ) from error
 
+from ._tuning import Tuning, calibrate, set_tuning, tuning
 from .bits import BitMatrix
 from .curve import Curve, curve
 from .errors import FormatError
@@ -40,7 +41,9 @@ __all__ = [
     "OneBit",
     "Progress",
     "ProgressCallback",
+    "Tuning",
     "__version__",
+    "calibrate",
     "curve",
     "info",
     "isa",
@@ -48,6 +51,8 @@ __all__ = [
     "num_threads",
     "onebit",
     "set_num_threads",
+    "set_tuning",
     "solve",
     "supported_isas",
+    "tuning",
 ]

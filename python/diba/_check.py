@@ -21,6 +21,7 @@ from ._check_arrays import (
     Alphabet,
     FloatArray,
     alphabet_matrix,
+    columns,
     describe,
     diagonal,
     entry_dtype,
@@ -31,6 +32,7 @@ from ._check_arrays import (
     packed_words,
     real_array,
     real_matrix,
+    rows,
     zero_tails,
 )
 
@@ -46,11 +48,13 @@ __all__ = [
     "alphabet",
     "alphabet_matrix",
     "callback",
+    "columns",
     "diagonal",
     "entry_dtype",
     "equal",
     "exactly_one_budget",
     "fits_in_memory",
+    "fits_tables",
     "instance",
     "integer",
     "matrix_shape",
@@ -63,8 +67,10 @@ __all__ = [
     "packed_words",
     "path",
     "positive_int",
+    "precision",
     "real_array",
     "real_matrix",
+    "rows",
     "seed",
     "thread_count",
     "zero_tails",
@@ -141,6 +147,21 @@ def one_of(value: Any, name: str, choices: Sequence[str]) -> str:
 def alphabet(value: Any, name: str = "alphabet") -> Alphabet:
     """``"binary"`` (entries 0/1) or ``"sign"`` (entries -1/+1)."""
     return cast("Alphabet", one_of(value, name, ALPHABETS))
+
+
+def precision(value: Any) -> str:
+    """``"fast"`` or ``"exact"`` products."""
+    if value == "fast":  # most calls; the check below is slow for a product of microseconds
+        return "fast"
+    return one_of(value, "precision", ("fast", "exact"))
+
+
+def fits_tables(cols: int) -> None:
+    """Whether the sums of a fast product fit 32 bits (``kLookupMaxCols`` in lookup.hpp)."""
+    if cols > 1 << 20:
+        raise ValueError(
+            f"a factor has {cols} columns; the fast products take at most 2^20: use precision='exact'"
+        )
 
 
 def method(value: Any, known: Sequence[str]) -> str:

@@ -184,6 +184,27 @@ def operand(value: Any, name: str, length: int, ndim: int, against: str) -> NDAr
     return np.ascontiguousarray(array, dtype=np.float32)
 
 
+def columns(value: Any, name: str, length: int, against: str) -> NDArray[np.float32]:
+    """The columns of :func:`operand`, (length, p), as rows: C-contiguous, of shape (p, length)."""
+    array = real_array(value, name)
+    if array.ndim != 2 or array.shape[0] != length:
+        operand(array, name, length, 2, against)  # says what is wrong
+    return np.ascontiguousarray(array.T, dtype=np.float32)
+
+
+def rows(value: Any, name: str, length: int, against: str) -> NDArray[np.float32]:
+    """Vectors of ``length`` entries along the last axis, as a C-contiguous float32 array (..., length)."""
+    array = real_array(value, name)
+    if array.ndim == 0:
+        raise ValueError(f"{name} is a single number; it must have shape (..., {length})")
+    if array.shape[-1] != length:
+        raise ValueError(
+            f"{name} has shape {array.shape}; its last axis must have {length} entries, as many as there are "
+            f"{against}; columns are multiplied by matmul"
+        )
+    return np.ascontiguousarray(array, dtype=np.float32)
+
+
 def diagonal(value: Any, name: str, length: int | None = None, against: str = "") -> NDArray[np.float32]:
     """A diagonal as a fresh read-only float32 vector of finite entries."""
     array = real_array(value, name)

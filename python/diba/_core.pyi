@@ -145,3 +145,32 @@ def greedy_rows(
     threads: int,
     pairs: bool,
 ) -> tuple[int, float]: ...
+
+class Prepared:
+    """A factorization in the layout of the fast kernels; cpp/include/diba/prepared.hpp."""
+
+    def __init__(
+        self,
+        d1: NDArray[np.float32],
+        b1: NDArray[np.uint64],
+        d2: NDArray[np.float32],
+        b2: NDArray[np.uint64],
+        d3: NDArray[np.float32],
+        signs: bool,
+    ) -> None: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def isa(self) -> str: ...
+    def multiply(
+        self,
+        x: NDArray[np.float32],
+        bias: NDArray[np.float32] | None,
+        out: NDArray[np.float32],
+        threads: int,
+    ) -> None: ...
+    def try_multiply(self, x: object, threads: int) -> NDArray[np.float32] | None: ...
+
+def read_seconds(words: NDArray[np.uint64]) -> float: ...
+def tuning() -> tuple[int, int]: ...
+def set_tuning(table_bytes: int, bits_per_thread: int) -> None: ...

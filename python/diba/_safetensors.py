@@ -75,12 +75,23 @@ def in_fixed_order(data: bytes) -> bytes:
 
 def _parse(text: bytes, name: str) -> dict[str, Any]:
     try:
-        header = json.loads(text)
+        header = json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{name}: the safetensors header is damaged, it is not JSON ({error})") from None
     if not isinstance(header, dict):
         raise FormatError(f"{name}: the safetensors header is damaged, it is not a JSON object")
     return header
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """What json makes of an object; readers do not agree on what a key that comes twice means."""
+    for key, value in pairs:
+        for text in (key, value) if isinstance(value, str) else (key,):
+            text.encode()  # half of a surrogate pair is no text: UnicodeEncodeError, a ValueError
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key comes twice")
+    return found
 
 
 def _metadata(value: Any, name: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The command line: ``diba solve``, ``diba inspect``, ``diba doctor``.
+"""The command line: ``diba solve``, ``diba inspect``, ``diba bench``, ``diba doctor``.
 
 Results go to stdout, everything else to stderr. An error is one line and exit
 code 2, Ctrl-C is one line and exit code 130.
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import _core, files, inputs
+from . import _core, bench, files, inputs
 from ._check import ALPHABETS
 from .factorization import Factorization, load
 from .runtime import info
@@ -83,6 +83,8 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("file", metavar="FILE", help="a file that 'diba solve' or save() has written")
     inspect.add_argument("--json", action="store_true", help="print one JSON object")
     inspect.set_defaults(run=_inspect)
+
+    bench.add_arguments(commands.add_parser("bench", help="time products here, beside dense ones"))
 
     doctor = commands.add_parser(
         "doctor", help="versions, processor, instruction set, threads: for bug reports"

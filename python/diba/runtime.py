@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import cache
 
 from . import _check, _core, _system
 
@@ -16,7 +17,7 @@ _chosen_threads: int | None = None
 
 
 def isa() -> str:
-    """Name of the instruction set the kernels run on: "avx512", "avx2" or "scalar"."""
+    """Name of the instruction set the kernels run on, as in ``supported_isas()``."""
     return _core.isa()
 
 
@@ -65,8 +66,21 @@ def set_num_threads(count: int | None) -> None:
 
 
 def resolve_threads(threads: int | None) -> int:
-    """The number of threads a call should use: its own argument, else the default."""
-    return num_threads() if threads is None else _check.thread_count(threads)
+    """The number of threads a call should use: its own argument, else the default.
+
+    The processors granted to this process are asked for once: reading them takes
+    longer than a small product.
+    """
+    if threads is not None:
+        return _check.thread_count(threads)
+    if _chosen_threads is None and _ENVIRONMENT_THREADS not in os.environ:
+        return _granted_threads()
+    return num_threads()
+
+
+@cache
+def _granted_threads() -> int:
+    return num_threads()
 
 
 def info() -> dict[str, object]:

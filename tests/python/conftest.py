@@ -16,7 +16,7 @@ from diba import _core
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-ALL_ISAS = ("avx512vnni", "avx512", "avx2", "scalar")
+ALL_ISAS = ("avx512vbmi", "avx512vnni", "avx512", "avx2", "neon", "scalar")
 
 
 @pytest.fixture(params=ALL_ISAS)
@@ -68,18 +68,36 @@ class Factors:
         return Factors(*absolute, self.alphabet).dense()
 
 
+def random_factors(m: int, k: int, n: int, alphabet: str, seed: int = 0, integers: bool = False) -> Factors:
+    """Half of the bits set, diagonals of both signs; ``integers``: products that float32 holds exactly."""
+    rng = np.random.default_rng(seed)
+    zero = 0 if alphabet == "binary" else -1
+    b1, b2 = (np.where(rng.random(shape) < 0.5, 1, zero) for shape in ((m, k), (k, n)))
+    if integers:
+        d1, d2, d3 = (rng.integers(-4, 5, size).astype(np.float32) for size in (m, k, n))
+    else:
+        d1, d2, d3 = (rng.standard_normal(size).astype(np.float32) for size in (m, k, n))
+    return Factors(d1, b1, d2, b2, d3, alphabet)
+
+
 @pytest.fixture
 def make_factors() -> Callable[..., Factors]:
-    """A maker of random factors; ``integers=True`` gives products that float32 holds exactly."""
+    """A maker of random factors: ``random_factors``."""
+    return random_factors
 
-    def make(m: int, k: int, n: int, alphabet: str, seed: int = 0, integers: bool = False) -> Factors:
-        rng = np.random.default_rng(seed)
-        zero = 0 if alphabet == "binary" else -1
-        b1, b2 = (np.where(rng.random(shape) < 0.5, 1, zero) for shape in ((m, k), (k, n)))
-        if integers:
-            d1, d2, d3 = (rng.integers(-4, 5, size).astype(np.float32) for size in (m, k, n))
-        else:
-            d1, d2, d3 = (rng.standard_normal(size).astype(np.float32) for size in (m, k, n))
-        return Factors(d1, b1, d2, b2, d3, alphabet)
 
-    return make
+def vectors(count: int, n: int, seed: int = 0) -> np.ndarray:
+    """Rows of n entries, float32: of different sizes, one of them zero."""
+    X = np.random.default_rng([count, n, seed]).standard_normal((count, n))
+    X *= np.exp(np.arange(count) % 7)[:, None]
+    X[count // 2] = 0
+    return X.astype(np.float32)
+
+
+@pytest.fixture(params=[(1 << 14, 1), None], ids=["finely cut", "usually cut"])
+def cut(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Few vectors together and as many threads as asked for, even for the smallest product; and as usual."""
+    before = _core.tuning()
+    _core.set_tuning(*(request.param or before))
+    yield
+    _core.set_tuning(*before)

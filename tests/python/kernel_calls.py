@@ -9,7 +9,13 @@ import numpy as np
 
 from diba import _core
 
-NOT_KERNELS = {"isa", "select_isa", "supported_isas", "QuantizedMatrix", "TiledMatrix"}
+SETTINGS = {"isa", "select_isa", "supported_isas", "tuning", "set_tuning"}
+NOT_KERNELS = SETTINGS | {
+    "Prepared",
+    "QuantizedMatrix",
+    "TiledMatrix",
+    "read_seconds",
+}  # for kernel_calls.call
 KERNELS = sorted(
     name
     for name in dir(_core)
@@ -80,6 +86,14 @@ def packed(bits: np.ndarray) -> np.ndarray:
 
 def random_bits(rng: np.random.Generator, rows: int, cols: int) -> np.ndarray:
     return rng.integers(0, 2, (rows, cols), dtype=np.uint8)
+
+
+def prepared_arguments(m: int = 5, k: int = 70, n: int = 9, signs: bool = False) -> dict[str, Any]:
+    """Arguments of _core.Prepared, random and by name."""
+    rng = np.random.default_rng([m, k, n])
+    b1, b2 = packed(random_bits(rng, m, k)), packed(random_bits(rng, k, n))
+    d1, d2, d3 = (rng.standard_normal(size, dtype=np.float32) for size in (m, k, n))
+    return {"d1": d1, "b1": b1, "d2": d2, "b2": b2, "d3": d3, "signs": signs}
 
 
 def call(name: str, rows: int = 5, cols: int = 70, p: int = 6, threads: int = 1, seed: int = 0) -> Call:

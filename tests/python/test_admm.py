@@ -324,3 +324,15 @@ def test_edges_give_finite_factors(A: NDArray[np.float64], alphabet: str) -> Non
     f = diba.solve(A, k=12, alphabet=alphabet, method="admm", max_iter=60)
     assert np.isfinite(f.to_dense()).all()
     assert f.snr(A) > 0  # better than nothing
+
+
+def test_a_long_run_one_side_after_the_other_keeps_its_norms() -> None:
+    """Only products of the norms of both sides count; of their ratio, each step makes a little more."""
+    A = np.random.default_rng(0).standard_normal((64, 16)).astype(np.float32)
+    ramp = Admm(A / np.abs(A).max(), 6, 0, 0.0, 1)
+    assert ramp.sequential
+    steps = list(ramp.iterate(2000, NEVER))
+    assert steps == list(range(2001))
+    assert np.isfinite(ramp.objective)
+    norms = np.concatenate([ramp.left.norms, ramp.right.norms])
+    assert ((norms > 2.0**-20) & (norms < 2.0**20)).all()

@@ -52,11 +52,13 @@ def test_products_of_floats(
     X = rng.standard_normal((n, 3)).astype(np.float32)
     Y = rng.standard_normal((m, 3)).astype(np.float32)
     limit = bound(factors, X)
-    assert (np.abs(f.matmul(X) - dense @ X) <= limit).all()
-    assert (np.abs(f.matvec(X[:, 0]) - dense @ X[:, 0]) <= limit[:, 0]).all()
+    exact = {"precision": "exact"}
+    assert (np.abs(f.matmul(X, **exact) - dense @ X) <= limit).all()
+    assert (np.abs(f.linear(X.T, **exact).T - dense @ X) <= limit).all()
+    assert (np.abs(f.matvec(X[:, 0], **exact) - dense @ X[:, 0]) <= limit[:, 0]).all()
     limit = 3 * (m + k + 3) * EPS * (factors.magnitude().T @ np.abs(Y))
-    assert (np.abs(f.rmatmul(Y) - dense.T @ Y) <= limit).all()
-    assert (np.abs(f.rmatvec(Y[:, 0]) - dense.T @ Y[:, 0]) <= limit[:, 0]).all()
+    assert (np.abs(f.rmatmul(Y, **exact) - dense.T @ Y) <= limit).all()
+    assert (np.abs(f.rmatvec(Y[:, 0], **exact) - dense.T @ Y[:, 0]) <= limit[:, 0]).all()
     assert (np.abs(f.to_dense() - dense) <= bound(factors, np.eye(n))).all()
 
 
@@ -69,12 +71,15 @@ def test_products_of_integers_are_exact(
     X = np.random.default_rng(2).integers(-3, 4, (n, 4))
     Y = np.random.default_rng(3).integers(-3, 4, (m, 4))
     assert np.array_equal(f.to_dense(), dense)
-    assert np.array_equal(f @ X, dense @ X)
-    assert np.array_equal(f @ X[:, 0], dense @ X[:, 0])
-    assert np.array_equal(Y.T @ f, Y.T @ dense)
-    assert np.array_equal(Y[:, 0] @ f, Y[:, 0] @ dense)
-    assert np.array_equal(f.rmatvec(Y[:, 1]), dense.T @ Y[:, 1])
-    assert np.array_equal(f.T @ Y, dense.T @ Y)
+    exact = {"precision": "exact"}
+    assert np.array_equal(f.matmul(X, **exact), dense @ X)
+    assert np.array_equal(f.matvec(X[:, 0], **exact), dense @ X[:, 0])
+    assert np.array_equal(
+        f.linear(X.T, X[0, 0] * dense[:, 0], **exact), X.T @ dense.T + X[0, 0] * dense[:, 0]
+    )
+    assert np.array_equal(f.rmatmul(Y, **exact), dense.T @ Y)
+    assert np.array_equal(f.rmatvec(Y[:, 1], **exact), dense.T @ Y[:, 1])
+    assert np.array_equal(f.T.matmul(Y, **exact), dense.T @ Y)
     assert np.array_equal(f.T.to_dense(), dense.T)
     assert f.snr(dense) == math.inf
 
@@ -83,9 +88,10 @@ def test_results_do_not_depend_on_threads(make_factors: Callable[..., Factors], 
     f = make_factors(301, 200, 277, alphabet).diba
     X = np.random.default_rng(4).standard_normal((277, 6))
     for product, operand in ((f.matmul, X), (f.matvec, X[:, 0]), (f.T.rmatmul, X), (f.T.rmatvec, X[:, 0])):
-        expected = product(operand, threads=1).tobytes()
-        assert product(operand, threads=2).tobytes() == expected
-        assert product(operand, threads=7).tobytes() == expected
+        for precision in ("fast", "exact"):
+            expected = product(operand, precision=precision, threads=1).tobytes()
+            assert product(operand, precision=precision, threads=2).tobytes() == expected
+            assert product(operand, precision=precision, threads=7).tobytes() == expected
 
 
 def test_operands_and_operators(make_factors: Callable[..., Factors], alphabet: str) -> None:
@@ -94,8 +100,10 @@ def test_operands_and_operators(make_factors: Callable[..., Factors], alphabet: 
     assert f.matvec(np.ones((6, 1))).shape == (4, 1)
     assert f.rmatvec(np.ones((4, 1))).shape == (6, 1)
     assert f.matmul(np.ones((6, 0))).shape == (4, 0)
-    assert np.array_equal(f @ [1, 2, 3, 4, 5, 6], dense @ [1, 2, 3, 4, 5, 6])
-    assert np.array_equal(f @ f.T, dense @ dense.T)
+    assert np.array_equal(f.matvec([1, 2, 3, 4, 5, 6], precision="exact"), dense @ [1, 2, 3, 4, 5, 6])
+    assert np.array_equal(f.matmul(f.T, precision="exact"), dense @ dense.T)
+    assert np.array_equal(f @ [1, 2, 3, 4, 5, 6], f.matvec([1, 2, 3, 4, 5, 6]))
+    assert np.array_equal(f @ f.T, f.matmul(dense.T))
     for wrong, message in (
         (np.ones(5), "must have 6 entries, as many as there are columns"),
         (np.ones((5, 2)), "must have 6 rows"),
@@ -268,16 +276,19 @@ def test_is_a_scipy_linear_operator(make_factors: Callable[..., Factors], alphab
     linalg = pytest.importorskip("scipy.sparse.linalg")
     factors = make_factors(12, 9, 7, alphabet, integers=True)
     f, dense = factors.diba, factors.dense()
-    for operator in (f.aslinearoperator(), linalg.aslinearoperator(f)):
+    x, X, y, Y = np.arange(7), np.eye(7)[:, :3], np.arange(12), np.eye(12)[:, :3]
+    for operator, by_columns, by_rows in (  # ours is exact; SciPy's takes the products as they are
+        (f.aslinearoperator(), lambda z: dense @ z, lambda z: dense.T @ z),
+        (linalg.aslinearoperator(f), f.__matmul__, f.T.__matmul__),
+    ):
         assert isinstance(operator, linalg.LinearOperator)
         assert (operator.shape, operator.dtype) == ((12, 7), np.float32)
-        x, X, y, Y = np.arange(7), np.eye(7)[:, :3], np.arange(12), np.eye(12)[:, :3]
-        assert np.array_equal(operator.matvec(x), dense @ x)
-        assert np.array_equal(operator.matvec(x[:, None]), dense @ x[:, None])
-        assert np.array_equal(operator.rmatvec(y), dense.T @ y)
-        assert np.array_equal(operator.matmat(X), dense @ X)
-        assert np.array_equal(operator.rmatmat(Y), dense.T @ Y)
-        assert np.array_equal(operator.H @ y, dense.T @ y)
+        assert np.array_equal(operator.matvec(x), by_columns(x))
+        assert np.array_equal(operator.matvec(x[:, None]), by_columns(x[:, None]))
+        assert np.array_equal(operator.rmatvec(y), by_rows(y))
+        assert np.array_equal(operator.matmat(X), by_columns(X))
+        assert np.array_equal(operator.rmatmat(Y), by_rows(Y))
+        assert np.array_equal(operator.H @ y, by_rows(y))
     rhs = dense @ np.arange(1.0, 8)
     solution = linalg.lsqr(f.aslinearoperator(), rhs, atol=1e-6, btol=1e-6)[0]
     assert np.allclose(dense @ solution, rhs, rtol=1e-3, atol=1e-3 * np.abs(rhs).max())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +13,6 @@ from run_python import python
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 # From the bottom up; a module imports only from rows above its own.
 LAYERS = (
@@ -20,17 +20,19 @@ LAYERS = (
     ("_check", "_safetensors", "solvers.deadline", "solvers.target_snr"),
     ("runtime", "inputs", "_check_objectives"),
     ("_operator", "files"),
-    ("bits",),
-    ("dense",),
+    ("bits", "_tuning"),
+    ("dense", "_fast", "error_bound"),
     ("factorization", "onebit"),
     ("solvers.budget", "solvers.greedy", "solvers.admm", "solvers.importance"),
-    ("solvers.methods", "solvers.covariance"),
+    ("solvers.methods", "solvers.covariance", "_timing"),
     ("solvers.objective",),
     ("solvers.solve",),
-    ("solvers", "curve"),
+    ("solvers", "curve", "bench"),
     ("cli",),
     ("", "__main__"),
 )
+BINDINGS = {"module.cpp", "bind_prepared.cpp", "bind_prepared.hpp"}
+AVX512 = {"avx512.cpp", "avx512_vnni.cpp", "lookup_avx512.cpp", "lookup_avx512_vbmi.cpp"}
 THIRD_PARTY = {
     "numpy": None,
     "safetensors": {"files"},
@@ -91,11 +93,12 @@ def test_other_packages_are_imported_where_they_belong(source_root: Path) -> Non
 
 def test_the_core_keeps_each_thing_in_one_file(source_root: Path) -> None:
     only = {
-        r"#include <pybind11/|#include <Python\.h>|PyObject": {"module.cpp"},
+        r"#include <pybind11/|#include <Python\.h>|PyObject": BINDINGS,
         r"#include <thread>|std::thread|pthread_|#pragma omp|<omp\.h>": {"parallel.cpp"},
         r"getenv|__builtin_cpu_supports|cpuid": {"dispatch.cpp"},
-        r"immintrin\.h|_mm256_|_mm512_": {"avx2.cpp", "avx512.cpp", "avx512_vnni.cpp", "integer_256.hpp"},
-        r"_mm512_|__m512|__mmask": {"avx512.cpp", "avx512_vnni.cpp"},
+        r"immintrin\.h|_mm256_|_mm512_": {"avx2.cpp", "integer_256.hpp", "lookup_avx2.cpp"} | AVX512,
+        r"_mm512_|__m512|__mmask": AVX512,
+        r"arm_neon\.h|\bv\w+q_[sufp]\d+\b|\b(u?int|float)\d+x\d+_t\b": {"lookup_neon.cpp"},
     }
     files = sorted((source_root / "cpp").rglob("*.[ch]pp"))
     for pattern, allowed in only.items():
@@ -138,21 +141,24 @@ def test_import_changes_nothing() -> None:
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
-def test_work_changes_nothing_and_imports_nothing_heavy() -> None:
+@pytest.mark.parametrize("threads", [1, 3])
+def test_work_changes_nothing_and_imports_nothing_heavy(threads: int) -> None:
+    """Except that the workers of the thread pool stay, asleep, if it was asked for any."""
     code = f"""{STATE}
 import tempfile
 np.linalg.solve(np.eye(2), np.eye(2))  # what NumPy itself loads on first use
 before = state()
 import diba
-f = diba.solve(np.random.default_rng(0).standard_normal((200, 300)), bits_per_weight=1, max_iter=2, threads=2)
+f = diba.solve(np.random.default_rng(0).standard_normal((200, 300)), bits_per_weight=1, max_iter=2)
 with tempfile.TemporaryDirectory() as folder:
     f.save(folder + "/f.safetensors")
     assert diba.load(folder + "/f.safetensors") == f
 f @ np.ones(300), f.matmul(np.ones((300, 20))), f.snr(np.ones((200, 300))), diba.info()
 print(changes(before), [name for name in ("torch", "scipy", "tqdm", "matplotlib") if name in sys.modules])
 """
-    done = python(code)
-    assert (done.stdout, done.stderr) == ("[] []\n", "")
+    done = python(code, DIBA_NUM_THREADS=str(threads))
+    kept = ["threads"] if threads > 1 and Path("/proc/self/task").is_dir() else []
+    assert (done.stdout, done.stderr) == (f"{kept} []\n", "")
 
 
 def test_a_missing_extension_is_named_with_the_way_to_build_it() -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import diba
+from conftest import ALL_ISAS
 from diba import _core, _system, runtime
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def test_instruction_sets(isa: str) -> None:
     supported = diba.supported_isas()
     assert supported[-1] == "scalar"
     assert isa in supported
-    assert [name for name in ("avx512vnni", "avx512", "avx2", "scalar") if name in supported] == supported
+    assert [name for name in ALL_ISAS if name in supported] == supported
 
 
 def test_environment_forces_an_instruction_set(isa: str) -> None:
@@ -75,7 +76,9 @@ def default_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("DIBA_NUM_THREADS", raising=False)
     before = runtime._chosen_threads
     diba.set_num_threads(None)
+    runtime._granted_threads.cache_clear()
     yield
+    runtime._granted_threads.cache_clear()
     diba.set_num_threads(before)
 
 
@@ -87,6 +90,15 @@ def test_threads_default_to_the_processors_granted(
     assert diba.num_threads() == 3
     assert runtime.resolve_threads(None) == 3
     assert runtime.resolve_threads(5) == 5
+    monkeypatch.setattr(_system, "available_cpus", lambda: 4)
+    assert diba.num_threads() == 4
+    assert runtime.resolve_threads(None) == 3  # products ask once: they are shorter than the question
+    diba.set_num_threads(2)
+    assert runtime.resolve_threads(None) == 2
+    monkeypatch.setenv("DIBA_NUM_THREADS", "6")
+    assert runtime.resolve_threads(None) == 2
+    diba.set_num_threads(None)
+    assert runtime.resolve_threads(None) == 6
 
 
 def test_environment_sets_the_threads(default_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:

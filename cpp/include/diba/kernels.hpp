@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "diba/bit_matrix.hpp"
+#include "diba/lookup.hpp"
 
 namespace diba {
 
@@ -107,6 +108,11 @@ struct Kernels {
   // Flips bits of rows [begin, end) until no single flip (or pair) lowers the objective of its row (FlipProblem), and
   // returns the number of flips. scratch: flip_scratch_floats(k) floats, 64-byte aligned.
   std::uint64_t (*flip_rows)(const FlipProblem& problem, std::size_t begin, std::size_t end, float* scratch);
+
+  // All words combined by exclusive or: a pass over memory that does next to nothing else.
+  std::uint64_t (*xor_words)(const std::uint64_t* words, std::size_t count);
+
+  const LookupKernels* lookup;  // of the fast products
 };
 
 // row_sums_tile works on half a word of bits at a time: 8 groups of four bits, 16 sums each. Its table, 16 KiB, leaves
@@ -138,7 +144,7 @@ extern const Kernels kScalar;
 extern const Kernels kAvx2;
 extern const Kernels kAvx512;
 
-// For the table "avx512vnni": kAvx512 with this in it (dispatch.cpp).
+// For the tables "avx512vnni" and "avx512vbmi": kAvx512 with this in it (dispatch.cpp).
 void integer_tile_vnni(const std::int8_t* a, std::size_t rows, std::size_t stride, std::size_t groups,
                        const std::int8_t* x, std::int32_t* y);
 

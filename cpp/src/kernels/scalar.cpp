@@ -184,10 +184,16 @@ float largest_in(const Row& /*row*/, const float* x, std::uint64_t word) {
   return best;
 }
 
+std::uint64_t xor_words(const std::uint64_t* words, std::size_t count) {
+  std::uint64_t sum = 0;
+  for (std::size_t w = 0; w < count; ++w) sum ^= words[w];
+  return sum;
+}
+
 }  // namespace
 
-const Kernels kScalar = {"scalar",      pack_row,    unpack_row,   row_sums,        column_sums,
-                         row_sums_tile, dot_rows,    fused_tile,   invert_pivot,    quantize_row,
-                         integer_tile,  sign_target, sign_project, search_rows<Row>};
+const Kernels kScalar = {"scalar",     pack_row,         unpack_row,   row_sums,      column_sums,  row_sums_tile,
+                         dot_rows,     fused_tile,       invert_pivot, quantize_row,  integer_tile, sign_target,
+                         sign_project, search_rows<Row>, xor_words,    &kLookupScalar};
 
 }  // namespace diba

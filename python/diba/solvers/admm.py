@@ -40,6 +40,7 @@ _PUBLISHED_INNER = 3
 _DIVERGED = 1e8  # times |A|^2
 _RIDGE = 0.03  # of the Gram matrix's diagonal, as published
 _FIRST_PENALTY = 0.2
+_EXCESS = 16  # power of two that a component's norms may grow by
 _SEQUENTIAL_BITS = 1.4  # per weight: sides solved one after the other are better up to about here, see docs
 _SETTLED = 3  # last steps at full penalty
 _POWER_STEPS = 5  # of the first projection; later ones start from the step before
@@ -233,6 +234,7 @@ class Admm:
     def _step(self, penalties: tuple[float, ...], power_steps: int, last: bool) -> None:
         """Measure the iterate and, unless it is the last, replace it."""
         left, right = self.left, self.right
+        self._balance_norms()
         gram_right, against_right = right.unit_products()
         norms_right = right.column_norms()
         if self.sequential and not last:
@@ -248,6 +250,17 @@ class Admm:
             along = left.advance(gram_right, against_right, norms_right, penalties, power_steps)
             right.advance(gram_left, against_left, norms_left, penalties, power_steps)
         self._keep(iterate, along, (gram_left, gram_right))
+
+    def _balance_norms(self) -> None:
+        """Move a power of two between the norms of both sides, without rounding.
+
+        Only their products count: over a long run one side's would grow out of range, and the other's vanish.
+        """
+        left, right = self.left, self.right
+        excess = np.frexp(left.norms)[1]
+        if np.abs(excess).max() > _EXCESS:
+            left.norms = np.ldexp(left.norms, -excess)
+            right.norms = np.ldexp(right.norms, excess)
 
     def _keep(
         self, iterate: Iterate, along: float, grams: tuple[NDArray[np.float32], NDArray[np.float32]]

@@ -1,0 +1,293 @@
+#!/usr/bin/env python3
+"""Products on one machine, side by side: diba, NumPy, torch, onnxruntime, openvino.
+
+    python benchmarks/matvec.py --json benchmarks/results/matvec.json --plot benchmarks/results/matvec.svg
+
+Every shape and number of threads is a process of its own; in it the contestants take turns. A cold row
+cycles through copies of the weights that together exceed the last-level cache, so that each product
+finds its weights in main memory only. See benchmarks/matvec_rivals.py for what is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import matvec_bars
+import matvec_table
+from diba import _system, info, set_num_threads
+from diba._timing import (
+    activations,
+    blas_threads,
+    fastest,
+    interleaved,
+    random_factorization,
+    read_bandwidth,
+    snr_db,
+)
+from matvec_rivals import RIVALS, Call, Contestant, diba_contestant
+
+SHAPES = ("384x384", "384x1536", "768x3072", "4096x4096", "4096x14336", "8192x8192")
+BITS, BATCHES, THREADS = (1.0, 1.5, 2.0), (1, 8, 64, 512), (1, 2)
+QUICK = {"shapes": ["384x384", "384x1536"], "bits": [1.0], "batches": [1, 8], "repeats": 3, "seconds": 0.03}
+SNR_ROWS = 4  # vectors that an SNR is measured on
+COLD, COLD_AT_LEAST = 4, 2  # caches that the copies of cold weights should fill, and must fill
+ONE_THREAD = ", 1 thread"
+AVX2 = {"shape": "4096x4096", "bits": [1.0], "batches": [1], "threads": 1, "rivals": ["torch-float32"]}
+
+
+def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--json", type=Path, help="write the results here, after every shape")
+    parser.add_argument("--plot", type=Path, nargs="+", default=[], help="write the figure here, SVG or PNG")
+    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), metavar="MxN", type=shape_text)
+    parser.add_argument("--bits", nargs="+", default=list(BITS), type=float, metavar="B")
+    parser.add_argument("--batches", nargs="+", default=list(BATCHES), type=int, metavar="P")
+    parser.add_argument("--threads", nargs="+", default=list(THREADS), type=int, metavar="N")
+    parser.add_argument("--rivals", nargs="*", default=list(RIVALS), choices=list(RIVALS))
+    parser.add_argument("--repeats", type=int, default=9, help="samples of every time (default: 9)")
+    parser.add_argument(
+        "--seconds", type=float, default=0.25, help="for all samples of a time (default: 0.25)"
+    )
+    parser.add_argument("--no-cold", dest="cold", action="store_false", help="warm weights only")
+    parser.add_argument("--quick", action="store_true", help="two small shapes, 1 bit, few samples")
+    parser.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
+    found = parser.parse_args(arguments)
+    if found.quick:
+        given = {
+            word.partition("=")[0].lstrip("-") for word in (sys.argv[1:] if arguments is None else arguments)
+        }
+        vars(found).update({name: value for name, value in QUICK.items() if name not in given})
+    smallest = min([*found.batches, *found.threads, found.repeats, *found.bits, found.seconds])
+    if smallest <= 0:
+        parser.error(f"{smallest:g} is given; bits, batches, threads, repeats and seconds must be above 0")
+    return found
+
+
+def shape_text(text: str) -> str:
+    m, _, n = text.partition("x")
+    if not (m.isdigit() and n.isdigit() and int(m) and int(n)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no shape; it must be like 4096x1024")
+    return text
+
+
+# ---------------------------------------------------------------- one shape, one number of threads
+
+
+def work(task: dict[str, Any]) -> dict[str, Any]:
+    """Every row of one shape and number of threads, measured in this process."""
+    m, n = map(int, task["shape"].split("x"))
+    threads, notes = task["threads"], []
+    set_num_threads(threads)
+    contestants = list(prepare(m, n, task, notes))
+    facts = [describe(contestant, n, threads) for contestant in contestants]
+    rows = []
+    for batch in task["batches"]:
+        X = activations(batch, n)
+        calls = {contestant.name: fastest(*contestant.ways(X)) for contestant in contestants}
+        samples = interleaved(calls, task["repeats"], task["seconds"])
+        rows += [row(fact, samples[fact["name"]], batch, "warm", fact["read"]) for fact in facts]
+        del calls
+    if task["cold"]:
+        rows += cold_rows(contestants, facts, task, notes)
+    about = {"shape": [m, n], "threads": threads, "isa": info()["isa"]}
+    return {"rows": [about | found for found in rows], "notes": [about | note for note in notes]}
+
+
+def prepare(m: int, n: int, task: dict[str, Any], notes: list[dict[str, Any]]) -> Iterator[Contestant]:
+    threads = task["threads"]
+    if any(name.startswith("torch") for name in task["rivals"]):
+        import torch
+
+        torch.set_num_threads(threads)
+        torch.set_grad_enabled(False)
+    for bits in task["bits"]:
+        f = random_factorization(m, n, bits)
+        yield diba_contestant(f, "fast", bits, threads)
+        if bits == min(task["bits"]):
+            yield diba_contestant(f, "exact", bits, threads)
+            if threads > 1:  # what more threads gain, measured side by side
+                yield diba_contestant(f, "fast", bits, 1, suffix=ONE_THREAD)
+    for name in task["rivals"]:
+        try:
+            yield RIVALS[name](m, n, threads)
+        except Exception as error:  # of whatever kind its library has: it is a row of the table, not the end
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            notes.append({"name": name, "note": f"refused: {reason}"})
+
+
+def describe(contestant: Contestant, n: int, threads: int) -> dict[str, Any]:
+    """What does not depend on the batch."""
+    inputs = [activations(SNR_ROWS, n, heavy) for heavy in (False, True)]
+    exact = np.split(contestant.exact(np.concatenate(inputs)), 2)
+    decibels = [snr_db(known, contestant.product(X)) for known, X in zip(exact, inputs, strict=True)]
+    snr = dict(zip(("snr_db", "snr_heavy_db"), decibels, strict=True))
+    return {
+        "name": contestant.name,
+        "bits_per_weight": contestant.bits_per_weight,
+        "weight_bytes": contestant.weight_bytes,
+        "read": read_bandwidth(
+            contestant.weight_bytes, 1 if contestant.name.endswith(ONE_THREAD) else threads
+        ),
+        **{name: value if math.isfinite(value) else None for name, value in snr.items()},
+        **contestant.details,
+    }
+
+
+def row(fact: dict[str, Any], samples: list[float], batch: int, cache: str, read: float) -> dict[str, Any]:
+    low, middle, high = np.quantile(samples, [0.25, 0.5, 0.75])
+    rate = fact["weight_bytes"] / middle
+    times = {"us": 1e6 * middle, "us_quartile_1": 1e6 * low, "us_quartile_3": 1e6 * high}
+    speed = {"gb_per_s": rate / 1e9, "read_gb_per_s": read / 1e9, "read_share": rate / read}
+    known = {name: value for name, value in fact.items() if name != "read"}
+    return {"batch": batch, "cache": cache, **known, **times, "samples": len(samples), **speed}
+
+
+def cold_rows(
+    contestants: list[Contestant],
+    facts: list[dict[str, Any]],
+    task: dict[str, Any],
+    notes: list[dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """One vector times weights that no cache holds."""
+    cache = last_level_cache()
+    goal = min(COLD * cache, (_system.available_memory() or 2**33) // 3 // len(contestants))
+    x = activations(1, task_columns(task))
+    calls, copies = {}, {}
+    for contestant in contestants:
+        if contestant.name.endswith((", exact", ONE_THREAD)):
+            continue
+        count = min(-(-goal // contestant.weight_bytes), contestant.max_copies)
+        total = count * contestant.weight_bytes
+        if total < COLD_AT_LEAST * cache:
+            size = f"{count} copies are {total / 1e6:.0f} MB"
+            notes.append(
+                {"name": contestant.name, "note": f"no cold row: {size}, the cache {cache / 1e6:.0f} MB"}
+            )
+            if contestant is contestants[0]:
+                return []  # a shape whose packed weights are never in main memory alone
+            continue
+        first = contestant.ways(x)
+        chosen = first.index(fastest(*first))
+        others = [contestant.another() for _ in range(count - 1)]
+        calls[contestant.name] = Cycle([first[chosen], *(other.ways(x)[chosen] for other in others)])
+        copies[contestant.name] = count
+    samples = {name: [s / copies[name] for s in taken] for name, taken in timed_passes(calls, task).items()}
+    read = read_bandwidth(COLD * cache, task["threads"], 0.3) if samples else 0.0
+    return [
+        row(fact, samples[fact["name"]], 1, "cold", read) | {"copies": copies[fact["name"]]}
+        for fact in facts
+        if fact["name"] in samples
+    ]
+
+
+def timed_passes(calls: dict[str, Cycle], task: dict[str, Any]) -> dict[str, list[float]]:
+    """Seconds of going through all copies once; the contestants take turns."""
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    gc.collect()
+    gc.disable()
+    for turn in range(1 + task["repeats"]):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if turn:  # the first pass is not timed
+                samples[name].append(time.perf_counter() - start)
+    gc.enable()
+    return samples
+
+
+class Cycle:
+    """Calls one after the other."""
+
+    def __init__(self, calls: list[Call]) -> None:
+        self._calls = calls
+
+    def __call__(self) -> None:
+        for call in self._calls:
+            call()
+
+
+def last_level_cache() -> int:
+    """Bytes of the largest cache of the first processor; 32 MB if the system does not say."""
+    units = {"K": 2**10, "M": 2**20}
+    folder = Path("/sys/devices/system/cpu/cpu0/cache")
+    texts = [path.read_text(encoding="ascii").strip() for path in folder.glob("index*/size")]
+    return max((int(text[:-1]) * units[text[-1]] for text in texts), default=2**25)
+
+
+def task_columns(task: dict[str, Any]) -> int:
+    return int(task["shape"].partition("x")[2])
+
+
+# ---------------------------------------------------------------- all of it
+
+
+def in_process(task: dict[str, Any], **environment: str) -> dict[str, Any]:
+    """One task in a fresh process, with the number of threads that its libraries read when loaded."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder, "result.json")
+        command = [sys.executable, __file__, "--worker", json.dumps(task | {"result": str(result)})]
+        inherited = os.environ | blas_threads(task["threads"]) | environment
+        done = subprocess.run(command, env=inherited, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(f"{task['shape']}, {task['threads']} threads failed:\n{done.stderr}")
+        return json.loads(result.read_text(encoding="utf-8"))
+
+
+def tasks(chosen: argparse.Namespace) -> Iterator[tuple[dict[str, Any], dict[str, str]]]:
+    """What to run in turn: a task, and what its environment adds."""
+    common = {
+        name: getattr(chosen, name) for name in ("bits", "batches", "rivals", "repeats", "seconds", "cold")
+    }
+    for threads in sorted(chosen.threads):
+        for shape in chosen.shapes:
+            yield common | {"shape": shape, "threads": threads}, {}
+    if AVX2["shape"] in chosen.shapes and "avx2" in info()["supported_isas"]:
+        yield common | AVX2 | {"cold": False}, {"DIBA_ISA": "avx2"}
+
+
+def main() -> None:
+    chosen = options()
+    if chosen.worker:
+        Path(chosen.worker["result"]).write_text(json.dumps(work(chosen.worker)), encoding="utf-8")
+        return
+    machine = {
+        key: value for key, value in info().items() if key not in ("threads", "available_memory_bytes")
+    }
+    arguments = {key: value for key, value in vars(chosen).items() if key not in ("json", "plot", "worker")}
+    report: dict[str, Any] = {
+        "machine": machine, "cache_bytes": last_level_cache(), "arguments": arguments,
+        "rows": [], "notes": [],
+    }  # fmt: skip
+    started = time.perf_counter()
+    for task, environment in tasks(chosen):
+        found = in_process(task, **environment)
+        report["rows"] += found["rows"]
+        report["notes"] += found["notes"]
+        report["seconds"] = round(time.perf_counter() - started)
+        report["dense_faster"] = matvec_bars.dense_faster(report["rows"], machine["isa"])
+        report["bars"] = matvec_bars.bars(report["rows"], machine["isa"])
+        print(matvec_table.rows_text(found), flush=True)
+        if chosen.json:
+            chosen.json.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    print(matvec_table.verdict_text(report), f"\n{report['seconds']} s")
+    if chosen.plot:
+        import matvec_figure
+
+        matvec_figure.draw(report, chosen.plot)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+// diba.Prepared for Python, and the call that a product of microseconds goes through.
+
+#include "bind_prepared.hpp"
+
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "diba/bandwidth.hpp"
+#include "diba/dispatch.hpp"
+#include "diba/prepared.hpp"
+#include "diba/tuning.hpp"
+
+namespace py = pybind11;
+
+namespace {
+
+using Floats = py::array_t<float, py::array::c_style>;
+using Words = py::array_t<std::uint64_t, py::array::c_style>;
+
+void require(bool condition, const char* what) {
+  if (!condition) throw std::invalid_argument(what);
+}
+
+std::size_t extent(const py::array& array, int axis) { return static_cast<std::size_t>(array.shape(axis)); }
+
+diba::BitView view_of(const Words& words, const Floats& inner) {
+  const std::size_t cols = extent(inner, 0);
+  require(words.ndim() == 2 && extent(words, 1) == diba::words_for(cols),
+          "words must have shape (rows, ceil(cols/64))");
+  return {words.data(), extent(words, 0), cols};
+}
+
+std::unique_ptr<diba::Prepared> make(const Floats& d1, const Words& b1, const Floats& d2, const Words& b2,
+                                     const Floats& d3, bool signs) {
+  require(d1.ndim() == 1 && d2.ndim() == 1 && d3.ndim() == 1, "diagonals must be one-dimensional");
+  const diba::Factors factors{d1.data(), view_of(b1, d2), d2.data(), view_of(b2, d3), d3.data(), signs};
+  require(factors.b1.rows == extent(d1, 0) && factors.b2.rows == extent(d2, 0), "factors must fit together");
+  const diba::Kernels& kernels = diba::active();
+  const py::gil_scoped_release unlocked;
+  return std::make_unique<diba::Prepared>(factors, kernels);
+}
+
+void multiply(const diba::Prepared& self, const Floats& x, const std::optional<Floats>& bias, Floats& out,
+              int threads) {
+  require(x.ndim() == 2 && extent(x, 1) == self.cols(), "x must have shape (count, cols)");
+  require(out.ndim() == 2 && extent(out, 0) == extent(x, 0) && extent(out, 1) == self.rows(),
+          "out must have shape (count, rows)");
+  if (bias) require(bias->ndim() == 1 && extent(*bias, 0) == self.rows(), "bias must have shape (rows,)");
+  const float* from = x.data();
+  const float* shift = bias ? bias->data() : nullptr;
+  float* to = out.mutable_data();
+  const std::size_t count = extent(x, 0);
+  const py::gil_scoped_release unlocked;
+  self.multiply(from, count, shift, to, threads);
+}
+
+// M x for each vector along the last axis of a float32 array that can be read as it is; None for everything else,
+// which Python then looks at. Small products are done by the caller's thread.
+py::object try_multiply(const diba::Prepared& self, const py::handle& x, int threads) {
+  if (!Floats::check_(x) || &self.kernels() != &diba::active()) return py::none();
+  const auto rows = py::reinterpret_borrow<Floats>(x);
+  const py::ssize_t axes = rows.ndim();
+  if (axes == 0 || extent(rows, static_cast<int>(axes) - 1) != self.cols()) return py::none();
+  if (reinterpret_cast<std::uintptr_t>(rows.data()) % alignof(float) != 0) return py::none();
+  std::vector<py::ssize_t> shape(rows.shape(), rows.shape() + axes);
+  shape.back() = static_cast<py::ssize_t>(self.rows());
+  Floats out(shape);
+  const float* from = rows.data();
+  const std::size_t count = static_cast<std::size_t>(rows.size()) / self.cols();
+  float* to = out.mutable_data();
+  {
+    const py::gil_scoped_release unlocked;
+    self.multiply(from, count, nullptr, to, threads);
+  }
+  return out;
+}
+
+double read_seconds(const Words& words) {
+  const std::uint64_t* data = words.data();
+  const auto count = static_cast<std::size_t>(words.size());
+  const py::gil_scoped_release unlocked;
+  return diba::read_seconds(data, count);
+}
+
+}  // namespace
+
+void bind_prepared(py::module_& m) {
+  const py::arg threads("threads");
+  const auto x = py::arg("x").noconvert();
+  py::class_<diba::Prepared>(m, "Prepared")
+      .def(py::init(&make), py::arg("d1").noconvert(), py::arg("b1").noconvert(), py::arg("d2").noconvert(),
+           py::arg("b2").noconvert(), py::arg("d3").noconvert(), py::arg("signs"))
+      .def_property_readonly("nbytes", &diba::Prepared::bytes)
+      .def_property_readonly("isa", [](const diba::Prepared& self) { return std::string(self.kernels().name); })
+      .def("multiply", &multiply, x, py::arg("bias").noconvert().none(true), py::arg("out").noconvert(), threads)
+      .def("try_multiply", &try_multiply, py::arg("x"), threads);
+  m.def("read_seconds", &read_seconds, py::arg("words").noconvert());
+  m.def("tuning", [] {
+    const diba::Tuning values = diba::tuning();
+    return std::pair(values.table_bytes, values.bits_per_thread);
+  });
+  m.def(
+      "set_tuning",
+      [](std::size_t table_bytes, std::size_t bits_per_thread) { diba::set_tuning({table_bytes, bits_per_thread}); },
+      py::arg("table_bytes"), py::arg("bits_per_thread"));
+}

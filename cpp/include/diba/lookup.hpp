@@ -1,0 +1,89 @@
+// Kernels of the fast products: sums of activations looked up in tables, by four bits of a row at a time.
+//
+// A vector a is cut into groups of four neighbouring entries. Each group has a table of 16 bytes, its partial sums in
+// units of unit * weight, shifted by its smallest sum so that none is negative. Then, for a row b of bits,
+//   sum of weight * entry over the groups  =  zero + (sum of a over the set bits) / unit,   up to rounding of the
+//   table.
+// Everything from the tables on is exact integers, so the order of the sums is free and every table returns the same
+// bytes; what comes before and after is one rounded float operation per step, the same everywhere.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace diba {
+
+inline constexpr std::size_t kStep = 32;          // columns that are worked on together: eight groups
+inline constexpr std::size_t kStepEntries = 128;  // their tables, in bytes
+inline constexpr std::size_t kStepWeights = 8;
+inline constexpr std::size_t kTileRows = 16;
+inline constexpr std::size_t kTileStep = 64;  // bytes: 16 rows, 32 columns
+inline constexpr std::size_t kBlockTiles = 8;
+
+// Bounds that keep the sums in 32 bits: entries <= 255, weights <= kLargestWeight.
+inline constexpr std::int32_t kLargestWeight = 16;
+inline constexpr float kEntryRange = 254.0F;     // of a group whose weight fits it exactly; rounding may add 1
+inline constexpr std::int32_t kFineSteps = 128;  // activations are rounded to this share of unit * weight
+inline constexpr float kSmallestRange = 0x1p-100F;
+inline constexpr std::size_t kLookupMaxCols = std::size_t{1} << 20;
+
+[[gnu::always_inline]] constexpr std::size_t steps_for(std::size_t cols) { return (cols + kStep - 1) / kStep; }
+[[gnu::always_inline]] constexpr std::size_t tiles_for(std::size_t rows) { return (rows + kTileRows - 1) / kTileRows; }
+
+// How a tile's step lies in memory. A half-word holds the 32 columns of a row, lowest bit first.
+enum class TileLayout {
+  kHalfWords,  // the half-words of the 16 rows
+  kBytes,      // the first bytes of the 16 half-words, their second bytes, ...
+};
+
+// A vector as tables. Byte j of a half-word chooses in two of them: group 2 j by its low four bits, 2 j + 1 by its
+// high.
+struct LookupTables {
+  std::uint8_t* entries;  // (steps, 2, 4, 16): [h][j] is the table of group 2 j + h; 64-byte aligned
+  std::uint8_t* weights;  // (steps, 2, 4), 1 to kLargestWeight; 8-byte aligned
+  float unit;             // NaN where an activation or a group's sum is not finite: all results are NaN then
+  std::int32_t zero;
+  float total;  // the sum of a, rounded as the tables are
+};
+
+// What becomes of the sums s of a row i:
+//   y(i) = scale(i) * (gain * (s - zero) - offset) + level * shift(i) + bias(i),  left to right, no fused operations.
+struct LookupFinish {
+  const float* scale;
+  const float* shift;  // null: no such term
+  const float* bias;   // null: no such term
+  float gain, offset, level;
+  std::int32_t zero;
+};
+
+struct LookupKernels {
+  const char* name;
+  TileLayout layout;
+
+  // Fills `out` for a(j) = x(j) * d(j), or x(j) if d is null; zero from `cols` on. x, d (cols);
+  // scaled: scratch of kStep * steps_for(cols) floats, 64-byte aligned. With R_g = (|a_0| + |a_1|) + (|a_2| + |a_3|)
+  // and R = max(kSmallestRange, max R_g), in float32:
+  //   unit = R / (254 * 16),  weight_g = min(16, max(1, ceil(R_g * (16 / R)))),
+  //   q_j = a_j * ((128 / unit) / weight_g) to the nearest integer, ties to even,
+  //   z_g = ceil(-(sum of the negative q of the group) / 128),
+  //   entry_g(b) = (128 z_g + sum of the q chosen by b + 64) >> 7,
+  //   zero = sum of weight_g z_g,  total = float(sum of weight_g q_j) * (unit / 128).
+  void (*tabulate)(const float* x, const float* d, std::size_t cols, float* scaled, LookupTables* out);
+
+  // sums(c, i) = sum of weight * entry over the groups of row i, for `tiles` tiles of 16 rows and the tables of
+  // `columns` vectors x. words: step s of tile t is at s * stride + t * kTileStep, 64-byte aligned;
+  // sums has rows of `sums_stride`, 64-byte aligned, a multiple of 16.
+  void (*look_up)(const std::uint8_t* words, std::size_t stride, std::size_t tiles, std::size_t steps,
+                  const LookupTables* x, std::size_t columns, std::int32_t* sums, std::size_t sums_stride);
+
+  // y for rows [0, rows); sums, y and the vectors of f all begin at the same row, at any alignment.
+  void (*finish)(const std::int32_t* sums, std::size_t rows, const LookupFinish& f, float* y);
+};
+
+extern const LookupKernels kLookupScalar;
+extern const LookupKernels kLookupAvx2;
+extern const LookupKernels kLookupAvx512;
+extern const LookupKernels kLookupAvx512Vbmi;
+extern const LookupKernels kLookupNeon;
+
+}  // namespace diba

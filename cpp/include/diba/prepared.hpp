@@ -1,0 +1,72 @@
+// A factorization in the layout that the lookup kernels read: made once, multiplied many times.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "diba/aligned.hpp"
+#include "diba/bit_matrix.hpp"
+#include "diba/kernels.hpp"
+#include "diba/lookup.hpp"
+
+namespace diba {
+
+// D1 B1 D2 B2 D3, not owned.
+struct Factors {
+  const float* d1;  // (rows)
+  BitView b1;       // (rows, k)
+  const float* d2;  // (k)
+  BitView b2;       // (k, cols)
+  const float* d3;  // (cols)
+  bool signs;       // entries -1/+1 instead of 0/1
+};
+
+// A bit matrix in tiles of 16 rows, kBlockTiles of them to a block (the last block may have fewer). A block lies in the
+// order in which it is read: step after step, and in a step tile after tile. Rows past the last are zero.
+class LookupMatrix {
+ public:
+  LookupMatrix(BitView bits, TileLayout layout);
+
+  const std::size_t rows, cols;
+  std::size_t blocks() const { return (tiles_for(rows) + kBlockTiles - 1) / kBlockTiles; }
+  std::size_t bytes() const { return tiles_for(rows) * steps_for(cols) * kTileStep; }
+
+  // Rows [first, first + rows of the block) times each of `columns` vectors.
+  struct Block {
+    const std::uint8_t* words;
+    std::size_t tiles, first, rows;
+  };
+  Block block(std::size_t b) const;
+
+ private:
+  Aligned<std::uint8_t> words_;
+};
+
+class Prepared {
+ public:
+  // Packs for the lookup kernels of `kernels`; everything is copied.
+  Prepared(const Factors& factors, const Kernels& kernels);
+
+  std::size_t rows() const { return left_.rows; }
+  std::size_t inner() const { return right_.rows; }
+  std::size_t cols() const { return right_.cols; }
+  std::size_t bytes() const;  // of everything it holds
+  const Kernels& kernels() const { return kernels_; }
+
+  // Y = X M^T + bias: each row x of X (count, cols) becomes the row M x + bias of Y (count, rows). Row-major; bias
+  // (rows) or null. The same bytes for every instruction set, every count and number of threads.
+  void multiply(const float* x, std::size_t count, const float* bias, float* y, int threads) const;
+
+ private:
+  std::size_t columns_together() const;
+  void multiply_some(const float* x, std::size_t count, const float* bias, float* y, int threads) const;
+
+  const Kernels& kernels_;
+  bool signs_;
+  LookupMatrix left_, right_;
+  std::vector<float> d1_, d2_, d3_;
+  std::vector<float> shift_;  // of a 0/1 factorization: D1 B1 D2 1, what a constant in the middle adds to the result
+};
+
+}  // namespace diba

@@ -1,0 +1,178 @@
+#include "diba/prepared.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+
+#include "diba/parallel.hpp"
+#include "diba/products.hpp"
+#include "diba/tuning.hpp"
+
+namespace diba {
+namespace {
+
+constexpr std::size_t kBlockRows = kBlockTiles * kTileRows;
+
+// The most vectors that are worked on together (Tuning::table_bytes may say fewer): their sums are on the stack.
+constexpr std::size_t kMostTogether = 64;
+
+// Byte j of the 16 half-words, then byte j + 1: what TileLayout::kBytes wants.
+void store_half_word(std::uint32_t bits, std::size_t row, TileLayout layout, std::uint8_t* tile) {
+  for (std::size_t j = 0; j < 4; ++j) {
+    const auto byte = static_cast<std::uint8_t>(bits >> (8 * j));
+    tile[layout == TileLayout::kHalfWords ? 4 * row + j : kTileRows * j + row] = byte;
+  }
+}
+
+std::size_t padded(std::size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+// Tables of some vectors of `cols` entries, in one piece of memory.
+class VectorTables {
+ public:
+  VectorTables(std::size_t cols, std::size_t count)
+      : cols_(cols),
+        entry_bytes_(steps_for(cols) * kStepEntries),
+        weight_bytes_(padded(steps_for(cols) * kStepWeights)),
+        memory_(count * (entry_bytes_ + weight_bytes_)),
+        scaled_(count * steps_for(cols) * kStep) {
+    for (std::size_t c = 0; c < count; ++c) {
+      std::uint8_t* entries = memory_.data() + c * (entry_bytes_ + weight_bytes_);
+      tables_[c] = {entries, entries + entry_bytes_, 0.0F, 0, 0.0F};
+    }
+  }
+
+  void fill(const LookupKernels& kernels, std::size_t c, const float* x, const float* d) {
+    kernels.tabulate(x, d, cols_, scaled_.data() + c * steps_for(cols_) * kStep, &tables_[c]);
+  }
+
+  const LookupTables* data() const { return tables_; }
+  std::size_t steps() const { return steps_for(cols_); }
+
+ private:
+  std::size_t cols_, entry_bytes_, weight_bytes_;
+  Aligned<std::uint8_t> memory_;
+  AlignedFloats scaled_;
+  LookupTables tables_[kMostTogether];
+};
+
+// One block of rows times all vectors; finish(c, first) says what becomes of the sums of vector c.
+template <typename Finish>
+void multiply_block(const LookupKernels& kernels, const LookupMatrix& matrix, std::size_t b, const VectorTables& x,
+                    std::size_t count, float* y, std::size_t stride, const Finish& finish) {
+  alignas(64) std::int32_t sums[kMostTogether * kBlockRows];
+  const LookupMatrix::Block block = matrix.block(b);
+  kernels.look_up(block.words, block.tiles * kTileStep, block.tiles, x.steps(), x.data(), count, sums, kBlockRows);
+  for (std::size_t c = 0; c < count; ++c)
+    kernels.finish(sums + c * kBlockRows, block.rows, finish(x.data()[c], c, block.first),
+                   y + c * stride + block.first);
+}
+
+}  // namespace
+
+LookupMatrix::LookupMatrix(BitView bits, TileLayout layout) : rows(bits.rows), cols(bits.cols), words_(bytes()) {
+  if (cols > kLookupMaxCols) throw std::length_error("a matrix of the fast products has at most 2^20 columns");
+  std::memset(words_.data(), 0, bytes());
+  const std::size_t steps = steps_for(cols);
+  for (std::size_t i = 0; i < rows; ++i) {
+    const Block in = block(i / kBlockRows);
+    const std::size_t tile = i % kBlockRows / kTileRows;
+    std::uint8_t* to = words_.data() + (in.words - words_.data()) + tile * kTileStep;
+    const std::uint64_t* row = bits.row(i);
+    for (std::size_t s = 0; s < steps; ++s)
+      store_half_word(static_cast<std::uint32_t>(row[s / 2] >> (kStep * (s % 2))), i % kTileRows, layout,
+                      to + s * in.tiles * kTileStep);
+  }
+}
+
+LookupMatrix::Block LookupMatrix::block(std::size_t b) const {
+  const std::size_t first = b * kBlockTiles;
+  const std::size_t tiles = std::min(kBlockTiles, tiles_for(rows) - first);
+  const std::size_t row = first * kTileRows;
+  return {words_.data() + first * steps_for(cols) * kTileStep, tiles, row, std::min(tiles * kTileRows, rows - row)};
+}
+
+Prepared::Prepared(const Factors& f, const Kernels& kernels)
+    : kernels_(kernels),
+      signs_(f.signs),
+      left_(f.b1, kernels.lookup->layout),
+      right_(f.b2, kernels.lookup->layout),
+      d1_(f.d1, f.d1 + f.b1.rows),
+      d2_(f.d2, f.d2 + f.b2.rows),
+      d3_(f.d3, f.d3 + f.b2.cols) {
+  if (f.b1.cols != f.b2.rows) throw std::invalid_argument("b1 must have as many columns as b2 has rows");
+  if (signs_) return;
+  shift_.resize(rows());
+  matvec(f.b1, false, d2_.data(), shift_.data(), 1);
+  for (std::size_t i = 0; i < rows(); ++i) shift_[i] *= d1_[i];
+}
+
+std::size_t Prepared::bytes() const {
+  return left_.bytes() + right_.bytes() + sizeof(float) * (d1_.size() + d2_.size() + d3_.size() + shift_.size());
+}
+
+// S x = 2 B x - sum(x). A 0/1 factor is split likewise, B x = (S x + sum(x)) / 2: its second half is the same for all
+// rows, often much larger than what differs between them, and passes around the second tables by way of shift_.
+void Prepared::multiply_some(const float* x, std::size_t count, const float* bias, float* y, int threads) const {
+  const LookupKernels& kernels = *kernels_.lookup;
+  VectorTables outer(cols(), count);
+  VectorTables middle(inner(), count);
+  const AlignedFloats v(count * inner());
+  const auto finish_right = [&](const LookupTables& t, std::size_t /*c*/, std::size_t first) {
+    return LookupFinish{d2_.data() + first,
+                        nullptr,
+                        nullptr,
+                        signs_ ? 2.0F * t.unit : t.unit,
+                        signs_ ? t.total : 0.5F * t.total,
+                        0.0F,
+                        t.zero};
+  };
+  const auto finish_left = [&](const LookupTables& t, std::size_t c, std::size_t first) {
+    const float* shift = signs_ ? nullptr : shift_.data() + first;
+    return LookupFinish{d1_.data() + first,
+                        shift,
+                        bias == nullptr ? nullptr : bias + first,
+                        signs_ ? 2.0F * t.unit : t.unit,
+                        signs_ ? t.total : 0.0F,
+                        0.5F * outer.data()[c].total,
+                        t.zero};
+  };
+  const auto fill_outer = [&](std::size_t c) { outer.fill(kernels, c, x + c * cols(), d3_.data()); };
+  const auto right = [&](std::size_t b) {
+    multiply_block(kernels, right_, b, outer, count, v.data(), inner(), finish_right);
+  };
+  const auto fill_middle = [&](std::size_t c) { middle.fill(kernels, c, v.data() + c * inner(), nullptr); };
+  const auto left = [&](std::size_t b) { multiply_block(kernels, left_, b, middle, count, y, rows(), finish_left); };
+  const Stage stages[] = {{count, fill_outer}, {right_.blocks(), right}, {count, fill_middle}, {left_.blocks(), left}};
+  run_stages(stages, 4, threads);
+}
+
+std::size_t Prepared::columns_together() const {
+  const std::size_t steps = steps_for(std::max(cols(), inner()));
+  const std::size_t fitting = tuning().table_bytes / (steps * (kStepEntries + kStepWeights)) / 4 * 4;
+  return std::clamp<std::size_t>(fitting, 4, kMostTogether);
+}
+
+void Prepared::multiply(const float* x, std::size_t count, const float* bias, float* y, int threads) const {
+  if (count == 0) return;
+  const double bits = static_cast<double>(inner()) * static_cast<double>(rows() + cols());
+  const double affordable =
+      std::max(1.0, bits * static_cast<double>(count) / static_cast<double>(tuning().bits_per_thread));
+  const int used = static_cast<int>(std::min(static_cast<double>(threads), affordable));
+  const std::size_t workers = static_cast<std::size_t>(std::max(used, 1));
+  const auto some = [&](std::size_t first, std::size_t end, int inside) {
+    multiply_some(x + first * cols(), end - first, bias, y + first * rows(), inside);
+  };
+  // Whole vectors to each thread where there are enough: nobody waits for anybody.
+  if (workers > 1 && count >= 4 * workers) {
+    const std::size_t fair = (count / workers + 3) / 4 * 4;
+    const std::size_t together = std::min(columns_together(), fair);
+    const auto chunk = [&](std::size_t i) { some(i * together, std::min(count, (i + 1) * together), 1); };
+    const Stage stage{(count + together - 1) / together, chunk};
+    run_stages(&stage, 1, used);
+    return;
+  }
+  const std::size_t together = columns_together();
+  for (std::size_t first = 0; first < count; first += together) some(first, std::min(count, first + together), used);
+}
+
+}  // namespace diba
