@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,8 @@ from diba import _core
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-ALL_ISAS = ("avx512vbmi", "avx512vnni", "avx512", "avx2", "neon", "scalar")
+ARM = platform.machine() in ("aarch64", "arm64")
+ALL_ISAS = ("neon", "scalar") if ARM else ("avx512vbmi", "avx512vnni", "avx512", "avx2", "scalar")
 
 
 @pytest.fixture(params=ALL_ISAS)
