@@ -62,6 +62,12 @@ void multiply(const diba::Prepared& self, const Floats& x, const std::optional<F
   self.multiply(from, count, shift, to, threads);
 }
 
+std::vector<py::ssize_t> shape_of(const Floats& rows, py::ssize_t last) {
+  std::vector<py::ssize_t> shape(rows.shape(), rows.shape() + rows.ndim());
+  shape.back() = last;
+  return shape;
+}
+
 // M x for each vector along the last axis of a float32 array that can be read as it is; None for everything else,
 // which Python then looks at. Small products are done by the caller's thread.
 py::object try_multiply(const diba::Prepared& self, const py::handle& x, int threads) {
@@ -70,9 +76,8 @@ py::object try_multiply(const diba::Prepared& self, const py::handle& x, int thr
   const py::ssize_t axes = rows.ndim();
   if (axes == 0 || extent(rows, static_cast<int>(axes) - 1) != self.cols()) return py::none();
   if (reinterpret_cast<std::uintptr_t>(rows.data()) % alignof(float) != 0) return py::none();
-  std::vector<py::ssize_t> shape(rows.shape(), rows.shape() + axes);
-  shape.back() = static_cast<py::ssize_t>(self.rows());
-  Floats out(shape);
+  const auto length = static_cast<py::ssize_t>(self.rows());
+  Floats out = axes == 1 ? Floats(length) : Floats(shape_of(rows, length));
   const float* from = rows.data();
   const std::size_t count = static_cast<std::size_t>(rows.size()) / self.cols();
   float* to = out.mutable_data();

@@ -30,13 +30,15 @@ constexpr microseconds kSpinFor{30};     // then a worker sleeps: longer than fr
 constexpr microseconds kYieldFor{1000};  // then a caller naps: a stage this long is not hurt by it
 constexpr microseconds kNap{50};
 
-// What of the current stage is open: how many threads may take part in it, and how many items nobody has taken yet.
-// One word, so that nobody takes an item on the strength of an outdated number of threads.
+// What of the current stage is open: how many threads may take part in it, how many items nobody has taken yet, and how
+// many were taken from the back. One word, so that nobody takes an item on the strength of an outdated number.
 using Open = std::uint64_t;
-constexpr int kItemBits = 48;
+constexpr int kItemBits = 26;
 constexpr Open kItems = (Open{1} << kItemBits) - 1;
+constexpr Open kOneFromBack = Open{1} << kItemBits;
 constexpr std::size_t items(Open open) { return static_cast<std::size_t>(open & kItems); }
-constexpr std::size_t members(Open open) { return static_cast<std::size_t>(open >> kItemBits); }
+constexpr std::size_t from_back(Open open) { return static_cast<std::size_t>(open >> kItemBits & kItems); }
+constexpr std::size_t members(Open open) { return static_cast<std::size_t>(open >> (2 * kItemBits)); }
 
 struct alignas(64) Worker {
   sem_t wake{};
@@ -91,14 +93,19 @@ class Patience {
 
 bool is_open_to(std::size_t member, Open open) { return items(open) > 0 && member < members(open); }
 
-// Takes an item of the open stage, if there is one for this member.
+// Takes an item of the open stage, if there is one for this member: the first, or the last for members of odd number.
+// From one call to the next each of two threads so meets what its own cache holds.
 bool take(std::size_t member, std::size_t& item) {
+  const bool last = member % 2 != 0;
   Open open = pool.open.load(std::memory_order_relaxed);
-  while (is_open_to(member, open))
-    if (pool.open.compare_exchange_weak(open, open - 1, std::memory_order_acquire, std::memory_order_relaxed)) {
-      item = pool.stage->count - items(open);
+  while (is_open_to(member, open)) {
+    const Open left = open - 1 + (last ? kOneFromBack : 0);
+    if (pool.open.compare_exchange_weak(open, left, std::memory_order_acquire, std::memory_order_relaxed)) {
+      const std::size_t behind = pool.stage->count - from_back(open);
+      item = last ? behind - 1 : behind - items(open);
       return true;
     }
+  }
   return false;
 }
 
@@ -198,7 +205,7 @@ void run_stage(const Stage& stage, std::size_t threads) {
   const std::size_t useful = std::min(threads, stage.count);
   pool.stage = &stage;
   pool.unfinished.store(stage.count, std::memory_order_relaxed);
-  pool.open.store(Open{useful} << kItemBits | stage.count);
+  pool.open.store(Open{useful} << (2 * kItemBits) | stage.count);
   wake(useful);
   take_part(0);
   for (Patience patience; pool.unfinished.load(std::memory_order_acquire) > 0;)
@@ -211,7 +218,8 @@ void run_stages(const Stage* stages, std::size_t stage_count, int threads) {
   std::size_t widest = 0;
   for (std::size_t s = 0; s < stage_count; ++s) widest = std::max(widest, stages[s].count);
   const std::size_t wanted = std::min({widest, static_cast<std::size_t>(std::max(threads, 1)), kMaxThreads});
-  if (wanted <= 1 || !forgets_in_children() || pool.taken.exchange(true, std::memory_order_acquire)) {
+  if (wanted <= 1 || widest > kItems || !forgets_in_children() ||
+      pool.taken.exchange(true, std::memory_order_acquire)) {
     run_alone(stages, stage_count);
     return;
   }

@@ -137,11 +137,20 @@ void Prepared::multiply_some(const float* x, std::size_t count, const float* bia
                         t.zero};
   };
   const auto fill_outer = [&](std::size_t c) { outer.fill(kernels, c, x + c * cols(), d3_.data()); };
+  // The last blocks of one product are the first of the next: what a cache smaller than both factors still holds.
+  // Several threads share them out so that each keeps its own (parallel.cpp).
+  const bool backwards =
+      threads == 1 && backwards_.exchange(!backwards_.load(std::memory_order_relaxed), std::memory_order_relaxed);
+  const auto in_order = [=](std::size_t b, const LookupMatrix& matrix) {
+    return backwards ? matrix.blocks() - 1 - b : b;
+  };
   const auto right = [&](std::size_t b) {
-    multiply_block(kernels, right_, b, outer, count, v.data(), inner(), finish_right);
+    multiply_block(kernels, right_, in_order(b, right_), outer, count, v.data(), inner(), finish_right);
   };
   const auto fill_middle = [&](std::size_t c) { middle.fill(kernels, c, v.data() + c * inner(), nullptr); };
-  const auto left = [&](std::size_t b) { multiply_block(kernels, left_, b, middle, count, y, rows(), finish_left); };
+  const auto left = [&](std::size_t b) {
+    multiply_block(kernels, left_, in_order(b, left_), middle, count, y, rows(), finish_left);
+  };
   const Stage stages[] = {{count, fill_outer}, {right_.blocks(), right}, {count, fill_middle}, {left_.blocks(), left}};
   run_stages(stages, 4, threads);
 }

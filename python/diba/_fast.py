@@ -24,6 +24,8 @@ __all__ = ["FastOperator", "Precision"]
 
 Precision = Literal["fast", "exact"]
 
+_BYTES_FOR_THREADS = 1 << 17
+
 # One lock for all: packing happens once per matrix, and seldom at the same time. No child is forked while
 # it is held.
 making = threading.Lock()
@@ -41,9 +43,10 @@ class FastOperator(PackedOperator):
     or NaN entry of x makes all of a fast ``M x`` NaN.
     """
 
-    __slots__ = ("_prepared",)
+    __slots__ = ("_prepared", "_small")
 
     _prepared: _core.Prepared | None
+    _small: bool  # one vector is multiplied sooner than asked how many threads there are
 
     @abstractmethod
     def _pack(self) -> _core.Prepared:
@@ -79,7 +82,9 @@ class FastOperator(PackedOperator):
                 if prepared is None:
                     _tuning.read_environment()
                 if prepared is None or prepared.isa != _core.isa():
-                    prepared = self._prepared = self._pack()
+                    prepared = self._pack()
+                    self._small = prepared.nbytes < _BYTES_FOR_THREADS
+                    self._prepared = prepared
         return prepared
 
     # ------------------------------------------------------------ products
@@ -201,6 +206,8 @@ class FastOperator(PackedOperator):
         prepared = self._prepared
         if prepared is None or (ndim and getattr(x, "ndim", 0) != ndim):
             return None
+        if threads is None and ndim == 1 and self._small:
+            return prepared.try_multiply(x, 1)
         return prepared.try_multiply(x, resolve_threads(threads))
 
     def _vector(self, x: ArrayLike, transposed: bool) -> tuple[NDArray[np.float32], int]:

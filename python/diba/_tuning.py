@@ -31,7 +31,7 @@ __all__ = ["Tuning", "calibrate", "set_tuning", "tuning"]
 
 _ENVIRONMENT = "DIBA_TUNING"
 _TABLE_BYTES = tuple(1 << e for e in range(16, 23))
-_SIDES = (128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
+_SIDES = (256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
 _NEVER = 1 << 62  # bits per thread where a second thread never pays
 _PAYS = 1.1  # a second thread must be so many times faster
 _CLOSE = 1.02  # a time within this of the best is as good
@@ -134,8 +134,8 @@ def read_environment() -> None:
 
 
 def _best_table_bytes(seconds: float) -> int:
-    """The smallest that is about as fast as any, for a batch that needs several rounds of each."""
-    multiply = _product(2048, 64)
+    """The smallest that is about as fast as any, for a batch and factors beyond a second-level cache."""
+    multiply = _product(4096, 64)
     bits_per_thread = tuning().bits_per_thread
 
     def trial(table_bytes: int) -> Callable[[], None]:

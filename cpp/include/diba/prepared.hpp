@@ -1,6 +1,7 @@
 // A factorization in the layout that the lookup kernels read: made once, multiplied many times.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -66,6 +67,7 @@ class Prepared {
   bool signs_;
   LookupMatrix left_, right_;
   std::vector<float> d1_, d2_, d3_;
+  mutable std::atomic<bool> backwards_{false};  // order of blocks: every product turns round where the last one ended
   std::vector<float> shift_;  // of a 0/1 factorization: D1 B1 D2 1, what a constant in the middle adds to the result
 };
 

@@ -26,9 +26,7 @@ inline __m512 group_sum(__m512 a) {
 // Fills `scaled`, in each step groups 0, 2, 4, 6 before 1, 3, 5, 7; returns the largest range, NaN if one is not
 // finite.
 inline float scale_activations(const float* x, const float* d, std::size_t cols, float* scaled) {
-  const __m512 limit = _mm512_set1_ps(__FLT_MAX__);
-  __m512 largest = _mm512_set1_ps(kSmallestRange);
-  __mmask16 finite = 0xFFFF;
+  __m512i largest = _mm512_castps_si512(_mm512_set1_ps(kSmallestRange));  // as integers: NaN is above all numbers
   for (std::size_t j = 0; j < steps_for(cols) * kStep; j += kStep) {
     __m512 a[2];
     for (std::size_t v = 0; v < 2; ++v) {
@@ -37,14 +35,12 @@ inline float scale_activations(const float* x, const float* d, std::size_t cols,
       const auto lanes = static_cast<__mmask16>(rest >= kLanes ? 0xFFFFU : (1U << rest) - 1U);
       a[v] = _mm512_maskz_loadu_ps(lanes, x + first);
       if (d != nullptr) a[v] = _mm512_maskz_mul_ps(lanes, a[v], _mm512_maskz_loadu_ps(lanes, d + first));
-      const __m512 range = group_sum(_mm512_abs_ps(a[v]));
-      finite = static_cast<__mmask16>(finite & _mm512_cmp_ps_mask(range, limit, _CMP_LE_OQ));
-      largest = _mm512_max_ps(largest, range);
+      largest = _mm512_max_epi32(largest, _mm512_castps_si512(group_sum(_mm512_abs_ps(a[v]))));
     }
     _mm512_store_ps(scaled + j, _mm512_shuffle_f32x4(a[0], a[1], 0x88));
     _mm512_store_ps(scaled + j + kLanes, _mm512_shuffle_f32x4(a[0], a[1], 0xDD));
   }
-  return finite == 0xFFFF ? _mm512_reduce_max_ps(largest) : __builtin_nanf("");
+  return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(_mm512_reduce_max_epi32(largest))));
 }
 
 // A shuffle of the eight words of each 128-bit lane; 8: zero.
@@ -56,11 +52,14 @@ inline __m512i words(int w0, int w1, int w2, int w3, int w4, int w5, int w6, int
   return _mm512_broadcast_i32x4(_mm_setr_epi32(two(w0, w1), two(w2, w3), two(w4, w5), two(w6, w7)));
 }
 
+// What fits 32-bit sums of q times weight: 1024 steps * 2 * 32513 * 16 < 2^31.
+constexpr std::size_t kStepsIn32Bits = 1024;
+
 // Makes the tables of one step after the other. In its 16-bit vectors lane j holds group 2 j, then group 2 j + 1.
 struct Tabulator {
   __m512 weights_per_range;
   __m512 factors;  // of weight 1 to 16
-  __m512i total_i64x8 = _mm512_setzero_si512();
+  __m512i total_i32x16 = _mm512_setzero_si512();
   __m512i zero_i32x16 = _mm512_setzero_si512();  // each group counts twice
 
   explicit Tabulator(float unit, float largest)
@@ -89,8 +88,7 @@ struct Tabulator {
     const __m512i lift = _mm512_srai_epi32(_mm512_sub_epi32(_mm512_set1_epi32(kFineSteps - 1), negatives), 7);
     zero_i32x16 = _mm512_add_epi32(zero_i32x16, _mm512_madd_epi16(lift, weight_i16x32));
     const __m512i shares = _mm512_madd_epi16(q_i16x32, weight_i16x32);
-    total_i64x8 = _mm512_add_epi64(total_i64x8, _mm512_srai_epi64(_mm512_slli_epi64(shares, 32), 32));
-    total_i64x8 = _mm512_add_epi64(total_i64x8, _mm512_srai_epi64(shares, 32));
+    total_i32x16 = _mm512_add_epi32(total_i32x16, shares);
 
     // Entry b is low[b & 3] + high[b >> 2].
     const __m512i base = _mm512_add_epi32(_mm512_slli_epi32(lift, 7), _mm512_set1_epi32(kFineSteps / 2));
@@ -103,6 +101,14 @@ struct Tabulator {
                  entries);
     store_tables(_mm512_unpackhi_epi64(low, low), high, words(4, 4, 4, 4, 5, 5, 5, 5), words(6, 6, 6, 6, 7, 7, 7, 7),
                  entries + 64);
+  }
+
+  // The sum of q times weight so far, which begins again.
+  std::int64_t take_total() {
+    const __m512i low = _mm512_cvtepi32_epi64(_mm512_castsi512_si256(total_i32x16));
+    const __m512i high = _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(total_i32x16, 1));
+    total_i32x16 = _mm512_setzero_si512();
+    return _mm512_reduce_add_epi64(_mm512_add_epi64(low, high));
   }
 
  private:
@@ -201,11 +207,14 @@ void tabulate_avx512(const float* x, const float* d, std::size_t cols, float* sc
   if (!(largest <= __FLT_MAX__)) return tabulate_not_finite(steps, out);
   out->unit = largest / (kEntryRange * static_cast<float>(kLargestWeight));
   Tabulator tables(out->unit, largest);
-  for (std::size_t s = 0; s < steps; ++s)
+  std::int64_t total = 0;
+  for (std::size_t s = 0; s < steps; ++s) {
     tables.add_step(scaled + s * kStep, out->entries + s * kStepEntries, out->weights + s * kStepWeights);
+    if (s % kStepsIn32Bits == kStepsIn32Bits - 1) total += tables.take_total();
+  }
+  total += tables.take_total();
   out->zero = _mm512_reduce_add_epi32(tables.zero_i32x16) / 2;
-  const auto total = static_cast<float>(_mm512_reduce_add_epi64(tables.total_i64x8));
-  out->total = total * (out->unit / static_cast<float>(kFineSteps));
+  out->total = static_cast<float>(total) * (out->unit / static_cast<float>(kFineSteps));
 }
 
 const LookupKernels kLookupAvx512 = {"avx512", TileLayout::kBytes, tabulate_avx512, look_up<Block>, finish};
