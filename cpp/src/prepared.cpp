@@ -4,9 +4,11 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "diba/aligned.hpp"
 #include "diba/parallel.hpp"
 #include "diba/products.hpp"
 #include "diba/tuning.hpp"
+#include "pages.hpp"
 
 namespace diba {
 namespace {
@@ -69,18 +71,17 @@ void multiply_block(const LookupKernels& kernels, const LookupMatrix& matrix, st
 
 }  // namespace
 
-LookupMatrix::LookupMatrix(BitView bits, TileLayout layout) : rows(bits.rows), cols(bits.cols), words_(bytes()) {
+LookupMatrix::LookupMatrix(BitView bits, TileLayout layout, std::uint8_t* words)
+    : rows(bits.rows), cols(bits.cols), words_(words) {
   if (cols > kLookupMaxCols) throw std::length_error("a matrix of the fast products has at most 2^20 columns");
-  std::memset(words_.data(), 0, bytes());
-  const std::size_t steps = steps_for(cols);
+  std::memset(words, 0, bytes_for(bits));
   for (std::size_t i = 0; i < rows; ++i) {
     const Block in = block(i / kBlockRows);
-    const std::size_t tile = i % kBlockRows / kTileRows;
-    std::uint8_t* to = words_.data() + (in.words - words_.data()) + tile * kTileStep;
+    std::uint8_t* tile = words + (in.words - words_) + i % kBlockRows / kTileRows * kTileStep;
     const std::uint64_t* row = bits.row(i);
-    for (std::size_t s = 0; s < steps; ++s)
+    for (std::size_t s = 0; s < steps_for(cols); ++s)
       store_half_word(static_cast<std::uint32_t>(row[s / 2] >> (kStep * (s % 2))), i % kTileRows, layout,
-                      to + s * in.tiles * kTileStep);
+                      tile + s * in.tiles * kTileStep);
   }
 }
 
@@ -88,14 +89,16 @@ LookupMatrix::Block LookupMatrix::block(std::size_t b) const {
   const std::size_t first = b * kBlockTiles;
   const std::size_t tiles = std::min(kBlockTiles, tiles_for(rows) - first);
   const std::size_t row = first * kTileRows;
-  return {words_.data() + first * steps_for(cols) * kTileStep, tiles, row, std::min(tiles * kTileRows, rows - row)};
+  return {words_ + first * steps_for(cols) * kTileStep, tiles, row, std::min(tiles * kTileRows, rows - row)};
 }
 
 Prepared::Prepared(const Factors& f, const Kernels& kernels)
     : kernels_(kernels),
       signs_(f.signs),
-      left_(f.b1, kernels.lookup->layout),
-      right_(f.b2, kernels.lookup->layout),
+      packed_bytes_(LookupMatrix::bytes_for(f.b1) + LookupMatrix::bytes_for(f.b2)),
+      packed_(std::make_unique<const Pages>(packed_bytes_)),
+      right_(f.b2, kernels.lookup->layout, packed_->data()),
+      left_(f.b1, kernels.lookup->layout, packed_->data() + LookupMatrix::bytes_for(f.b2)),
       d1_(f.d1, f.d1 + f.b1.rows),
       d2_(f.d2, f.d2 + f.b2.rows),
       d3_(f.d3, f.d3 + f.b2.cols) {
@@ -106,8 +109,10 @@ Prepared::Prepared(const Factors& f, const Kernels& kernels)
   for (std::size_t i = 0; i < rows(); ++i) shift_[i] *= d1_[i];
 }
 
+Prepared::~Prepared() = default;
+
 std::size_t Prepared::bytes() const {
-  return left_.bytes() + right_.bytes() + sizeof(float) * (d1_.size() + d2_.size() + d3_.size() + shift_.size());
+  return packed_bytes_ + sizeof(float) * (d1_.size() + d2_.size() + d3_.size() + shift_.size());
 }
 
 // S x = 2 B x - sum(x). A 0/1 factor is split likewise, B x = (S x + sum(x)) / 2: its second half is the same for all

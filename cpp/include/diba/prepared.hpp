@@ -4,14 +4,16 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
-#include "diba/aligned.hpp"
 #include "diba/bit_matrix.hpp"
 #include "diba/kernels.hpp"
 #include "diba/lookup.hpp"
 
 namespace diba {
+
+class Pages;
 
 // D1 B1 D2 B2 D3, not owned.
 struct Factors {
@@ -27,11 +29,12 @@ struct Factors {
 // order in which it is read: step after step, and in a step tile after tile. Rows past the last are zero.
 class LookupMatrix {
  public:
-  LookupMatrix(BitView bits, TileLayout layout);
+  // Packs into `words`, bytes_for(bits) of them, 64-byte aligned and not owned.
+  LookupMatrix(BitView bits, TileLayout layout, std::uint8_t* words);
+  static std::size_t bytes_for(BitView bits) { return tiles_for(bits.rows) * steps_for(bits.cols) * kTileStep; }
 
   const std::size_t rows, cols;
   std::size_t blocks() const { return (tiles_for(rows) + kBlockTiles - 1) / kBlockTiles; }
-  std::size_t bytes() const { return tiles_for(rows) * steps_for(cols) * kTileStep; }
 
   // Rows [first, first + rows of the block) times each of `columns` vectors.
   struct Block {
@@ -41,13 +44,14 @@ class LookupMatrix {
   Block block(std::size_t b) const;
 
  private:
-  Aligned<std::uint8_t> words_;
+  const std::uint8_t* words_;
 };
 
 class Prepared {
  public:
   // Packs for the lookup kernels of `kernels`; everything is copied.
   Prepared(const Factors& factors, const Kernels& kernels);
+  ~Prepared();
 
   std::size_t rows() const { return left_.rows; }
   std::size_t inner() const { return right_.rows; }
@@ -65,7 +69,9 @@ class Prepared {
 
   const Kernels& kernels_;
   bool signs_;
-  LookupMatrix left_, right_;
+  std::size_t packed_bytes_;
+  std::unique_ptr<const Pages> packed_;  // B2, then B1, in the order in which they are read
+  LookupMatrix right_, left_;
   std::vector<float> d1_, d2_, d3_;
   mutable std::atomic<bool> backwards_{false};  // order of blocks: every product turns round where the last one ended
   std::vector<float> shift_;  // of a 0/1 factorization: D1 B1 D2 1, what a constant in the middle adds to the result
