@@ -23,6 +23,10 @@ target_link_libraries(diba PRIVATE Threads::Threads $<BUILD_INTERFACE:diba_rules
 set_target_properties(diba PROPERTIES
   VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR})
 
+if(BUILD_SHARED_LIBS AND CMAKE_SYSTEM_NAME STREQUAL "Linux")
+  target_link_options(diba PRIVATE LINKER:-z,nodelete)  # its workers outlive a dlclose
+endif()
+
 configure_file(cmake/version.hpp.in ${generated}/include/diba/version.hpp @ONLY)
 install(FILES cpp/include/diba/diba.hpp ${generated}/include/diba/version.hpp
   DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/diba)

@@ -43,7 +43,7 @@ struct LookupTables {
   std::uint8_t* weights;  // (steps, 2, 4), 1 to kLargestWeight; 8-byte aligned
   float unit;             // NaN where an activation or a group's sum is not finite: all results are NaN then
   std::int32_t zero;
-  float total;  // the sum of a, rounded as the tables are
+  float total;  // the sum of a, rounded as the tables are; infinite where float32 does not reach that far
 };
 
 // What becomes of the sums s of a row i:
