@@ -44,6 +44,9 @@ BITS, BATCHES, THREADS = (1.0, 1.5, 2.0), (1, 8, 64, 512), (1, 2)
 QUICK = {"shapes": ["384x384", "384x1536"], "bits": [1.0], "batches": [1, 8], "repeats": 3, "seconds": 0.03}
 SNR_ROWS = 4  # vectors that an SNR is measured on
 COLD, COLD_AT_LEAST = 4, 2  # caches that the copies of cold weights should fill, and must fill
+REST = (
+    0.02  # seconds: idle threads of OpenMP, onnxruntime and TBB wait for work by spinning, for milliseconds
+)
 ONE_THREAD = ", 1 thread"
 AVX2 = {"shape": "4096x4096", "bits": [1.0], "batches": [1], "threads": 1, "rivals": ["torch-float32"]}
 
@@ -51,6 +54,9 @@ AVX2 = {"shape": "4096x4096", "bits": [1.0], "batches": [1], "threads": 1, "riva
 def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--json", type=Path, help="write the results here, after every shape")
+    parser.add_argument(
+        "--update", action="store_true", help="measure these cells again, keep the others of --json"
+    )
     parser.add_argument("--plot", type=Path, nargs="+", default=[], help="write the figure here, SVG or PNG")
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), metavar="MxN", type=shape_text)
     parser.add_argument("--bits", nargs="+", default=list(BITS), type=float, metavar="B")
@@ -97,7 +103,7 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
     for batch in task["batches"]:
         X = activations(batch, n)
         calls = {contestant.name: fastest(*contestant.ways(X)) for contestant in contestants}
-        samples = interleaved(calls, task["repeats"], task["seconds"])
+        samples = interleaved(calls, task["repeats"], task["seconds"], REST if threads > 1 else 0.0)
         rows += [row(fact, samples[fact["name"]], batch, "warm", fact["read"]) for fact in facts]
         del calls
     if task["cold"]:
@@ -258,6 +264,21 @@ def tasks(chosen: argparse.Namespace) -> Iterator[tuple[dict[str, Any], dict[str
         yield common | AVX2 | {"cold": False}, {"DIBA_ISA": "avx2"}
 
 
+def cell(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What one process measures."""
+    return *row["shape"], row["threads"], row["isa"]
+
+
+def earlier(path: Path | None, machine: dict[str, Any]) -> dict[str, Any]:
+    """Rows, notes and time of the report that is to be brought up to date."""
+    if path is None or not path.is_file():
+        sys.exit("--update needs the --json of an earlier run")
+    report = json.loads(path.read_text(encoding="utf-8"))
+    if report["machine"] != machine:
+        sys.exit(f"{path} was measured on another machine or with other versions; leave out --update")
+    return {part: report[part] for part in ("rows", "notes", "seconds")}
+
+
 def main() -> None:
     chosen = options()
     if chosen.worker:
@@ -271,12 +292,16 @@ def main() -> None:
         "machine": machine, "cache_bytes": last_level_cache(), "arguments": arguments,
         "rows": [], "notes": [],
     }  # fmt: skip
+    if chosen.update:
+        report |= earlier(chosen.json, machine)
+    before = report.get("seconds", 0)
     started = time.perf_counter()
     for task, environment in tasks(chosen):
         found = in_process(task, **environment)
-        report["rows"] += found["rows"]
-        report["notes"] += found["notes"]
-        report["seconds"] = round(time.perf_counter() - started)
+        for part in ("rows", "notes"):
+            again = {cell(new) for new in found["rows"]}
+            report[part] = [old for old in report[part] if cell(old) not in again] + found[part]
+        report["seconds"] = before + round(time.perf_counter() - started)
         report["dense_faster"] = matvec_bars.dense_faster(report["rows"], machine["isa"])
         report["bars"] = matvec_bars.bars(report["rows"], machine["isa"])
         print(matvec_table.rows_text(found), flush=True)

@@ -97,13 +97,16 @@ def snr_db(exact: NDArray[np.float64], found: NDArray[Any]) -> float:
 # ---------------------------------------------------------------- how time is taken
 
 
-def interleaved(calls: Mapping[str, Call], rounds: int, seconds: float) -> dict[str, list[float]]:
+def interleaved(
+    calls: Mapping[str, Call], rounds: int, seconds: float, rest: float = 0.0
+) -> dict[str, list[float]]:
     """Seconds of one call, several samples of each: the calls take turns, so that noise meets all alike.
 
     Args:
         calls: What is timed, by name.
         rounds: Samples of each; a call that would need more than ``seconds`` for them gets fewer, at least 3.
         seconds: For all samples of one call.
+        rest: Seconds before every sample in which the threads of the one before give up their processors.
     """
     once = {name: _first_seconds(call, seconds) for name, call in calls.items()}
     loops = {name: max(1, round(seconds / rounds / taken)) for name, taken in once.items()}
@@ -112,6 +115,7 @@ def interleaved(calls: Mapping[str, Call], rounds: int, seconds: float) -> dict[
     for turn in range(rounds):
         for name, call in calls.items():
             if turn < turns[name]:
+                time.sleep(rest)
                 if once[name] < seconds:
                     call()  # brings its weights back into the cache and wakes its threads
                 samples[name].append(_seconds(call, loops[name]))
