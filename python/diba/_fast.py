@@ -180,7 +180,11 @@ class FastOperator(PackedOperator):
         if fast:
             result = self._rows(flat, shift, threads)
         else:
-            product = self._apply(np.ascontiguousarray(flat.T), False, resolve_threads(threads)).T
+            used = resolve_threads(threads)
+            if len(flat) == 1:  # one vector has a kernel of its own
+                product = self._apply(flat[0], False, used)
+            else:
+                product = self._apply(np.ascontiguousarray(flat.T), False, used).T
             result = np.ascontiguousarray(product if shift is None else product + shift)
         return result.reshape(*rows.shape[:-1], m)
 

@@ -27,6 +27,9 @@ class Clock:
     def perf_counter(self) -> float:
         return self.now
 
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
     def call(self, name: str, seconds: float, log: list[str]) -> Callable[[], None]:
         def run() -> None:
             log.append(name)
@@ -39,7 +42,7 @@ def test_calls_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, log = Clock(), []
     monkeypatch.setattr(_timing, "time", clock)
     calls = {"quick": clock.call("quick", 0.25, log), "slow": clock.call("slow", 8.0, log)}
-    samples = _timing.interleaved(calls, rounds=4, seconds=4.0)
+    samples = _timing.interleaved(calls, rounds=4, seconds=4.0, rest=0.5)  # which no sample contains
     assert samples == {"quick": [0.25] * 4, "slow": [8.0] * 3}  # the slow one needs more than its 4 s
     one_round = ["quick"] * 5 + ["slow"]  # one call to warm up, and four in a sample of a second
     assert log[-(3 * len(one_round) + 5) :] == one_round * 3 + ["quick"] * 5
