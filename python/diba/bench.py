@@ -52,6 +52,7 @@ __all__ = ["add_arguments", "measure", "table"]
 
 FAST, EXACT, NUMPY, TORCH = "diba, fast", "diba, exact", "NumPy float32", "torch float32"
 SNR_ROWS = 4  # activation vectors that an SNR is measured on
+REST = 0.02  # seconds: idle threads of BLAS and OpenMP wait for work by spinning, for milliseconds
 
 # ---------------------------------------------------------------- one measurement
 
@@ -70,7 +71,7 @@ def measure(m: int, n: int, bits: float, batch: int, threads: int, seconds: floa
     f = random_factorization(m, n, bits)
     W = np.random.default_rng(1).standard_normal((m, n), dtype=np.float32)
     calls, products = _contestants(f, W, batch, threads)
-    samples = interleaved(calls, 7, seconds)
+    samples = interleaved(calls, 7, seconds, REST if threads > 1 else 0.0)
     sizes = {name: -(-f.k * (m + n) // 8) if name in (FAST, EXACT) else 4 * m * n for name in calls}
     speeds = {size: read_bandwidth(size, threads) for size in set(sizes.values())}
     times = {name: statistics.median(taken) for name, taken in samples.items()}
