@@ -44,9 +44,7 @@ BITS, BATCHES, THREADS = (1.0, 1.5, 2.0), (1, 8, 64, 512), (1, 2)
 QUICK = {"shapes": ["384x384", "384x1536"], "bits": [1.0], "batches": [1, 8], "repeats": 3, "seconds": 0.03}
 SNR_ROWS = 4  # vectors that an SNR is measured on
 COLD, COLD_AT_LEAST = 4, 2  # caches that the copies of cold weights should fill, and must fill
-REST = (
-    0.02  # seconds: idle threads of OpenMP, onnxruntime and TBB wait for work by spinning, for milliseconds
-)
+REST = 0.02  # seconds: idle threads of OpenMP, onnxruntime and TBB wait for work by spinning, for a while
 ONE_THREAD = ", 1 thread"
 AVX2 = {"shape": "4096x4096", "bits": [1.0], "batches": [1], "threads": 1, "rivals": ["torch-float32"]}
 

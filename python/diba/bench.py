@@ -52,7 +52,7 @@ __all__ = ["add_arguments", "measure", "table"]
 
 FAST, EXACT, NUMPY, TORCH = "diba, fast", "diba, exact", "NumPy float32", "torch float32"
 SNR_ROWS = 4  # activation vectors that an SNR is measured on
-REST = 0.02  # seconds: idle threads of BLAS and OpenMP wait for work by spinning, for milliseconds
+REST = 0.05  # seconds: idle threads of BLAS and OpenMP wait for work by spinning, some for 30 ms
 
 # ---------------------------------------------------------------- one measurement
 
