@@ -1,18 +1,15 @@
 // diba.Prepared for Python, and the call that a product of microseconds goes through.
 
-#include "bind_prepared.hpp"
-
-#include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
 #include <cstdint>
 #include <memory>
 #include <optional>
-#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "bindings.hpp"
 #include "diba/bandwidth.hpp"
 #include "diba/dispatch.hpp"
 #include "diba/prepared.hpp"
@@ -22,26 +19,12 @@ namespace py = pybind11;
 
 namespace {
 
-using Floats = py::array_t<float, py::array::c_style>;
-using Words = py::array_t<std::uint64_t, py::array::c_style>;
-
-void require(bool condition, const char* what) {
-  if (!condition) throw std::invalid_argument(what);
-}
-
-std::size_t extent(const py::array& array, int axis) { return static_cast<std::size_t>(array.shape(axis)); }
-
-diba::BitView view_of(const Words& words, const Floats& inner) {
-  const std::size_t cols = extent(inner, 0);
-  require(words.ndim() == 2 && extent(words, 1) == diba::words_for(cols),
-          "words must have shape (rows, ceil(cols/64))");
-  return {words.data(), extent(words, 0), cols};
-}
-
 std::unique_ptr<diba::Prepared> make(const Floats& d1, const Words& b1, const Floats& d2, const Words& b2,
                                      const Floats& d3, bool signs) {
   require(d1.ndim() == 1 && d2.ndim() == 1 && d3.ndim() == 1, "diagonals must be one-dimensional");
-  const diba::Factors factors{d1.data(), view_of(b1, d2), d2.data(), view_of(b2, d3), d3.data(), signs};
+  const diba::BitView left = bit_view(b1, extent(d2, 0));
+  const diba::BitView right = bit_view(b2, extent(d3, 0));
+  const diba::Factors factors{d1.data(), left, d2.data(), right, d3.data(), signs};
   require(factors.b1.rows == extent(d1, 0) && factors.b2.rows == extent(d2, 0), "factors must fit together");
   const diba::Kernels& kernels = diba::active();
   const py::gil_scoped_release unlocked;

@@ -2,8 +2,6 @@
 // GIL and call the core. Argument rules and prose live in Python (_check.py); the checks here are the last line of
 // defence.
 
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <cstdint>
@@ -13,7 +11,7 @@
 #include <string>
 #include <utility>
 
-#include "bind_prepared.hpp"
+#include "bindings.hpp"
 #include "diba/admm.hpp"
 #include "diba/bit_matrix.hpp"
 #include "diba/diagonals.hpp"
@@ -26,22 +24,6 @@
 namespace py = pybind11;
 
 namespace {
-
-using Floats = py::array_t<float, py::array::c_style>;
-using Words = py::array_t<std::uint64_t, py::array::c_style>;
-
-void require(bool condition, const char* what) {
-  if (!condition) throw std::invalid_argument(what);
-}
-
-std::size_t extent(const py::array& array, int axis) { return static_cast<std::size_t>(array.shape(axis)); }
-
-// `words` as a matrix of bits with `cols` columns.
-diba::BitView bit_view(const Words& words, std::size_t cols) {
-  require(words.ndim() == 2 && extent(words, 1) == diba::words_for(cols),
-          "words must have shape (rows, ceil(cols / 64))");
-  return {words.data(), extent(words, 0), cols};
-}
 
 diba::MutableBitView mutable_bit_view(Words& words, std::size_t cols) {
   const diba::BitView view = bit_view(words, cols);

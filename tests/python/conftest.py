@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import platform
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +18,7 @@ from diba import _core
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from types import ModuleType
 
 ARM = platform.machine() in ("aarch64", "arm64")
 ALL_ISAS = ("neon", "scalar") if ARM else ("avx512vbmi", "avx512vnni", "avx512", "avx2", "scalar")
@@ -80,6 +83,15 @@ def random_factors(m: int, k: int, n: int, alphabet: str, seed: int = 0, integer
     else:
         d1, d2, d3 = (rng.standard_normal(size).astype(np.float32) for size in (m, k, n))
     return Factors(d1, b1, d2, b2, d3, alphabet)
+
+
+@pytest.fixture(scope="module")
+def benchmark(source_root: Path) -> Iterator[Callable[[str], ModuleType]]:
+    """A module of benchmarks/ by its name."""
+    folder = str(source_root / "benchmarks")
+    sys.path.insert(0, folder)
+    yield importlib.import_module
+    sys.path.remove(folder)
 
 
 @pytest.fixture

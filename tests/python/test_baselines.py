@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import struct
-import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
     from types import ModuleType
-
-
-@pytest.fixture(scope="module")
-def benchmark(source_root: Path) -> Iterator[Callable[[str], ModuleType]]:
-    """A module of benchmarks/ by its name."""
-    folder = str(source_root / "benchmarks")
-    sys.path.insert(0, folder)
-    yield importlib.import_module
-    sys.path.remove(folder)
 
 
 # ---- truncated SVD

@@ -31,7 +31,7 @@ LAYERS = (
     ("cli",),
     ("", "__main__"),
 )
-BINDINGS = {"module.cpp", "bind_prepared.cpp", "bind_prepared.hpp"}
+BINDINGS = {"module.cpp", "bind_prepared.cpp", "bindings.hpp"}
 AVX512 = {"avx512.cpp", "avx512_vnni.cpp", "lookup_avx512.cpp", "lookup_avx512_vbmi.cpp"}
 THIRD_PARTY = {
     "numpy": None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
@@ -15,18 +14,9 @@ import diba
 from diba import _timing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
     from types import ModuleType
-
-
-@pytest.fixture(scope="module")
-def benchmark(source_root: Path) -> Iterator[Callable[[str], ModuleType]]:
-    """A module of benchmarks/ by its name."""
-    folder = str(source_root / "benchmarks")
-    sys.path.insert(0, folder)
-    yield importlib.import_module
-    sys.path.remove(folder)
 
 
 # ---------------------------------------------------------------- the bars of benchmarks/matvec.py
