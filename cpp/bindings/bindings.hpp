@@ -30,3 +30,6 @@ inline diba::BitView bit_view(const Words& words, std::size_t cols) {
 
 // Adds diba.Prepared and what goes with it to the module.
 void bind_prepared(pybind11::module_& m);
+
+// Adds diba.Layer and diba.PreparedMatrix.
+void bind_layer(pybind11::module_& m);

@@ -310,4 +310,5 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("greedy_rows", &greedy_rows, gram_matrix, correlations, scale, words, signs, py::arg("cyclic"), threads,
         py::arg("pairs"));
   bind_prepared(m);
+  bind_layer(m);
 }

@@ -92,38 +92,40 @@ LookupMatrix::Block LookupMatrix::block(std::size_t b) const {
   return {words_ + first * steps_for(cols) * kTileStep, tiles, row, std::min(tiles * kTileRows, rows - row)};
 }
 
-Prepared::Prepared(const Factors& f, const Kernels& kernels)
+Diagonals::Diagonals(const Factors& f)
+    : d1(f.d1, f.d1 + f.b1.rows), d2(f.d2, f.d2 + f.b2.rows), d3(f.d3, f.d3 + f.b2.cols) {
+  if (f.signs) return;
+  middle.resize(d1.size());
+  matvec(f.b1, false, d2.data(), middle.data(), 1);
+  shift.resize(d1.size());
+  for (std::size_t i = 0; i < d1.size(); ++i) shift[i] = middle[i] * d1[i];
+}
+
+PreparedBits::PreparedBits(BitView left, BitView right, bool signs, const Kernels& kernels)
     : kernels_(kernels),
-      signs_(f.signs),
-      packed_bytes_(LookupMatrix::bytes_for(f.b1) + LookupMatrix::bytes_for(f.b2)),
+      signs_(signs),
+      packed_bytes_(LookupMatrix::bytes_for(left) + LookupMatrix::bytes_for(right)),
       packed_(std::make_unique<const Pages>(packed_bytes_)),
-      right_(f.b2, kernels.lookup->layout, packed_->data()),
-      left_(f.b1, kernels.lookup->layout, packed_->data() + LookupMatrix::bytes_for(f.b2)),
-      d1_(f.d1, f.d1 + f.b1.rows),
-      d2_(f.d2, f.d2 + f.b2.rows),
-      d3_(f.d3, f.d3 + f.b2.cols) {
-  if (f.b1.cols != f.b2.rows) throw std::invalid_argument("b1 must have as many columns as b2 has rows");
-  if (signs_) return;
-  shift_.resize(rows());
-  matvec(f.b1, false, d2_.data(), shift_.data(), 1);
-  for (std::size_t i = 0; i < rows(); ++i) shift_[i] *= d1_[i];
+      right_(right, kernels.lookup->layout, packed_->data()),
+      left_(left, kernels.lookup->layout, packed_->data() + LookupMatrix::bytes_for(right)),
+      ones_(kBlockRows) {
+  if (left.cols != right.rows) throw std::invalid_argument("b1 must have as many columns as b2 has rows");
+  std::fill_n(ones_.data(), kBlockRows, 1.0F);
 }
 
-Prepared::~Prepared() = default;
-
-std::size_t Prepared::bytes() const {
-  return packed_bytes_ + sizeof(float) * (d1_.size() + d2_.size() + d3_.size() + shift_.size());
-}
+PreparedBits::~PreparedBits() = default;
 
 // S x = 2 B x - sum(x). A 0/1 factor is split likewise, B x = (S x + sum(x)) / 2: its second half is the same for all
-// rows, often much larger than what differs between them, and passes around the second tables by way of shift_.
-void Prepared::multiply_some(const float* x, std::size_t count, const float* bias, float* y, int threads) const {
+// rows, often much larger than what differs between them, and passes around the second tables by way of
+// Diagonals::shift.
+void PreparedBits::multiply_some(const Diagonals& d, const float* x, std::size_t count, const float* bias, float* y,
+                                 int threads) const {
   const LookupKernels& kernels = *kernels_.lookup;
   VectorTables outer(cols(), count);
   VectorTables middle(inner(), count);
   const AlignedFloats v(count * inner());
   const auto finish_right = [&](const LookupTables& t, std::size_t /*c*/, std::size_t first) {
-    return LookupFinish{d2_.data() + first,
+    return LookupFinish{d.d2.data() + first,
                         nullptr,
                         nullptr,
                         signs_ ? 2.0F * t.unit : t.unit,
@@ -132,8 +134,8 @@ void Prepared::multiply_some(const float* x, std::size_t count, const float* bia
                         t.zero};
   };
   const auto finish_left = [&](const LookupTables& t, std::size_t c, std::size_t first) {
-    const float* shift = signs_ ? nullptr : shift_.data() + first;
-    return LookupFinish{d1_.data() + first,
+    const float* shift = signs_ ? nullptr : d.shift.data() + first;
+    return LookupFinish{d.d1.data() + first,
                         shift,
                         bias == nullptr ? nullptr : bias + first,
                         signs_ ? 2.0F * t.unit : t.unit,
@@ -141,7 +143,7 @@ void Prepared::multiply_some(const float* x, std::size_t count, const float* bia
                         0.5F * outer.data()[c].total,
                         t.zero};
   };
-  const auto fill_outer = [&](std::size_t c) { outer.fill(kernels, c, x + c * cols(), d3_.data()); };
+  const auto fill_outer = [&](std::size_t c) { outer.fill(kernels, c, x + c * cols(), d.d3.data()); };
   // The last blocks of one product are the first of the next: what a cache smaller than both factors still holds.
   // Several threads share them out so that each keeps its own (parallel.cpp).
   const bool backwards =
@@ -160,13 +162,14 @@ void Prepared::multiply_some(const float* x, std::size_t count, const float* bia
   run_stages(stages, 4, threads);
 }
 
-std::size_t Prepared::columns_together() const {
+std::size_t PreparedBits::columns_together() const {
   const std::size_t steps = steps_for(std::max(cols(), inner()));
   const std::size_t fitting = tuning().table_bytes / (steps * (kStepEntries + kStepWeights)) / 4 * 4;
   return std::clamp<std::size_t>(fitting, 4, kMostTogether);
 }
 
-void Prepared::multiply(const float* x, std::size_t count, const float* bias, float* y, int threads) const {
+void PreparedBits::multiply(const Diagonals& d, const float* x, std::size_t count, const float* bias, float* y,
+                            int threads) const {
   if (count == 0) return;
   const double bits = static_cast<double>(inner()) * static_cast<double>(rows() + cols());
   const double affordable =
@@ -174,7 +177,7 @@ void Prepared::multiply(const float* x, std::size_t count, const float* bias, fl
   const int used = static_cast<int>(std::min(static_cast<double>(threads), affordable));
   const std::size_t workers = static_cast<std::size_t>(std::max(used, 1));
   const auto some = [&](std::size_t first, std::size_t end, int inside) {
-    multiply_some(x + first * cols(), end - first, bias, y + first * rows(), inside);
+    multiply_some(d, x + first * cols(), end - first, bias, y + first * rows(), inside);
   };
   // Whole vectors to each thread where there are enough: nobody waits for anybody.
   if (workers > 1 && count >= 4 * workers) {
@@ -187,6 +190,75 @@ void Prepared::multiply(const float* x, std::size_t count, const float* bias, fl
   }
   const std::size_t together = columns_together();
   for (std::size_t first = 0; first < count; first += together) some(first, std::min(count, first + together), used);
+}
+
+// As multiply_some, with a scale of one. The second tables are made of the centred half, as there; the constant part of
+// u is added when they are done.
+void PreparedBits::halves_of_some(const Diagonals& d, const float* x, std::size_t count, float* u, float* y) const {
+  const LookupKernels& kernels = *kernels_.lookup;
+  VectorTables outer(cols(), count);
+  VectorTables middle(inner(), count);
+  const auto gain = [&](const LookupTables& t) { return signs_ ? 2.0F * t.unit : t.unit; };
+  const auto finish_right = [&](const LookupTables& t, std::size_t /*c*/, std::size_t /*first*/) {
+    const float offset = signs_ ? t.total : 0.5F * t.total;
+    return LookupFinish{ones_.data(), nullptr, nullptr, gain(t), offset, 0.0F, t.zero};
+  };
+  const auto finish_left = [&](const LookupTables& t, std::size_t c, std::size_t first) {
+    const float* shift = signs_ ? nullptr : d.middle.data() + first;
+    const float offset = signs_ ? t.total : 0.0F;
+    return LookupFinish{ones_.data(), shift, nullptr, gain(t), offset, 0.5F * outer.data()[c].total, t.zero};
+  };
+  for (std::size_t c = 0; c < count; ++c) outer.fill(kernels, c, x + c * cols(), d.d3.data());
+  for (std::size_t b = 0; b < right_.blocks(); ++b)
+    multiply_block(kernels, right_, b, outer, count, u, inner(), finish_right);
+  for (std::size_t c = 0; c < count; ++c) middle.fill(kernels, c, u + c * inner(), d.d2.data());
+  for (std::size_t b = 0; b < left_.blocks(); ++b)
+    multiply_block(kernels, left_, b, middle, count, y, rows(), finish_left);
+  if (signs_) return;
+  for (std::size_t c = 0; c < count; ++c) {
+    const float constant = 0.5F * outer.data()[c].total;
+    for (std::size_t j = 0; j < inner(); ++j) u[c * inner() + j] += constant;
+  }
+}
+
+void PreparedBits::halves(const Diagonals& d, const float* x, std::size_t count, float* u, float* y) const {
+  const std::size_t together = columns_together();
+  for (std::size_t first = 0; first < count; first += together)
+    halves_of_some(d, x + first * cols(), std::min(together, count - first), u + first * inner(), y + first * rows());
+}
+
+PreparedMatrix::PreparedMatrix(BitView bits, bool signs, const Kernels& kernels)
+    : kernels_(kernels),
+      signs_(signs),
+      packed_(std::make_unique<const Pages>(LookupMatrix::bytes_for(bits))),
+      matrix_(bits, kernels.lookup->layout, packed_->data()),
+      ones_(kBlockRows) {
+  std::fill_n(ones_.data(), kBlockRows, 1.0F);
+}
+
+PreparedMatrix::~PreparedMatrix() = default;
+
+void PreparedMatrix::multiply(const float* x, std::size_t count, float* y, int threads) const {
+  const LookupKernels& kernels = *kernels_.lookup;
+  const auto finish = [&](const LookupTables& t, std::size_t /*c*/, std::size_t /*first*/) {
+    return LookupFinish{ones_.data(), nullptr, nullptr, signs_ ? 2.0F * t.unit : t.unit, signs_ ? t.total : 0.0F,
+                        0.0F,         t.zero};
+  };
+  constexpr std::size_t kTogether = 16;
+  const auto some = [&](std::size_t chunk) {
+    const std::size_t first = chunk * kTogether, size = std::min(kTogether, count - first);
+    VectorTables tables(cols(), size);
+    for (std::size_t c = 0; c < size; ++c) tables.fill(kernels, c, x + (first + c) * cols(), nullptr);
+    for (std::size_t b = 0; b < matrix_.blocks(); ++b)
+      multiply_block(kernels, matrix_, b, tables, size, y + first * rows(), rows(), finish);
+  };
+  const Stage stage{(count + kTogether - 1) / kTogether, some};
+  run_stages(&stage, 1, threads);
+}
+
+std::size_t Prepared::bytes() const {
+  const Diagonals& d = diagonals_;
+  return bits_.bytes() + sizeof(float) * (d.d1.size() + d.d2.size() + d.d3.size() + d.middle.size() + d.shift.size());
 }
 
 }  // namespace diba

@@ -22,6 +22,7 @@ except ImportError as error:
     ) from error
 
 from ._tuning import Tuning, calibrate, set_tuning, tuning
+from .allocate import allocate
 from .bits import BitMatrix
 from .curve import Curve, curve
 from .errors import FormatError
@@ -30,10 +31,12 @@ from .onebit import OneBit, onebit
 from .progress import Progress, ProgressCallback
 from .runtime import info, isa, num_threads, set_num_threads, supported_isas
 from .solvers import solve
+from .waterfill import Allocation
 
 __version__: str = _core.__version__
 
 __all__ = [
+    "Allocation",
     "BitMatrix",
     "Curve",
     "Factorization",
@@ -43,6 +46,7 @@ __all__ = [
     "ProgressCallback",
     "Tuning",
     "__version__",
+    "allocate",
     "calibrate",
     "curve",
     "info",

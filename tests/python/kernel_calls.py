@@ -11,7 +11,9 @@ from diba import _core
 
 SETTINGS = {"isa", "select_isa", "supported_isas", "tuning", "set_tuning"}
 NOT_KERNELS = SETTINGS | {
+    "Layer",
     "Prepared",
+    "PreparedMatrix",
     "QuantizedMatrix",
     "TiledMatrix",
     "read_seconds",

@@ -28,15 +28,33 @@ LAYERS = (
     ("solvers.objective",),
     ("solvers.solve",),
     ("solvers", "curve", "bench"),
-    ("cli",),
+    ("cli", "waterfill"),
+    ("allocate",),
     ("", "__main__"),
+    # diba.torch; torch is imported here and in diba.hf alone
+    ("torch._state", "torch.reference", "torch.vectors"),
+    ("torch.batches", "torch.packed", "torch.weight"),
+    ("torch.blocks", "torch.factors", "torch.losses", "torch.ops", "torch.report"),
+    ("torch.display", "torch.embedding", "torch.groups", "torch.linear", "torch.scores"),
+    ("torch.conv", "torch.flips", "torch.moments"),
+    ("torch.layers", "torch.steps", "torch.correction", "torch.config"),
+    ("torch.retune", "torch.propagate", "torch.select", "torch.solving"),
+    ("torch.allocation", "torch.calibrate", "torch.swap"),
+    ("torch.convert",),
+    ("torch",),
+    # diba.hf
+    ("hf.checkpoint", "hf.config", "hf.peft"),
+    ("hf.loading",),
+    ("hf.quantizer",),
+    ("hf",),
 )
-BINDINGS = {"module.cpp", "bind_prepared.cpp", "bindings.hpp"}
+PACKAGES = {"", "solvers", "torch", "hf"}
+BINDINGS = {"module.cpp", "bind_layer.cpp", "bind_prepared.cpp", "bindings.hpp"}
 AVX512 = {"avx512.cpp", "avx512_vnni.cpp", "lookup_avx512.cpp", "lookup_avx512_vbmi.cpp"}
 THIRD_PARTY = {
     "numpy": None,
-    "safetensors": {"files"},
-    "tqdm": {"cli"},
+    "safetensors": {"files", "torch.moments"},
+    "tqdm": {"cli", "torch.batches", "torch.display", "torch.retune"},
     "scipy": {"factorization"},
     "matplotlib": {"curve"},
 }
@@ -74,7 +92,7 @@ def test_imports_go_one_way(source_root: Path) -> None:
     assert set(trees) | {"_core"} == set(rank), "give a new module its place in LAYERS"
     found = 0
     for name, tree in trees.items():
-        for module, own in imports(name, tree, {"", "solvers"}):
+        for module, own in imports(name, tree, PACKAGES):
             if own:
                 found += 1
                 assert rank[module] < rank[name], f"{name or 'the package'} imports {module}"
@@ -84,9 +102,14 @@ def test_imports_go_one_way(source_root: Path) -> None:
 def test_other_packages_are_imported_where_they_belong(source_root: Path) -> None:
     known = set(THIRD_PARTY)
     for name, tree in modules(source_root):
-        for module, own in imports(name, tree, {"", "solvers"}):
+        for module, own in imports(name, tree, PACKAGES):
             top = module.partition(".")[0]
-            assert top != "torch", f"{name} imports torch"
+            with_torch = name.split(".")[0] in ("torch", "hf")
+            assert with_torch or top not in ("torch", "transformers", "peft", "accelerate"), (
+                f"{name} imports {top}"
+            )
+            assert name.startswith("hf") or not (own and top == "hf"), f"{name} imports diba.hf"
+            assert with_torch or not (own and top == "torch"), f"{name} imports diba.torch"
             if not own and top in known and THIRD_PARTY[top] is not None:
                 assert name in THIRD_PARTY[top], f"{name} imports {top}"
 

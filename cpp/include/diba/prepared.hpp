@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "diba/aligned.hpp"
 #include "diba/bit_matrix.hpp"
 #include "diba/kernels.hpp"
 #include "diba/lookup.hpp"
@@ -47,34 +48,93 @@ class LookupMatrix {
   const std::uint8_t* words_;
 };
 
-class Prepared {
+// The diagonals of a factorization, copied, and what follows from them.
+struct Diagonals {
+  explicit Diagonals(const Factors& factors);
+
+  std::vector<float> d1, d2, d3;
+  std::vector<float> middle;  // of a 0/1 factorization: B1 D2 1, what a constant in the middle adds before d1
+  std::vector<float> shift;   // D1 middle
+};
+
+// Both bit matrices of a factorization, packed for the lookup kernels. The diagonals come with every call: they change
+// while a layer is trained, the bits do not.
+class PreparedBits {
  public:
-  // Packs for the lookup kernels of `kernels`; everything is copied.
-  Prepared(const Factors& factors, const Kernels& kernels);
-  ~Prepared();
+  // left (rows, inner), right (inner, cols)
+  PreparedBits(BitView left, BitView right, bool signs, const Kernels& kernels);
+  ~PreparedBits();
 
   std::size_t rows() const { return left_.rows; }
   std::size_t inner() const { return right_.rows; }
   std::size_t cols() const { return right_.cols; }
-  std::size_t bytes() const;  // of everything it holds
+  std::size_t bytes() const { return packed_bytes_; }
   const Kernels& kernels() const { return kernels_; }
 
   // Y = X M^T + bias: each row x of X (count, cols) becomes the row M x + bias of Y (count, rows). Row-major; bias
   // (rows) or null. The same bytes for every instruction set, every count and number of threads.
-  void multiply(const float* x, std::size_t count, const float* bias, float* y, int threads) const;
+  void multiply(const Diagonals& d, const float* x, std::size_t count, const float* bias, float* y, int threads) const;
+
+  // Both products before they are scaled: u = B2 (d3 * x) of (count, inner) and B1 (d2 * u) of (count, rows), on the
+  // caller's thread.
+  void halves(const Diagonals& d, const float* x, std::size_t count, float* u, float* y) const;
 
  private:
   std::size_t columns_together() const;
-  void multiply_some(const float* x, std::size_t count, const float* bias, float* y, int threads) const;
+  void multiply_some(const Diagonals& d, const float* x, std::size_t count, const float* bias, float* y,
+                     int threads) const;
+  void halves_of_some(const Diagonals& d, const float* x, std::size_t count, float* u, float* y) const;
 
   const Kernels& kernels_;
   bool signs_;
   std::size_t packed_bytes_;
   std::unique_ptr<const Pages> packed_;  // B2, then B1, in the order in which they are read
   LookupMatrix right_, left_;
-  std::vector<float> d1_, d2_, d3_;
+  AlignedFloats ones_;                          // scales of what is not to be scaled
   mutable std::atomic<bool> backwards_{false};  // order of blocks: every product turns round where the last one ended
-  std::vector<float> shift_;  // of a 0/1 factorization: D1 B1 D2 1, what a constant in the middle adds to the result
+};
+
+// One bit matrix by itself.
+class PreparedMatrix {
+ public:
+  PreparedMatrix(BitView bits, bool signs, const Kernels& kernels);
+  ~PreparedMatrix();
+
+  std::size_t rows() const { return matrix_.rows; }
+  std::size_t cols() const { return matrix_.cols; }
+  const Kernels& kernels() const { return kernels_; }
+
+  // Y = X B^T; x (count, cols), y (count, rows)
+  void multiply(const float* x, std::size_t count, float* y, int threads) const;
+
+ private:
+  const Kernels& kernels_;
+  bool signs_;
+  std::unique_ptr<const Pages> packed_;
+  LookupMatrix matrix_;
+  AlignedFloats ones_;
+};
+
+// A factorization that stays as it is: its bits and its diagonals.
+class Prepared {
+ public:
+  // Everything is copied.
+  Prepared(const Factors& factors, const Kernels& kernels)
+      : bits_(factors.b1, factors.b2, factors.signs, kernels), diagonals_(factors) {}
+
+  std::size_t rows() const { return bits_.rows(); }
+  std::size_t inner() const { return bits_.inner(); }
+  std::size_t cols() const { return bits_.cols(); }
+  std::size_t bytes() const;  // of everything it holds
+  const Kernels& kernels() const { return bits_.kernels(); }
+
+  void multiply(const float* x, std::size_t count, const float* bias, float* y, int threads) const {
+    bits_.multiply(diagonals_, x, count, bias, y, threads);
+  }
+
+ private:
+  PreparedBits bits_;
+  Diagonals diagonals_;
 };
 
 }  // namespace diba

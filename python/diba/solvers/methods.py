@@ -72,6 +72,8 @@ class Task:
         deadline: When to stop.
         report: Called with every Progress, in units of the scaled matrix.
         start: Factors to improve instead of a random start.
+        weighted: Whether the matrix was scaled by what its rows or columns matter: then a few of them may
+            hold most of its energy.
     """
 
     matrix: NDArray[np.float32]
@@ -86,6 +88,7 @@ class Task:
     deadline: Deadline
     report: ProgressCallback
     start: Factorization | None = None
+    weighted: bool = False
 
     def budget(self) -> Budget:
         """What ``method``, ``effort`` and ``max_iter`` say."""
@@ -161,7 +164,8 @@ def _unusual(task: Task, result: Greedy) -> bool:
     m, n = task.matrix.shape
     bits = task.k * (m + n) / (m * n)
     small = min(m, n, task.k) < _SMALL or bits > _MANY_BITS
-    return small or not result.objective < result.energy or result.snr > _USUAL_DB * max(bits, 0.5)
+    easy = result.snr > _USUAL_DB * max(bits, 0.5) and not task.weighted
+    return small or not result.objective < result.energy or easy
 
 
 def _reached(task: Task, result: Greedy) -> float:

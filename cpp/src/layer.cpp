@@ -1,0 +1,150 @@
+#include "diba/layer.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+#include "diba/aligned.hpp"
+#include "diba/parallel.hpp"
+
+namespace diba {
+namespace {
+
+constexpr std::size_t kChunk = 32;  // vectors whose gradients are summed in float32
+
+struct BitsOfLayer {
+  std::vector<std::uint64_t> left, right;
+  BitView b1, b2;
+
+  BitsOfLayer(const LayerFactors& f, std::size_t rows, std::size_t inner, std::size_t cols)
+      : left(words_of_bytes(f.b1, rows, inner)),
+        right(words_of_bytes(f.b2, inner, cols)),
+        b1{left.data(), rows, inner},
+        b2{right.data(), inner, cols} {}
+};
+
+bool same(const std::vector<float>& kept, const float* given) {
+  return std::memcmp(kept.data(), given, kept.size() * sizeof(float)) == 0;
+}
+
+// a(i) += x(i) * y(i)
+void add_products(const float* x, const float* y, std::size_t count, float* a) {
+  for (std::size_t i = 0; i < count; ++i) a[i] += x[i] * y[i];
+}
+
+// The gradients of one chunk of vectors; `sums` holds those of d1, d2, d3, one after another.
+void chunk_gradients(const PreparedBits& forward, const Diagonals& d, const PreparedBits& transposed,
+                     const Diagonals& dt, const float* x, const float* g, std::size_t count, float* gx, float* sums) {
+  const std::size_t rows = forward.rows(), inner = forward.inner(), cols = forward.cols();
+  const AlignedFloats u(count * inner), v(count * rows), w(count * inner), z(count * cols);
+  forward.halves(d, x, count, u.data(), v.data());
+  transposed.halves(dt, g, count, w.data(), z.data());
+  std::fill_n(sums, rows + inner + cols, 0.0F);
+  for (std::size_t c = 0; c < count; ++c) {
+    add_products(g + c * rows, v.data() + c * rows, rows, sums);
+    add_products(w.data() + c * inner, u.data() + c * inner, inner, sums + rows);
+    add_products(z.data() + c * cols, x + c * cols, cols, sums + rows + inner);
+    if (gx == nullptr) continue;
+    for (std::size_t j = 0; j < cols; ++j) gx[c * cols + j] = dt.d1[j] * z.data()[c * cols + j];
+  }
+}
+
+}  // namespace
+
+std::vector<std::uint64_t> words_of_bytes(const std::uint8_t* bytes, std::size_t rows, std::size_t cols) {
+  const std::size_t row_bytes = (cols + 7) / 8, row_words = words_for(cols);
+  std::vector<std::uint64_t> words(rows * row_words);
+  for (std::size_t i = 0; i < rows; ++i)
+    for (std::size_t j = 0; j < row_bytes; ++j)
+      words[i * row_words + j / 8] |= std::uint64_t{bytes[i * row_bytes + j]} << 8 * (j % 8);
+  return words;
+}
+
+std::vector<std::uint64_t> transposed_words(const std::vector<std::uint64_t>& words, std::size_t rows,
+                                            std::size_t cols) {
+  std::vector<std::uint64_t> out(cols * words_for(rows));
+  transpose({words.data(), rows, cols}, {out.data(), cols, rows});
+  return out;
+}
+
+Layer::Layer(const LayerFactors& f, std::size_t rows, std::size_t inner, std::size_t cols, bool signs,
+             const Kernels& kernels)
+    : signs_(signs), forward_([&] {
+        const BitsOfLayer bits(f, rows, inner, cols);
+        return PreparedBits(bits.b1, bits.b2, signs, kernels);
+      }()) {}
+
+std::size_t Layer::bytes() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return forward_.bytes() + (transposed_ == nullptr ? 0 : transposed_->bytes());
+}
+
+std::shared_ptr<const Diagonals> Layer::forward_diagonals(const LayerFactors& f) const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (last_ == nullptr || !same(last_->d1, f.d1) || !same(last_->d2, f.d2) || !same(last_->d3, f.d3)) {
+    const std::vector<std::uint64_t> left =
+        signs_ ? std::vector<std::uint64_t>() : words_of_bytes(f.b1, rows(), inner());
+    const BitView b1{left.data(), rows(), inner()}, b2{nullptr, inner(), cols()};
+    last_ = std::make_shared<const Diagonals>(Factors{f.d1, b1, f.d2, b2, f.d3, signs_});
+  }
+  return last_;
+}
+
+std::shared_ptr<const Diagonals> Layer::transposed_diagonals(const LayerFactors& f) const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const Diagonals* d = last_transposed_.get();
+  if (d == nullptr || !same(d->d1, f.d3) || !same(d->d2, f.d2) || !same(d->d3, f.d1)) {
+    const std::vector<std::uint64_t> right =
+        signs_ ? std::vector<std::uint64_t>()
+               : transposed_words(words_of_bytes(f.b2, inner(), cols()), inner(), cols());
+    const BitView b1{right.data(), cols(), inner()}, b2{nullptr, inner(), rows()};
+    last_transposed_ = std::make_shared<const Diagonals>(Factors{f.d3, b1, f.d2, b2, f.d1, signs_});
+  }
+  return last_transposed_;
+}
+
+const PreparedBits& Layer::transposed(const LayerFactors& f) const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (transposed_ == nullptr) {
+    const BitsOfLayer bits(f, rows(), inner(), cols());
+    const std::vector<std::uint64_t> left = transposed_words(bits.right, inner(), cols());
+    const std::vector<std::uint64_t> right = transposed_words(bits.left, rows(), inner());
+    const BitView b1{left.data(), cols(), inner()}, b2{right.data(), inner(), rows()};
+    transposed_ = std::make_unique<const PreparedBits>(b1, b2, signs_, kernels());
+  }
+  return *transposed_;
+}
+
+void Layer::multiply(const LayerFactors& f, const float* x, std::size_t count, const float* bias, float* y,
+                     int threads) const {
+  forward_.multiply(*forward_diagonals(f), x, count, bias, y, threads);
+}
+
+void Layer::gradients(const LayerFactors& f, const float* x, const float* g, std::size_t count,
+                      const LayerGradients& out, int threads) const {
+  const PreparedBits& transpose = transposed(f);
+  const std::shared_ptr<const Diagonals> d = forward_diagonals(f), dt = transposed_diagonals(f);
+  const std::size_t size = rows() + inner() + cols(), chunks = (count + kChunk - 1) / kChunk;
+  const AlignedFloats sums(std::max<std::size_t>(1, chunks * size));
+  const auto some = [&](std::size_t i) {
+    const std::size_t first = i * kChunk;
+    chunk_gradients(forward_, *d, transpose, *dt, x + first * cols(), g + first * rows(),
+                    std::min(kChunk, count - first), out.x == nullptr ? nullptr : out.x + first * cols(),
+                    sums.data() + i * size);
+  };
+  const Stage stage{chunks, some};
+  run_stages(&stage, 1, threads);
+  for (std::size_t i = 0; i < size; ++i) {
+    double sum = 0.0;
+    for (std::size_t c = 0; c < chunks; ++c) sum += static_cast<double>(sums.data()[c * size + i]);
+    const auto rounded = static_cast<float>(sum);
+    if (i < rows()) {
+      out.d1[i] = rounded;
+    } else if (i < rows() + inner()) {
+      out.d2[i - rows()] = rounded;
+    } else {
+      out.d3[i - rows() - inner()] = rounded;
+    }
+  }
+}
+
+}  // namespace diba

@@ -1,0 +1,55 @@
+"""diba in Hugging Face transformers: importing this module registers ``quant_method: "diba"``.
+
+    import diba.hf
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(dense, quantization_config=diba.hf.DibaConfig(bits_per_weight=2))
+    model.save_pretrained(folder)
+    model = AutoModel.from_pretrained(folder)  # in any process that has imported diba.hf
+
+A compressed checkpoint that is loaded without diba raises an error. Models that :func:`diba.torch.convert`
+compressed in place are saved in the same way, and ``model.dequantize()`` makes the layers dense again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+_NEEDED = (5, 0)
+
+try:
+    import transformers
+except ImportError as error:
+    raise ImportError(
+        f"diba.hf needs transformers, which cannot be imported ({error}); install it with "
+        "'python -m pip install diba[hf]'"
+    ) from error
+if tuple(map(int, transformers.__version__.split(".")[:2])) < _NEEDED:
+    raise ImportError(
+        f"diba.hf needs transformers 5.0 or newer, and {transformers.__version__} is installed; "
+        "upgrade it with 'python -m pip install --upgrade diba[hf]'"
+    )
+
+from transformers.quantizers.auto import (  # noqa: E402
+    AUTO_QUANTIZATION_CONFIG_MAPPING,
+    AUTO_QUANTIZER_MAPPING,
+)
+
+from .config import METHOD, DibaConfig  # noqa: E402
+from .quantizer import DibaQuantizer, attach  # noqa: E402
+
+if TYPE_CHECKING:
+    import peft
+
+__all__ = ["DibaConfig", "DibaQuantizer", "attach", "register_lora"]
+
+# transformers' own decorators refuse a second registration, as after importlib.reload.
+AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = DibaConfig
+AUTO_QUANTIZER_MAPPING[METHOD] = DibaQuantizer
+
+
+def register_lora(config: peft.LoraConfig) -> peft.LoraConfig:
+    """:func:`diba.hf.peft.register_lora`, which imports PEFT: LoRA on diba's linear layers."""
+    from .peft import register_lora
+
+    return register_lora(config)

@@ -1,0 +1,177 @@
+"""The ``quantization_config`` of a model: what was asked for, and which layers are factors."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from .. import _check
+from .._check_arrays import describe
+from ..torch.config import Config, suggestion
+
+__all__ = ["FORMAT_VERSION", "METHOD", "DibaConfig"]
+
+METHOD = "diba"
+FORMAT_VERSION = 1
+"""Of the checkpoint: tensors ``<layer>.d1 .d2 .d3 .b1 .b2 .bias`` and an empty ``<layer>.weight`` for each
+entry of ``factors``."""
+
+_SETTINGS = tuple(f.name for f in dataclasses.fields(Config))
+_LAYER = {"kind", "k", "alphabet", "shared"}
+
+
+class DibaConfig(QuantizationConfigMixin):
+    """``quantization_config`` of models with diba's layers.
+
+    To compress a dense checkpoint while it is loaded, give what :class:`diba.torch.Config` takes::
+
+        AutoModel.from_pretrained(folder, quantization_config=DibaConfig(bits_per_weight=2))
+
+    In the ``config.json`` of a compressed checkpoint it also says which layers to build; the settings then
+    only tell where they came from.
+
+    Args:
+        factors: Layers held as factors, by module name: ``{"kind": "DiBALinear", "k": 64, "alphabet":
+            "binary"}``, and ``"shared": name`` where the factors are those of another layer. Written by
+            ``save_pretrained``.
+        modules_to_not_convert: As other quantizers of transformers take it: beginnings, ends or patterns of
+            names of layers that stay dense, besides those of ``skip``.
+        format_version: Of the checkpoint.
+        quant_method: ``"diba"``.
+        **settings: Fields of :class:`diba.torch.Config`; one of ``bits_per_weight``, ``k`` and ``snr_db`` is
+            needed unless ``factors`` are given.
+
+    Attributes:
+        settings: The :class:`diba.torch.Config`, or None where layers were made by other means.
+
+    Raises:
+        TypeError: a value is of the wrong kind.
+        ValueError: a key is unknown, a value out of range, or the checkpoint of a newer diba.
+    """
+
+    def __init__(
+        self,
+        *,
+        factors: Mapping[str, Mapping[str, Any]] | None = None,
+        modules_to_not_convert: list[str] | None = None,
+        format_version: int = FORMAT_VERSION,
+        quant_method: str = METHOD,
+        **settings: Any,
+    ) -> None:
+        if quant_method != METHOD:
+            raise ValueError(f"quant_method is {quant_method!r}; it must be {METHOD!r}")
+        _check.positive_int(format_version, "format_version")
+        if format_version > FORMAT_VERSION:  # before its keys are judged: they may be new
+            raise ValueError(
+                f"format_version is {format_version}, written by a newer diba; this one reads up to "
+                f"{FORMAT_VERSION}: upgrade diba (python -m pip install --upgrade diba)"
+            )
+        for key in settings:
+            if key not in _SETTINGS:
+                known = [*_SETTINGS, "modules_to_not_convert", "factors"]
+                raise ValueError(
+                    f"DibaConfig has the unknown key {key!r}{suggestion(key, known)}; "
+                    f"known: {', '.join(known)}"
+                )
+        self.quant_method = METHOD  # type: ignore[assignment]  # a plain string serves
+        self.format_version = format_version
+        self.factors = _factors(factors or {})
+        self.modules_to_not_convert = _names(modules_to_not_convert)
+        if isinstance(settings.get("layers"), list):
+            settings["layers"] = dict(settings["layers"])
+        self.settings = Config.from_dict(settings) if settings or not self.factors else None
+
+    @classmethod
+    def of(cls, settings: Config | None, factors: Mapping[str, Mapping[str, Any]]) -> DibaConfig:
+        """The config of a model that has these layers."""
+        return cls(factors=factors, **({} if settings is None else settings.to_dict()))
+
+    # ------------------------------------------------------------ other forms
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; ``from_dict`` takes them back."""
+        result: dict[str, Any] = {} if self.settings is None else self.settings.to_dict()
+        if "layers" in result:  # transformers sorts the keys of dicts, but here the first match wins
+            result["layers"] = [[name, rule] for name, rule in result["layers"].items()]
+        result |= {"quant_method": self.quant_method, "format_version": self.format_version}
+        if self.modules_to_not_convert is not None:
+            result["modules_to_not_convert"] = list(self.modules_to_not_convert)
+        if self.factors:
+            result["factors"] = copy.deepcopy(self.factors)
+        return result
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """The same: a later version may have other defaults. Transformers 5.0 does not define it."""
+        return self.to_dict()
+
+    @classmethod
+    def from_dict(
+        cls, config_dict: Mapping[str, Any], return_unused_kwargs: bool = False, **kwargs: Any
+    ) -> Any:
+        """A config from the values of :meth:`to_dict`, and keywords that take the place of some.
+
+        Raises:
+            ValueError: a key of ``config_dict`` is unknown.
+        """
+        config = cls(**config_dict)
+        unused = config.update(**kwargs)
+        return (config, unused) if return_unused_kwargs else config
+
+    def update(self, **kwargs: Any) -> dict[str, Any]:
+        """Change settings by name, checked like new ones; returns the keywords that are none."""
+        known = {key: value for key, value in kwargs.items() if key in _SETTINGS}
+        if known:
+            before = {} if self.settings is None else self.settings.to_dict()
+            self.settings = Config.from_dict(before | known)
+        return {key: value for key, value in kwargs.items() if key not in known}
+
+    def __iter__(self) -> Any:
+        """``dict(config)``."""
+        yield from self.to_dict().items()
+
+    def __eq__(self, other: object) -> bool:
+        """Equal values."""
+        return isinstance(other, DibaConfig) and self.to_dict() == other.to_dict()
+
+    __hash__ = None  # type: ignore[assignment]  # its values change
+
+
+# ---------------------------------------------------------------- checks
+
+
+def _factors(value: Any) -> dict[str, dict[str, Any]]:
+    if not isinstance(value, Mapping):
+        raise TypeError(
+            f"factors is {describe(value)}; it must be a dict of layers, as save_pretrained writes it"
+        )
+    result: dict[str, dict[str, Any]] = {}
+    for name, layer in value.items():
+        if not isinstance(layer, Mapping) or not {"kind", "k", "alphabet"} <= set(layer) <= _LAYER:
+            raise ValueError(
+                f"factors[{name!r}] is {layer!r}; it must have kind, k and alphabet, and may have shared: "
+                "is config.json damaged?"
+            )
+        _check.positive_int(layer["k"], f"k of factors[{name!r}]")
+        _check.alphabet(layer["alphabet"], f"alphabet of factors[{name!r}]")
+        result[name] = dict(layer)
+    for name, layer in result.items():
+        owner = layer.get("shared")
+        if owner is not None and "shared" in result.get(owner, {"shared": None}):
+            raise ValueError(
+                f"factors[{name!r}] shares those of {owner!r}, which has none: is config.json damaged?"
+            )
+    return result
+
+
+def _names(value: Any) -> list[str] | None:
+    if value is None:
+        return None
+    if isinstance(value, str) or not all(isinstance(name, str) for name in value):
+        raise TypeError(
+            f"modules_to_not_convert is {value!r}; it must be a list of names, such as ['lm_head']"
+        )
+    return list(value)

@@ -1,0 +1,269 @@
+"""In which order a model reads its dense layers, and where its repeated blocks are.
+
+A run over one batch tells: layers that read the same tensor form a group; the elements of an
+``nn.ModuleList`` or ``nn.Sequential`` form a sequence where every one is called once, on the output of the
+one before, with the same further arguments. A sequence can be run block by block, from its own inputs
+(``Item``), without the rest of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor, nn
+
+from .batches import call, plain_grad
+from .vectors import input_of, input_size, kind, vectors
+
+__all__ = ["Block", "Group", "Item", "Plan", "captured", "collect", "plan", "run_block"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Layers that read the same tensor, in the order of their calls; each is called ``calls`` times a run."""
+
+    names: tuple[str, ...]
+    calls: int = 1
+
+
+@dataclass(frozen=True)
+class Block:
+    """One element of a sequence, and the groups of layers inside it."""
+
+    name: str
+    groups: tuple[Group, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Groups outside of blocks and sequences of blocks, in execution order; layers that no run reached."""
+
+    steps: tuple[Group | tuple[Block, ...], ...]
+    unreached: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Item:
+    """What a block was called with: the tensor that goes from block to block, and the rest."""
+
+    hidden: Tensor
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
+class _Stop(Exception):
+    """Ends a run of which everything has been seen."""
+
+
+@dataclass
+class _Call:
+    """One call of a module: its number among all calls, and what it got and gave."""
+
+    number: int
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    version: int | None = None
+    output: Tensor | None = None
+    output_version: int | None = None
+    changed: bool = False
+
+
+@dataclass
+class _Trace:
+    """All calls of the modules of interest during one run."""
+
+    calls: dict[str, list[_Call]] = field(default_factory=dict)
+    count: int = 0
+
+    def before(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        made = _Call(self.count, args, kwargs, _version(args))
+        self.calls.setdefault(name, []).append(made)
+        self.count += 1
+
+    def after(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        made = self.calls[name][-1]
+        made.output = _first(output)
+        made.output_version = _version((made.output,))
+        made.changed = _version(args) != made.version
+
+
+def plan(model: nn.Module, layers: Mapping[str, nn.Module], batch: Any) -> Plan:
+    """Run the model on one batch and say in which order its layers are to be compressed.
+
+    Args:
+        model: In evaluation mode.
+        layers: Name -> dense layer.
+        batch: See :func:`diba.torch.batches.call`.
+    """
+    candidates = _containers(model, layers)
+    modules = {name: model.get_submodule(name) for blocks in candidates.values() for name in blocks}
+    trace = _Trace()
+    with ExitStack() as stack, plain_grad(False):
+        for name, module in {**modules, **layers}.items():
+            before, after = partial(trace.before, name), partial(trace.after, name)
+            stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(after, with_kwargs=True).remove)
+        call(model, batch)
+    steps: list[tuple[int, Group | tuple[Block, ...]]] = []
+    inside: set[str] = set()
+    for container, names in candidates.items():
+        if not any(container.startswith(f"{taken}.") for taken in inside) and _is_sequence(
+            names, layers, trace
+        ):
+            blocks = tuple(Block(name, _groups(_within(name, layers), trace, layers)) for name in names)
+            steps.append((trace.calls[names[0]][0].number, blocks))
+            inside.update(names)
+    outside = [name for name in layers if not any(_is_within(name, block) for block in inside)]
+    steps += [(trace.calls[group.names[0]][0].number, group) for group in _groups(outside, trace, layers)]
+    steps.sort(key=lambda step: step[0])
+    return Plan(tuple(step for _, step in steps), tuple(name for name in layers if name not in trace.calls))
+
+
+def _containers(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, list[str]]:
+    """Name of a container -> names of its elements, outer containers first; at least two must hold layers."""
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.ModuleList, nn.Sequential)):
+            elements = [f"{name}.{key}" if name else key for key in module._modules]
+            if sum(bool(_within(element, layers)) for element in elements) >= 2:
+                found[name] = elements
+    return found
+
+
+def _is_within(name: str, block: str) -> bool:
+    return name == block or name.startswith(f"{block}.")
+
+
+def _within(block: str, layers: Mapping[str, nn.Module]) -> list[str]:
+    return [name for name in layers if _is_within(name, block)]
+
+
+def _is_sequence(names: list[str], layers: Mapping[str, nn.Module], trace: _Trace) -> bool:
+    """Whether the model does no more than run the elements, each on the output of the one before."""
+    inner = [layer for name in names for layer in _within(name, layers) if layer in trace.calls]
+    if any(len(trace.calls.get(name, [])) != 1 for name in [*names, *inner]):
+        return False
+    blocks = [trace.calls[name][0] for name in names]
+    if any(block.changed or not block.args or not isinstance(block.args[0], Tensor) for block in blocks):
+        return False
+    chained = all(b.args[0] is a.output and b.version == a.output_version for a, b in pairwise(blocks))
+    rest = [(block.args[1:], block.kwargs) for block in blocks]
+    return chained and all(_same(rest[0], other) for other in rest)
+
+
+def _groups(names: Sequence[str], trace: _Trace, layers: Mapping[str, nn.Module]) -> tuple[Group, ...]:
+    """The layers that were called, by what they read, in the order of the first calls."""
+    called = sorted(
+        (name for name in names if name in trace.calls), key=lambda name: trace.calls[name][0].number
+    )
+    groups: dict[object, list[str]] = {}
+    for name in called:
+        inputs = [input_of(made.args, made.kwargs) for made in trace.calls[name]]
+        versions = [made.version for made in trace.calls[name]]
+        groups.setdefault((tuple(map(id, inputs)), tuple(versions), kind(layers[name])), []).append(name)
+    return tuple(Group(tuple(group), len(trace.calls[group[0]])) for group in groups.values())
+
+
+def _version(args: tuple[Any, ...]) -> int | None:
+    x = args[0] if args else None
+    return x._version if isinstance(x, Tensor) and not x.is_inference() else None
+
+
+def _first(output: Any) -> Tensor | None:
+    if isinstance(output, (tuple, list)) and output:
+        output = output[0]
+    return output if isinstance(output, Tensor) else None
+
+
+def _is_cache(value: Any) -> bool:
+    """A cache of keys and values, as transformers makes them; known by its methods, for want of an import."""
+    return hasattr(value, "get_seq_length") and hasattr(value, "update")
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two blocks got the same arguments: the same tensors, equal settings; caches do not matter."""
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return a is b
+    if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
+        return len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+    return a is b or (_is_cache(a) and _is_cache(b)) or (isinstance(a, (bool, int, float, str)) and a == b)
+
+
+def captured(model: nn.Module, block: str, batch: Any) -> Item:
+    """What a block is called with, the model being run on a batch as far as that."""
+    found: list[Item] = []
+
+    def take(module: nn.Module, args: Any, kwargs: Any) -> None:
+        rest = tuple(None if _is_cache(value) else value for value in args[1:])
+        named = {key: None if _is_cache(value) else value for key, value in kwargs.items()}
+        found.append(Item(args[0], rest, named))
+        raise _Stop
+
+    hook = model.get_submodule(block).register_forward_pre_hook(take, with_kwargs=True)
+    with _stopped(hook.remove):
+        call(model, batch)
+    if not found:
+        raise ValueError(
+            f"block {block!r} was not reached by a batch, but by the first one; remove that batch"
+        )
+    return found[0]
+
+
+def run_block(model: nn.Module, block: str, item: Item) -> Item:
+    """What the next block is called with."""
+    with plain_grad(False):
+        output = _first(model.get_submodule(block)(item.hidden, *item.args, **item.kwargs))
+    if output is None:
+        raise TypeError(f"block {block!r} returned no tensor, which it did when it was first called")
+    return replace(item, hidden=output)
+
+
+def collect(
+    model: nn.Module, run: Callable[[], Any], groups: Sequence[Group], masks: Sequence[Tensor], *, stop: bool
+) -> tuple[list[list[Tensor]], Any]:
+    """The input vectors of every group during a run, one tensor (count, n) a call, and the run's result.
+
+    Args:
+        model: What the names belong to.
+        run: Runs the model or one block of it.
+        groups: Whose first layers are watched.
+        masks: See :func:`diba.torch.vectors.vectors`.
+        stop: End the run (result None) once all calls that are expected have been seen.
+    """
+    seen: list[list[Tensor]] = [[] for _ in groups]
+    result = None
+
+    def take(number: int, module: nn.Module, args: Any, kwargs: Any) -> None:
+        seen[number].append(vectors(module, input_of(args, kwargs), masks))
+        if stop and all(len(got) >= group.calls for got, group in zip(seen, groups, strict=True)):
+            raise _Stop
+
+    with ExitStack() as stack:
+        hooks = []
+        for number, group in enumerate(groups):
+            module = model.get_submodule(group.names[0])
+            assert input_size(module) is not None, "a group is read before it is replaced"
+            hooks.append(module.register_forward_pre_hook(partial(take, number), with_kwargs=True))
+        stack.enter_context(_stopped(*(hook.remove for hook in hooks)))
+        result = run()
+    return seen, result
+
+
+@contextmanager
+def _stopped(*removals: Callable[[], None]) -> Iterator[None]:
+    """Without gradients, to the end or to _Stop; hooks are removed either way."""
+    try:
+        with plain_grad(False):
+            yield
+    except _Stop:
+        pass
+    finally:
+        for remove in removals:
+            remove()

@@ -1,0 +1,98 @@
+"""The target of a layer whose inputs are not those of the dense model any more.
+
+A dense layer computes A x. Compressed, it is given x~ instead of x, for the layers before it are not exact
+any more. With S~ = E[x~ x~'], C = E[x x~'], D the diagonal of S~ and s the share of shrinkage, the F with
+the least
+
+    (1 - s) E|A x - F x~|^2 + s tr((A - F) D (A - F)')
+
+is the one that minimises ``tr((A' - F) Ss (A' - F)')`` up to a constant, where
+
+    Ss = (1 - s) S~ + s D,    A' = A + (1 - s) A (C - S~) Ss^-1.
+
+So a solver that is given A' and S~ and shrinks S~ by s, as ``diba.solve(covariance=(S~, s))`` does, works on
+the first expression. A' is A where x~ = x. Source: the normal equations of that expression; the idea to
+correct a layer's target for the error of earlier layers is that of GPTAQ (Li et al., arXiv 2504.02692).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from ..solvers.covariance import shrunk
+from .vectors import Products
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["InputSums", "correction"]
+
+
+def correction(C: NDArray[Any], S: NDArray[Any], shrink: float) -> NDArray[np.float64]:
+    """The matrix T, shape (n, n), of ``A' = A + A T``.
+
+    Args:
+        C: E[x x~'], shape (n, n).
+        S: E[x~ x~'], shape (n, n).
+        shrink: Share of the diagonal in S.
+    """
+    scale = np.sqrt(S.diagonal())
+    scale[scale == 0] = (
+        1  # an input that is always 0 has no say: its row and column stay 0 but for the diagonal
+    )
+    unit = shrunk(S, shrink) / np.outer(scale, scale)
+    unit[np.diag_indices_from(unit)] += 1e-7  # where x~ has fewer dimensions than n and nothing is shrunk
+    gap = (1 - shrink) * (C - S) / scale
+    result: NDArray[np.float64] = np.linalg.solve(unit, gap.T).T / scale
+    return result
+
+
+class InputSums:
+    """S~ and C of one group, as they add up."""
+
+    def __init__(self, n: int) -> None:
+        self._second, self._cross = Products(n), Products(n)
+        self._paired = True
+        self._corrects = False
+
+    @property
+    def count(self) -> int:
+        """Vectors seen."""
+        return self._second.count
+
+    def add(self, now: Sequence[Tensor], before: Sequence[Tensor] | None) -> None:
+        """Add the calls of one batch, and the same calls in the dense model if that is another one."""
+        for x in now:
+            self._second.add(x, x)
+        if before is None:
+            return
+        self._corrects = True
+        # experts are sent other tokens than in the dense model: then no x belongs to an x~
+        self._paired = self._paired and [len(x) for x in now] == [len(x) for x in before]
+        if self._paired:
+            for x, dense in zip(now, before, strict=True):
+                self._cross.add(dense, x)
+
+    def second(self, name: str) -> NDArray[np.float64]:
+        """S~, exactly symmetric."""
+        if not self._second.count:
+            raise ValueError(f"layer {name!r} has read padding only; batches must have tokens that are none")
+        if not self._second.finite():
+            raise ValueError(
+                f"the inputs of layer {name!r} are not finite (or too large to square); they must be: look "
+                f"for broken weights or data, or run the model in float32"
+            )
+        mean = self._second.mean()
+        result: NDArray[np.float64] = ((mean + mean.T) / 2).numpy()
+        return result
+
+    def cross(self) -> NDArray[np.float64] | None:
+        """C, None where it is S~ or unknown; a mean over the same pairs of vectors as S~."""
+        if not (self._corrects and self._paired):
+            return None
+        result: NDArray[np.float64] = self._cross.mean().numpy()
+        return result

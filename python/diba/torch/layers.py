@@ -1,0 +1,67 @@
+"""Which dense layers can be replaced, and by what."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .conv import DiBAConv1d, DiBAConv2d
+from .embedding import DiBAEmbedding
+from .linear import DiBALinear
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    import diba
+
+    from .factors import Factors
+
+__all__ = ["LAYERS", "compressed", "factored_matrix", "layer_class", "obstacle"]
+
+LAYERS: tuple[type[Factors], ...] = (DiBALinear, DiBAConv1d, DiBAConv2d, DiBAEmbedding)
+
+
+def layer_class(module: nn.Module) -> type[Factors] | None:
+    """The class for layers of this kind, whether or not every setting is possible; None: no dense layer.
+
+    ``nn.Linear``, transformers' ``Conv1D``, ``nn.Conv1d``, ``nn.Conv2d``, ``nn.Embedding`` and subclasses
+    that leave ``forward`` alone. Subclasses that compute something else are not replaced, nor is the
+    ``out_proj`` of ``nn.MultiheadAttention``, whose weight that module reads without calling the layer.
+    """
+    return next((layer for layer in LAYERS if layer.replaces(module)), None)
+
+
+def obstacle(module: nn.Module) -> str | None:
+    """Why a dense layer cannot be replaced, as ``"groups is 32, must be 1"``; None: it can, or is none."""
+    layer = layer_class(module)
+    return None if layer is None else layer.obstacle(module)
+
+
+def factored_matrix(module: nn.Module) -> Tensor | None:
+    """The matrix, shape (m, n), that would be factored: a view of the weight; None: not replaceable.
+
+    ``weight`` of ``nn.Linear`` and ``nn.Embedding``, its transpose for transformers' ``Conv1D``,
+    ``weight.flatten(1)`` for convolutions.
+    """
+    layer = layer_class(module)
+    return None if layer is None or layer.obstacle(module) else layer.matrix_of(module)
+
+
+def compressed(module: nn.Module, f: diba.Factorization | None = None, **solve_options: Any) -> Factors:
+    """The layer that replaces a dense one: ``from_dense`` of the class for its kind.
+
+    Args:
+        module: The dense layer.
+        f: Factors of its matrix; None: ``diba.solve(matrix, **solve_options)``.
+        **solve_options: For ``diba.solve``, as ``bits_per_weight=2``.
+
+    Raises:
+        TypeError: ``module`` is no dense layer.
+        ValueError: a setting of it is not possible, or ``f`` has another shape.
+    """
+    layer = layer_class(module)
+    if layer is None:
+        raise TypeError(
+            f"module is a {type(module).__name__}; it must be a torch.nn.Linear, Embedding, Conv1d or "
+            f"Conv2d, or transformers' Conv1D, with their own forward"
+        )
+    return layer.from_dense(module, f, **solve_options)

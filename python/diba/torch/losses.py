@@ -1,0 +1,253 @@
+"""What a loss is: a callable ``loss(model, batch)`` that returns a scalar tensor. The usual ones are here."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import _check
+from .batches import call, evaluating, plain_grad
+
+__all__ = ["Distillation", "Loss", "differentiable", "distillation", "model_loss"]
+
+Loss = Callable[[nn.Module, Any], Tensor]
+"""``loss(model, batch) -> scalar tensor``; a smaller value is better."""
+
+Forward = Callable[[nn.Module, Any], Any]
+
+
+def model_loss(model: nn.Module, batch: Any) -> Tensor:
+    """The loss that a transformers model returns when its batch has labels.
+
+    Raises:
+        ValueError: the output has no loss.
+    """
+    loss = _field(call(model, batch), "loss")
+    if not isinstance(loss, Tensor):
+        raise ValueError(
+            f"loss is None and {type(model).__name__} returns no loss for this batch; it must be a callable "
+            f"loss(model, batch), or a batch with labels; or give teacher=, the dense model to imitate"
+        )
+    return loss
+
+
+def distillation(
+    teacher: nn.Module,
+    *,
+    temperature: float = 1.0,
+    weight: float = 1.0,
+    features: bool = False,
+    cache: bool = False,
+    forward: Forward = call,
+) -> Distillation:
+    """A loss that is small where a model answers as its teacher does.
+
+    For models with logits it is the mean over positions of ``T^2 KL(teacher | student)``, both softened by
+    the temperature T. For models without (sentence encoders) it is ``|student - teacher|^2 / |teacher|^2`` of
+    their first output, ``last_hidden_state`` in transformers. A plain tensor counts as logits.
+
+    Positions count where ``attention_mask`` is 1 if the batch has one that fits the output, else where
+    ``labels`` are not -100, else all of them.
+
+    Args:
+        teacher: The dense model, ``copy.deepcopy(model)`` from before the conversion. It runs in eval mode
+            and without gradients.
+        temperature: T > 0.
+        weight: From 0 to 1: ``weight * distillation + (1 - weight) * model_loss``.
+        features: Compare the first output that is not a loss or logits (``last_hidden_state`` or the last of
+            ``hidden_states``) even where there are logits; a plain tensor counts as features.
+        cache: Keep the teacher's outputs, found again by the content of a batch: for few batches and many
+            epochs. It takes 4 bytes x positions x vocabulary for every batch, see
+            ``Distillation.cached_bytes``.
+        forward: ``forward(model, batch)``, for batches that hold more than a model's arguments; the default
+            is ``model(**batch)`` for a dict, ``model(*batch)`` for a tuple or list, else ``model(batch)``.
+
+    Raises:
+        TypeError: the teacher is no module.
+        ValueError: a temperature of 0, a weight outside [0, 1]; later, outputs that cannot be compared.
+
+    Source:
+        Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network", arXiv 1503.02531.
+    """
+    _check.instance(teacher, "teacher", nn.Module, "use copy.deepcopy(model) from before the conversion")
+    temperature = _check.number(temperature, "temperature", minimum=0, exclusive=True)
+    weight = _check.number(weight, "weight", minimum=0)
+    if weight > 1:
+        raise ValueError(f"weight is {weight:g}; it must be at most 1, the share of the distillation")
+    return Distillation(teacher, temperature, weight, features, cache, forward)
+
+
+class Distillation:
+    """A loss made by ``distillation``.
+
+    Attributes:
+        cached_bytes: Bytes of the teacher's outputs that are kept; 0 unless ``cache`` was asked for.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        temperature: float,
+        weight: float,
+        features: bool,
+        cache: bool,
+        forward: Forward,
+    ) -> None:
+        self.teacher = teacher
+        self.cached_bytes = 0
+        self._temperature, self._weight, self._features = temperature, weight, features
+        self._forward = forward
+        self._cache: dict[bytes, Tensor] | None = {} if cache else None
+
+    def __call__(self, model: nn.Module, batch: Any) -> Tensor:
+        """The loss of a model for one batch: a scalar, float32."""
+        if model is self.teacher:
+            raise ValueError(
+                "teacher is the model itself; it must be a copy from before the conversion: "
+                "teacher = copy.deepcopy(model)"
+            )
+        output = self._forward(model, batch)
+        student, logits = self._answer(output, model)
+        teacher = self._teach(batch).to(student.device)
+        if teacher.shape != student.shape:
+            raise ValueError(
+                f"the teacher's output has shape {tuple(teacher.shape)}; it must be {tuple(student.shape)}, "
+                f"the shape of the model's: use the model from before its conversion"
+            )
+        chosen = _positions(batch, student)
+        loss = (self._divergence if logits else _relative_error)(
+            student[chosen].float(), teacher[chosen].float()
+        )
+        if self._weight == 1:
+            return loss
+        own = _field(output, "loss")
+        if own is None:
+            raise ValueError(
+                f"weight is {self._weight:g} and {type(model).__name__} returns no loss for this batch; "
+                f"weight must be 1, or the batch must have labels"
+            )
+        total: Tensor = self._weight * loss + (1 - self._weight) * own
+        return total
+
+    def _divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
+        t = self._temperature
+        log_p, log_q = (F.log_softmax(z / t, -1) for z in (teacher, student))
+        return F.kl_div(log_q, log_p, reduction="sum", log_target=True) * (
+            t * t / max(1, log_q[..., 0].numel())
+        )
+
+    def _teach(self, batch: Any) -> Tensor:
+        if self._cache is None:
+            return self._run_teacher(batch)
+        key = _digest(batch)
+        found = self._cache.get(key)
+        if found is None:
+            found = self._cache[key] = self._run_teacher(batch)
+            self.cached_bytes += found.nbytes
+        return found
+
+    def _run_teacher(self, batch: Any) -> Tensor:
+        with torch.no_grad(), evaluating(self.teacher):
+            return self._answer(self._forward(self.teacher, batch), self.teacher)[0]
+
+    def _answer(self, output: Any, model: nn.Module) -> tuple[Tensor, bool]:
+        """The tensor to compare, and whether it holds logits."""
+        if isinstance(output, Tensor):
+            return output, not self._features
+        logits = _field(output, "logits")
+        if isinstance(logits, Tensor) and not self._features:
+            return logits, True
+        hidden = _field(output, "hidden_states")
+        first = hidden[-1] if hidden else _field(output, "last_hidden_state")
+        if first is None and not isinstance(output, Mapping) and isinstance(output, (tuple, list)):
+            first = next((part for part in output if isinstance(part, Tensor)), None)
+        if not isinstance(first, Tensor):
+            wanted = (
+                "hidden states (put output_hidden_states=True into the batch)"
+                if logits is not None
+                else "logits"
+            )
+            raise ValueError(
+                f"the output of {type(model).__name__} is {type(output).__name__} without {wanted}"
+            )
+        return first, False
+
+
+def _relative_error(student: Tensor, teacher: Tensor) -> Tensor:
+    return (student - teacher).square().sum() / teacher.square().sum().clamp_min(
+        torch.finfo(teacher.dtype).tiny
+    )
+
+
+def _positions(batch: Any, output: Tensor) -> Any:
+    """An index of the positions (output without its last axis) that count."""
+    shape = output.shape[:-1]
+    for name, unused in (("attention_mask", 0), ("decoder_attention_mask", 0), ("labels", -100)):
+        mask = _field(batch, name)
+        if isinstance(mask, Tensor) and mask.shape == shape and len(shape) > 1:
+            return (mask != unused).to(output.device)
+    return ...
+
+
+def _field(output: Any, name: str) -> Any:
+    return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+
+
+def _digest(batch: Any) -> bytes:
+    """The content of a batch, as a key."""
+    state = hashlib.blake2b(digest_size=16)
+    for part in (
+        batch.values()
+        if isinstance(batch, Mapping)
+        else batch
+        if isinstance(batch, (tuple, list))
+        else [batch]
+    ):
+        if isinstance(part, Tensor):
+            state.update(repr((part.shape, part.dtype)).encode())
+            state.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        else:
+            state.update(repr(part).encode())
+    return state.digest()
+
+
+@contextmanager
+def differentiable(
+    model: nn.Module, parameters: Iterable[nn.Parameter], *, dropout: bool = False, statistics: bool = False
+) -> Iterator[None]:
+    """Let gradients reach these parameters only; everything is as before afterwards, whatever happens.
+
+    Args:
+        model: Runs in eval mode, so the loss is the one that will be measured.
+        parameters: Get gradients; the ``grad`` and ``requires_grad`` of all parameters are restored.
+        dropout: Run in training mode (dropout, layer drop), except for the batch statistics.
+        statistics: Let batch normalisation use and update its running statistics.
+    """
+    before = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        for parameter, _, _ in before:
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        for module, _ in modes:
+            module.training = statistics if _has_statistics(module) else dropout
+        with plain_grad(True):
+            yield
+    finally:
+        for parameter, wanted, gradient in before:
+            parameter.requires_grad_(wanted)
+            parameter.grad = gradient
+        for module, mode in modes:
+            module.training = mode
+
+
+def _has_statistics(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._NormBase)

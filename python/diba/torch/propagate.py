@@ -1,0 +1,248 @@
+"""Layers compressed in execution order, each for the inputs that the layers compressed before it leave.
+
+What is minimised for each of them: ``correction``. How the inputs are come by: ``blocks``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from .. import _check
+from .._check_arrays import describe
+from ..solvers.covariance import SHRINK
+from .batches import call, evaluating, repeatable, token_masks
+from .blocks import Block, Group, Item, captured, collect, plan, run_block
+from .correction import InputSums, correction
+from .layers import factored_matrix
+from .moments import Calibration, Moments
+from .vectors import input_size
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Factor", "run"]
+
+Factor = Callable[[str, "NDArray[np.float32]", Moments | None], object]
+"""Called with a layer's name, target matrix (m, n) and moments; it puts the compressed layer in place."""
+
+
+def run(
+    model: nn.Module,
+    names: Iterable[str],
+    batches: Iterable[Any],
+    factor: Factor,
+    *,
+    strength: float = 1.0,
+    shrink: float = SHRINK,
+    calibration: Calibration | None = None,
+    blocks: bool = True,
+) -> None:
+    """Call ``factor`` for every layer in execution order, with moments of the inputs the layer has by then.
+
+    Args:
+        model: Changed by ``factor`` alone; it runs in evaluation mode and gets its modes back.
+        names: Layers to compress. Embeddings come first and layers that the first batch does not reach last,
+            both with their own matrix and without moments.
+        batches: See :func:`diba.torch.calibrate`. Padding is not counted.
+        factor: ``factor(name, matrix, moments)`` must put the compressed layer in the place of the dense one,
+            or leave it dense, before it returns.
+        strength: How far the target goes from A (0) to A' (1), which makes up for errors of earlier layers;
+            at 0 the dense model is not run at all.
+        shrink: Share of the diagonal in S~, that of the solver.
+        calibration: Where ``gradient_rms`` is taken from.
+        blocks: Run sequences of blocks block by block, where the model has them; False runs the whole model
+            for every group, which gives the same up to rounding.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: a name is no dense layer, a number out of range, or inputs are not finite.
+
+    Notes:
+        Memory in a sequence: for all batches, the inputs of one block twice (dense, compressed) and, unless
+        strength is 0, the inputs of every group of layers in it, float32. Layers outside of sequences keep
+        nothing but sums. Dense layers are kept while later steps need the dense model.
+    """
+    _check.instance(model, "model", nn.Module, "use the torch model itself")
+    strength, shrink = _share(strength, "strength"), _share(shrink, "shrink")
+    if not callable(factor):
+        raise TypeError(f"factor is {describe(factor)}; it must be a callable (name, matrix, moments)")
+    layers = _layers(model, names)
+    data = repeatable(batches)
+    read = {name: layer for name, layer in layers.items() if input_size(layer) is not None}
+    with evaluating(model):
+        steps = plan(model, read, next(iter(data)))
+        order = _plain(steps.steps) if not blocks else steps.steps
+        state = _Run(model, data, factor, strength, shrink, calibration)
+        state.unread([name for name in layers if name not in read])
+        for number, step in enumerate(order):
+            state.keep = strength > 0 and number + 1 < len(order)
+            if isinstance(step, Group):
+                state.group(step)
+            else:
+                state.sequence(step)
+        state.unread(steps.unreached)
+
+
+def _share(value: Any, name: str) -> float:
+    number = _check.number(value, name, minimum=0)
+    if number > 1:
+        raise ValueError(f"{name} is {number:g}; it must be from 0 to 1")
+    return number
+
+
+def _layers(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
+    known = dict(model.named_modules())
+    layers = {}
+    for name in names:
+        if name not in known or factored_matrix(known[name]) is None:
+            found = "no module of the model" if name not in known else type(known[name]).__name__
+            raise ValueError(f"names has {name!r}, {found}; it must be the name of a dense layer")
+        layers[name] = known[name]
+    return layers
+
+
+def _plain(steps: Sequence[Group | tuple[Block, ...]]) -> list[Group]:
+    """The same layers, no blocks."""
+    groups: list[Group] = []
+    for step in steps:
+        groups += [step] if isinstance(step, Group) else [group for block in step for group in block.groups]
+    return groups
+
+
+class _Run:
+    """The model between two steps, and the dense layers it had."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Iterable[Any],
+        factor: Factor,
+        strength: float,
+        shrink: float,
+        calibration: Calibration | None,
+    ) -> None:
+        self.keep = strength > 0  # dense layers, for steps to come
+        self._model, self._batches, self._factor = model, batches, factor
+        self._strength, self._shrink, self._calibration = strength, shrink, calibration
+        self._replaced: dict[str, nn.Module] = {}
+
+    def unread(self, names: Iterable[str]) -> None:
+        """Factor layers without inputs to be seen."""
+        for name in names:
+            self._call_factor(name, _matrix(self._model.get_submodule(name)), None)
+
+    def group(self, group: Group) -> None:
+        """Factor layers outside of blocks: the model is run up to them."""
+        sums = InputSums(self._size(group))
+        for batch in self._batches:
+            masks = token_masks(batch)
+
+            def forward(batch: Any = batch) -> Any:
+                return call(self._model, batch)
+
+            [now], _ = collect(self._model, forward, [group], masks, stop=True)
+            before = None
+            if self._strength and self._replaced:
+                with self._dense():
+                    [before], _ = collect(self._model, forward, [group], masks, stop=True)
+            sums.add(now, before)
+        self._solve(group, sums)
+
+    def sequence(self, blocks: tuple[Block, ...]) -> None:
+        """Factor the layers of blocks that follow each other, from the inputs of the first block on."""
+        masks, now, dense = self._captured(blocks[0].name)
+        for block in blocks:
+            wanted: list[
+                list[list[Tensor]]
+            ] = []  # input vectors in the dense model, by batch, group and call
+            for number, item in enumerate(dense):
+                with self._dense():
+                    inputs, dense[number] = self._through(block.name, item, block.groups, masks[number])
+                wanted.append(inputs)
+            for index, group in enumerate(block.groups):
+                sums = InputSums(self._size(group))
+                for number, item in enumerate(now):
+                    [found], _ = self._through(block.name, item, [group], masks[number], stop=True)
+                    sums.add(found, wanted[number][index] if wanted else None)
+                self._solve(group, sums)
+                for inputs in wanted:
+                    inputs[index] = []
+            now = [run_block(self._model, block.name, item) for item in now]
+
+    def _captured(self, block: str) -> tuple[list[list[Tensor]], list[Item], list[Item]]:
+        """Masks and what the block is called with, now and in the dense model, for every batch."""
+        masks: list[list[Tensor]] = []
+        now: list[Item] = []
+        dense: list[Item] = []
+        for (
+            batch
+        ) in self._batches:  # a loader may shuffle: both models are run on a batch before the next is read
+            masks.append(token_masks(batch))
+            now.append(captured(self._model, block, batch))
+            if self._strength and self._replaced:
+                with self._dense():
+                    dense.append(captured(self._model, block, batch))
+            elif self._strength:
+                dense.append(now[-1])
+        if not self.keep:
+            self._replaced.clear()
+        return masks, now, dense
+
+    def _through(
+        self, block: str, item: Item, groups: Sequence[Group], masks: list[Tensor], *, stop: bool = False
+    ) -> tuple[list[list[Tensor]], Any]:
+        return collect(self._model, lambda: run_block(self._model, block, item), groups, masks, stop=stop)
+
+    def _size(self, group: Group) -> int:
+        return input_size(self._model.get_submodule(group.names[0])) or 0
+
+    def _solve(self, group: Group, sums: InputSums) -> None:
+        second = sums.second(group.names[0])
+        cross = sums.cross()
+        change = None if cross is None else self._strength * correction(cross, second, self._shrink)
+        for name in group.names:
+            matrix = _matrix(self._model.get_submodule(name))
+            if change is not None:
+                matrix += matrix @ change
+            known = self._calibration.get(name) if self._calibration is not None else None
+            gradients = None if known is None else known.gradient_rms
+            self._call_factor(name, matrix, Moments(second, sums.count, gradients))
+
+    def _call_factor(self, name: str, matrix: NDArray[np.float64], moments: Moments | None) -> None:
+        before = dict(self._model.named_modules(remove_duplicate=False)) if self._strength else {}
+        self._factor(name, matrix.astype(np.float32), moments)
+        after = dict(self._model.named_modules(remove_duplicate=False))
+        for other, module in before.items():  # also other names of the layer, and layers tied to it
+            if after.get(other) is not module and (self.keep or other != name):
+                self._replaced[other] = module
+
+    @contextmanager
+    def _dense(self) -> Iterator[None]:
+        """The model with its dense layers back for a while."""
+        current = {name: _put(self._model, name, layer) for name, layer in self._replaced.items()}
+        try:
+            yield
+        finally:
+            for name, layer in current.items():
+                _put(self._model, name, layer)
+
+
+def _put(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
+    """Set a submodule; returns what was there."""
+    parent, _, last = name.rpartition(".")
+    owner = model.get_submodule(parent)
+    before = owner.get_submodule(last)
+    setattr(owner, last, layer)
+    return before
+
+
+def _matrix(layer: nn.Module) -> NDArray[np.float64]:
+    matrix = factored_matrix(layer)
+    assert matrix is not None, "names were checked"
+    result: NDArray[np.float64] = matrix.detach().cpu().double().numpy().copy()
+    return result

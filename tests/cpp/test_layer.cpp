@@ -1,0 +1,218 @@
+// A layer in training: products that equal those of Prepared to the byte, whatever the diagonals were before; gradients
+// against float64, equal bytes on every instruction set and thread count; no access past the end of any buffer.
+
+#include <cmath>
+#include <string>
+
+#include "check.hpp"
+#include "data.hpp"
+#include "diba/dispatch.hpp"
+#include "diba/layer.hpp"
+#include "diba/prepared.hpp"
+
+namespace {
+
+struct Sizes {
+  std::size_t rows, k, cols;
+  bool signs;
+};
+
+// Rows of whole bytes, as files have them, up to a protected page.
+std::vector<std::uint8_t> bytes_of(const std::vector<std::uint64_t>& words, std::size_t rows, std::size_t cols) {
+  std::vector<std::uint8_t> bytes;
+  for (std::size_t i = 0; i < rows; ++i)
+    for (std::size_t j = 0; j < (cols + 7) / 8; ++j)
+      bytes.push_back(static_cast<std::uint8_t>(words[i * diba::words_for(cols) + j / 8] >> (8 * (j % 8))));
+  return bytes;
+}
+
+struct Model {
+  explicit Model(const Sizes& s)
+      : sizes(s),
+        words1(data::bits(s.rows, s.k, 4)),
+        words2(data::bits(s.k, s.cols, 5)),
+        b1(bytes_of(words1, s.rows, s.k)),
+        b2(bytes_of(words2, s.k, s.cols)) {
+    set_diagonals(1);
+  }
+
+  void set_diagonals(unsigned seed) {
+    d1 = data::normals(sizes.rows, seed);
+    d2 = data::normals(sizes.k, seed + 1);
+    d3 = data::normals(sizes.cols, seed + 2);
+  }
+
+  diba::LayerFactors factors() const { return {d1.data(), b1.data(), d2.data(), b2.data(), d3.data()}; }
+  diba::BitView left() const { return {words1.data(), sizes.rows, sizes.k}; }
+  diba::BitView right() const { return {words2.data(), sizes.k, sizes.cols}; }
+  double bit(const diba::BitView& bits, std::size_t i, std::size_t j) const {
+    return bits.get(i, j) ? 1.0 : sizes.signs ? -1.0 : 0.0;
+  }
+
+  Sizes sizes;
+  std::vector<std::uint64_t> words1, words2;
+  const data::Guarded<std::uint8_t> b1, b2;
+  std::vector<float> d1, d2, d3;
+};
+
+struct Gradients {
+  std::vector<double> x, d1, d2, d3;
+};
+
+std::vector<double> times(const Model& model, const diba::BitView& bits, const std::vector<double>& x,
+                          bool transposed) {
+  std::vector<double> y(transposed ? bits.cols : bits.rows);
+  for (std::size_t i = 0; i < bits.rows; ++i)
+    for (std::size_t j = 0; j < bits.cols; ++j) {
+      const double entry = model.bit(bits, i, j);
+      y[transposed ? j : i] += entry * x[transposed ? i : j];
+    }
+  return y;
+}
+
+std::vector<double> scaled(const float* x, const std::vector<float>& d) {
+  std::vector<double> y(d.size());
+  for (std::size_t i = 0; i < d.size(); ++i) y[i] = static_cast<double>(x[i]) * static_cast<double>(d[i]);
+  return y;
+}
+
+// By the chain rule in float64, one vector at a time.
+Gradients exact(const Model& model, const std::vector<float>& x, const std::vector<float>& g, std::size_t count) {
+  const Sizes& s = model.sizes;
+  Gradients out{std::vector<double>(count * s.cols), std::vector<double>(s.rows), std::vector<double>(s.k),
+                std::vector<double>(s.cols)};
+  for (std::size_t c = 0; c < count; ++c) {
+    const float *xc = x.data() + c * s.cols, *gc = g.data() + c * s.rows;
+    const std::vector<double> u = times(model, model.right(), scaled(xc, model.d3), false);
+    const std::vector<double> w = times(model, model.left(), scaled(gc, model.d1), true);
+    std::vector<double> scaled_u(s.k), scaled_w(s.k);
+    for (std::size_t j = 0; j < s.k; ++j) {
+      scaled_u[j] = u[j] * static_cast<double>(model.d2[j]);
+      scaled_w[j] = w[j] * static_cast<double>(model.d2[j]);
+      out.d2[j] += u[j] * w[j];
+    }
+    const std::vector<double> v = times(model, model.left(), scaled_u, false);
+    const std::vector<double> z = times(model, model.right(), scaled_w, true);
+    for (std::size_t i = 0; i < s.rows; ++i) out.d1[i] += v[i] * static_cast<double>(gc[i]);
+    for (std::size_t l = 0; l < s.cols; ++l) {
+      out.d3[l] += z[l] * static_cast<double>(xc[l]);
+      out.x[c * s.cols + l] = z[l] * static_cast<double>(model.d3[l]);
+    }
+  }
+  return out;
+}
+
+// Whether the error is below -40 dB: what the fast products promise of whole results.
+bool close(const std::vector<float>& found, const std::vector<double>& expected) {
+  double signal = 0.0, noise = 0.0;
+  for (std::size_t i = 0; i < found.size(); ++i) {
+    signal += expected[i] * expected[i];
+    noise += (static_cast<double>(found[i]) - expected[i]) * (static_cast<double>(found[i]) - expected[i]);
+  }
+  return noise * 1e4 <= signal;
+}
+
+void check_products(const Model& model, const diba::Layer& layer, const std::string& where) {
+  const Sizes& s = model.sizes;
+  constexpr std::size_t kCount = 5;
+  const std::vector<float> x = data::normals(kCount * s.cols, 6), bias = data::normals(s.rows, 7);
+  const diba::Factors factors{model.d1.data(), model.left(), model.d2.data(), model.right(), model.d3.data(), s.signs};
+  const diba::Prepared prepared(factors, diba::active());
+  std::vector<float> expected(kCount * s.rows), found(kCount * s.rows, NAN);
+  prepared.multiply(x.data(), kCount, bias.data(), expected.data(), 1);
+  layer.multiply(model.factors(), x.data(), kCount, bias.data(), found.data(), 2);
+  CHECK_IN(data::same_bytes(found, expected), where);
+}
+
+std::vector<float> all_gradients(const Model& model, const diba::Layer& layer, const std::vector<float>& x,
+                                 const std::vector<float>& g, std::size_t count, int threads, bool of_x) {
+  const Sizes& s = model.sizes;
+  data::Guarded<float> gx(of_x ? count * s.cols : 0), g1(s.rows), g2(s.k), g3(s.cols);
+  layer.gradients(model.factors(), x.data(), g.data(), count,
+                  {of_x ? gx.data() : nullptr, g1.data(), g2.data(), g3.data()}, threads);
+  std::vector<float> all = gx.copy();
+  for (const std::vector<float>& part : {g1.copy(), g2.copy(), g3.copy()})
+    all.insert(all.end(), part.begin(), part.end());
+  return all;
+}
+
+void check_gradients(const Model& model, const diba::Layer& layer, std::size_t count, std::vector<float>* first,
+                     const std::string& where) {
+  const Sizes& s = model.sizes;
+  const std::vector<float> x = data::normals(count * s.cols, 8), g = data::normals(count * s.rows, 9);
+  const std::vector<float> all = all_gradients(model, layer, x, g, count, 1, true);
+  if (first->empty()) *first = all;
+  CHECK_IN(data::same_bytes(all, *first), where);
+  for (const int threads : {2, 3})
+    CHECK_IN(data::same_bytes(all_gradients(model, layer, x, g, count, threads, true), all), where);
+  const auto inputs = static_cast<long>(count * s.cols);
+  const std::vector<float> without = all_gradients(model, layer, x, g, count, 2, false);
+  CHECK_IN(data::same_bytes(without, std::vector<float>(all.begin() + inputs, all.end())), where);
+
+  const Gradients expected = exact(model, x, g, count);
+  CHECK_IN(close(std::vector<float>(all.begin(), all.begin() + inputs), expected.x), where + " x");
+  long at = inputs;
+  for (const auto& [name, part] : {std::pair("d1", expected.d1), {"d2", expected.d2}, {"d3", expected.d3}}) {
+    const auto end = at + static_cast<long>(part.size());
+    CHECK_IN(close(std::vector<float>(all.begin() + at, all.begin() + end), part), where + " " + name);
+    at = end;
+  }
+}
+
+void check_sizes(const Sizes& sizes) {
+  Model model(sizes);
+  std::vector<float> first[2];
+  const std::string name = std::to_string(sizes.rows) + "x" + std::to_string(sizes.cols);
+  check::for_each_isa([&](const std::string& isa) {
+    const diba::Layer layer(model.factors(), sizes.rows, sizes.k, sizes.cols, sizes.signs, diba::active());
+    const std::size_t before = layer.bytes();
+    for (const unsigned round : {0U, 1U, 0U}) {  // new diagonals under the same bits, and the old ones again
+      model.set_diagonals(10 * round + 1);
+      const std::string where = isa + " " + name + (sizes.signs ? " signs" : " binary");
+      check_products(model, layer, where);
+      check_gradients(model, layer, round == 0 ? 70 : 33, &first[round], where);
+    }
+    CHECK(layer.bytes() > before);  // the transposes are packed by the first gradient
+  });
+}
+
+// One bit matrix by itself: y = x B', and its transpose.
+void check_matrix(bool signs) {
+  const Model model({70, 45, 10, signs});
+  const diba::BitView bits = model.left();
+  for (const bool transposed : {false, true}) {
+    const std::size_t length = transposed ? bits.rows : bits.cols, height = transposed ? bits.cols : bits.rows;
+    constexpr std::size_t kCount = 19;
+    const data::Guarded<float> x(data::normals(kCount * length, 11));
+    std::vector<double> expected;
+    for (std::size_t c = 0; c < kCount; ++c) {
+      const std::vector<double> row(x.data() + c * length, x.data() + (c + 1) * length);
+      const std::vector<double> y = times(model, bits, row, transposed);
+      expected.insert(expected.end(), y.begin(), y.end());
+    }
+    std::vector<float> first;
+    check::for_each_isa([&](const std::string& isa) {
+      const std::vector<std::uint64_t> words =
+          transposed ? diba::transposed_words(model.words1, bits.rows, bits.cols) : model.words1;
+      const diba::PreparedMatrix matrix({words.data(), height, length}, signs, diba::active());
+      for (const int threads : {1, 3}) {
+        data::Guarded<float> y(kCount * height);
+        matrix.multiply(x.data(), kCount, y.data(), threads);
+        if (first.empty()) first = y.copy();
+        CHECK_IN(data::same_bytes(y.copy(), first), isa);
+      }
+    });
+    CHECK(close(first, expected));
+  }
+}
+
+}  // namespace
+
+int main() {
+  for (const bool signs : {false, true}) {
+    check_sizes({97, 70, 65, signs});
+    check_sizes({64, 33, 130, signs});
+    check_matrix(signs);
+  }
+  return check::done();
+}
