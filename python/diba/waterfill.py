@@ -121,7 +121,7 @@ def waterfill(
 
     Source:
         Reverse water-filling (Shannon); greedy on convex hulls is optimal for separable convex costs (Fox,
-        Operations Research 14, 1966).
+        Management Science 13, 1966).
 
     Example:
         >>> big, small = (64, 64), (32, 32)

@@ -40,6 +40,7 @@ LAYERS = (
     ("torch.layers", "torch.steps", "torch.correction", "torch.config"),
     ("torch.retune", "torch.propagate", "torch.select", "torch.solving"),
     ("torch.allocation", "torch.calibrate", "torch.swap"),
+    ("torch.conversion",),
     ("torch.convert",),
     ("torch",),
     # diba.hf

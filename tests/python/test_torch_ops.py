@@ -141,6 +141,13 @@ def test_gradcheck_in_float64(sign: bool) -> None:
     assert torch.autograd.gradcheck(lambda y: times_bits(y, f.b2, 9, sign, True), (y,))
 
 
+def test_a_second_derivative_is_refused() -> None:
+    f, x = trained(factors(20, 11, 30)), normals(4, 30).requires_grad_()
+    (first,) = torch.autograd.grad(linear(x, *f, None, True).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
 def test_only_what_asks_for_a_gradient_gets_one() -> None:
     f = factors(20, 11, 30)
     x = normals(4, 30)

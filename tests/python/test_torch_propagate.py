@@ -27,6 +27,16 @@ def replace(model, name, change):
     setattr(model.get_submodule(parent), last, layer)
 
 
+def each(factor):
+    """What propagation calls, from a function of one layer."""
+
+    def together(layers):
+        for layer in layers:
+            factor(*layer)
+
+    return together
+
+
 def matrices(model, names):
     return {name: factored_matrix(model.get_submodule(name)).detach().double().numpy() for name in names}
 
@@ -76,7 +86,7 @@ def test_targets_are_the_closed_form_for_the_inputs_of_the_moment(name, by_block
         order.append(layer)
         replace(model, layer, 0.2)
 
-    propagate.run(model, names, batches, factor, shrink=shrink, blocks=by_blocks)
+    propagate.run(model, names, batches, each(factor), shrink=shrink, blocks=by_blocks)
     assert sorted(order) == sorted(names)
     assert all(model.get_submodule(layer) is not dense.get_submodule(layer) for layer in names)
 
@@ -99,7 +109,7 @@ def test_an_exact_copy_leaves_targets_and_moments_as_they_were(name):
         assert moments.count == known[layer].count
         replace(model, layer, 0.0)
 
-    propagate.run(model, names, batches, factor)
+    propagate.run(model, names, batches, each(factor))
 
 
 def record(model, names, batches, change=0.3, **options):
@@ -111,7 +121,7 @@ def record(model, names, batches, change=0.3, **options):
         if change:
             replace(model, layer, change)
 
-    propagate.run(model, names, batches, factor, **options)
+    propagate.run(model, names, batches, each(factor), **options)
     return found
 
 
@@ -228,7 +238,7 @@ def test_what_is_no_sequence_is_run_as_a_whole(kind):
         assert moments.count == count
         replace(model, layer, 0.3)
 
-    propagate.run(model, names, batches, factor)
+    propagate.run(model, names, batches, each(factor))
 
 
 class InPlace(nn.Module):
@@ -285,7 +295,7 @@ def test_the_dense_model_is_whole_again_where_one_layer_has_two_names():
         replace(model, layer, 0.3)
         model[2] = model[0]
 
-    propagate.run(model, ["0", "4"], batches, factor)
+    propagate.run(model, ["0", "4"], batches, each(factor))
 
 
 class Experts(nn.Module):
@@ -345,7 +355,7 @@ def test_the_model_is_left_whole_when_the_solver_fails():
         done.append((layer, model.get_submodule(layer)))
 
     with pytest.raises(RuntimeError, match="patience"):
-        propagate.run(model, names, batches, factor)
+        propagate.run(model, names, batches, each(factor))
     assert len(done) == 12
     assert all(model.get_submodule(name) is layer for name, layer in done)
     assert all(module.training and not module._forward_pre_hooks for module in model.modules())

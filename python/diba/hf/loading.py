@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +10,8 @@ from torch import Tensor, nn
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from ..torch.convert import _peak_memory, _Run, _totals
+from ..torch.conversion import Conversion
+from ..torch.propagate import Wanted
 from ..torch.report import Report, Skipped
 from ..torch.select import Target, check, kind, select
 from ..torch.solving import dense_matrix
@@ -51,11 +51,8 @@ class Compression:
         self.pending = {f"{target.name}.weight": target for target in selection.targets if not target.tied}
         self._model = model
         self._last = {target.name: target for target in selection.targets if target.tied}
-        self._order = [target.name for target in selection.targets]
         self._skipped = selection.skipped
-        self._run = _Run(model, selection.targets, {}, settings, False)
-        self._before = _totals(model)
-        self._began = time.perf_counter()
+        self._run = Conversion(model, selection.targets, {}, settings, False)
         self._failure: Exception | None = None
 
     def compress(self, name: str, weight: Tensor) -> None:
@@ -81,7 +78,7 @@ class Compression:
 
     def _factor(self, target: Target) -> None:
         check([target])
-        self._run.factor(target.name, dense_matrix(target.module), None)
+        self._run.factor([Wanted(target.name, dense_matrix(target.module), None)])
 
     def finish(self) -> Report:
         """Compress what is left, now that the model has its values, and say what was done.
@@ -96,18 +93,7 @@ class Compression:
                 self._factor(target)
             else:
                 self._skipped.append(Skipped(target.name, target.kind, _NEW))
-        after = _totals(self._model)
-        reports = self._run.reports
-        return Report(
-            layers=tuple(reports[name] for name in self._order if name in reports),
-            skipped=tuple(self._skipped),
-            parameters_before=self._before[0],
-            parameters_after=after[0],
-            bytes_before=self._before[1],
-            bytes_after=after[1],
-            seconds=time.perf_counter() - self._began,
-            peak_bytes=_peak_memory(),
-        )
+        return self._run.report(self._skipped)
 
 
 class Compress(ConversionOps):

@@ -69,14 +69,15 @@ class Factors(FactorState):
         self.k = _check.positive_int(k, "k")
         self.sign = _check.alphabet(alphabet) == "sign"
         self._dtype = _floating(dtype)
+        # First, since transformers takes a model's dtype from its first parameter.
+        values = torch.empty(m, device=device, dtype=self._dtype) if bias else None
+        self.register_parameter("bias", None if values is None else nn.Parameter(values))
         for name, size in zip(DIAGONALS, (m, k, n), strict=True):
             d = torch.empty(size, device=device, dtype=torch.float32)
             self.register_parameter(name, nn.Parameter(d))
         for name, rows, columns in zip(BITS, (m, k), (k, n), strict=True):
             bits = torch.empty(rows, -(-columns // 8), device=device, dtype=torch.uint8)
             self.register_buffer(name, bits)
-        values = torch.empty(m, device=device, dtype=self._dtype) if bias else None
-        self.register_parameter("bias", None if values is None else nn.Parameter(values))
         self.reset_parameters()
 
     # ------------------------------------------------------------ facts

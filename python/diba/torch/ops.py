@@ -137,6 +137,7 @@ class _Linear(torch.autograd.Function):
         return _below_autograd(torch.ops.diba.linear.default, _linear, inputs)
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,), needed = grads, ctx.needs_input_grad
         of_x: Tensor | None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from torch import Tensor, nn
@@ -25,10 +25,19 @@ from .vectors import input_size
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Factor", "run"]
+__all__ = ["Factor", "Wanted", "run"]
 
-Factor = Callable[[str, "NDArray[np.float32]", Moments | None], object]
-"""Called with a layer's name, target matrix (m, n) and moments; it puts the compressed layer in place."""
+
+class Wanted(NamedTuple):
+    """A layer to compress: its name, target matrix (m, n) and moments of its inputs, if they are known."""
+
+    name: str
+    matrix: NDArray[np.float32]
+    moments: Moments | None
+
+
+Factor = Callable[[Sequence[Wanted]], object]
+"""Called with layers that read the same input; it puts the compressed ones in place."""
 
 
 def run(
@@ -49,8 +58,8 @@ def run(
         names: Layers to compress. Embeddings come first and layers that the first batch does not reach last,
             both with their own matrix and without moments.
         batches: See :func:`diba.torch.calibrate`. Padding is not counted.
-        factor: ``factor(name, matrix, moments)`` must put the compressed layer in the place of the dense one,
-            or leave it dense, before it returns.
+        factor: Called with the layers of one input, a sequence of :class:`Wanted`; it must put compressed
+            layers in the place of the dense ones, or leave them dense, before it returns.
         strength: How far the target goes from A (0) to A' (1), which makes up for errors of earlier layers;
             at 0 the dense model is not run at all.
         shrink: Share of the diagonal in S~, that of the solver.
@@ -70,7 +79,7 @@ def run(
     _check.instance(model, "model", nn.Module, "use the torch model itself")
     strength, shrink = _share(strength, "strength"), _share(shrink, "shrink")
     if not callable(factor):
-        raise TypeError(f"factor is {describe(factor)}; it must be a callable (name, matrix, moments)")
+        raise TypeError(f"factor is {describe(factor)}; it must be a callable with a sequence of layers")
     layers = _layers(model, names)
     data = repeatable(batches)
     read = {name: layer for name, layer in layers.items() if input_size(layer) is not None}
@@ -133,8 +142,9 @@ class _Run:
 
     def unread(self, names: Iterable[str]) -> None:
         """Factor layers without inputs to be seen."""
-        for name in names:
-            self._call_factor(name, _matrix(self._model.get_submodule(name)), None)
+        layers = [(name, _matrix(self._model.get_submodule(name))) for name in names]
+        if layers:
+            self._call_factor([Wanted(name, matrix.astype(np.float32), None) for name, matrix in layers])
 
     def group(self, group: Group) -> None:
         """Factor layers outside of blocks: the model is run up to them."""
@@ -205,20 +215,23 @@ class _Run:
         second = sums.second(group.names[0])
         cross = sums.cross()
         change = None if cross is None else self._strength * correction(cross, second, self._shrink)
+        wanted = []
         for name in group.names:
             matrix = _matrix(self._model.get_submodule(name))
             if change is not None:
                 matrix += matrix @ change
             known = self._calibration.get(name) if self._calibration is not None else None
             gradients = None if known is None else known.gradient_rms
-            self._call_factor(name, matrix, Moments(second, sums.count, gradients))
+            wanted.append(Wanted(name, matrix.astype(np.float32), Moments(second, sums.count, gradients)))
+        self._call_factor(wanted)
 
-    def _call_factor(self, name: str, matrix: NDArray[np.float64], moments: Moments | None) -> None:
+    def _call_factor(self, wanted: list[Wanted]) -> None:
+        names = {layer.name for layer in wanted}
         before = dict(self._model.named_modules(remove_duplicate=False)) if self._strength else {}
-        self._factor(name, matrix.astype(np.float32), moments)
+        self._factor(wanted)
         after = dict(self._model.named_modules(remove_duplicate=False))
         for other, module in before.items():  # also other names of the layer, and layers tied to it
-            if after.get(other) is not module and (self.keep or other != name):
+            if after.get(other) is not module and (self.keep or other not in names):
                 self._replaced[other] = module
 
     @contextmanager

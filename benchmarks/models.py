@@ -1,0 +1,111 @@
+#!/usr/bin/env python3
+"""Whole models: what replacing their dense layers costs, and what calibration and retuning give back.
+
+Every model is measured dense; with factors that know nothing of data ("replaced"); with factors calibrated
+on its training batches, layer by layer ("calibrated"); after training the diagonals (DiBARD); after training
+with a few bits moving ("flips"); and beside two controls: random binaries of the same shape, their diagonals
+fitted and retuned alike ("random"), and round-to-nearest in groups of 64, with its scales retuned ("rounded",
+"rounded, retuned").
+
+    python benchmarks/models.py --json benchmarks/results/models.json --plot models.svg models.png
+
+Each cell is written when it is done, and a second call goes on where the first one stopped. The plan in
+models_arms.py takes some hours on two cores; --quick takes small subsets of everything, to try it out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's threads would only get in the way of torch's
+
+import torch
+
+import diba
+from models_arms import PLAN, TASKS, Cell, cells, run
+from models_table import save_report, table
+
+__all__ = ["main"]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
+    parser.add_argument("--arms", nargs="+", help="only these kinds of cells, such as replaced or dibard")
+    parser.add_argument(
+        "--quick", action="store_true", help="small subsets: to try it out, not for the table"
+    )
+    parser.add_argument("--json", type=Path, help="file for results; cells it has are not run again")
+    parser.add_argument("--plot", type=Path, nargs="+", default=[], help="files for the figure")
+    parser.add_argument("--threads", type=int, default=min(2, diba.num_threads()))
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    diba.set_num_threads(args.threads)
+    report = load(args.json, args.quick, args.threads)
+    wanted = [cell for task in args.tasks for cell in cells(PLAN[task], args.quick)]
+    wanted = [cell for cell in wanted if not args.arms or cell.arm in args.arms]
+    left = [cell for cell in wanted if cell.key not in report["cells"]]
+    print(f"{len(wanted)} cells, {len(wanted) - len(left)} of them are there", file=sys.stderr)
+    try:
+        work(left, report, args)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    print(table(report))
+    if args.plot:
+        from models_figure import draw
+
+        draw(report, args.plot)
+    return 0
+
+
+def work(left: list[Cell], report: dict[str, Any], args: argparse.Namespace) -> None:
+    """Run cells; those of one conversion follow each other and share it."""
+    for number, cell in enumerate(left, 1):
+        began = time.perf_counter()
+        result = run(cell, args.quick)
+        result["total_seconds"] = time.perf_counter() - began
+        report["cells"][cell.key] = result
+        shown = {name: round(value, 4) for name, value in result["metrics"].items()}
+        print(
+            f"{number}/{len(left)} {cell.key}: {shown} {result['total_seconds']:.0f} s",
+            file=sys.stderr,
+            flush=True,
+        )
+        if args.json:
+            save_report(report, args.json)
+
+
+def load(path: Path | None, quick: bool, threads: int) -> dict[str, Any]:
+    """Results so far, or an empty report.
+
+    Raises:
+        SystemExit: the file is of another kind of run.
+    """
+    import json
+
+    machine = {
+        "diba": diba.__version__,
+        "torch": torch.__version__,
+        "processor": diba.info()["cpu"],
+        "isa": diba.isa(),
+        "threads": threads,
+    }
+    fresh = {"quick": quick, "machine": machine, "cells": {}}
+    if path is None or not path.exists():
+        return fresh
+    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if report["quick"] != quick:
+        raise SystemExit(
+            f"{path} holds results {'with' if report['quick'] else 'without'} --quick; use another file"
+        )
+    return report
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""The control for retuning: binaries drawn at random in the place of those a solver finds.
+
+Same shapes, same bits per weight, and everything a diagonal can do: they are fitted in closed form, in turn
+until nothing is gained, before the same retuning. What is left between it and the solver's factors is the
+binaries' work.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+import diba
+import diba.torch
+from diba.solvers.budget import inner_dimension
+from diba.solvers.greedy import Greedy
+from diba.torch.select import Target, targets
+from diba.torch.solving import dense_matrix
+from diba.torch.swap import replace
+
+__all__ = ["convert_random", "random_factors"]
+
+SWEEPS, TOLERANCE = 40, 1e-5  # of the diagonals: at most, and the least relative gain of one
+
+
+def convert_random(model: nn.Module, config: diba.torch.Config, seed: int = 0) -> dict[str, float]:
+    """Replace the layers that diba would, in place.
+
+    Returns:
+        Signal-to-noise ratio of each layer in dB, by its name.
+    """
+    report = {}
+    for number, target in enumerate(targets(model, config)):
+        A = dense_matrix(target.module)
+        f = random_factors(A, inner(target), target.settings.alphabet, (seed, number))
+        replace(model, target, f)
+        report[target.name] = f.snr(A)
+    return report
+
+
+def inner(target: Target) -> int:
+    """k of a target whose config gives k or bits per weight.
+
+    Raises:
+        ValueError: the config asks for a signal-to-noise ratio, which random binaries do not reach.
+    """
+    settings = target.settings
+    if settings.k is not None:
+        return settings.k
+    if settings.bits_per_weight is None:
+        raise ValueError("the config has snr_db; the control needs bits_per_weight or k")
+    return inner_dimension(*target.shape, "bits_per_weight", settings.bits_per_weight)
+
+
+def random_factors(
+    A: NDArray[np.float32], k: int, alphabet: str, seed: int | tuple[int, ...] = 0
+) -> diba.Factorization:
+    """Fair random bits with the diagonals that fit A, each the best for the other two.
+
+    Args:
+        A: Shape (m, n).
+        k: Inner dimension.
+        alphabet: ``"binary"`` or ``"sign"``.
+        seed: Of the bits.
+    """
+    m, n = A.shape
+    rng = np.random.default_rng(seed)
+    words = (rng.integers(0, 256, (rows, -(-cols // 8)), np.uint8) for rows, cols in ((m, k), (k, n)))
+    b1, b2 = (bits(packed, cols, alphabet) for packed, cols in zip(words, (k, n), strict=True))
+    largest = float(np.abs(A).max()) or 1.0
+    fit = Greedy(np.ascontiguousarray(A / largest, np.float32), b1, b2, threads=diba.num_threads())
+    for _ in range(SWEEPS):
+        before = fit.objective
+        for step in (fit.fit_columns, fit.fit_rows, fit.fit_inner):
+            step()
+        if before - fit.objective <= TOLERANCE * before:
+            break
+    f = fit.factors()
+    return diba.Factorization(f.d1 * np.float32(largest), f.b1, f.d2, f.b2, f.d3).round_diagonals()
+
+
+def bits(packed: NDArray[np.uint8], cols: int, alphabet: str) -> diba.BitMatrix:
+    """From rows of packed bits, those past the last column dropped."""
+    dense = np.unpackbits(packed, axis=1, count=cols, bitorder="little")
+    return diba.BitMatrix.from_dense(dense if alphabet == "binary" else 2.0 * dense - 1, alphabet)

@@ -1,0 +1,93 @@
+"""The table of benchmarks/models.py, and its file."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+__all__ = ["METRICS", "NAMES", "grouped", "save_report", "table"]
+
+NAMES = {"binary": "0/1", "sign": "±1"}
+METRICS = {  # heading, decimals, factor
+    "lee_pearson": ("Lee, Pearson", 3, 1),
+    "wordsim_spearman": ("WordSim-353, Spearman", 3, 1),
+    "movie_accuracy": ("movie sentiment, %", 1, 100),
+    "amazon_accuracy": ("Amazon sentiment, %", 1, 100),
+    "news_perplexity": ("news perplexity", 1, 1),
+    "emma_perplexity": ("*Emma* perplexity", 1, 1),
+    "word_error_rate": ("word error rate, %", 1, 100),
+    "accuracy": ("accuracy, %", 1, 100),
+    "refitted_accuracy": ("probe refitted, %", 1, 100),
+}
+ARMS = {
+    "dense": "dense",
+    "replaced": "replaced",
+    "calibrated": "calibrated",
+    "dibard": "+ DiBARD",
+    "flips": "+ flips",
+    "random": "random binaries, retuned alike",
+    "rounded": "rounded, groups of 64",
+    "rounded, retuned": "rounded, scales retuned",
+}
+
+
+def save_report(report: dict[str, Any], path: Path) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as part:
+        part.write(text)
+    Path(part.name).replace(path)
+    path.chmod(0o644)
+
+
+Key = tuple[str, float, str, str]  # task, bits, alphabet, arm
+
+
+def grouped(report: dict[str, Any]) -> dict[Key, list[dict[str, Any]]]:
+    """Cells by everything but their seed, in the order of the file."""
+    groups: dict[Key, list[dict[str, Any]]] = {}
+    for cell in report["cells"].values():
+        groups.setdefault((cell["task"], cell["bits"], cell["alphabet"], cell["arm"]), []).append(cell)
+    return groups
+
+
+def table(report: dict[str, Any]) -> str:
+    """A Markdown table for each task; several seeds give a mean and half the spread."""
+    groups = grouped(report)
+    parts = []
+    for task in dict.fromkeys(key[0] for key in groups):
+        mine = {key[1:]: cells for key, cells in groups.items() if key[0] == task}
+        parts.append(task_table(mine))
+    return "\n\n".join(parts)
+
+
+def task_table(groups: dict[tuple[float, str, str], list[dict[str, Any]]]) -> str:
+    first = next(iter(groups.values()))[0]
+    names = [name for name in METRICS if name in first["metrics"]]
+    head = ["", "Bits", "Factors", "MB", *(METRICS[name][0] for name in names)]
+    lines = [f"{first['title']}:", "", "| " + " | ".join(head) + " |"]
+    lines.append("| :--- | ---: | :--- |" + " ---: |" * (1 + len(names)))
+    order = list(ARMS)
+    rows = sorted(
+        groups, key=lambda key: (order.index(key[2]) > 5, key[0] if key[2] != "dense" else 0, key[1])
+    )
+    for bits, alphabet, arm in rows:
+        cells = groups[bits, alphabet, arm]
+        size = "" if arm == "dense" else f"{mean(cell['layer_bits'] for cell in cells):.2f}"
+        facts = [ARMS[arm], size, NAMES.get(alphabet, ""), f"{cells[0]['bytes'] / 1e6:.2f}"]
+        values = [shown(name, [cell["metrics"][name] for cell in cells]) for name in names]
+        lines.append("| " + " | ".join(facts + values) + " |")
+    return "\n".join(lines)
+
+
+def shown(name: str, values: Iterable[float]) -> str:
+    """The mean, and half the range where there are several."""
+    _, decimals, factor = METRICS[name]
+    scaled = [factor * value for value in values]
+    text = f"{mean(scaled):,.{decimals}f}"
+    return text if len(scaled) == 1 else f"{text} ± {(max(scaled) - min(scaled)) / 2:.{decimals}f}"
