@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import matvec_table
+import models_table
 import quality_table
 import solve
 import solver_trials
@@ -156,6 +157,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "large.json": large,
     "matvec.json": matvec_table.markdown,
     "minilm.json": minilm,
+    "models.json": models_table.table,
     "quality.json": quality_table.markdown_report,
     "solve.json": solve_times,
     "solver_trials.json": solver_trials.markdown,

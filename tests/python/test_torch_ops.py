@@ -247,6 +247,24 @@ def test_the_same_bits_in_two_layers() -> None:
         assert snr(expected, linear(x, *one, None, True)) > 40
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_default_dtype_does_not_matter(dtype: torch.dtype) -> None:
+    f, x = trained(factors(30, 20, 40)), normals(4, 40).requires_grad_()
+
+    def everything() -> list[Tensor]:
+        y = linear(x, *f, None, True)
+        z = times_bits(x.detach(), f.b2, 40, True, False)
+        return [y.detach(), z, *torch.autograd.grad(y.square().sum(), [x, f.d1, f.d2, f.d3])]
+
+    expected = everything()
+    torch.set_default_dtype(dtype)
+    try:
+        found = everything()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(a.dtype == torch.float32 and torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def test_inference_mode_and_views() -> None:
     f, x = factors(30, 20, 40), normals(4, 80)[:, ::2]
     expected = reference.linear(x.double(), *in_float64(f), None, True)

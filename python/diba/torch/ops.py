@@ -69,12 +69,15 @@ def _is_packed(x: Tensor, d1: Tensor) -> bool:
 def _linear(
     x: Tensor, d1: Tensor, b1: Tensor, d2: Tensor, b2: Tensor, d3: Tensor, bias: Tensor | None, sign: bool
 ) -> Tensor:
+    at_once = packed.try_linear(x, d1, b1, d2, b2, d3, bias, sign)
+    if at_once is not None:
+        return at_once
     _check(x, d1, d2, d3, bias)
     if not _is_packed(x, d1):
         return reference.linear(x, d1, b1, d2, b2, d3, bias, sign)
     shift = None if bias is None else _plain(bias)
     y = packed.linear(_plain(x), _plain(d1), b1, _plain(d2), b2, _plain(d3), shift, sign)
-    return y if x.dtype is torch.float32 else y.to(x.dtype)
+    return y.to(x.dtype)
 
 
 def _linear_elsewhere(

@@ -1,0 +1,74 @@
+"""The figure of benchmarks/models.py: end metric against model size on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from minilm_figure import STYLE
+from models_table import METRICS, grouped
+
+__all__ = ["draw"]
+
+BLUE, LIGHT, RED, ORANGE, GREY, DARK = "#1d6fa5", "#6fb1dd", "#c0392b", "#e08e2b", "#9aa5b1", "#4a5560"
+# (label, color, marker, line) of an arm
+ARMS = {
+    "replaced": ("replaced, no data", GREY, "o", ":"),
+    "calibrated": ("calibrated", LIGHT, "s", "-"),
+    "dibard": ("calibrated, diagonals retuned (DiBARD)", BLUE, "o", "-"),
+    "flips": ("... and a few bits", DARK, "*", ""),
+    "random": ("random binaries, retuned alike", RED, "x", ""),
+    "rounded, retuned": ("rounded in groups of 64, scales retuned", ORANGE, "^", "-"),
+}
+LOGARITHMIC = "news_perplexity"
+
+
+def draw(report: dict[str, Any], paths: Sequence[Path]) -> None:
+    """Write the figure to every path, as SVG or PNG by its suffix."""
+    groups = grouped(report)
+    tasks = list(dict.fromkeys(key[0] for key in groups))
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(2.6 * max(2, len(tasks)), 3.4), layout="constrained")
+        for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
+            draw_task(axes, {key[1:]: cells for key, cells in groups.items() if key[0] == task})
+        handles = [
+            Line2D([], [], color=color, marker=marker, ls=line, label=label)
+            for label, color, marker, line in ARMS.values()
+        ]
+        handles.append(Line2D([], [], color="black", ls="--", lw=0.9, label="dense"))
+        figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+        for path in paths:
+            figure.savefig(path, dpi=200, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def draw_task(axes: Axes, groups: dict[tuple[float, str, str], list[dict[str, Any]]]) -> None:
+    """Lines join the sizes of one arm; signs where both alphabets were measured."""
+    first = next(iter(groups.values()))[0]
+    metric = first["primary"]
+    heading, _, factor = METRICS[metric]
+    for arm, (_, color, marker, line) in ARMS.items():
+        found = {
+            bits: cells
+            for alphabet in ("binary", "sign", "")
+            for (bits, letters, name), cells in groups.items()
+            if name == arm and letters == alphabet
+        }
+        points = sorted(
+            (cells[0]["bytes"] / 1e6, factor * mean(cell["metrics"][metric] for cell in cells))
+            for cells in found.values()
+        )
+        axes.plot(*zip(*points, strict=True) if points else ([], []), color=color, marker=marker, ls=line)
+    dense = [cells for (_, _, arm), cells in groups.items() if arm == "dense"]
+    if dense:
+        axes.axhline(factor * dense[0][0]["metrics"][metric], color="black", ls="--", lw=0.9)
+    if metric == LOGARITHMIC:
+        axes.set_yscale("log")
+    axes.set(title=first["title"], xlabel="MB on disk", ylabel=heading)
+    axes.grid(alpha=0.3)
