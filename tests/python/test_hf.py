@@ -114,8 +114,9 @@ def loaded(cls, folder, **options):
 
 
 def converted(model, **settings):
-    convert(model, progress=False, **{**FAST, **settings})
-    return diba.hf.attach(model)
+    convert(model, progress=False, **{**FAST, **settings})  # leaves it ready to be saved
+    assert model.config.quantization_config is model.hf_quantizer.quantization_config
+    return model
 
 
 def assert_same_tensors(model, other):

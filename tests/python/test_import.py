@@ -57,6 +57,7 @@ THIRD_PARTY = {
     "safetensors": {"files", "torch.moments"},
     "tqdm": {"cli", "torch.batches", "torch.display", "torch.retune"},
     "scipy": {"factorization"},
+    "threadpoolctl": {"torch.conversion"},
     "matplotlib": {"curve"},
 }
 

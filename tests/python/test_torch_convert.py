@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import threadpoolctl
 
 pytest.importorskip("torch")
 
@@ -495,6 +496,30 @@ def test_an_error_in_one_thread_stops_the_others_and_keeps_what_is_ready(monkeyp
     assert f"has replaced {done} of 3 layers" in caught.value.__notes__[0]
     assert type(model[2]) is nn.Linear
     model(torch.randn(2, 16))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_numpy_has_one_thread_while_layers_are_solved(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def limits() -> set[int]:
+        return {
+            library["num_threads"]
+            for library in threadpoolctl.threadpool_info()
+            if library["user_api"] == "blas"
+        }
+
+    watch, seen = Display.watch, set()
+
+    def looking(self: Display, name: str) -> Callable[[Any], None]:
+        seen.update(limits())
+        return watch(self, name)
+
+    monkeypatch.setattr(Display, "watch", looking)
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
+    with threadpoolctl.threadpool_limits(2, user_api="blas"):
+        before = limits()
+        convert(model, k=5, effort="fast", threads=threads, batches=[torch.randn(64, 16)], progress=False)
+        assert limits() == before
+    assert seen == {1}
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="signals are sent the POSIX way")

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ from .solving import dense_matrix, factorization, objective, output_snr
 from .swap import replace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from ..progress import Progress
     from .moments import Moments
@@ -88,19 +89,21 @@ class Conversion:
         ]
         if self._threads == 1 or len(small) < 2:
             small = []
-        for name in [name for name in self._pending if name not in small]:
-            self._replace(name, self._solve(name, self._threads))
-        if small:
-            self._side_by_side(sorted(small, key=lambda name: -self._work[name]))
+        with _numpy_alone():
+            for name in [name for name in self._pending if name not in small]:
+                self._replace(name, self._solve(name, self._threads))
+            if small:
+                self._side_by_side(sorted(small, key=lambda name: -self._work[name]))
 
     def factor(self, layers: Sequence[Wanted]) -> None:
         """Solve layers for these matrices and moments and replace them: ``propagate.Factor``."""
         self._given = {layer.name: layer for layer in layers}
-        if self._threads > 1 and len(layers) > 1:
-            self._side_by_side(sorted(self._given, key=lambda name: -self._work[name]))
-        else:
-            for layer in layers:
-                self._replace(layer.name, self._solve(layer.name, self._threads))
+        with _numpy_alone():
+            if self._threads > 1 and len(layers) > 1:
+                self._side_by_side(sorted(self._given, key=lambda name: -self._work[name]))
+            else:
+                for layer in layers:
+                    self._replace(layer.name, self._solve(layer.name, self._threads))
 
     def report(self, skipped: Iterable[Skipped]) -> Report:
         """What has been done; ``skipped``: layers that stay as they are."""
@@ -178,6 +181,22 @@ class Conversion:
         del target, weight  # the last references to what was dense
         if announce:
             self.display.finished(layer)
+
+
+@contextmanager
+def _numpy_alone() -> Iterator[None]:
+    """NumPy's own products on one thread, where threadpoolctl is installed.
+
+    Its matrix library would start threads beside the solver's, which wait for work by spinning: solves under
+    a covariance then take several times as long.
+    """
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        yield
+        return
+    with threadpool_limits(1, user_api="blas"):
+        yield
 
 
 class _Stopped(Exception):
