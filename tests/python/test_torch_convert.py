@@ -498,6 +498,25 @@ def test_an_error_in_one_thread_stops_the_others_and_keeps_what_is_ready(monkeyp
     model(torch.randn(2, 16))
 
 
+def test_one_piece_of_memory_for_all_weights_is_released() -> None:
+    model = nn.Sequential(nn.Linear(32, 32), nn.LayerNorm(32), nn.Linear(32, 2))
+    whole = torch.cat([p.detach().flatten() for p in model.parameters()])  # as a mapped file holds them
+    start = 0
+    for p in model.parameters():
+        p.data = whole[start : (start := start + p.numel())].view_as(p)
+    model[1].bias.data = model[1].weight.data  # two names of one place stay one
+    expected = {
+        name: p.detach().clone() for name, p in model.named_parameters() if not name.startswith("0.w")
+    }
+    del whole, p
+    kept = model[2].weight
+    convert(model, k=5, effort="fast", skip=["2"], progress=False)
+    assert all(p.untyped_storage().nbytes() == p.nbytes for p in model.parameters())
+    assert model[2].weight is kept
+    assert all(torch.equal(dict(model.named_parameters())[name], value) for name, value in expected.items())
+    assert model[1].bias.data_ptr() == model[1].weight.data_ptr()
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_numpy_has_one_thread_while_layers_are_solved(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def limits() -> set[int]:

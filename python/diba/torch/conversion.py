@@ -76,6 +76,7 @@ class Conversion:
         self._work = {target.name: _work(target) for target in targets}
         self._threads = config.threads or min(torch.get_num_threads(), diba.num_threads())
         self._stop = threading.Event()
+        self._mapped: set[int] = set()  # storages that held replaced weights and more
         self._given: dict[str, Wanted] = {}  # what propagation asks for, instead of the layers' own
         self.display = Display(progress, self._work)
 
@@ -105,6 +106,20 @@ class Conversion:
                 for layer in layers:
                     self._replace(layer.name, self._solve(layer.name, self._threads))
 
+    @torch.no_grad()
+    def release(self) -> None:
+        """Give what stays storage of its own, where one piece of memory held it and replaced weights.
+
+        Tensors read from a safetensors file may all be views of the whole file.
+        """
+        copies: dict[tuple[Any, ...], torch.Tensor] = {}
+        for tensor in (*self._model.parameters(), *self._model.buffers()):
+            if tensor.device.type == "cpu" and tensor.untyped_storage().data_ptr() in self._mapped:
+                place = tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+                if place not in copies:
+                    copies[place] = tensor.detach().clone()
+                tensor.data = copies[place]
+
     def report(self, skipped: Iterable[Skipped]) -> Report:
         """What has been done; ``skipped``: layers that stay as they are."""
         after = _totals(self._model)
@@ -122,7 +137,8 @@ class Conversion:
     def _side_by_side(self, names: list[str]) -> None:
         """Solve several layers at once, the longest first, and replace each here as it comes."""
         workers = min(self._threads, len(names))
-        pool = ThreadPoolExecutor(workers, thread_name_prefix="diba-convert")
+        prefix = f"diba-convert-{id(self)}"
+        pool = ThreadPoolExecutor(workers, thread_name_prefix=prefix)
         each = max(1, self._threads // workers)
         futures: dict[Future[_Solved], str] = {}
         try:
@@ -133,6 +149,9 @@ class Conversion:
         finally:
             self._stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
+            for thread in threading.enumerate():  # one that an interrupt hid from the pool while it started
+                if thread.name.startswith(prefix):
+                    thread.join()
             for future, name in futures.items():  # only after an exception: what is ready is not lost
                 if _ready(future) and name in self._pending:
                     self._replace(name, future.result(), announce=False)
@@ -178,6 +197,8 @@ class Conversion:
             memory_bytes=new.nbytes,
             tied=tuple(target.tied),
         )
+        if weight.untyped_storage().nbytes() > weight.nbytes:
+            self._mapped.add(weight.untyped_storage().data_ptr())
         del target, weight  # the last references to what was dense
         if announce:
             self.display.finished(layer)

@@ -95,6 +95,7 @@ def convert(
         raise
     finally:
         run.display.close()
+        run.release()
         _prepare_saving(model, chosen)
     return run.report(skipped)
 

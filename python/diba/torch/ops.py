@@ -26,6 +26,7 @@ from . import packed, reference
 __all__: list[str] = []
 
 _FACTORS = "Tensor d1, Tensor b1, Tensor d2, Tensor b2, Tensor d3"
+_modes = torch._C._len_torch_dispatch_stack
 _ACTIVATIONS = (torch.float32, torch.bfloat16, torch.float16)
 
 _library: Any = torch.library.Library("diba", "DEF")  # type: ignore[no-untyped-call]
@@ -137,7 +138,7 @@ class _Linear(torch.autograd.Function):
         ctx.save_for_backward(x, d1, b1, d2, b2, d3)
         ctx.sign = sign
         ctx.bias_dtype = None if bias is None else bias.dtype
-        return _below_autograd(torch.ops.diba.linear.default, _linear, inputs)
+        return _below_autograd(*inputs)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -156,19 +157,14 @@ class _Linear(torch.autograd.Function):
         return of_x, of_d1, None, of_d2, None, of_d3, of_bias, None
 
 
-def _below_autograd(operator: Any, kernel: Any, inputs: tuple[Any, ...]) -> Any:
-    """The operator's result without a graph; the kernel itself where nothing else waits for the call."""
-    x = inputs[0]
-    if type(x) is Tensor and x.is_cpu and torch._C._len_torch_dispatch_stack() == 0:
-        return kernel(*inputs)
+def _below_autograd(*inputs: Any) -> Any:
     with torch._C._AutoDispatchBelowAutograd():
-        return operator(*inputs)
+        return torch.ops.diba.linear.default(*inputs)
 
 
 def _linear_autograd(
     x: Tensor, d1: Tensor, b1: Tensor, d2: Tensor, b2: Tensor, d3: Tensor, bias: Tensor | None, sign: bool
 ) -> Any:
-    inputs = x, d1, b1, d2, b2, d3, bias, sign
     if torch.is_grad_enabled() and (
         d1.requires_grad
         or d2.requires_grad
@@ -176,8 +172,10 @@ def _linear_autograd(
         or x.requires_grad
         or (bias is not None and bias.requires_grad)
     ):
-        return _Linear.apply(*inputs)  # type: ignore[no-untyped-call]
-    return _below_autograd(torch.ops.diba.linear.default, _linear, inputs)
+        return _Linear.apply(x, d1, b1, d2, b2, d3, bias, sign)  # type: ignore[no-untyped-call]
+    if type(x) is Tensor and x.is_cpu and _modes() == 0:  # nothing else waits for this call
+        return _linear(x, d1, b1, d2, b2, d3, bias, sign)
+    return _below_autograd(x, d1, b1, d2, b2, d3, bias, sign)
 
 
 # ---- products with one bit matrix
