@@ -150,7 +150,7 @@ class Conversion:
             self._stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
             for thread in threading.enumerate():  # one that an interrupt hid from the pool while it started
-                if thread.name.startswith(prefix):
+                if thread.name.startswith(prefix) and thread.ident is not None:  # else it finds nothing to do
                     thread.join()
             for future, name in futures.items():  # only after an exception: what is ready is not lost
                 if _ready(future) and name in self._pending:
