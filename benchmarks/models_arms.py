@@ -22,7 +22,7 @@ from models_control import convert_random
 from models_data import Batch, Task
 from rounding import Rounded, convert_rounded, retune_scales
 
-__all__ = ["ARMS", "PLAN", "TASKS", "Cell", "Plan", "cells", "run"]
+__all__ = ["PLAN", "TASKS", "Cell", "Plan", "cells", "run"]
 
 TASKS: dict[str, Callable[..., Task]] = {
     "mlp": models_vision.mlp,
@@ -31,8 +31,6 @@ TASKS: dict[str, Callable[..., Task]] = {
     "whisper": models_speech.whisper,
     "smollm2": models_text.smollm2,
 }
-ARMS = ("dense", "replaced", "calibrated", "dibard", "flips", "random", "rounded", "rounded, retuned")
-CONVERTED = ("replaced", "calibrated", "dibard", "flips", "random")
 
 Pair = tuple[float, str]  # bits per weight, alphabet
 BOTH: tuple[Pair, ...] = tuple(
@@ -218,15 +216,18 @@ def solved(report: diba.torch.Report) -> dict[str, Any]:
     }
 
 
-def retuned(cell: Cell, task: Task, quick: bool, bits: str | None = None) -> tuple[nn.Module, dict[str, Any]]:
+def retuned(cell: Cell, task: Task, quick: bool, flips: bool = False) -> tuple[nn.Module, dict[str, Any]]:
     model, facts = calibrated(cell, task, quick)
-    return train(cell, task, quick, model, facts, bits)
+    return train(cell, task, quick, model, facts, flips)
 
 
+# Every layer has one turn, in which a bit needs 20 steps to flip.
 def train(
-    cell: Cell, task: Task, quick: bool, model: nn.Module, facts: dict[str, Any], bits: str | None = None
+    cell: Cell, task: Task, quick: bool, model: nn.Module, facts: dict[str, Any], flips: bool = False
 ) -> tuple[nn.Module, dict[str, Any]]:
-    options = {"steps": steps_of(cell, quick), "bits": bits, "seed": cell.seed, "progress": False}
+    steps = steps_of(cell, quick)
+    moving = diba.torch.Flips(rate=0.05, every=max(1, steps // 5), layers=0.2) if flips else None
+    options = {"steps": steps, "bits": moving, "seed": cell.seed, "progress": False}
     report = diba.torch.retune(model, _batches[task.name], loss_of(task), **options)
     facts |= {
         "retune_seconds": report.seconds,
@@ -263,7 +264,7 @@ MAKERS: dict[str, Callable[..., tuple[nn.Module, dict[str, Any]]]] = {
     "replaced": replaced,
     "calibrated": calibrated,
     "dibard": retuned,
-    "flips": partial(retuned, bits="flip"),
+    "flips": partial(retuned, flips=True),
     "random": random,
     "rounded": rounded,
     "rounded, retuned": partial(rounded, retune=True),

@@ -1,0 +1,102 @@
+#!/usr/bin/env python3
+"""What a call of torch.ops.diba.linear costs beside its kernel: microseconds, one vector, one thread.
+
+    python benchmarks/op_overhead.py --json benchmarks/results/op_overhead.json
+
+The kernel is the compiled layer called with addresses; "operator" and "layer" are what a model calls, without
+gradients. Short windows of calls take turns; the least time of each kind is what it takes undisturbed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import diba
+from diba.torch import DiBALinear, packed
+
+SHAPES = ((64, 64), (384, 384), (576, 576), (1536, 576), (576, 1536))  # (outputs, inputs)
+WINDOWS, CALLS = 400, 40
+BAR = 15.0  # us
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    rows = [measure(m, n) for m, n in SHAPES]
+    report = {
+        "machine": {"cpu": diba.info()["cpu"], "isa": diba.isa(), "torch": torch.__version__},
+        "load": os.getloadavg()[0],
+        "windows": WINDOWS,
+        "calls": CALLS,
+        "bar_us": BAR,
+        "rows": rows,
+    }
+    print(table(report))
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def measure(m: int, n: int) -> dict[str, Any]:
+    """Least times of one shape, at 1 bit per weight, ±1."""
+    k = m * n // (m + n)
+    layer = DiBALinear(n, m, k, alphabet="sign").requires_grad_(False)
+    dense = torch.nn.Linear(n, m).requires_grad_(False)
+    x, y = torch.randn(1, n), torch.empty(1, m)
+    parts = (layer.d1, layer.b1, layer.d2, layer.b2, layer.d3)
+    (d1, b1, d2, b2, d3), shift = parts, layer.bias
+    operator = torch.ops.diba.linear.default
+    operator(x, d1, b1, d2, b2, d3, shift, True)  # packs
+    compiled = packed._layers[id(layer.b1)].compiled
+    addresses = tuple(part.data_ptr() for part in parts)
+    bias, source, target = layer.bias.data_ptr(), x.data_ptr(), y.data_ptr()
+    calls: dict[str, Callable[[], object]] = {
+        "kernel": lambda: compiled.multiply(addresses, source, 1, bias, target, 1),
+        "operator": lambda: operator(x, d1, b1, d2, b2, d3, shift, True),
+        "layer": lambda: layer(x),
+        "nn.Linear": lambda: dense(x),
+    }
+    best = dict.fromkeys(calls, float("inf"))
+    with torch.no_grad():
+        for _ in range(WINDOWS):
+            for name, call in calls.items():
+                best[name] = min(best[name], window(call))
+    return {"shape": [m, n], "k": k, "us": {name: 1e6 * seconds for name, seconds in best.items()}}
+
+
+def window(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    for _ in range(CALLS):
+        call()
+    return (time.perf_counter() - began) / CALLS
+
+
+def table(report: dict[str, Any]) -> str:
+    names = list(report["rows"][0]["us"])
+    lines = ["| Shape | " + " | ".join(names) + " | operator - kernel |"]
+    lines.append("| :--- |" + " ---: |" * (len(names) + 1))
+    for row in report["rows"]:
+        us = row["us"]
+        values = [f"{us[name]:.1f}" for name in names] + [f"{us['operator'] - us['kernel']:.1f}"]
+        lines.append("| {} x {} | ".format(*row["shape"]) + " | ".join(values) + " |")
+    worst = max(row["us"]["operator"] - row["us"]["kernel"] for row in report["rows"])
+    met = "met" if worst <= report["bar_us"] else "not met"
+    return "\n".join(
+        [*lines, "", f"Most: {worst:.1f} us; bar {report['bar_us']:.0f} us: {met}. us, one thread."]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
