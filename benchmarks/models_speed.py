@@ -88,9 +88,8 @@ def prepare(task: dict[str, Any], answer: Any) -> Any:
     start = time.perf_counter()
     model = job.load()
     timed.CONTESTANTS[task["contestant"]](model, job)
-    for (
-        parameter
-    ) in model.parameters():  # all are views of one mapped file, which any of them keeps in memory
+    # All are views of one mapped file, which any of them keeps in memory.
+    for parameter in model.parameters():
         parameter.data = parameter.data.clone()
     loaded = time.perf_counter()
     settle()

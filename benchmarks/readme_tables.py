@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import matvec_table
+import models_speed_table
 import models_table
+import op_overhead
 import quality_table
 import solve
 import solver_trials
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = ("minilm.json", "minilm-sign.json", "minilm-greedy.json", "minilm-greedy-sign.json")
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "solver.md")
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "solver.md", ROOT / "docs" / "torch.md")
 NAMES = {"binary": "0/1", "sign": "±1"}
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -158,6 +160,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "matvec.json": matvec_table.markdown,
     "minilm.json": minilm,
     "models.json": models_table.table,
+    "models_speed.json": models_speed_table.markdown,
+    "op_overhead.json": op_overhead.table,
     "quality.json": quality_table.markdown_report,
     "solve.json": solve_times,
     "solver_trials.json": solver_trials.markdown,

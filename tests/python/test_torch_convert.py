@@ -460,6 +460,32 @@ def test_batches_give_moments_in_execution_order() -> None:
     assert isinstance(model[0], Factors)
 
 
+class Branches(nn.Module):
+    """Three layers read one input, two read what these make, as in attention and what follows it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.ModuleList(nn.Linear(24, size) for size in (16, 20, 12))
+        self.second = nn.ModuleList(nn.Linear(48, size) for size in (24, 18))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(torch.cat([layer(x) for layer in self.first], -1))
+        return torch.cat([layer(y) for layer in self.second], -1)
+
+
+def test_layers_of_one_input_are_solved_side_by_side_with_the_same_factors() -> None:
+    X = torch.tensor(correlated(24), dtype=torch.float32)
+    torch.manual_seed(3)
+    models = [Branches()]
+    models.append(copy.deepcopy(models[0]))
+    for model, threads in zip(models, (1, 2), strict=True):
+        report = quiet(model, threads=threads, batches=[X[:200], X[200:]])
+        assert len(report.layers) == 5
+    one, two = (model.state_dict() for model in models)
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
 # ---------------------------------------------------------------- trouble
 
 

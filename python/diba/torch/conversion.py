@@ -155,6 +155,7 @@ class Conversion:
             for future, name in futures.items():  # only after an exception: what is ready is not lost
                 if _ready(future) and name in self._pending:
                     self._replace(name, future.result(), announce=False)
+        self._stop.clear()  # layers of another input may follow
 
     def _solve(self, name: str, threads: int) -> _Solved:
         target = self._pending[name]

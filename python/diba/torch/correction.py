@@ -41,9 +41,7 @@ def correction(C: NDArray[Any], S: NDArray[Any], shrink: float) -> NDArray[np.fl
         shrink: Share of the diagonal in S.
     """
     scale = np.sqrt(S.diagonal())
-    scale[scale == 0] = (
-        1  # an input that is always 0 has no say: its row and column stay 0 but for the diagonal
-    )
+    scale[scale == 0] = 1  # an input that is always 0 has no say: only its diagonal entry is not 0
     unit = shrunk(S, shrink) / np.outer(scale, scale)
     unit[np.diag_indices_from(unit)] += 1e-7  # where x~ has fewer dimensions than n and nothing is shrunk
     gap = (1 - shrink) * (C - S) / scale

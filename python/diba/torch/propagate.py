@@ -167,9 +167,7 @@ class _Run:
         """Factor the layers of blocks that follow each other, from the inputs of the first block on."""
         masks, now, dense = self._captured(blocks[0].name)
         for block in blocks:
-            wanted: list[
-                list[list[Tensor]]
-            ] = []  # input vectors in the dense model, by batch, group and call
+            wanted: list[list[list[Tensor]]] = []  # inputs in the dense model, by batch, group and call
             for number, item in enumerate(dense):
                 with self._dense():
                     inputs, dense[number] = self._through(block.name, item, block.groups, masks[number])
@@ -189,9 +187,8 @@ class _Run:
         masks: list[list[Tensor]] = []
         now: list[Item] = []
         dense: list[Item] = []
-        for (
-            batch
-        ) in self._batches:  # a loader may shuffle: both models are run on a batch before the next is read
+        # A loader may shuffle: both models are run on a batch before the next is read.
+        for batch in self._batches:
             masks.append(token_masks(batch))
             now.append(captured(self._model, block, batch))
             if self._strength and self._replaced:
