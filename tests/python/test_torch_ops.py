@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import diba
 from diba.torch import ops, packed, reference
@@ -209,6 +210,35 @@ def test_threads_and_instruction_sets_change_nothing(sign: bool) -> None:
     finally:
         torch.set_num_threads(before)
         diba._core.select_isa(isa)
+
+
+def test_the_short_way_gives_way_to_whoever_waits_for_the_operator() -> None:
+    """Modes, transforms, tracing and autocast see the operator; a plain call does not need it."""
+    f, x = factors(30, 20, 40), normals(3, 40)
+    expected = linear(x, *f, None, True)
+    seen: list[str] = []
+
+    class Mode(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: object, types: object, args: tuple = (), kwargs: dict | None = None
+        ) -> object:
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))  # type: ignore[operator]
+
+    def model(x: Tensor) -> Tensor:
+        return ops.linear(x, *f, None, True)
+
+    with torch.no_grad():
+        assert torch.equal(model(x), expected)
+        with Mode():
+            model(x)
+        assert seen == ["diba.linear.default"]
+        assert torch.equal(torch.vmap(model)(x), expected)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert model(x).dtype == torch.bfloat16
+        traced = torch.fx.experimental.proxy_tensor.make_fx(model)(x)
+        assert "diba.linear.default" in [str(node.target) for node in traced.graph.nodes]
+        assert torch.equal(torch.compile(model, fullgraph=True, backend="aot_eager")(x), expected)
 
 
 # ---------------------------------------------------------------- what is kept

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _check
-from . import ops  # noqa: F401  # registers torch.ops.diba
+from . import ops
 from .factors import Factors, check_factorization
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from .._check import Alphabet
 
 __all__ = ["DiBALinear", "is_conv1d", "multiply"]
-
-_linear = torch.ops.diba.linear.default
 
 
 class DiBALinear(Factors):
@@ -153,8 +151,7 @@ def multiply(layer: Factors, x: Tensor) -> Tensor:
         d1, d2, d3, bias, b1, b2 = p["d1"], p["d2"], p["d3"], p["bias"], b["b1"], b["b2"]
     except KeyError:  # torch.nn.utils.parametrize has moved one
         d1, d2, d3, bias, b1, b2 = *layer.diagonals(), layer.bias, layer.b1, layer.b2
-    y: Tensor = _linear(x, d1, b1, d2, b2, d3, bias, layer.sign)
-    return y
+    return ops.linear(x, d1, b1, d2, b2, d3, bias, layer.sign)
 
 
 def is_conv1d(module: nn.Module) -> bool:
