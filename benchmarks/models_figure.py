@@ -35,7 +35,7 @@ def draw(report: dict[str, Any], paths: Sequence[Path]) -> None:
     groups = grouped(report)
     tasks = list(dict.fromkeys(key[0] for key in groups))
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(2.6 * max(2, len(tasks)), 3.4), layout="constrained")
+        figure = Figure(figsize=(max(8.0, 2.6 * len(tasks)), 3.8), layout="constrained")
         for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
             draw_task(axes, {key[1:]: cells for key, cells in groups.items() if key[0] == task})
         handles = [
@@ -43,7 +43,7 @@ def draw(report: dict[str, Any], paths: Sequence[Path]) -> None:
             for label, color, marker, line in ARMS.values()
         ]
         handles.append(Line2D([], [], color="black", ls="--", lw=0.9, label="dense"))
-        figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+        figure.legend(handles=handles, loc="outside lower center", ncols=3 if len(tasks) > 3 else 2, frameon=False)
         for path in paths:
             figure.savefig(path, dpi=200, metadata={"Date": None} if path.suffix == ".svg" else None)
 
