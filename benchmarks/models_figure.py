@@ -43,7 +43,8 @@ def draw(report: dict[str, Any], paths: Sequence[Path]) -> None:
             for label, color, marker, line in ARMS.values()
         ]
         handles.append(Line2D([], [], color="black", ls="--", lw=0.9, label="dense"))
-        figure.legend(handles=handles, loc="outside lower center", ncols=3 if len(tasks) > 3 else 2, frameon=False)
+        columns = 3 if len(tasks) > 3 else 2
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
         for path in paths:
             figure.savefig(path, dpi=200, metadata={"Date": None} if path.suffix == ".svg" else None)
 
