@@ -18,6 +18,7 @@ import models_speech
 import models_text
 import models_vision
 from diba.torch.factors import Factors
+from diba.waterfill import stored_bits
 from models_control import convert_random
 from models_data import Batch, Task
 from rounding import Rounded, convert_rounded, retune_scales
@@ -282,8 +283,8 @@ def bits_of(layer: Any) -> tuple[int, int]:
     """(stored bits, weights) of a replaced layer; diagonals at 16 bits an entry."""
     if isinstance(layer, Rounded):
         return layer.bits, layer.shape.numel()
-    m, n = layer.d1.numel(), layer.d3.numel()
-    return layer.k * (m + n) + 16 * (m + layer.k + n), m * n
+    shape = m, n = layer.d1.numel(), layer.d3.numel()
+    return stored_bits(shape, layer.k), m * n
 
 
 def layer_bits(model: nn.Module) -> float | None:

@@ -10,6 +10,7 @@
 #include "bindings.hpp"
 #include "diba/dispatch.hpp"
 #include "diba/layer.hpp"
+#include "diba/words.hpp"
 
 namespace py = pybind11;
 

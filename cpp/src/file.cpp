@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "crc32.hpp"
+#include "diba/words.hpp"
 #include "safetensors.hpp"
 #include "source.hpp"
 
@@ -162,12 +163,7 @@ struct Reader {
   }
 
   std::vector<std::uint64_t> bits(const std::string& key, std::size_t rows, std::size_t cols) const {
-    const unsigned char* data = checked(key);
-    const std::size_t row_bytes = (cols + 7) / 8, row_words = words_for(cols);
-    std::vector<std::uint64_t> words(rows * row_words);
-    for (std::size_t i = 0; i < rows; ++i)
-      for (std::size_t j = 0; j < row_bytes; ++j)
-        words[i * row_words + j / 8] |= std::uint64_t{data[i * row_bytes + j]} << 8 * (j % 8);
+    std::vector<std::uint64_t> words = words_of_bytes(checked(key), rows, cols);
     if (!tails_are_zero({words.data(), rows, cols}))
       metadata.fail("tensor " + quoted(key) + " has ones past its last column, expected zeros");
     return words;

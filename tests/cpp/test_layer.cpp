@@ -9,6 +9,7 @@
 #include "diba/dispatch.hpp"
 #include "diba/layer.hpp"
 #include "diba/prepared.hpp"
+#include "diba/words.hpp"
 
 namespace {
 

@@ -67,9 +67,4 @@ class Layer {
   mutable std::shared_ptr<const Diagonals> last_, last_transposed_;  // of the last call: the next one's, as a rule
 };
 
-// Rows of whole bytes as words, and their transpose.
-std::vector<std::uint64_t> words_of_bytes(const std::uint8_t* bytes, std::size_t rows, std::size_t cols);
-std::vector<std::uint64_t> transposed_words(const std::vector<std::uint64_t>& words, std::size_t rows,
-                                            std::size_t cols);
-
 }  // namespace diba
