@@ -9,16 +9,21 @@ fitted and retuned alike ("random"), and round-to-nearest in groups of 64, with 
 
     python benchmarks/models.py --json benchmarks/results/models.json --plot models.svg models.png
 
-Each cell is written when it is done, and a second call goes on where the first one stopped. The plan in
-models_arms.py takes some hours on two cores; --quick takes small subsets of everything, to try it out.
+Where the plan (models_plan.py) says so, bits are also shared out between layers: by noise ("allocated"), by
+scores ("scored"). Each cell is written when it is done, and a second call goes on where the first one
+stopped. Sizes, steps and data are cut down so that all of it takes about two hours on two cores; --quick
+takes small subsets of everything, to try it out.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +32,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's threads would only
 import torch
 
 import diba
-from models_arms import PLAN, TASKS, Cell, cells, run
+from models_arms import run
+from models_plan import PLAN, Cell, cells, units
 from models_table import save_report, table
 
 __all__ = ["main"]
@@ -35,24 +41,33 @@ __all__ = ["main"]
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
+    parser.add_argument("--tasks", nargs="+", choices=list(PLAN), default=list(PLAN))
     parser.add_argument("--arms", nargs="+", help="only these kinds of cells, such as replaced or dibard")
     parser.add_argument(
         "--quick", action="store_true", help="small subsets: to try it out, not for the table"
     )
     parser.add_argument("--json", type=Path, help="file for results; cells it has are not run again")
     parser.add_argument("--plot", type=Path, nargs="+", default=[], help="files for the figure")
-    parser.add_argument("--threads", type=int, default=min(2, diba.num_threads()))
+    parser.add_argument("--threads", type=int, default=1, help="of each process (default: 1)")
+    parser.add_argument("--jobs", type=int, default=min(2, diba.num_threads()), help="processes at a time")
     args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
-    diba.set_num_threads(args.threads)
     report = load(args.json, args.quick, args.threads)
+    planned = [cell for task in PLAN for cell in cells(PLAN[task], args.quick)]
     wanted = [cell for task in args.tasks for cell in cells(PLAN[task], args.quick)]
     wanted = [cell for cell in wanted if not args.arms or cell.arm in args.arms]
     left = [cell for cell in wanted if cell.key not in report["cells"]]
     print(f"{len(wanted)} cells, {len(wanted) - len(left)} of them are there", file=sys.stderr)
+
+    def keep(cell: Cell, result: dict[str, Any]) -> None:
+        found = report["cells"] | {cell.key: result}
+        report["cells"] = {cell.key: found[cell.key] for cell in planned if cell.key in found}
+        shown = {name: round(value, 4) for name, value in result["metrics"].items()}
+        print(f"{cell.key}: {shown} {result['total_seconds']:.0f} s", file=sys.stderr, flush=True)
+        if args.json:
+            save_report(report, args.json)
+
     try:
-        work(left, report, args)
+        work(left, keep, args)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
@@ -64,21 +79,47 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def work(left: list[Cell], report: dict[str, Any], args: argparse.Namespace) -> None:
-    """Run cells; those of one conversion follow each other and share it."""
-    for number, cell in enumerate(left, 1):
+# ---- in processes
+
+
+def work(left: list[Cell], keep: Callable[[Cell, dict[str, Any]], None], args: argparse.Namespace) -> None:
+    """Run cells, those of one conversion in one process; ``keep`` gets each as soon as it is done."""
+    context = multiprocessing.get_context("spawn")
+    results = context.SimpleQueue()
+    setup = args.threads, args.quick, results
+    with ProcessPoolExecutor(args.jobs, context, start, setup) as pool:
+        running = {pool.submit(run_unit, unit) for unit in units(left)}
+        try:
+            while running:
+                done, running = wait(running, timeout=1, return_when=FIRST_COMPLETED)
+                while not results.empty():
+                    keep(*results.get())
+                for future in done:
+                    future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+
+
+def start(threads: int, quick: bool, results: Any) -> None:
+    """The beginning of a process."""
+    global _quick, _results
+    _quick, _results = quick, results
+    torch.set_num_threads(threads)
+    diba.set_num_threads(threads)
+
+
+_quick, _results = False, None  # of a process
+
+
+def run_unit(unit: list[Cell]) -> None:
+    for cell in unit:
         began = time.perf_counter()
-        result = run(cell, args.quick)
+        result = run(cell, _quick)
         result["total_seconds"] = time.perf_counter() - began
-        report["cells"][cell.key] = result
-        shown = {name: round(value, 4) for name, value in result["metrics"].items()}
-        print(
-            f"{number}/{len(left)} {cell.key}: {shown} {result['total_seconds']:.0f} s",
-            file=sys.stderr,
-            flush=True,
-        )
-        if args.json:
-            save_report(report, args.json)
+        _results.put((cell, result))
 
 
 def load(path: Path | None, quick: bool, threads: int) -> dict[str, Any]:
@@ -104,6 +145,8 @@ def load(path: Path | None, quick: bool, threads: int) -> dict[str, Any]:
         raise SystemExit(
             f"{path} holds results {'with' if report['quick'] else 'without'} --quick; use another file"
         )
+    if report["machine"] != machine:
+        raise SystemExit(f"{path} was measured on {report['machine']}, this is {machine}; use another file")
     return report
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import gc
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,9 +21,10 @@ from diba.torch.factors import Factors
 from diba.waterfill import stored_bits
 from models_control import convert_random
 from models_data import Batch, Task
+from models_plan import PLAN, Cell
 from rounding import Rounded, convert_rounded, retune_scales
 
-__all__ = ["PLAN", "TASKS", "Cell", "Plan", "cells", "run"]
+__all__ = ["TASKS", "run"]
 
 TASKS: dict[str, Callable[..., Task]] = {
     "mlp": models_vision.mlp,
@@ -33,92 +34,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "smollm2": models_text.smollm2,
 }
 
-Pair = tuple[float, str]  # bits per weight, alphabet
-BOTH: tuple[Pair, ...] = tuple(
-    (bits, alphabet) for bits in (2.0, 1.0, 3.0) for alphabet in ("sign", "binary")
-)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How much of everything one task gets.
-
-    Attributes:
-        task: Its name.
-        steps: Of every retuning.
-        calibration: Batches that conversion sees.
-        pairs: Sizes and alphabets, in the order in which they are run.
-        seeds: Of solver, random bits and retuning, at 2 bits.
-        flips: Sizes at which bits move too.
-        plain: Sizes at which the factors that know no data are measured.
-        random: Sizes of the control.
-    """
-
-    task: str
-    steps: int
-    calibration: int
-    pairs: tuple[Pair, ...] = BOTH
-    seeds: int = 1
-    flips: tuple[float, ...] = (1.0, 2.0, 3.0)
-    plain: tuple[float, ...] = (1.0, 2.0, 3.0)
-    random: tuple[float, ...] = (1.0, 2.0, 3.0)
-
-
-PLAN = {
-    plan.task: plan
-    for plan in (
-        Plan("mlp", steps=200, calibration=20, seeds=3),
-        Plan("efficientnet", steps=100, calibration=10, seeds=3),
-        Plan("minilm", steps=200, calibration=40, flips=(2.0,), random=(2.0,)),
-        Plan("whisper", steps=60, calibration=10, flips=(2.0,), plain=(2.0,), random=(2.0,)),
-        Plan(
-            "smollm2",
-            steps=120,
-            calibration=24,
-            pairs=((2.0, "sign"), (3.0, "sign"), (1.0, "sign"), (2.0, "binary")),
-            flips=(2.0,),
-            plain=(2.0,),
-            random=(2.0,),
-        ),
-    )
-}
-ROUNDED_BITS = (2, 3, 4)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One model to measure."""
-
-    task: str
-    arm: str
-    bits: float = 32.0
-    alphabet: str = ""
-    seed: int = 0
-
-    @property
-    def key(self) -> str:
-        """Its name in the results."""
-        return " | ".join((self.task, self.arm, f"{self.bits:g}", self.alphabet or "-", str(self.seed)))
-
-
-def cells(plan: Plan, quick: bool) -> Iterator[Cell]:
-    """All of a plan; those that share a conversion follow each other."""
-    yield Cell(plan.task, "dense")
-    for bits, alphabet in plan.pairs:
-        for seed in range(plan.seeds if bits == 2 and not quick else 1):
-            place = {"bits": bits, "alphabet": alphabet, "seed": seed}
-            if bits in plan.plain:
-                yield Cell(plan.task, "replaced", **place)
-            yield Cell(plan.task, "calibrated", **place)
-            yield Cell(plan.task, "dibard", **place)
-            if bits in plan.flips:
-                yield Cell(plan.task, "flips", **place)
-            if bits in plan.random:
-                yield Cell(plan.task, "random", **place)
-    for bits in ROUNDED_BITS:
-        yield Cell(plan.task, "rounded", float(bits))
-        yield Cell(plan.task, "rounded, retuned", float(bits))
-
+Maker = Callable[..., tuple[nn.Module, dict[str, Any]]]
 
 # ---- running one
 
@@ -126,6 +42,7 @@ def cells(plan: Plan, quick: bool) -> Iterator[Cell]:
 def run(cell: Cell, quick: bool) -> dict[str, Any]:
     """Make the model of a cell and measure it."""
     task = made(cell.task, quick)
+    torch.manual_seed(cell.seed)
     began = time.perf_counter()
     model, facts = MAKERS[cell.arm](cell, task, quick)
     facts["seconds"] = time.perf_counter() - began
@@ -142,16 +59,19 @@ def run(cell: Cell, quick: bool) -> dict[str, Any]:
     return facts | {"primary": task.primary, "higher_is_better": task.higher_is_better, "title": task.title}
 
 
+MORE = 1.5  # bits of the model whose components are scored, over those that stay
+
 _tasks: dict[tuple[str, bool], Task] = {}
 _batches: dict[str, list[Batch]] = {}
 _dense: dict[str, nn.Module] = {}
-_calibrated: dict[Cell, nn.Module] = {}
+_losses: dict[str, Any] = {}
+_converted: dict[Cell, nn.Module] = {}  # the last one of its place, for the cells that go on from it
 
 
 def made(name: str, quick: bool) -> Task:
     """The task, and room for its data: those of the one before are dropped."""
     if (name, quick) not in _tasks:
-        for kept in (_tasks, _batches, _dense, _calibrated):
+        for kept in (_tasks, _batches, _dense, _losses, _converted):
             kept.clear()  # type: ignore[attr-defined]
         gc.collect()
         _tasks[name, quick] = TASKS[name](size="quick" if quick else "full")
@@ -173,10 +93,16 @@ def config(cell: Cell, task: Task) -> diba.torch.Config:
 
 
 def loss_of(task: Task) -> Any:
-    """Distance from the dense model's answers; with labels where the task has a loss of its own."""
+    """Distance from the dense model's answers; with labels where the task has a loss of its own.
+
+    The answers are kept for the next cell, which retunes on the same batches: gigabytes for a language model.
+    """
     if callable(task.loss):
         return task.loss
-    return diba.torch.distillation(teacher(task), features=task.loss == "hidden")
+    if task.name not in _losses:
+        features = task.loss == "hidden"
+        _losses[task.name] = diba.torch.distillation(teacher(task), features=features, cache=True)
+    return _losses[task.name]
 
 
 def steps_of(cell: Cell, quick: bool) -> int:
@@ -194,16 +120,34 @@ def replaced(cell: Cell, task: Task, quick: bool) -> tuple[nn.Module, dict[str, 
 
 
 def calibrated(cell: Cell, task: Task, quick: bool) -> tuple[nn.Module, dict[str, Any]]:
-    """Made once for the cells of its place, which get copies."""
-    place = Cell(cell.task, "calibrated", cell.bits, cell.alphabet, cell.seed)
-    facts: dict[str, Any] = {}
-    if place not in _calibrated:
-        _calibrated.clear()
-        model = task.load()
-        seen = _batches[task.name][: 2 if quick else PLAN[cell.task].calibration]
-        report = diba.torch.convert(model, config(cell, task), batches=seen, progress=False)
-        _calibrated[place], facts = model, solved(report)
-    return copy.deepcopy(_calibrated[place]), facts
+    return once(cell, "calibrated", lambda: convert_seeing(cell, task, quick))
+
+
+def once(
+    cell: Cell, arm: str, make: Callable[[], tuple[nn.Module, dict[str, Any]]]
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Made for the first cell of a place that needs it; each gets a copy."""
+    origin, facts = replace(cell, arm=arm), {}
+    if origin not in _converted:
+        _converted.clear()
+        _converted[origin], facts = make()
+    return copy.deepcopy(_converted[origin]), facts
+
+
+def convert_seeing(
+    cell: Cell, task: Task, quick: bool, k: Mapping[str, int] | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Convert layer by layer, on the batches for calibration; k: of every layer, where they differ."""
+    model = task.load()
+    layers = {name: {"k": value} for name, value in (k or {}).items()}
+    chosen = replace(config(cell, task), layers=layers)
+    report = diba.torch.convert(model, chosen, batches=seen(task, quick), progress=False)
+    return model, solved(report) | ({"k": dict(k)} if k else {})
+
+
+def seen(task: Task, quick: bool) -> list[Batch]:
+    """The batches for calibration."""
+    return _batches[task.name][: 2 if quick else PLAN[task.name].calibration]
 
 
 def solved(report: diba.torch.Report) -> dict[str, Any]:
@@ -217,8 +161,10 @@ def solved(report: diba.torch.Report) -> dict[str, Any]:
     }
 
 
-def retuned(cell: Cell, task: Task, quick: bool, flips: bool = False) -> tuple[nn.Module, dict[str, Any]]:
-    model, facts = calibrated(cell, task, quick)
+def retuned(
+    cell: Cell, task: Task, quick: bool, origin: Maker = calibrated, flips: bool = False
+) -> tuple[nn.Module, dict[str, Any]]:
+    model, facts = origin(cell, task, quick)
     return train(cell, task, quick, model, facts, flips)
 
 
@@ -242,6 +188,35 @@ def train(
     return model, facts
 
 
+def allocated(cell: Cell, task: Task, quick: bool) -> tuple[nn.Module, dict[str, Any]]:
+    """As calibrated, with bits where they lower most noise at the model's answers."""
+
+    def make() -> tuple[nn.Module, dict[str, Any]]:
+        loss = diba.torch.fisher(seed=cell.seed, features=task.loss == "hidden")
+        chosen = config(cell, task)
+        moments = diba.torch.calibrate(
+            teacher(task), seen(task, quick), config=chosen, loss=loss, progress=False
+        )
+        began = time.perf_counter()
+        shares = diba.allocate(teacher(task), cell.bits, config=chosen, calibration=moments)
+        spent = time.perf_counter() - began
+        model, facts = convert_seeing(cell, task, quick, shares.k)
+        return model, facts | {"allocate_seconds": spent}
+
+    return once(cell, "allocated", make)
+
+
+def scored(cell: Cell, task: Task, quick: bool) -> tuple[nn.Module, dict[str, Any]]:
+    """As calibrated, with the components that score best in a model of half as many bits again."""
+
+    def make() -> tuple[nn.Module, dict[str, Any]]:
+        large, _ = convert_seeing(replace(cell, bits=MORE * cell.bits), task, quick)
+        scores = diba.torch.scores(large, seen(task, quick), loss_of(task))
+        return convert_seeing(cell, task, quick, diba.torch.keep_best(large, scores, cell.bits))
+
+    return once(cell, "scored", make)
+
+
 def random(cell: Cell, task: Task, quick: bool) -> tuple[nn.Module, dict[str, Any]]:
     model = task.load()
     levels = convert_random(model, config(cell, task), cell.seed)
@@ -260,13 +235,17 @@ def rounded(cell: Cell, task: Task, quick: bool, retune: bool = False) -> tuple[
     return model, facts
 
 
-MAKERS: dict[str, Callable[..., tuple[nn.Module, dict[str, Any]]]] = {
+MAKERS: dict[str, Maker] = {
     "dense": dense,
     "replaced": replaced,
     "calibrated": calibrated,
     "dibard": retuned,
     "flips": partial(retuned, flips=True),
     "random": random,
+    "allocated": allocated,
+    "allocated, retuned": partial(retuned, origin=allocated),
+    "scored": scored,
+    "scored, retuned": partial(retuned, origin=scored),
     "rounded": rounded,
     "rounded, retuned": partial(rounded, retune=True),
 }
@@ -299,6 +278,3 @@ def stored_bytes(model: nn.Module) -> float:
     inside = {id(p) for layer in layers for name, p in layer.named_parameters() if name != "bias"}
     others = {id(p): p.numel() for p in model.parameters() if id(p) not in inside}
     return sum(bits for bits, _ in map(bits_of, layers)) / 8 + 2 * sum(others.values())
-
-
-torch.manual_seed(0)

@@ -37,7 +37,9 @@ REST = 0.05  # seconds before a sample: idle threads wait for work by spinning, 
 
 def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--json", type=Path, help="write the results here, after every model")
+    parser.add_argument(
+        "--json", type=Path, help="write results here, after every model; a second run goes on"
+    )
     parser.add_argument("--jobs", nargs="+", default=list(JOBS), choices=list(JOBS))
     parser.add_argument("--contestants", nargs="+", default=list(CONTESTANTS), choices=CONTESTANTS)
     parser.add_argument("--threads", nargs="+", type=int, metavar="N", help="default: 1 2")
@@ -189,7 +191,9 @@ class Runner:
 
 def compete(job: str, threads: int, chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A row for each contestant in a job."""
-    names = [name for name in chosen.contestants if "tied" not in name or JOBS[job]["tied"]]
+    facts = JOBS[job]
+    names = [name for name in chosen.contestants if "tied" not in name or facts["tied"]]
+    names = [name for name in names if name not in facts["without"]]
     runners: dict[str, Runner] = {}
     try:
         for name in names:
@@ -219,9 +223,14 @@ def main() -> int:
     machine = {k: v for k, v in diba.info().items() if k not in ("threads", "available_memory_bytes")}
     arguments = {k: v for k, v in vars(chosen).items() if k not in ("json", "worker", "markdown")}
     report: dict[str, Any] = {"machine": machine, "arguments": arguments, "factors": "random", "rows": []}
+    if chosen.json and chosen.json.exists():
+        report["rows"] = earlier(chosen.json, machine)
+    there = {(row["job"], row["threads"]) for row in report["rows"]}
     start = time.perf_counter()
     for threads in sorted(chosen.threads):
         for job in chosen.jobs:
+            if (job, threads) in there:
+                continue
             report["rows"] += compete(job, threads, chosen)
             report["bars"] = table.bars(report["rows"])
             report["load_average"], report["seconds"] = os.getloadavg(), round(time.perf_counter() - start)
@@ -229,6 +238,18 @@ def main() -> int:
                 chosen.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(table.markdown(report))
     return 0
+
+
+def earlier(path: Path, machine: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of a run that was stopped.
+
+    Raises:
+        SystemExit: they are of another machine.
+    """
+    report = json.loads(path.read_text(encoding="utf-8"))
+    if report["machine"] != machine:
+        raise SystemExit(f"{path} was measured on another machine or with other versions; use another file")
+    return report["rows"]
 
 
 if __name__ == "__main__":

@@ -29,6 +29,10 @@ ARMS = {
     "calibrated": "calibrated",
     "dibard": "+ DiBARD",
     "flips": "+ flips",
+    "allocated": "calibrated, bits shared out by noise",
+    "allocated, retuned": "+ DiBARD",
+    "scored": "calibrated, bits shared out by scores",
+    "scored, retuned": "+ DiBARD",
     "random": "random binaries, retuned alike",
     "rounded": "rounded, groups of 64",
     "rounded, retuned": "rounded, scales retuned",
@@ -73,9 +77,12 @@ def task_table(groups: dict[tuple[float, str, str], list[dict[str, Any]]]) -> st
     lines = [f"{first['title']}:", "", "| " + " | ".join(head) + " |"]
     lines.append("| :--- | ---: | :--- |" + " ---: |" * (1 + len(names)))
     order = list(ARMS)
-    rows = sorted(
-        groups, key=lambda key: (order.index(key[2]) > 5, key[0] if key[2] != "dense" else 0, key[1])
-    )
+
+    def place(row: tuple[float, str, str]) -> tuple[bool, float, str, int]:
+        bits, alphabet, arm = row
+        return arm.startswith("rounded"), bits if arm != "dense" else 0, alphabet, order.index(arm)
+
+    rows = sorted(groups, key=place)
     for bits, alphabet, arm in rows:
         cells = groups[bits, alphabet, arm]
         size = "" if arm == "dense" else f"{mean(cell['layer_bits'] for cell in cells):.2f}"

@@ -22,6 +22,7 @@ from .conv import DiBAConv1d, DiBAConv2d
 from .convert import convert
 from .embedding import DiBAEmbedding
 from .factors import Factors
+from .fisher import fisher
 from .flips import Flips
 from .linear import DiBALinear
 from .losses import distillation, model_loss
@@ -47,6 +48,7 @@ __all__ = [
     "calibrate",
     "convert",
     "distillation",
+    "fisher",
     "keep_best",
     "model_loss",
     "retune",

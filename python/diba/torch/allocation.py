@@ -44,14 +44,15 @@ def allocate(
 
     The noise of a layer is ``|A - F|^2``, relative to ``|A|^2`` so that layers of large weights do not take
     all. With ``calibration`` it is that of the layer's outputs, ``tr((A - F) S (A - F)')``; where that saw
-    gradients too, each output is weighed by its mean squared gradient, so that the sum estimates, to second
-    order and with a diagonal Fisher matrix, what the loss of the model rises by.
+    gradients too, each output is weighed by its mean squared gradient, and each layer by how many vectors it
+    multiplied, so that the sum estimates, to second order and with a diagonal Fisher matrix, what the loss of
+    the model rises by.
 
     Args:
         model: Dense; nothing in it is changed.
         bits_per_weight: Mean over the weights of these layers, diagonals counted.
         config: Which layers, and alphabet, method, seed; its own sizes are not used.
-        calibration: Of :func:`calibrate`, best with ``loss=``.
+        calibration: Of :func:`calibrate`, best with ``loss=diba.torch.fisher()``.
         sizes: Where noise is measured, as shares of ``bits_per_weight``; no k falls outside of them.
         progress: Called with (name, layers done, layers) after each.
         threads: For the solver; None uses ``diba.num_threads()``.
@@ -109,7 +110,7 @@ def _noise(error: NDArray[np.float64], moments: Moments | None, rows: NDArray[np
     if moments is None:
         return float(np.vdot(error, error))
     if rows is not None:
-        error = error * rows[:, None]
+        error = error * (rows * math.sqrt(moments.outputs))[:, None]
     return max(0.0, float(np.vdot(error @ np.asarray(moments.second), error)))
 
 

@@ -138,7 +138,8 @@ class _Recorder:
             leader = self._leaders.get(name, name)
             if leader in seconds:
                 count = self._products[leader].count
-                found[name] = Moments(seconds[leader], count, self._gradient_rms(name))
+                rms = self._gradient_rms(name)
+                found[name] = Moments(seconds[leader], count, rms, self._gradients[name])
         return Calibration(found)
 
     def _gradient_rms(self, name: str) -> Any:

@@ -14,7 +14,16 @@ from torch import Tensor, nn
 from .. import _check
 from .batches import call, evaluating, plain_grad
 
-__all__ = ["Distillation", "Loss", "differentiable", "distillation", "model_loss"]
+__all__ = [
+    "Distillation",
+    "Forward",
+    "Loss",
+    "answer",
+    "differentiable",
+    "distillation",
+    "model_loss",
+    "positions",
+]
 
 Loss = Callable[[nn.Module, Any], Tensor]
 """``loss(model, batch) -> scalar tensor``; a smaller value is better."""
@@ -113,14 +122,14 @@ class Distillation:
                 "teacher = copy.deepcopy(model)"
             )
         output = self._forward(model, batch)
-        student, logits = self._answer(output, model)
+        student, logits = answer(output, model, self._features)
         teacher = self._teach(batch).to(student.device)
         if teacher.shape != student.shape:
             raise ValueError(
                 f"the teacher's output has shape {tuple(teacher.shape)}; it must be {tuple(student.shape)}, "
                 f"the shape of the model's: use the model from before its conversion"
             )
-        chosen = _positions(batch, student)
+        chosen = positions(batch, student)
         loss = (self._divergence if logits else _relative_error)(
             student[chosen].float(), teacher[chosen].float()
         )
@@ -154,29 +163,7 @@ class Distillation:
 
     def _run_teacher(self, batch: Any) -> Tensor:
         with torch.no_grad(), evaluating(self.teacher):
-            return self._answer(self._forward(self.teacher, batch), self.teacher)[0]
-
-    def _answer(self, output: Any, model: nn.Module) -> tuple[Tensor, bool]:
-        """The tensor to compare, and whether it holds logits."""
-        if isinstance(output, Tensor):
-            return output, not self._features
-        logits = _field(output, "logits")
-        if isinstance(logits, Tensor) and not self._features:
-            return logits, True
-        hidden = _field(output, "hidden_states")
-        first = hidden[-1] if hidden else _field(output, "last_hidden_state")
-        if first is None and not isinstance(output, Mapping) and isinstance(output, (tuple, list)):
-            first = next((part for part in output if isinstance(part, Tensor)), None)
-        if not isinstance(first, Tensor):
-            wanted = (
-                "hidden states (put output_hidden_states=True into the batch)"
-                if logits is not None
-                else "logits"
-            )
-            raise ValueError(
-                f"the output of {type(model).__name__} is {type(output).__name__} without {wanted}"
-            )
-        return first, False
+            return answer(self._forward(self.teacher, batch), self.teacher, self._features)[0]
 
 
 def _relative_error(student: Tensor, teacher: Tensor) -> Tensor:
@@ -185,7 +172,30 @@ def _relative_error(student: Tensor, teacher: Tensor) -> Tensor:
     )
 
 
-def _positions(batch: Any, output: Tensor) -> Any:
+def answer(output: Any, model: nn.Module, features: bool) -> tuple[Tensor, bool]:
+    """The tensor of a model's output that counts, and whether it holds logits.
+
+    Raises:
+        ValueError: the output has none.
+    """
+    if isinstance(output, Tensor):
+        return output, not features
+    logits = _field(output, "logits")
+    if isinstance(logits, Tensor) and not features:
+        return logits, True
+    hidden = _field(output, "hidden_states")
+    first = hidden[-1] if hidden else _field(output, "last_hidden_state")
+    if first is None and not isinstance(output, Mapping) and isinstance(output, (tuple, list)):
+        first = next((part for part in output if isinstance(part, Tensor)), None)
+    if not isinstance(first, Tensor):
+        wanted = (
+            "hidden states (put output_hidden_states=True into the batch)" if logits is not None else "logits"
+        )
+        raise ValueError(f"the output of {type(model).__name__} is {type(output).__name__} without {wanted}")
+    return first, False
+
+
+def positions(batch: Any, output: Tensor) -> Any:
     """An index of the positions (output without its last axis) that count."""
     shape = output.shape[:-1]
     for name, unused in (("attention_mask", 0), ("decoder_attention_mask", 0), ("labels", -100)):

@@ -38,11 +38,19 @@ class Moments:
         count: Input vectors the mean was taken over: tokens, or patches of a convolution.
         gradient_rms: Root mean square of dloss/dy for every output y, float64, shape (m,); None where no loss
             was given.
+        gradient_count: Output vectors that mean was taken over, all positions of a convolution; 0 stands for
+            ``count``.
     """
 
     second: Floats
     count: int
     gradient_rms: Floats | None = None
+    gradient_count: int = 0
+
+    @property
+    def outputs(self) -> int:
+        """How many vectors the layer made of these batches, as far as is known."""
+        return self.gradient_count or self.count
 
     @property
     def importance(self) -> tuple[Floats | None, Floats]:
@@ -97,12 +105,14 @@ class Calibration(Mapping[str, Moments]):
             pair = (id(a.second), id(b.second))
             if pair not in sums:
                 sums[pair] = _mean(a.second, a.count, b.second, b.count)
-            gradient = None
+            gradient, outputs = None, 0
             if a.gradient_rms is not None and b.gradient_rms is not None:
                 lengths = b.gradient_rms.shape, a.gradient_rms.shape
                 _check.equal(lengths[0], f"other[{name!r}].gradient_rms.shape", lengths[1], "shape here")
-                gradient = np.sqrt(_mean(a.gradient_rms**2, a.count, b.gradient_rms**2, b.count))
-            merged[name] = Moments(sums[pair], a.count + b.count, gradient)
+                outputs = a.outputs + b.outputs
+                squares = _mean(a.gradient_rms**2, a.outputs, b.gradient_rms**2, b.outputs)
+                gradient = np.sqrt(squares)
+            merged[name] = Moments(sums[pair], a.count + b.count, gradient, outputs)
         return Calibration(merged)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -119,7 +129,8 @@ class Calibration(Mapping[str, Moments]):
             tensors.setdefault(f"second.{number}", moments.second[np.tril_indices(n)])
             if moments.gradient_rms is not None:
                 tensors[f"gradient.{name}"] = moments.gradient_rms
-            layers[name] = {"second": number, "n": n, "count": moments.count}
+            counts = {"count": moments.count, "gradient_count": moments.gradient_count}
+            layers[name] = {"second": number, "n": n, **counts}
         save_file(tensors, _check.path(path), {_KEY: json.dumps(layers)})
 
     @classmethod
@@ -158,7 +169,7 @@ def _read(layers: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> dict[str,
         gradient = tensors.get(f"gradient.{name}")
         if gradient is not None:
             gradient = _floats(gradient, len(gradient))
-        result[name] = Moments(seconds[number], count, gradient)
+        result[name] = Moments(seconds[number], count, gradient, int(entry["gradient_count"]))
     return result
 
 
