@@ -18,6 +18,7 @@ takes small subsets of everything, to try it out.
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import os
 import sys
@@ -33,8 +34,10 @@ import torch
 
 import diba
 from models_arms import run
+from models_bars import bars
 from models_plan import PLAN, Cell, cells, units
-from models_table import save_report, table
+from models_table import table
+from results_file import write_whole
 
 __all__ = ["main"]
 
@@ -61,10 +64,11 @@ def main(argv: list[str] | None = None) -> int:
     def keep(cell: Cell, result: dict[str, Any]) -> None:
         found = report["cells"] | {cell.key: result}
         report["cells"] = {cell.key: found[cell.key] for cell in planned if cell.key in found}
+        report["bars"] = bars(report)
         shown = {name: round(value, 4) for name, value in result["metrics"].items()}
         print(f"{cell.key}: {shown} {result['total_seconds']:.0f} s", file=sys.stderr, flush=True)
         if args.json:
-            save_report(report, args.json)
+            write_whole(args.json, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
 
     try:
         work(left, keep, args)
@@ -128,8 +132,6 @@ def load(path: Path | None, quick: bool, threads: int) -> dict[str, Any]:
     Raises:
         SystemExit: the file is of another kind of run.
     """
-    import json
-
     machine = {
         "diba": diba.__version__,
         "torch": torch.__version__,

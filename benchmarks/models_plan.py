@@ -81,7 +81,7 @@ PLAN = {
             "whisper",
             steps=40,
             calibration=10,
-            pairs=((2.0, "sign"), (2.0, "binary"), (1.0, "sign"), (3.0, "sign")),
+            pairs=((2.0, "sign"), (1.0, "sign"), (2.0, "binary"), (3.0, "sign")),
             plain=(2.0,),
         ),
         Plan(
@@ -111,7 +111,6 @@ PLAN = {
             flips=(0.25, 0.5, 1.0, 2.0),
             plain=(0.25, 0.5, 1.0, 2.0, 3.0),
             random=(0.25, 0.5, 1.0, 2.0, 3.0),
-            shared=((0.25, "sign"), (0.5, "sign")),
         ),
     )
 }

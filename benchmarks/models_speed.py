@@ -29,6 +29,7 @@ import diba
 import models_speed_table as table
 from diba._timing import blas_threads
 from models_speed_table import CONTESTANTS, JOBS
+from results_file import write_whole
 
 THREADS = (1, 2)
 QUICK = {"rounds": 2, "threads": [1]}
@@ -235,7 +236,7 @@ def main() -> int:
             report["bars"] = table.bars(report["rows"])
             report["load_average"], report["seconds"] = os.getloadavg(), round(time.perf_counter() - start)
             if chosen.json:
-                chosen.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+                write_whole(chosen.json, json.dumps(report, indent=1) + "\n")
     print(table.markdown(report))
     return 0
 

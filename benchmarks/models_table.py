@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Iterable
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
-__all__ = ["METRICS", "NAMES", "grouped", "save_report", "table"]
+from matvec_table import bar_cells, line
+from matvec_table import table as head
+
+__all__ = ["METRICS", "NAMES", "grouped", "table"]
 
 NAMES = {"binary": "0/1", "sign": "±1"}
 METRICS = {  # heading, decimals, factor
@@ -39,16 +39,6 @@ ARMS = {
 }
 
 
-def save_report(report: dict[str, Any], path: Path) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as part:
-        part.write(text)
-    Path(part.name).replace(path)
-    path.chmod(0o644)
-
-
 Key = tuple[str, float, str, str]  # task, bits, alphabet, arm
 
 
@@ -61,13 +51,26 @@ def grouped(report: dict[str, Any]) -> dict[Key, list[dict[str, Any]]]:
 
 
 def table(report: dict[str, Any]) -> str:
-    """A Markdown table for each task; several seeds give a mean and half the spread."""
+    """A Markdown table for each task, and the bars; several seeds give a mean and half the spread."""
     groups = grouped(report)
     parts = []
     for task in dict.fromkeys(key[0] for key in groups):
         mine = {key[1:]: cells for key, cells in groups.items() if key[0] == task}
         parts.append(task_table(mine))
-    return "\n\n".join(parts)
+    bars = [line([entry["name"], *bar_cells(entry)]) for entry in report.get("bars", ())]
+    parts.append("\n".join([*head(["Bar", "Required", "Measured", "Met"]), *bars]))
+    return "\n\n".join([*parts, note(report)])
+
+
+def note(report: dict[str, Any]) -> str:
+    machine = report["machine"]
+    spent = sum(cell["total_seconds"] for cell in report["cells"].values())
+    return (
+        f"{len(report['cells'])} cells, {spent / 60:.0f} minutes of one core in all, on "
+        f"{' '.join(machine['processor'].split())} ({machine['isa']}), torch {machine['torch']}. Bits are "
+        "those stored for each weight of the replaced layers; MB those of the whole model on disk, what is "
+        "not replaced at 16 bits a number. Several seeds: mean ± half the range."
+    )
 
 
 def task_table(groups: dict[tuple[float, str, str], list[dict[str, Any]]]) -> str:

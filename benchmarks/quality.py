@@ -30,6 +30,7 @@ import diba
 from quality_cells import BITS, METHODS, Cell, cost, limit_threads, matrices, plan, run
 from quality_table import markdown_report
 from realdata import SOURCES, MissingWeightsError, RealMatrix
+from results_file import write_whole
 
 Report = dict[str, Any]
 LEFT_OUT = ("available_memory_bytes", "threads")  # of diba.info(): differ from run to run
@@ -71,9 +72,7 @@ def save(report: Report, path: Path) -> None:
     parts["matrices"] = "{\n" + ",\n".join(rows) + "\n }"
     parts["cells"] = "[\n" + ",\n".join(f"  {json.dumps(cell)}" for cell in report["cells"]) + "\n ]"
     text = "{\n" + ",\n".join(f" {json.dumps(name)}: {part}" for name, part in parts.items()) + "\n}\n"
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, text)
 
 
 def machine() -> dict[str, Any]:

@@ -8,7 +8,7 @@ import struct
 import tarfile
 import wave
 import zlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -277,3 +277,70 @@ def test_random_control_replaces_what_conversion_would(benchmark: Benchmark) -> 
         benchmark("models_control").convert_random(
             nn.Sequential(nn.Linear(8, 8)), diba.torch.Config(snr_db=3.0)
         )
+
+
+# ---- the plan, the table, the bars
+
+
+def test_cells_of_a_conversion_stay_together(benchmark: Benchmark) -> None:
+    plans = benchmark("models_plan")
+    plan = plans.Plan(
+        "mlp", 1, 1, pairs=((2.0, "sign"), (1.0, "binary")), seeds=(2.0,), shared=((2.0, "sign"),)
+    )
+    chosen = list(plans.cells(plan, quick=False))
+    assert len({cell.key for cell in chosen}) == len(chosen)
+    groups = list(plans.units(chosen))
+    assert [cell for group in groups for cell in group] == chosen
+    places = [{cell.place for cell in group} for group in groups]
+    assert all(len(place) == 1 for place in places)
+    assert len(set().union(*places)) == len(groups)  # none comes twice
+    arms = [cell.arm for cell in groups[1]]
+    assert arms.index("calibrated") < arms.index("dibard")
+    assert {cell.seed for cell in chosen if cell.bits == 2 and cell.alphabet == "sign"} == {0, 1, 2}
+    assert {cell.seed for cell in plans.cells(plan, quick=True)} == {0}
+
+
+def report_of(values: dict[tuple[str, float], list[float]]) -> dict[str, Any]:
+    """Accuracies of (arm, bits), one for each seed, as models.py keeps them."""
+    cells = {}
+    for (arm, bits), accuracies in values.items():
+        alphabet = "" if arm == "dense" or arm.startswith("rounded") else "sign"
+        for seed, accuracy in enumerate(accuracies):
+            cells[f"{arm} {bits} {seed}"] = {
+                "task": "mlp", "arm": arm, "bits": bits, "alphabet": alphabet, "seed": seed,
+                "metrics": {"accuracy": accuracy}, "primary": "accuracy", "higher_is_better": True,
+                "title": "Net", "bytes": 1e6, "layer_bits": bits, "total_seconds": 40.0,
+            }  # fmt: skip
+    machine = {"processor": "A  processor", "isa": "scalar", "torch": "2"}
+    return {"cells": cells, "machine": machine}
+
+
+def test_bars_compare_with_dense_plain_and_random(benchmark: Benchmark) -> None:
+    bars = benchmark("models_bars").bars
+    values = {
+        ("dense", 32.0): [0.9],
+        ("replaced", 2.0): [0.5, 0.7],
+        ("calibrated", 2.0): [0.7],
+        ("dibard", 2.0): [0.82, 0.86],
+        ("random", 2.0): [0.3, 0.4],
+        ("allocated", 2.0): [0.75],
+    }
+    report = report_of(values)
+
+    def of(text: str, model: str = "MLP") -> dict[str, Any]:
+        found = [e for e in bars(report) if e["name"].startswith(model) and f": {text}" in e["name"]]
+        assert len(found) == 1
+        return found[0]
+
+    below = of("points of accuracy below dense")
+    assert below["measured"] == pytest.approx(6)
+    assert not below["met"]
+    assert of("share of the loss")["measured"] == pytest.approx((0.84 - 0.6) / (0.9 - 0.6))
+    control = of("better than random")
+    assert control["measured"] == pytest.approx(100 * (0.84 - 0.35))
+    assert control["required"] == pytest.approx(5)  # half of 30 % to 40 %
+    assert of("gain of bits shared out by noise, calibrated")["measured"] == pytest.approx(5)
+    assert of("points of word error rate", "Whisper")["met"] is None
+    plain = benchmark("models_table").table(report | {"bars": bars(report)})
+    assert "| + DiBARD | 2.00 | ±1 | 1.00 | 84.0 ± 2.0 |" in plain
+    assert "6 minutes of one core in all, on A processor" in plain  # nine cells of 40 s
