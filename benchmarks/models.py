@@ -21,6 +21,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -91,6 +92,7 @@ def work(left: list[Cell], keep: Callable[[Cell, dict[str, Any]], None], args: a
     context = multiprocessing.get_context("spawn")
     results = context.SimpleQueue()
     setup = args.threads, args.quick, results
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes end as well
     with ProcessPoolExecutor(args.jobs, context, start, setup) as pool:
         running = {pool.submit(run_unit, unit) for unit in units(left)}
         try:

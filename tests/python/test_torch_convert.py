@@ -416,6 +416,16 @@ def test_objectives_are_those_of_solve() -> None:
         assert report.layers[0].output_snr_db == pytest.approx(10 * math.log10(signal / noise), rel=1e-6)
 
 
+def test_few_vectors_are_trusted_less() -> None:
+    A = perceptron()[0].weight.detach().numpy()
+    S = moments(24).second
+    for count, share in ((10, 24 / 68), (100_000, 0.1)):
+        model = perceptron()
+        quiet(model, calibration=Calibration({"0": Moments(S, count)}))
+        expected = diba.solve(A, covariance=(S, share), bits_per_weight=4, method="greedy")
+        assert model[0].factorization() == expected
+
+
 def test_gradients_weigh_the_rows_of_the_covariance_objective() -> None:
     known = moments(24, 32)
     A = perceptron()[0].weight.detach().numpy().astype(np.float64)

@@ -289,8 +289,10 @@ def test_the_dense_model_is_whole_again_where_one_layer_has_two_names():
     def factor(layer, matrix, moments):
         if layer == "4":
             C, S, _ = moments_between(dense, model, layer, batches)
-            D = 0.1 * np.diag(S.diagonal())
-            target = matrices(dense, ["4"])["4"] @ (0.9 * C + D) @ np.linalg.inv(0.9 * S + D)
+            share = 4 / (2 * (4 + 9))  # of the diagonal: four inputs, nine vectors
+            D = share * np.diag(S.diagonal())
+            inverse = np.linalg.inv((1 - share) * S + D)
+            target = matrices(dense, ["4"])["4"] @ ((1 - share) * C + D) @ inverse
             np.testing.assert_allclose(matrix, target, rtol=0, atol=1e-5 * np.abs(target).max())
         replace(model, layer, 0.3)
         model[2] = model[0]

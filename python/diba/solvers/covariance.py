@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from ..progress import ProgressCallback
     from .deadline import Deadline
 
-__all__ = ["SHRINK", "Correlated", "descend", "input_scales", "output_error", "shrunk"]
+__all__ = ["SHRINK", "Correlated", "descend", "input_scales", "output_error", "shrinkage", "shrunk"]
 
 SHRINK = 0.1
 """Share of the diagonal in S by default.
@@ -48,6 +48,15 @@ Held out, on all-MiniLM-L6-v2 (benchmarks/activation_error.py), 0.1 is within 0.
 """
 
 _BLOCK = 32  # columns that are brought up to date one by one
+
+
+def shrinkage(n: int, count: int) -> float:
+    """Share of the diagonal in an S that is the mean over ``count`` vectors of length n.
+
+    SHRINK, or more where there are few vectors: n / (2 (n + count)), about the share that does best held out
+    (benchmarks/activation_error.py with few --tokens).
+    """
+    return max(SHRINK, n / (2 * (n + count)))
 
 
 def shrunk(S: FloatArray, shrink: float = SHRINK) -> NDArray[np.float64]:

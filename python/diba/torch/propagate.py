@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .. import _check
 from .._check_arrays import describe
-from ..solvers.covariance import SHRINK
+from ..solvers.covariance import shrinkage
 from .batches import call, evaluating, repeatable, token_masks
 from .blocks import Block, Group, Item, captured, collect, plan, run_block
 from .correction import InputSums, correction
@@ -47,7 +47,7 @@ def run(
     factor: Factor,
     *,
     strength: float = 1.0,
-    shrink: float = SHRINK,
+    shrink: float | None = None,
     calibration: Calibration | None = None,
     blocks: bool = True,
 ) -> None:
@@ -62,7 +62,7 @@ def run(
             layers in the place of the dense ones, or leave them dense, before it returns.
         strength: How far the target goes from A (0) to A' (1), which makes up for errors of earlier layers;
             at 0 the dense model is not run at all.
-        shrink: Share of the diagonal in S~, that of the solver.
+        shrink: Share of the diagonal in S~; None: that of the solver, by the number of vectors.
         calibration: Where ``gradient_rms`` is taken from.
         blocks: Run sequences of blocks block by block, where the model has them; False runs the whole model
             for every group, which gives the same up to rounding.
@@ -77,7 +77,8 @@ def run(
         nothing but sums. Dense layers are kept while later steps need the dense model.
     """
     _check.instance(model, "model", nn.Module, "use the torch model itself")
-    strength, shrink = _share(strength, "strength"), _share(shrink, "shrink")
+    strength = _share(strength, "strength")
+    shrink = None if shrink is None else _share(shrink, "shrink")
     if not callable(factor):
         raise TypeError(f"factor is {describe(factor)}; it must be a callable with a sequence of layers")
     layers = _layers(model, names)
@@ -132,7 +133,7 @@ class _Run:
         batches: Iterable[Any],
         factor: Factor,
         strength: float,
-        shrink: float,
+        shrink: float | None,
         calibration: Calibration | None,
     ) -> None:
         self.keep = strength > 0  # dense layers, for steps to come
@@ -211,7 +212,8 @@ class _Run:
     def _solve(self, group: Group, sums: InputSums) -> None:
         second = sums.second(group.names[0])
         cross = sums.cross()
-        change = None if cross is None else self._strength * correction(cross, second, self._shrink)
+        shrink = shrinkage(len(second), sums.count) if self._shrink is None else self._shrink
+        change = None if cross is None else self._strength * correction(cross, second, shrink)
         wanted = []
         for name in group.names:
             matrix = _matrix(self._model.get_submodule(name))

@@ -10,6 +10,7 @@ import torch
 
 import diba
 
+from ..solvers.covariance import shrinkage
 from .layers import factored_matrix
 
 if TYPE_CHECKING:
@@ -54,11 +55,12 @@ def factorization(
     rows, cols = moments.importance
     if minimised == "importance":
         return diba.solve(matrix, importance=(rows, cols), **options)
+    options["covariance"] = moments.second, shrinkage(len(moments.second), moments.count)
     if rows is None:
-        return diba.solve(matrix, covariance=moments.second, **options)
+        return diba.solve(matrix, **options)
     # sum_i o_i^2 (A - F)_i S (A - F)_i': the covariance objective of o A, whose factors have d1 = o d1.
     rows = rows / np.sqrt(np.mean(rows**2))
-    f = diba.solve(matrix * rows[:, None], covariance=moments.second, **options)
+    f = diba.solve(matrix * rows[:, None], **options)
     return diba.Factorization(f.d1 / rows, f.b1, f.d2, f.b2, f.d3).round_diagonals()
 
 
