@@ -224,7 +224,7 @@ def test_inputs_that_are_not_finite_name_the_layer_and_the_batch():
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
     with pytest.raises(ValueError, match=r"inputs of layer '0' are not finite in batch 1"):
         calibrate(model, [torch.ones(1, 3), torch.tensor([[1.0, torch.nan, 0.0]])])
-    with pytest.raises(ValueError, match=r"gradients of the outputs of layer '.' are not finite in batch 0"):
+    with pytest.raises(ValueError, match=r"gradients of the outputs of layer '.' in batch 0 are not finite"):
         calibrate(model, [torch.ones(1, 3)], loss=lambda net, x: (net(x) * 0).pow(0.5).sum())
 
 

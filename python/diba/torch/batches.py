@@ -7,6 +7,7 @@ tensor. Nothing is moved between devices.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import inspect
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,7 +18,17 @@ from torch import Tensor, nn
 
 from .._check_arrays import describe
 
-__all__ = ["HELD_BYTES", "call", "evaluating", "plain_grad", "repeatable", "shown", "size", "token_masks"]
+__all__ = [
+    "HELD_BYTES",
+    "call",
+    "digest",
+    "evaluating",
+    "plain_grad",
+    "repeatable",
+    "shown",
+    "size",
+    "token_masks",
+]
 
 HELD_BYTES = 2**30
 """A generator is read once only, so its batches are held in memory, up to this many bytes of tensors."""
@@ -121,6 +132,24 @@ def token_masks(batch: Any) -> list[Tensor]:
         return []
     found = [batch[name] for name in _MASKS if isinstance(batch.get(name), Tensor)]
     return [mask != 0 for mask in found if mask.ndim == 2 and not bool(mask.all())]
+
+
+def digest(batch: Any) -> bytes:
+    """The content of a batch, as a key."""
+    state = hashlib.blake2b(digest_size=16)
+    for part in (
+        batch.values()
+        if isinstance(batch, Mapping)
+        else batch
+        if isinstance(batch, (tuple, list))
+        else [batch]
+    ):
+        if isinstance(part, Tensor):
+            state.update(repr((part.shape, part.dtype)).encode())
+            state.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        else:
+            state.update(repr(part).encode())
+    return state.digest()
 
 
 @contextlib.contextmanager

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from .. import _check
 from .._check_arrays import describe
 from .batches import call, evaluating, plain_grad, repeatable, shown, token_masks
+from .gradients import backward, frozen, output_gradients, row_squares
 from .moments import Calibration, Moments
-from .vectors import Products, input_of, input_size, kind, output_rows, vectors
+from .vectors import Products, input_of, input_size, kind, vectors
 
 __all__ = ["calibrate", "dense_layers"]
 
@@ -107,14 +108,14 @@ class _Recorder:
         with ExitStack() as stack:
             stack.enter_context(evaluating(model))
             stack.enter_context(plain_grad(loss is not None))
-            stack.enter_context(_frozen(model))
+            stack.enter_context(frozen(model))
             stack.enter_context(self._hooks(loss is not None))
             for batch in shown(batches, "calibrate", progress):
                 self._start(batch)
                 if loss is None:
                     call(model, batch)
                 else:
-                    _backward(loss(model, batch), self._batch)
+                    backward(loss(model, batch), self._batch)
                 if any(
                     self._calls.get(name) != self._calls.get(lead) for name, lead in self._leaders.items()
                 ):
@@ -153,8 +154,8 @@ class _Recorder:
             for name, module in self._layers.items():
                 before = module.register_forward_pre_hook(partial(self._before, name), with_kwargs=True)
                 stack.callback(before.remove)
-                if gradients:
-                    stack.callback(module.register_forward_hook(partial(self._after, name)).remove)
+            if gradients:
+                stack.enter_context(output_gradients(self._layers, self._gradient))
             yield
 
     def _start(self, batch: Any) -> None:
@@ -192,47 +193,8 @@ class _Recorder:
             self._inputs[key] = known
         return known[1], known[2]
 
-    def _after(self, name: str, module: nn.Module, args: Any, output: Any) -> Tensor | None:
-        y = output
-        replaced = not y.requires_grad
-        if replaced:  # nothing before it has parameters that ask for gradients: the graph begins here
-            y = y.detach().requires_grad_().clone()
-        y.register_hook(partial(self._gradient, name, module, self._masks))
-        return y if replaced else None
-
-    def _gradient(self, name: str, module: nn.Module, masks: Sequence[Tensor], gradient: Tensor) -> None:
-        rows = output_rows(module, gradient.detach(), masks)
-        squares = rows.double().square().sum(0).cpu()
-        if not squares.isfinite().all():
-            raise ValueError(
-                f"the gradients of the outputs of layer {name!r} are not finite in batch {self._batch}; they "
-                f"must be: check the loss, or run the model in float32"
-            )
-        self._squares[name] = self._squares.get(name, 0) + squares
-        self._gradients[name] += len(rows)
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter asks for gradients; what each asked for is restored at the end."""
-    asked = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        for parameter, _ in asked:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter, wish in asked:
-            parameter.requires_grad_(wish)
-
-
-def _backward(value: Any, batch: int) -> None:
-    wanted = "it must return a scalar tensor that depends on the model's outputs"
-    if not isinstance(value, Tensor) or value.numel() != 1:
-        raise TypeError(f"loss returned {describe(value)}; {wanted}")
-    if not value.requires_grad:
-        raise ValueError(
-            f"loss returned a tensor without gradient; {wanted}, with no detach or no_grad between"
-        )
-    if not value.isfinite():
-        raise ValueError(f"loss is {value.item()} in batch {batch}; it must be finite: check the batch")
-    value.backward()  # type: ignore[no-untyped-call]
+    def _gradient(self, name: str, number: int, gradient: Tensor) -> None:
+        where = f"layer {name!r} in batch {self._batch}"
+        squares = row_squares(self._layers[name], gradient, self._masks, where)
+        self._squares[name] = self._squares.get(name, 0) + squares.sum(0).cpu()
+        self._gradients[name] += len(squares)

@@ -20,6 +20,7 @@ from .report import LayerReport, Report
 from .select import Target, check, select
 
 if TYPE_CHECKING:
+    from .losses import Loss
     from .moments import Moments
 
 __all__ = ["convert"]
@@ -31,6 +32,7 @@ def convert(
     *,
     calibration: Mapping[str, Moments] | None = None,
     batches: Iterable[Any] | None = None,
+    loss: Loss | None = None,
     progress: bool | Callable[[LayerReport, int, int], object] = True,
     **settings: Any,
 ) -> Report:
@@ -48,6 +50,9 @@ def convert(
         batches: What the model is called with, repeatable. Layers are then compressed in the order in which
             they run, each for the inputs that the compressed layers before it leave; ``calibration`` then
             gives only gradients of outputs.
+        loss: With ``batches``, ``loss(model, batch)``, such as :func:`diba.torch.fisher`: its gradients in
+            the dense model say how much each input vector and each output matters, and errors count
+            accordingly. Batches must then be the same every time they are read.
         progress: True shows a bar (with tqdm), False nothing; a callable takes ``(LayerReport, layers done,
             layers in all)`` after every layer, and what it raises ends the run.
         **settings: Arguments of :class:`diba.torch.Config`, instead of ``config``.
@@ -75,6 +80,10 @@ def convert(
     chosen = _config(config, settings)
     selection = select(model, chosen)
     check(selection.targets)
+    if loss is not None and not callable(loss):
+        raise TypeError(f"loss is {describe(loss)}; it must be None or a callable (model, batch) -> scalar")
+    if loss is not None and batches is None:
+        raise ValueError("loss is given without batches, whose vectors it is to weigh; give both or neither")
     moments = _moments(selection.targets, calibration, batches is not None)
     run = Conversion(model, selection.targets, moments, chosen, progress)
     order, skipped = [target.name for target in selection.targets], selection.skipped
@@ -86,7 +95,7 @@ def convert(
             from . import propagate  # only now: it runs models
 
             known = Calibration(moments)  # by the names of the targets, whatever names it came with
-            propagate.run(model, order, batches, run.factor, calibration=known)
+            propagate.run(model, order, batches, run.factor, calibration=known, loss=loss)
     except BaseException as error:
         error.add_note(
             f"diba.torch.convert has replaced {len(run.reports)} of {len(order)} layers; the model works "

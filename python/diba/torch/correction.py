@@ -54,26 +54,53 @@ class InputSums:
 
     def __init__(self, n: int) -> None:
         self._second, self._cross = Products(n), Products(n)
+        self._weight = self._weight_squares = 0.0
         self._paired = True
         self._corrects = False
 
     @property
     def count(self) -> int:
-        """Vectors seen."""
-        return self._second.count
+        """Vectors seen; of unequal weights, as many equal ones as would tell as much (Kish)."""
+        if not self._weight_squares:
+            return self._second.count
+        return max(1, round(self._weight**2 / self._weight_squares))
 
-    def add(self, now: Sequence[Tensor], before: Sequence[Tensor] | None) -> None:
-        """Add the calls of one batch, and the same calls in the dense model if that is another one."""
-        for x in now:
-            self._second.add(x, x)
+    def add(
+        self,
+        now: Sequence[Tensor],
+        before: Sequence[Tensor] | None,
+        weights: Sequence[Tensor | None] | None = None,
+    ) -> None:
+        """Add the calls of one batch, and the same calls in the dense model if that is another one.
+
+        Args:
+            now: Input vectors of every call, shape (count, n).
+            before: Those of the dense model.
+            weights: Of the vectors of every call in the dense model, shape (count,); None: all alike.
+
+        Raises:
+            ValueError: weights and vectors of the dense model differ in number.
+        """
+        weights = weights or [None] * len(now)
+        for x, w in zip(before or now, weights, strict=False):
+            if w is not None and len(w) != len(x):
+                raise ValueError(
+                    f"its loss calls the model with {len(w)} vectors for a layer that in that batch has "
+                    f"{len(x)}; it must call it with the batch as it is, and may leave out answers"
+                )
+        roots = [_roots(x, w) for x, w in zip(now, weights, strict=True)]
+        for x, root in zip(now, roots, strict=True):
+            self._second.add(x * root, x * root)
+            self._weight += float(root.double().square().sum())
+            self._weight_squares += float(root.double().square().square().sum())
         if before is None:
             return
         self._corrects = True
         # experts are sent other tokens than in the dense model: then no x belongs to an x~
         self._paired = self._paired and [len(x) for x in now] == [len(x) for x in before]
         if self._paired:
-            for x, dense in zip(now, before, strict=True):
-                self._cross.add(dense, x)
+            for x, dense, root in zip(now, before, roots, strict=True):
+                self._cross.add(dense * root, x * root)
 
     def second(self, name: str) -> NDArray[np.float64]:
         """S~, exactly symmetric."""
@@ -94,3 +121,10 @@ class InputSums:
             return None
         result: NDArray[np.float64] = self._cross.mean().numpy()
         return result
+
+
+def _roots(x: Tensor, weights: Tensor | None) -> Tensor:
+    """Square roots of weights, shape (count, 1); 1 where they are unknown, or those of other vectors."""
+    if weights is None or len(weights) != len(x):
+        return x.new_ones(len(x), 1)
+    return weights.to(x).sqrt()[:, None]

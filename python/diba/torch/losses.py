@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import _check
-from .batches import call, evaluating, plain_grad
+from .batches import call, digest, evaluating, plain_grad
 
 __all__ = [
     "Distillation",
@@ -154,7 +153,7 @@ class Distillation:
     def _teach(self, batch: Any) -> Tensor:
         if self._cache is None:
             return self._run_teacher(batch)
-        key = _digest(batch)
+        key = digest(batch)
         found = self._cache.get(key)
         if found is None:
             found = self._cache[key] = self._run_teacher(batch)
@@ -207,24 +206,6 @@ def positions(batch: Any, output: Tensor) -> Any:
 
 def _field(output: Any, name: str) -> Any:
     return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
-
-
-def _digest(batch: Any) -> bytes:
-    """The content of a batch, as a key."""
-    state = hashlib.blake2b(digest_size=16)
-    for part in (
-        batch.values()
-        if isinstance(batch, Mapping)
-        else batch
-        if isinstance(batch, (tuple, list))
-        else [batch]
-    ):
-        if isinstance(part, Tensor):
-            state.update(repr((part.shape, part.dtype)).encode())
-            state.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        else:
-            state.update(repr(part).encode())
-    return state.digest()
 
 
 @contextmanager

@@ -15,15 +15,18 @@ from torch import Tensor, nn
 from .. import _check
 from .._check_arrays import describe
 from ..solvers.covariance import shrinkage
-from .batches import call, evaluating, repeatable, token_masks
+from .batches import call, digest, evaluating, repeatable, token_masks
 from .blocks import Block, Group, Item, captured, collect, plan, run_block
 from .correction import InputSums, correction
 from .layers import factored_matrix
 from .moments import Calibration, Moments
+from .sensitivity import Sensitivity, measure
 from .vectors import input_size
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from .losses import Loss
 
 __all__ = ["Factor", "Wanted", "run"]
 
@@ -49,6 +52,7 @@ def run(
     strength: float = 1.0,
     shrink: float | None = None,
     calibration: Calibration | None = None,
+    loss: Loss | None = None,
     blocks: bool = True,
 ) -> None:
     """Call ``factor`` for every layer in execution order, with moments of the inputs the layer has by then.
@@ -64,6 +68,8 @@ def run(
             at 0 the dense model is not run at all.
         shrink: Share of the diagonal in S~; None: that of the solver, by the number of vectors.
         calibration: Where ``gradient_rms`` is taken from.
+        loss: ``loss(model, batch)``: the dense model's gradients weigh vectors and outputs, see
+            :class:`diba.torch.sensitivity.Sensitivity`.
         blocks: Run sequences of blocks block by block, where the model has them; False runs the whole model
             for every group, which gives the same up to rounding.
 
@@ -88,6 +94,8 @@ def run(
         steps = plan(model, read, next(iter(data)))
         order = _plain(steps.steps) if not blocks else steps.steps
         state = _Run(model, data, factor, strength, shrink, calibration)
+        if loss is not None and read:
+            state.sensitivity = measure(model, read, data, loss)
         state.unread([name for name in layers if name not in read])
         for number, step in enumerate(order):
             state.keep = strength > 0 and number + 1 < len(order)
@@ -140,6 +148,7 @@ class _Run:
         self._model, self._batches, self._factor = model, batches, factor
         self._strength, self._shrink, self._calibration = strength, shrink, calibration
         self._replaced: dict[str, nn.Module] = {}
+        self.sensitivity: Sensitivity | None = None
 
     def unread(self, names: Iterable[str]) -> None:
         """Factor layers without inputs to be seen."""
@@ -161,12 +170,12 @@ class _Run:
             if self._strength and self._replaced:
                 with self._dense():
                     [before], _ = collect(self._model, forward, [group], masks, stop=True)
-            sums.add(now, before)
+            sums.add(now, before, self._weights(group, self._key(batch), now))
         self._solve(group, sums)
 
     def sequence(self, blocks: tuple[Block, ...]) -> None:
         """Factor the layers of blocks that follow each other, from the inputs of the first block on."""
-        masks, now, dense = self._captured(blocks[0].name)
+        keys, masks, now, dense = self._captured(blocks[0].name)
         for block in blocks:
             wanted: list[list[list[Tensor]]] = []  # inputs in the dense model, by batch, group and call
             for number, item in enumerate(dense):
@@ -177,19 +186,22 @@ class _Run:
                 sums = InputSums(self._size(group))
                 for number, item in enumerate(now):
                     [found], _ = self._through(block.name, item, [group], masks[number], stop=True)
-                    sums.add(found, wanted[number][index] if wanted else None)
+                    weights = self._weights(group, keys[number], found)
+                    sums.add(found, wanted[number][index] if wanted else None, weights)
                 self._solve(group, sums)
                 for inputs in wanted:
                     inputs[index] = []
             now = [run_block(self._model, block.name, item) for item in now]
 
-    def _captured(self, block: str) -> tuple[list[list[Tensor]], list[Item], list[Item]]:
-        """Masks and what the block is called with, now and in the dense model, for every batch."""
+    def _captured(self, block: str) -> tuple[list[bytes], list[list[Tensor]], list[Item], list[Item]]:
+        """Keys, masks, and what the block is called with, now and in the dense model, for every batch."""
+        keys: list[bytes] = []
         masks: list[list[Tensor]] = []
         now: list[Item] = []
         dense: list[Item] = []
         # A loader may shuffle: both models are run on a batch before the next is read.
         for batch in self._batches:
+            keys.append(self._key(batch))
             masks.append(token_masks(batch))
             now.append(captured(self._model, block, batch))
             if self._strength and self._replaced:
@@ -199,7 +211,16 @@ class _Run:
                 dense.append(now[-1])
         if not self.keep:
             self._replaced.clear()
-        return masks, now, dense
+        return keys, masks, now, dense
+
+    def _key(self, batch: Any) -> bytes:
+        return b"" if self.sensitivity is None else digest(batch)
+
+    def _weights(self, group: Group, key: bytes, calls: Sequence[Tensor]) -> list[Tensor | None] | None:
+        """Of the vectors of every call."""
+        if self.sensitivity is None:
+            return None
+        return [self.sensitivity.weights(key, group.names, number) for number in range(len(calls))]
 
     def _through(
         self, block: str, item: Item, groups: Sequence[Group], masks: list[Tensor], *, stop: bool = False
@@ -219,10 +240,16 @@ class _Run:
             matrix = _matrix(self._model.get_submodule(name))
             if change is not None:
                 matrix += matrix @ change
-            known = self._calibration.get(name) if self._calibration is not None else None
-            gradients = None if known is None else known.gradient_rms
-            wanted.append(Wanted(name, matrix.astype(np.float32), Moments(second, sums.count, gradients)))
+            moments = Moments(second, sums.count, self._gradients(name))
+            wanted.append(Wanted(name, matrix.astype(np.float32), moments))
         self._call_factor(wanted)
+
+    def _gradients(self, name: str) -> NDArray[np.float64] | None:
+        """RMS gradients of a layer's outputs."""
+        if self.sensitivity is not None:
+            return self.sensitivity.outputs(name)
+        known = self._calibration.get(name) if self._calibration is not None else None
+        return None if known is None else known.gradient_rms
 
     def _call_factor(self, wanted: list[Wanted]) -> None:
         names = {layer.name for layer in wanted}

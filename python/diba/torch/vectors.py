@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["PATCHES", "Products", "input_of", "input_size", "kind", "output_rows", "vectors"]
+__all__ = ["PATCHES", "Products", "input_of", "input_size", "kind", "output_rows", "sampled", "vectors"]
 
 PATCHES = 8192
 """Patches of one call of a convolution that are taken at most: a golden-ratio sequence over all positions of
@@ -119,6 +119,11 @@ def _spread(total: int) -> Tensor:
         return torch.arange(total)
     steps = torch.arange(1, PATCHES + 1, dtype=torch.float64) * ((math.sqrt(5) - 1) / 2)
     return torch.unique((steps.frac() * total).long())  # type: ignore[no-any-return]
+
+
+def sampled(module: nn.Module, rows: Tensor) -> Tensor:
+    """Of one row for every vector a layer multiplies, those of the vectors that ``vectors`` takes."""
+    return rows[_spread(len(rows)).to(rows.device)] if isinstance(module, _Conv) else rows
 
 
 class Products:
