@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Whole models: what replacing their dense layers costs, and what calibration and retuning give back.
 
-Every model is measured dense; with factors that know nothing of data ("replaced"); with factors calibrated
-on its training batches, layer by layer ("calibrated"); after training the diagonals (DiBARD); after training
-with a few bits moving ("flips"); and beside two controls: random binaries of the same shape, their diagonals
-fitted and retuned alike ("random"), and round-to-nearest in groups of 64, with its scales retuned ("rounded",
-"rounded, retuned").
+Every model is measured dense; with factors that know nothing of data ("replaced"); with factors calibrated on
+its training batches, layer by layer, inputs and outputs weighed by gradients ("calibrated") or all alike
+("unweighted"); after training the diagonals (DiBARD); after training with a few bits moving ("flips"). Beside
+them stand two controls: random binaries of the same shape, their diagonals fitted and retuned alike
+("random"), and round-to-nearest in groups of 64, with its scales retuned ("rounded", "rounded, retuned").
 
     python benchmarks/models.py --json benchmarks/results/models.json --plot models.svg models.png
 

@@ -134,15 +134,24 @@ def once(
     return copy.deepcopy(_converted[origin]), facts
 
 
+def unweighted(cell: Cell, task: Task, quick: bool) -> tuple[nn.Module, dict[str, Any]]:
+    return convert_seeing(cell, task, quick, weigh=False)
+
+
 def convert_seeing(
-    cell: Cell, task: Task, quick: bool, k: Mapping[str, int] | None = None
+    cell: Cell, task: Task, quick: bool, k: Mapping[str, int] | None = None, weigh: bool = True
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Convert layer by layer, on the batches for calibration; k: of every layer, where they differ."""
     model = task.load()
     layers = {name: {"k": value} for name, value in (k or {}).items()}
     chosen = replace(config(cell, task), layers=layers)
-    report = diba.torch.convert(model, chosen, batches=seen(task, quick), progress=False)
+    options = {"loss": fisher(cell, task) if weigh else None, "progress": False}
+    report = diba.torch.convert(model, chosen, batches=seen(task, quick), **options)
     return model, solved(report) | ({"k": dict(k)} if k else {})
+
+
+def fisher(cell: Cell, task: Task) -> Any:
+    return diba.torch.fisher(seed=cell.seed, features=task.loss == "hidden")
 
 
 def seen(task: Task, quick: bool) -> list[Batch]:
@@ -192,11 +201,9 @@ def allocated(cell: Cell, task: Task, quick: bool) -> tuple[nn.Module, dict[str,
     """As calibrated, with bits where they lower most noise at the model's answers."""
 
     def make() -> tuple[nn.Module, dict[str, Any]]:
-        loss = diba.torch.fisher(seed=cell.seed, features=task.loss == "hidden")
         chosen = config(cell, task)
-        moments = diba.torch.calibrate(
-            teacher(task), seen(task, quick), config=chosen, loss=loss, progress=False
-        )
+        options = {"loss": fisher(cell, task), "progress": False}
+        moments = diba.torch.calibrate(teacher(task), seen(task, quick), config=chosen, **options)
         began = time.perf_counter()
         shares = diba.allocate(teacher(task), cell.bits, config=chosen, calibration=moments)
         spent = time.perf_counter() - began
@@ -238,6 +245,7 @@ def rounded(cell: Cell, task: Task, quick: bool, retune: bool = False) -> tuple[
 MAKERS: dict[str, Maker] = {
     "dense": dense,
     "replaced": replaced,
+    "unweighted": unweighted,
     "calibrated": calibrated,
     "dibard": retuned,
     "flips": partial(retuned, flips=True),

@@ -28,6 +28,7 @@ class Plan:
         flips: Sizes at which bits move too.
         plain: Sizes at which the factors that know no data are measured.
         random: Sizes of the control.
+        unweighted: Sizes at which all inputs count alike in calibration.
         shared: Where bits are shared out between layers, by noise and by scores.
         rounded: Bits of round-to-nearest.
     """
@@ -40,6 +41,7 @@ class Plan:
     flips: tuple[float, ...] = (2.0,)
     plain: tuple[float, ...] = (1.0, 2.0, 3.0)
     random: tuple[float, ...] = (2.0,)
+    unweighted: tuple[float, ...] = (2.0,)
     shared: tuple[Pair, ...] = ()
     rounded: tuple[int, ...] = (2, 3, 4)
 
@@ -132,6 +134,8 @@ def arms(plan: Plan, bits: float, alphabet: str) -> Iterator[str]:
     """What is measured at one size."""
     if bits in plan.plain:
         yield "replaced"
+    if bits in plan.unweighted:
+        yield "unweighted"
     yield "calibrated"
     yield "dibard"
     if bits in plan.flips:

@@ -26,6 +26,7 @@ METRICS = {  # heading, decimals, factor
 ARMS = {
     "dense": "dense",
     "replaced": "replaced",
+    "unweighted": "calibrated, inputs weighed alike",
     "calibrated": "calibrated",
     "dibard": "+ DiBARD",
     "flips": "+ flips",
