@@ -82,7 +82,7 @@ PLAN = {
         Plan(
             "whisper",
             steps=40,
-            calibration=10,
+            calibration=31,  # all: they have 1,600 words in the decoder
             pairs=((2.0, "sign"), (1.0, "sign"), (2.0, "binary"), (3.0, "sign")),
             plain=(2.0,),
         ),

@@ -34,9 +34,9 @@ LAYERS = (
     # diba.torch; torch is imported here and in diba.hf alone
     ("torch._state", "torch.reference", "torch.vectors"),
     ("torch.batches", "torch.packed", "torch.weight"),
-    ("torch.blocks", "torch.factors", "torch.losses", "torch.ops", "torch.report"),
-    ("torch.display", "torch.embedding", "torch.groups", "torch.linear", "torch.scores"),
-    ("torch.conv", "torch.flips", "torch.moments"),
+    ("torch.blocks", "torch.factors", "torch.gradients", "torch.losses", "torch.ops", "torch.report"),
+    ("torch.display", "torch.embedding", "torch.fisher", "torch.groups", "torch.linear", "torch.scores"),
+    ("torch.conv", "torch.flips", "torch.moments", "torch.sensitivity"),
     ("torch.layers", "torch.steps", "torch.correction", "torch.config"),
     ("torch.retune", "torch.propagate", "torch.select", "torch.solving"),
     ("torch.allocation", "torch.calibrate", "torch.swap"),

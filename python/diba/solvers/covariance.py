@@ -38,7 +38,16 @@ if TYPE_CHECKING:
     from ..progress import ProgressCallback
     from .deadline import Deadline
 
-__all__ = ["SHRINK", "Correlated", "descend", "input_scales", "output_error", "shrinkage", "shrunk"]
+__all__ = [
+    "SHRINK",
+    "Correlated",
+    "descend",
+    "input_scales",
+    "missing_power",
+    "output_error",
+    "shrinkage",
+    "shrunk",
+]
 
 SHRINK = 0.1
 """Share of the diagonal in S by default.
@@ -46,6 +55,9 @@ SHRINK = 0.1
 Held out, on all-MiniLM-L6-v2 (benchmarks/activation_error.py), 0.1 is within 0.04 dB of the best share with
 16,000 tokens and 0.08 to 0.16 dB better than none with 2,000; 0.4 costs 0.1 to 0.3 dB with 16,000.
 """
+
+LEAST_POWER = 0.01
+"""Of an input's mean square, relative to the median over the inputs."""
 
 _BLOCK = 32  # columns that are brought up to date one by one
 
@@ -74,6 +86,20 @@ def input_scales(S: FloatArray) -> NDArray[np.float64]:
     """Root mean square of every input, for ``importance``: positive, also where an input is always 0."""
     power = S.diagonal().astype(np.float64)
     result: NDArray[np.float64] = np.sqrt(np.maximum(power, 1e-6 * power.mean()))
+    return result
+
+
+def missing_power(S: FloatArray) -> NDArray[np.float64]:
+    """What the diagonal of S lacks to LEAST_POWER of its median, shape (n,).
+
+    Added to S, it keeps the columns of inputs that hardly came up near those of A. Without, they would serve
+    to mend errors of others, with entries thousands of times larger, which other data would bring to light.
+    """
+    power = np.asarray(S.diagonal(), np.float64)
+    known = power[power > 0]
+    result: NDArray[np.float64] = (
+        np.maximum(0, LEAST_POWER * np.median(known) - power) if len(known) else 0 * power
+    )
     return result
 
 

@@ -21,8 +21,9 @@ def trainable(model: nn.Module, biases: bool = True, norms: bool = False, lr: fl
     """Freeze a model except for the diagonals of its factored layers, and group them for any torch optimizer.
 
     A layer's diagonals differ in size by orders (d1 ~ 0.01, d2 ~ 1), and Adam moves every entry by about its
-    learning rate. So each group has ``lr`` times the root mean square of its parameters, rounded to a power
-    of two: parameters of like size share a group.
+    learning rate. So each group has ``lr`` times the median size of its parameters, rounded to a power of
+    two: parameters of like size share a group. The median, for a few inputs that a calibration hardly saw
+    can have entries of d3 a thousand times larger than all others.
 
     Args:
         model: ``requires_grad`` is set on all of its parameters, and stays so.
@@ -57,8 +58,8 @@ def parameter_groups(model: nn.Module, *, biases: bool, norms: bool, lr: float) 
     def add(parameter: nn.Parameter | None, smallest: float) -> None:
         if parameter is not None and id(parameter) not in seen:
             seen.add(id(parameter))
-            rms = max(parameter.detach().double().square().mean().sqrt().item(), smallest)
-            scale = 2.0 ** round(math.log2(rms)) if 0 < rms < math.inf else 1.0
+            typical = max(_typical(parameter), smallest)
+            scale = 2.0 ** round(math.log2(typical)) if 0 < typical < math.inf else 1.0
             by_scale.setdefault(scale, []).append(parameter)
 
     found = False
@@ -79,6 +80,13 @@ def parameter_groups(model: nn.Module, *, biases: bool, norms: bool, lr: float) 
     return [
         {"params": params, "lr": lr * scale, "scale": scale} for scale, params in sorted(by_scale.items())
     ]
+
+
+def _typical(parameter: nn.Parameter) -> float:
+    """The median size of the entries that are not 0; 0 where all are."""
+    sizes = parameter.detach().double().abs().flatten()
+    sizes = sizes[sizes > 0]
+    return sizes.median().item() if len(sizes) else 0.0
 
 
 def _is_norm(module: nn.Module) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .. import _check
 from .._check_arrays import describe
-from ..solvers.covariance import shrinkage
+from ..solvers.covariance import missing_power, shrinkage
 from .batches import call, digest, evaluating, repeatable, token_masks
 from .blocks import Block, Group, Item, captured, collect, plan, run_block
 from .correction import InputSums, correction
@@ -234,7 +234,10 @@ class _Run:
         second = sums.second(group.names[0])
         cross = sums.cross()
         shrink = shrinkage(len(second), sums.count) if self._shrink is None else self._shrink
-        change = None if cross is None else self._strength * correction(cross, second, shrink)
+        extra = np.diag(missing_power(second))
+        change = None
+        if cross is not None:
+            change = self._strength * correction(cross + extra, second + extra, shrink)
         wanted = []
         for name in group.names:
             matrix = _matrix(self._model.get_submodule(name))

@@ -10,7 +10,7 @@ import torch
 
 import diba
 
-from ..solvers.covariance import shrinkage
+from ..solvers.covariance import missing_power, shrinkage
 from .layers import factored_matrix
 
 if TYPE_CHECKING:
@@ -55,7 +55,8 @@ def factorization(
     rows, cols = moments.importance
     if minimised == "importance":
         return diba.solve(matrix, importance=(rows, cols), **options)
-    options["covariance"] = moments.second, shrinkage(len(moments.second), moments.count)
+    S = np.asarray(moments.second, np.float64)
+    options["covariance"] = S + np.diag(missing_power(S)), shrinkage(len(S), moments.count)
     if rows is None:
         return diba.solve(matrix, **options)
     # sum_i o_i^2 (A - F)_i S (A - F)_i': the covariance objective of o A, whose factors have d1 = o d1.
