@@ -111,7 +111,7 @@ def retune(
         teacher: The dense model, ``copy.deepcopy(model)`` from before the conversion.
         epochs: Passes over the batches.
         steps: Optimizer steps; goes through the batches as often as needed, whatever ``epochs`` says.
-        lr: Learning rate relative to the root mean square of each diagonal, see ``trainable``.
+        lr: Learning rate relative to the median entry of each diagonal, see ``trainable``.
         schedule: What the rate does after the warm-up: falls to zero as a cosine or a line, or nothing.
         warmup: Share of the steps in which it rises from zero.
         clip: Largest norm of the gradient for relative changes of the parameters (gradient times root mean
