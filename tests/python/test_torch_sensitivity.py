@@ -42,7 +42,7 @@ def gradients(model: nn.Sequential, batch: Tensor, name: str) -> np.ndarray:
     return torch.autograd.grad((scale * hidden).square().sum(), y)[0].numpy()
 
 
-def test_weights_are_the_squared_gradients_of_rows_and_columns() -> None:
+def test_weights_are_the_gradients_of_rows_and_columns() -> None:
     model = perceptron()
     batches = [torch.randn(n, 12).double() for n in (6, 3)]
     found = measure(model, {"0": model[0], "2": model[2]}, batches, square)
@@ -50,7 +50,7 @@ def test_weights_are_the_squared_gradients_of_rows_and_columns() -> None:
         g = [gradients(model, batch, name) ** 2 for batch in batches]
         total = np.concatenate(g).sum() / 9
         for batch, squares in zip(batches, g, strict=True):
-            expected = (squares.sum(1) / total + LEAST) / (1 + LEAST)
+            expected = np.sqrt(squares.sum(1) / total) + LEAST
             weights = found.weights(digest(batch), [name], 0)
             assert weights is not None
             np.testing.assert_allclose(weights.numpy(), expected, rtol=1e-6)
@@ -74,7 +74,7 @@ def test_layers_of_one_input_are_weighed_by_all_their_outputs() -> None:
     both = found.weights(digest(x), ["a", "b", "unused"], 0)
     y = model(x).detach()[:, :8]
     expected = (2 * torch.arange(7, 0, -1)[:, None] ** 2 * y).double().square().sum(1)
-    expected = (expected / expected.mean() + LEAST) / (1 + LEAST)
+    expected = (expected / expected.mean()).sqrt() + LEAST
     assert both is not None
     np.testing.assert_allclose(both.numpy(), expected.numpy(), rtol=1e-5)
     assert found.weights(digest(x), ["unused"], 0) is None
