@@ -12,9 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import _check
-from .._check_arrays import describe
 from .batches import call, evaluating, plain_grad, repeatable, shown, token_masks
-from .gradients import backward, frozen, output_gradients, row_squares
+from .gradients import backward, check_loss, frozen, output_gradients, row_squares
 from .moments import Calibration, Moments
 from .vectors import Products, input_of, input_size, kind, vectors
 
@@ -60,8 +59,7 @@ def calibrate(
     _check.instance(model, "model", nn.Module, "use the torch model itself")
     if tokens is not None:
         tokens = _check.positive_int(tokens, "tokens")
-    if loss is not None and not callable(loss):
-        raise TypeError(f"loss is {describe(loss)}; it must be None or a callable (model, batch) -> scalar")
+    check_loss(loss)
     layers = dense_layers(model, config)
     if not layers:
         raise ValueError("model has no dense layer to calibrate; it must have a Linear or a convolution")

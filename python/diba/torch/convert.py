@@ -15,6 +15,7 @@ from .._check_arrays import describe
 from .config import Config
 from .conversion import Conversion
 from .factors import Factors
+from .gradients import check_loss
 from .moments import Calibration
 from .report import LayerReport, Report
 from .select import Target, check, select
@@ -80,8 +81,7 @@ def convert(
     chosen = _config(config, settings)
     selection = select(model, chosen)
     check(selection.targets)
-    if loss is not None and not callable(loss):
-        raise TypeError(f"loss is {describe(loss)}; it must be None or a callable (model, batch) -> scalar")
+    check_loss(loss)
     if loss is not None and batches is None:
         raise ValueError("loss is given without batches, whose vectors it is to weigh; give both or neither")
     moments = _moments(selection.targets, calibration, batches is not None)

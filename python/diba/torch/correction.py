@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..solvers.covariance import shrunk
@@ -89,18 +90,20 @@ class InputSums:
                     f"{len(x)}; it must call it with the batch as it is, and may leave out answers"
                 )
         roots = [_roots(x, w) for x, w in zip(now, weights, strict=True)]
-        for x, root in zip(now, roots, strict=True):
-            self._second.add(x * root, x * root)
-            self._weight += float(root.double().square().sum())
-            self._weight_squares += float(root.double().square().square().sum())
+        scaled = [_scaled(x, root) for x, root in zip(now, roots, strict=True)]
+        for x, root in zip(scaled, roots, strict=True):
+            self._second.add(x, x)
+            known = torch.ones(len(x)) if root is None else root
+            self._weight += float(known.double().square().sum())
+            self._weight_squares += float(known.double().square().square().sum())
         if before is None:
             return
         self._corrects = True
         # experts are sent other tokens than in the dense model: then no x belongs to an x~
         self._paired = self._paired and [len(x) for x in now] == [len(x) for x in before]
         if self._paired:
-            for x, dense, root in zip(now, before, roots, strict=True):
-                self._cross.add(dense * root, x * root)
+            for x, dense, root in zip(scaled, before, roots, strict=True):
+                self._cross.add(_scaled(dense, root), x)
 
     def second(self, name: str) -> NDArray[np.float64]:
         """S~, exactly symmetric."""
@@ -123,8 +126,12 @@ class InputSums:
         return result
 
 
-def _roots(x: Tensor, weights: Tensor | None) -> Tensor:
-    """Square roots of weights, shape (count, 1); 1 where they are unknown, or those of other vectors."""
+def _roots(x: Tensor, weights: Tensor | None) -> Tensor | None:
+    """Square roots of weights, shape (count, 1); None where they are unknown, or those of other vectors."""
     if weights is None or len(weights) != len(x):
-        return x.new_ones(len(x), 1)
+        return None
     return weights.to(x).sqrt()[:, None]
+
+
+def _scaled(x: Tensor, roots: Tensor | None) -> Tensor:
+    return x if roots is None else x * roots

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .._check_arrays import describe
 from .vectors import output_rows
 
-__all__ = ["backward", "frozen", "output_gradients", "row_squares"]
+__all__ = ["backward", "check_loss", "frozen", "output_gradients", "row_squares"]
 
 Take = Callable[[str, int, Tensor], None]
 """Called with the layer's name, the number of its call in this run, and the gradient at its output."""
@@ -72,6 +72,12 @@ def frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter, wish in asked:
             parameter.requires_grad_(wish)
+
+
+def check_loss(loss: Any) -> None:
+    """Refuse what is neither None nor callable."""
+    if loss is not None and not callable(loss):
+        raise TypeError(f"loss is {describe(loss)}; it must be None or a callable (model, batch) -> scalar")
 
 
 def backward(value: Any, batch: int) -> None:

@@ -114,8 +114,8 @@ def retune(
         lr: Learning rate relative to the median entry of each diagonal, see ``trainable``.
         schedule: What the rate does after the warm-up: falls to zero as a cosine or a line, or nothing.
         warmup: Share of the steps in which it rises from zero.
-        clip: Largest norm of the gradient for relative changes of the parameters (gradient times root mean
-            square), which does not depend on how a layer's scale is split over its diagonals; None: no limit.
+        clip: Largest norm of the gradient for relative changes of the parameters (gradient times the median
+            entry), which does not depend on how a layer's scale is split over its diagonals; None: no limit.
         biases: Train the biases of factored layers too.
         norms: Train weights and biases of LayerNorm, RMSNorm, GroupNorm and batch normalisation too.
         bits: ``"flip"``, or a ``Flips``: bits of the linear layers move too.

@@ -29,8 +29,7 @@ class Sensitivity:
     To second order, errors E of a layer cost ``1/2 sum_po g_po^2 (E_o x_p)^2``: vectors p, outputs o.
     With ``g_po^2`` in the form of a product, that is ``tr(O E S E' O)``: S the mean of x x' with weights of
     vectors, O a diagonal of the outputs' RMS gradients. The weights are the roots of the squares' sums, not
-    the sums: gradients of one batch are a sample with long tails, and errors are not small. Of
-    EfficientNet-Lite0 at 2 bits the sums took away what calibration had gained, the roots added to it.
+    the sums: gradients of one batch are a sample with long tails, and errors are not small.
     """
 
     def __init__(self) -> None:
