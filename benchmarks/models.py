@@ -34,7 +34,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's threads would only
 import torch
 
 import diba
-from models_arms import run
+from models_arms import keep_converted, run
 from models_bars import bars
 from models_plan import PLAN, Cell, cells, units
 from models_table import table
@@ -52,6 +52,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--json", type=Path, help="file for results; cells it has are not run again")
     parser.add_argument("--plot", type=Path, nargs="+", default=[], help="files for the figure")
+    parser.add_argument(
+        "--keep", type=Path, help="folder for converted models, which other runs of the same code take up"
+    )
     parser.add_argument("--threads", type=int, default=1, help="of each process (default: 1)")
     parser.add_argument("--jobs", type=int, default=min(2, diba.num_threads()), help="processes at a time")
     args = parser.parse_args(argv)
@@ -91,7 +94,7 @@ def work(left: list[Cell], keep: Callable[[Cell, dict[str, Any]], None], args: a
     """Run cells, those of one conversion in one process; ``keep`` gets each as soon as it is done."""
     context = multiprocessing.get_context("spawn")
     results = context.SimpleQueue()
-    setup = args.threads, args.quick, results
+    setup = args.threads, args.quick, args.keep, results
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes end as well
     with ProcessPoolExecutor(args.jobs, context, start, setup) as pool:
         running = {pool.submit(run_unit, unit) for unit in units(left)}
@@ -109,12 +112,13 @@ def work(left: list[Cell], keep: Callable[[Cell, dict[str, Any]], None], args: a
             raise
 
 
-def start(threads: int, quick: bool, results: Any) -> None:
+def start(threads: int, quick: bool, keep: Path | None, results: Any) -> None:
     """The beginning of a process."""
     global _quick, _results
     _quick, _results = quick, results
     torch.set_num_threads(threads)
     diba.set_num_threads(threads)
+    keep_converted(keep)
 
 
 _quick, _results = False, None  # of a process

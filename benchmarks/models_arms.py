@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -66,6 +67,12 @@ _batches: dict[str, list[Batch]] = {}
 _dense: dict[str, nn.Module] = {}
 _losses: dict[str, Any] = {}
 _converted: dict[Cell, nn.Module] = {}  # the last one of its place, for the cells that go on from it
+_folder: list[Path] = []  # one, where converted models are kept for other runs too
+
+
+def keep_converted(folder: Path | None) -> None:
+    """Write every calibrated model to a folder, and take it from there."""
+    _folder[:] = [] if folder is None else [folder]
 
 
 def made(name: str, quick: bool) -> Task:
@@ -130,8 +137,22 @@ def once(
     origin, facts = replace(cell, arm=arm), {}
     if origin not in _converted:
         _converted.clear()
-        _converted[origin], facts = make()
+        _converted[origin], facts = from_folder(origin, make)
     return copy.deepcopy(_converted[origin]), facts
+
+
+def from_folder(origin: Cell, make: Callable[[], tuple[nn.Module, dict[str, Any]]]) -> Any:
+    if not _folder:
+        return make()
+    path = _folder[0] / f"{origin.key.replace(' | ', '_')}.pt"
+    if path.exists():
+        return torch.load(path, weights_only=False)  # a whole model, of an earlier run of this script
+    result = make()
+    _folder[0].mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    torch.save(result, part)
+    part.replace(path)
+    return result
 
 
 def unweighted(cell: Cell, task: Task, quick: bool) -> tuple[nn.Module, dict[str, Any]]:

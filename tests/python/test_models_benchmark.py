@@ -300,6 +300,29 @@ def test_cells_of_a_conversion_stay_together(benchmark: Benchmark) -> None:
     assert {cell.seed for cell in plans.cells(plan, quick=True)} == {0}
 
 
+def test_converted_models_are_taken_up_by_the_next_run(benchmark: Benchmark, tmp_path: Path) -> None:
+    arms, cell = benchmark("models_arms"), benchmark("models_plan").Cell("mlp", "dibard", 2.0, "sign")
+    made: list[nn.Module] = []
+
+    def make() -> tuple[nn.Module, dict[str, Any]]:
+        made.append(nn.Linear(3, 2))
+        return made[-1], {"layers": 1}
+
+    arms.keep_converted(tmp_path / "kept")
+    try:
+        for _ in range(2):
+            model, facts = arms.once(cell, "calibrated", make)
+            assert torch.equal(model.weight, made[0].weight)
+            assert facts == {"layers": 1}
+            arms._converted.clear()  # as at the start of a process
+        assert len(made) == 1
+        arms.once(cell, "scored", make)
+        assert len(made) == 2
+    finally:
+        arms.keep_converted(None)
+        arms._converted.clear()
+
+
 def report_of(values: dict[tuple[str, float], list[float]]) -> dict[str, Any]:
     """Accuracies of (arm, bits), one for each seed, as models.py keeps them."""
     cells = {}

@@ -15,6 +15,9 @@ __all__ = ["Group", "parameter_groups", "trainable"]
 Group = dict[str, Any]
 
 _SMALLEST_SCALE = 0.1  # of a bias, which may be all zeros
+# All products with columns of 0/1 share a part, the mean of the bits: where the steps of many entries agree,
+# as Adam's first ones do, it moves by far more than each of them. +-1 has no such part.
+_BINARY_SCALE = 0.25
 
 
 def trainable(model: nn.Module, biases: bool = True, norms: bool = False, lr: float = 0.005) -> list[Group]:
@@ -23,7 +26,8 @@ def trainable(model: nn.Module, biases: bool = True, norms: bool = False, lr: fl
     A layer's diagonals differ in size by orders (d1 ~ 0.01, d2 ~ 1), and Adam moves every entry by about its
     learning rate. So each group has ``lr`` times the median size of its parameters, rounded to a power of
     two: parameters of like size share a group. The median, for a few inputs that a calibration hardly saw
-    can have entries of d3 a thousand times larger than all others.
+    can have entries of d3 a thousand times larger than all others. Diagonals around bits of 0/1 get a quarter
+    of that: such products share the mean of their bits, which moves with all entries at once.
 
     Args:
         model: ``requires_grad`` is set on all of its parameters, and stays so.
@@ -55,10 +59,10 @@ def parameter_groups(model: nn.Module, *, biases: bool, norms: bool, lr: float) 
     by_scale: dict[float, list[nn.Parameter]] = {}
     seen: set[int] = set()
 
-    def add(parameter: nn.Parameter | None, smallest: float) -> None:
+    def add(parameter: nn.Parameter | None, smallest: float, factor: float = 1.0) -> None:
         if parameter is not None and id(parameter) not in seen:
             seen.add(id(parameter))
-            typical = max(_typical(parameter), smallest)
+            typical = factor * max(_typical(parameter), smallest)
             scale = 2.0 ** round(math.log2(typical)) if 0 < typical < math.inf else 1.0
             by_scale.setdefault(scale, []).append(parameter)
 
@@ -67,7 +71,7 @@ def parameter_groups(model: nn.Module, *, biases: bool, norms: bool, lr: float) 
         if isinstance(module, Factors):
             found = True
             for diagonal in module.diagonals():
-                add(diagonal, 0.0)
+                add(diagonal, 0.0, _BINARY_SCALE if module.alphabet == "binary" else 1.0)
             if biases:
                 add(module.bias, _SMALLEST_SCALE)
         elif norms and _is_norm(module):

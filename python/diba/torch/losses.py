@@ -18,6 +18,7 @@ __all__ = [
     "Forward",
     "Loss",
     "answer",
+    "batch_norms",
     "differentiable",
     "distillation",
     "model_loss",
@@ -229,7 +230,9 @@ def differentiable(
         for parameter in parameters:
             parameter.requires_grad_(True)
         for module, _ in modes:
-            module.training = statistics if _has_statistics(module) else dropout
+            module.training = dropout
+        for module in batch_norms(model):
+            module.training = statistics
         with plain_grad(True):
             yield
     finally:
@@ -240,5 +243,6 @@ def differentiable(
             module.training = mode
 
 
-def _has_statistics(module: nn.Module) -> bool:
-    return isinstance(module, nn.modules.batchnorm._NormBase)
+def batch_norms(model: nn.Module) -> list[nn.Module]:
+    """Its modules that keep statistics of batches."""
+    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -28,6 +29,13 @@ from .steps import OptimizerFactory, Run
 
 __all__ = ["RetuneReport", "bits_checksum", "retune", "trainable"]
 
+_EMPTY = "batches is empty; it must have at least one batch each time that it is read"
+_CHECKED = 4  # batches whose loss must not rise
+_RISEN = (
+    "the mean loss of the first {} batches rose from {:.4g} to {:.4g}; the model is as it was before: use a "
+    "smaller lr or more steps"
+)
+
 Schedule = Literal["cosine", "linear", "constant"]
 
 
@@ -39,6 +47,8 @@ class RetuneReport:
         steps: Optimizer steps taken, skipped ones not counted.
         skipped: Steps without a finite loss or gradient; nothing changed in them.
         losses: The loss of every step before it was taken, float64; NaN where it was skipped.
+        checked: Mean loss of the first batches (4 at most) before the first step and after the last one.
+        restored: Whether the second was larger, so that the model got its old parameters back.
         seconds: Wall-clock time of everything, and of the flips alone ...
         flip_seconds: ... which is part of it.
         trained: Numbers that trained.
@@ -53,6 +63,8 @@ class RetuneReport:
     steps: int
     skipped: int
     losses: NDArray[np.float64]
+    checked: tuple[float, float]
+    restored: bool
     seconds: float
     flip_seconds: float
     trained: int
@@ -70,6 +82,7 @@ class RetuneReport:
             f"{self.steps} steps in {self.seconds:.1f} s: loss {first:.4g} -> {last:.4g}, "
             f"{self.trained:,} numbers trained{flips}, {self.training_bytes / 1e6:.3g} MB of gradients and "
             f"state (dense: {self.dense_bytes / 1e6:.3g} MB)"
+            + (", all of it undone: the loss had risen" if self.restored else "")
         )
 
 
@@ -102,6 +115,9 @@ def retune(
     ``requires_grad``, ``grad`` and training flags are as before afterwards. Interrupted (Ctrl-C) or failed in
     a callback, the exception passes through and the model keeps the parameters of its last step, which are
     finite; flips of the turn in progress stay.
+
+    A model does not get worse: if the mean loss of the first batches is larger after the last step than it
+    was before the first, everything is put back, and a warning says so.
 
     Args:
         model: Has factored layers, from ``diba.torch.convert``.
@@ -157,7 +173,11 @@ def retune(
 
     with torch.random.fork_rng(), _bar(progress, total) as show:
         torch.manual_seed(seed)
+        sample = list(islice(iter(batches), _CHECKED))
+        if not sample:
+            raise ValueError(_EMPTY)
         measure()
+        start = run.mean_loss(sample)
         with differentiable(model, parameters, dropout=dropout, statistics=statistics):
             while len(run.losses) < total:
                 done = len(run.losses)
@@ -166,25 +186,32 @@ def retune(
                     run.step(chunk, rate)
                     show(run.losses[-1])
                 if len(run.losses) == done:
-                    raise ValueError("batches is empty; it must have at least one batch")
+                    raise ValueError(_EMPTY)
                 measure()
-            run.finish(next(iter(batches)))
+            run.finish(sample[0])
             training_bytes = run.training_bytes()
+        end = run.mean_loss(sample)
     if bits is None and bits_checksum(model) != before:
         raise RuntimeError(
             "bits changed during retuning although bits is None; something else writes to them"
         )
+    restored = math.isfinite(start) and not end <= start
+    if restored:
+        run.undo()
+        warnings.warn(_RISEN.format(len(sample), start, end), UserWarning, stacklevel=2)
     return RetuneReport(
         steps=total - run.skipped,
         skipped=run.skipped,
         losses=np.array(run.losses),
+        checked=(start, end),
+        restored=restored,
         seconds=time.perf_counter() - started,
         trained=sum(p.numel() for p in parameters),
         training_bytes=training_bytes,
         dense_bytes=12 * _dense_parameters(model),
         evaluations=evaluations,
         flip_seconds=flipper.seconds if flipper else 0.0,
-        flips=flipper.counts if flipper else {},
+        flips=flipper.counts if flipper and not restored else {},
         flip_turns=(flipper.turns, flipper.kept) if flipper else (0, 0),
         flip_bytes=flipper.peak_bytes if flipper else 0,
     )

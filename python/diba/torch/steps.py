@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from .. import _check
 from .._check_arrays import describe
+from .batches import evaluating, plain_grad
 from .flips import Flipper
 from .groups import Group
-from .losses import Loss
+from .losses import Loss, batch_norms
 
 __all__ = ["OptimizerFactory", "Run"]
 
@@ -44,7 +45,8 @@ class Run:
             torch.optim.AdamW(copies, weight_decay=0) if optimizer is None else optimizer(copies)
         )
         self._in_a_row = 0
-        changing = [p for group in groups for p in group["params"]]
+        changing: list[Tensor] = [p for group in groups for p in group["params"]]
+        changing += [buffer for norm in batch_norms(model) for buffer in norm.buffers(recurse=False)]
         if flipper is not None:
             changing += [bits for layer in flipper.layers.values() for bits in (layer.b1, layer.b2)]
         self._before = [(tensor, tensor.detach().clone()) for tensor in changing]
@@ -74,6 +76,17 @@ class Run:
         if self._flipper is not None:
             self._flipper.check(lambda: float(self._loss(self._model, batch)), last=True)
 
+    def mean_loss(self, batches: list[Any]) -> float:
+        """Of the model as it is."""
+        with plain_grad(False), evaluating(self._model):
+            return sum(self._value(batch).item() for batch in batches) / len(batches)
+
+    @torch.no_grad()
+    def undo(self) -> None:
+        """Put back everything that steps may have changed."""
+        for tensor, saved in self._before:
+            tensor.copy_(saved)
+
     def training_bytes(self) -> int:
         """Of gradients and the optimizer's state."""
         state = [
@@ -85,9 +98,7 @@ class Run:
     def _gradients(self, chunk: list[Any]) -> float:
         value = 0.0
         for batch in chunk:
-            loss: Any = self._loss(self._model, batch)
-            if not isinstance(loss, Tensor) or loss.numel() != 1:
-                raise TypeError(f"loss returned {describe(loss)}; it must return a tensor with one number")
+            loss = self._value(batch)
             if not loss.requires_grad:
                 raise ValueError(
                     "the loss does not depend on the diagonals; it must be computed from the model's "
@@ -96,6 +107,12 @@ class Run:
             (loss / len(chunk)).backward()  # type: ignore[no-untyped-call]
             value += loss.item() / len(chunk)
         return value
+
+    def _value(self, batch: Any) -> Tensor:
+        loss: Any = self._loss(self._model, batch)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            raise TypeError(f"loss returned {describe(loss)}; it must return a tensor with one number")
+        return loss
 
     @torch.no_grad()
     def _clip_gradients(self) -> bool:
@@ -123,9 +140,7 @@ class Run:
         self.skipped += 1
         self._in_a_row += 1
         if self._in_a_row == _PATIENCE:
-            with torch.no_grad():
-                for tensor, saved in self._before:
-                    tensor.copy_(saved)
+            self.undo()
             raise FloatingPointError(
                 f"no finite loss or gradient in {_PATIENCE} steps in a row (the last loss is {value}); the "
                 f"model is as it was before: check loss and data, or use a smaller lr"
