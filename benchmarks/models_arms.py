@@ -146,7 +146,8 @@ def from_folder(origin: Cell, make: Callable[[], tuple[nn.Module, dict[str, Any]
         return make()
     path = _folder[0] / f"{origin.key.replace(' | ', '_')}.pt"
     if path.exists():
-        return torch.load(path, weights_only=False)  # a whole model, of an earlier run of this script
+        model, facts = torch.load(path, weights_only=False)  # a whole model, of an earlier run of this script
+        return model, facts | {"earlier_seconds": facts["convert_seconds"]}
     result = make()
     _folder[0].mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")

@@ -65,7 +65,8 @@ def table(report: dict[str, Any]) -> str:
 
 def note(report: dict[str, Any]) -> str:
     machine = report["machine"]
-    spent = sum(cell["total_seconds"] for cell in report["cells"].values())
+    seconds = ("total_seconds", "earlier_seconds")  # of the run, and of conversions that it took from others
+    spent = sum(cell.get(name, 0) for cell in report["cells"].values() for name in seconds)
     return (
         f"{len(report['cells'])} cells, {spent / 60:.0f} minutes of one core in all, on "
         f"{' '.join(machine['processor'].split())} ({machine['isa']}), torch {machine['torch']}. Bits are "
