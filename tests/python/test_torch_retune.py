@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from itertools import pairwise
 from typing import Any
 
@@ -306,11 +307,59 @@ def test_clipping_bounds_the_relative_step(model: nn.Sequential, batches: list[A
     named = {name: scale[id(p)] for name, p in model.named_parameters() if id(p) in scale}
     before = state(model)
 
-    options: dict[str, Any] = {"clip": 1e-3, "optimizer": Relative, "progress": False}
+    options: dict[str, Any] = {"clip": 1e-3, "promise": None, "optimizer": Relative, "progress": False}
     retune(model, batches[:1], lambda m, b: 1e6 * regression(m, b), **options)
     after = state(model)
     steps = [(after[name] - before[name]).double().norm() / scale for name, scale in named.items()]
     assert float(torch.stack(steps).norm()) == pytest.approx(1e-3, rel=1e-9)
+
+
+def step_of(model: nn.Module, batch: Any, sign: float = 1.0, **options: Any) -> tuple[Tensor, Tensor, float]:
+    """(gradient, change, loss) of one step of plain gradient descent at a rate far too large."""
+    model = copy.deepcopy(model).double()
+    batch = tuple(t.double() for t in batch)
+    parameters = [p for group in trainable(model) for p in group["params"]]
+    gradient = torch.autograd.grad(sign * regression(model, batch), parameters)
+    before = [p.detach().clone() for p in parameters]
+    options = {"lr": 100.0, "clip": None, "optimizer": torch.optim.SGD, "progress": False} | options
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        moved: list[Tensor] = []
+
+        def loss(model: nn.Module, batch: Any) -> Tensor:
+            if not torch.is_grad_enabled():  # before the first step, and after it
+                moved[:] = [(p - old).detach() for p, old in zip(parameters, before, strict=True)]
+            return sign * regression(model, batch)
+
+        report = retune(model, [batch], loss, **options)
+    change = torch.cat([t.flatten() for t in moved])
+    return torch.cat([g.flatten() for g in gradient]), change, float(report.losses[0])
+
+
+def test_no_step_promises_too_much(model: nn.Sequential, batches: list[Any]) -> None:
+    """The direction stays, and the length is that at which the gradient's account comes to the share."""
+    gradient, whole, _ = step_of(model, batches[0], promise=None)
+    for share in (0.25, 0.01):
+        same_gradient, change, loss = step_of(model, batches[0], promise=share)
+        torch.testing.assert_close(same_gradient, gradient, rtol=0, atol=0)
+        assert float(-gradient @ change) == pytest.approx(share * loss, rel=1e-9)
+        cosine = change @ whole / (change.norm() * whole.norm())
+        assert float(cosine) == pytest.approx(1, rel=1e-9)
+        assert change.norm() < whole.norm()
+
+
+def test_steps_that_promise_little_are_as_they_are(model: nn.Sequential, batches: list[Any]) -> None:
+    *_, whole, _ = step_of(model, batches[0], promise=None, lr=1e-4)
+    *_, change, _ = step_of(model, batches[0], lr=1e-4)
+    assert torch.equal(change, whole)
+
+
+def test_losses_below_zero_bound_no_step(model: nn.Sequential, batches: list[Any]) -> None:
+    """Nobody knows how far they can fall."""
+    *_, whole, loss = step_of(model, batches[0], sign=-1, promise=None)
+    *_, change, _ = step_of(model, batches[0], sign=-1)
+    assert loss < 0
+    assert torch.equal(change, whole)
 
 
 def test_a_step_without_a_finite_loss_is_skipped(model: nn.Sequential, batches: list[Any]) -> None:
@@ -603,6 +652,7 @@ def test_scores_are_squared_slopes(model: nn.Sequential, batches: list[Any]) -> 
         ({"accumulate": 0}, ValueError, "accumulate is 0"),
         ({"schedule": "step"}, ValueError, "schedule is 'step'; it must be one of 'cosine'"),
         ({"clip": 0}, ValueError, "clip is 0"),
+        ({"promise": 0}, ValueError, "promise is 0"),
         ({"loss": 3}, TypeError, "loss is .*; it must be None or a callable"),
         ({"loss": lambda m, b: 1.0}, TypeError, "loss returned .*; it must return a tensor"),
         ({"loss": lambda m, b: m(b[0]).sum().detach()}, ValueError, "does not depend on the diagonals"),

@@ -98,6 +98,7 @@ def retune(
     schedule: Schedule = "cosine",
     warmup: float = 0.05,
     clip: float | None = 1.0,
+    promise: float | None = 0.25,
     biases: bool = True,
     norms: bool = False,
     bits: Literal["flip"] | Flips | None = None,
@@ -132,6 +133,9 @@ def retune(
         warmup: Share of the steps in which it rises from zero.
         clip: Largest norm of the gradient for relative changes of the parameters (gradient times the median
             entry), which does not depend on how a layer's scale is split over its diagonals; None: no limit.
+        promise: Largest share of the loss that a step may remove by the gradient's account; a longer step is
+            shortened. Bounds the first steps, for losses whose smallest value is 0 (distances from a teacher,
+            cross entropy); others are not positive, or far from 0, and are not bounded. None: no limit.
         biases: Train the biases of factored layers too.
         norms: Train weights and biases of LayerNorm, RMSNorm, GroupNorm and batch normalisation too.
         bits: ``"flip"``, or a ``Flips``: bits of the linear layers move too.
@@ -162,7 +166,7 @@ def retune(
     groups = parameter_groups(model, biases=biases, norms=norms, lr=lr)
     flipper = _flipper(model, bits, _check.seed(seed))
     before = bits_checksum(model)
-    run = Run(model, chosen, groups, optimizer, flipper, clip)
+    run = Run(model, chosen, groups, optimizer, flipper, clip, promise)
     parameters = [p for group in groups for p in group["params"]]
     evaluations: list[tuple[int, Any]] = []
 
