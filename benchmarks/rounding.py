@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -124,14 +124,17 @@ def convert_rounded(model: nn.Module, config: diba.torch.Config, bits: int, grou
 
 def retune_scales(
     model: nn.Module,
-    batches: Sequence[Any],
+    batches: list[Any],
     loss: Callable[[nn.Module, Any], torch.Tensor],
     *,
     steps: int,
     lr: float = 0.005,
     clip: float = 1.0,
+    promise: float = 0.25,
 ) -> list[float]:
     """Train scales, offsets and biases as ``diba.torch.retune`` trains diagonals and biases.
+
+    As there, a model whose loss on the first four batches is larger at the end is put back.
 
     Args:
         model: From ``convert_rounded``.
@@ -141,6 +144,7 @@ def retune_scales(
         lr: Relative to the root mean square of a parameter; rises over a twentieth of the steps, falls as a
             cosine.
         clip: Largest norm of the gradient for relative changes.
+        promise: Largest share of the loss that a step may remove by the gradient's account.
 
     Returns:
         The loss of each step.
@@ -153,11 +157,14 @@ def retune_scales(
                 rms = float(parameter.detach().square().mean().sqrt())
                 scale = max(rms, least) or 1.0
                 groups.append({"params": [parameter], "lr": lr * scale, "scale": scale})
-    run = Run(model, loss, groups, None, None, clip)
+    run = Run(model, loss, groups, None, None, clip, promise)
+    start = run.mean_loss(batches[:4])
     parameters = [parameter for group in groups for parameter in group["params"]]
     rise = max(1, round(0.05 * steps))
     with differentiable(model, parameters, dropout=False, statistics=False):
         for step in range(steps):
             fall = (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise))) / 2
             run.step([batches[step % len(batches)]], (step + 1) / rise if step < rise else fall)
+    if run.mean_loss(batches[:4]) > start:
+        run.undo()
     return run.losses
