@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import diba.torch
+from diba.torch.batches import some
 from diba.torch.layers import factored_matrix
 from diba.torch.losses import differentiable
 from diba.torch.select import targets
@@ -134,7 +135,7 @@ def retune_scales(
 ) -> list[float]:
     """Train scales, offsets and biases as ``diba.torch.retune`` trains diagonals and biases.
 
-    As there, a model whose loss on the first four batches is larger at the end is put back.
+    As there, a model whose loss on four batches is larger at the end is put back.
 
     Args:
         model: From ``convert_rounded``.
@@ -144,7 +145,7 @@ def retune_scales(
         lr: Relative to the root mean square of a parameter; rises over a twentieth of the steps, falls as a
             cosine.
         clip: Largest norm of the gradient for relative changes.
-        promise: Largest share of the loss that a step may remove by the gradient's account.
+        promise: Largest share of the loss that a step may remove, or add, by the gradient's account.
 
     Returns:
         The loss of each step.
@@ -158,13 +159,14 @@ def retune_scales(
                 scale = max(rms, least) or 1.0
                 groups.append({"params": [parameter], "lr": lr * scale, "scale": scale})
     run = Run(model, loss, groups, None, None, clip, promise)
-    start = run.mean_loss(batches[:4])
+    sample = some(batches, 4)
+    start = run.mean_loss(sample)
     parameters = [parameter for group in groups for parameter in group["params"]]
     rise = max(1, round(0.05 * steps))
     with differentiable(model, parameters, dropout=False, statistics=False):
         for step in range(steps):
             fall = (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise))) / 2
             run.step([batches[step % len(batches)]], (step + 1) / rise if step < rise else fall)
-    if run.mean_loss(batches[:4]) > start:
+    if run.mean_loss(sample) > start:
         run.undo()
     return run.losses

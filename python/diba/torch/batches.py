@@ -11,6 +11,7 @@ import hashlib
 import inspect
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ __all__ = [
     "repeatable",
     "shown",
     "size",
+    "some",
     "token_masks",
 ]
 
@@ -91,6 +93,13 @@ def repeatable(batches: Any, name: str = "batches", *, limit: int = HELD_BYTES) 
     if size(held) == 0:
         raise ValueError(f"{name} is empty; it must have at least one batch")
     return held
+
+
+def some(batches: Iterable[Any], count: int) -> list[Any]:
+    """``count`` batches or fewer: evenly spaced ones of a list, the first ones of anything else."""
+    if isinstance(batches, (list, tuple)):
+        return list(batches[:: max(1, len(batches) // count)][:count])
+    return list(islice(iter(batches), count))
 
 
 def _held(batches: Iterator[Any], name: str, limit: int) -> list[Any]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from .. import _check
-from .batches import evaluating, plain_grad, repeatable, size
+from .batches import evaluating, plain_grad, repeatable, size, some
 from .factors import Factors, as_numpy
 from .flips import Flipper, Flips
 from .groups import parameter_groups, trainable
@@ -32,7 +32,7 @@ __all__ = ["RetuneReport", "bits_checksum", "retune", "trainable"]
 _EMPTY = "batches is empty; it must have at least one batch each time that it is read"
 _CHECKED = 4  # batches whose loss must not rise
 _RISEN = (
-    "the mean loss of the first {} batches rose from {:.4g} to {:.4g}; the model is as it was before: use a "
+    "the mean loss of {} batches rose from {:.4g} to {:.4g}; the model is as it was before: use a "
     "smaller lr or more steps"
 )
 
@@ -47,7 +47,7 @@ class RetuneReport:
         steps: Optimizer steps taken, skipped ones not counted.
         skipped: Steps without a finite loss or gradient; nothing changed in them.
         losses: The loss of every step before it was taken, float64; NaN where it was skipped.
-        checked: Mean loss of the first batches (4 at most) before the first step and after the last one.
+        checked: Mean loss of some batches (4 at most) before the first step and after the last one.
         restored: Whether the second was larger, so that the model got its old parameters back.
         seconds: Wall-clock time of everything, and of the flips alone ...
         flip_seconds: ... which is part of it.
@@ -117,8 +117,9 @@ def retune(
     a callback, the exception passes through and the model keeps the parameters of its last step, which are
     finite; flips of the turn in progress stay.
 
-    A model does not get worse: if the mean loss of the first batches is larger after the last step than it
-    was before the first, everything is put back, and a warning says so.
+    A model does not get worse: if the mean loss of four batches (evenly spaced ones of a list, else the
+    first) is larger after the last step than it was before the first, everything is put back, and a warning
+    says so.
 
     Args:
         model: Has factored layers, from ``diba.torch.convert``.
@@ -133,9 +134,9 @@ def retune(
         warmup: Share of the steps in which it rises from zero.
         clip: Largest norm of the gradient for relative changes of the parameters (gradient times the median
             entry), which does not depend on how a layer's scale is split over its diagonals; None: no limit.
-        promise: Largest share of the loss that a step may remove by the gradient's account; a longer step is
-            shortened. Bounds the first steps, for losses whose smallest value is 0 (distances from a teacher,
-            cross entropy); others are not positive, or far from 0, and are not bounded. None: no limit.
+        promise: Largest share of the loss that a step may remove, or add, by the gradient's account; a longer
+            step is shortened. Bounds the first steps, for losses whose smallest value is 0 (distances from a
+            teacher, cross entropy): steps at a loss below 0 are not bounded. None: no limit.
         biases: Train the biases of factored layers too.
         norms: Train weights and biases of LayerNorm, RMSNorm, GroupNorm and batch normalisation too.
         bits: ``"flip"``, or a ``Flips``: bits of the linear layers move too.
@@ -177,7 +178,7 @@ def retune(
 
     with torch.random.fork_rng(), _bar(progress, total) as show:
         torch.manual_seed(seed)
-        sample = list(islice(iter(batches), _CHECKED))
+        sample = some(batches, _CHECKED)
         if not sample:
             raise ValueError(_EMPTY)
         measure()

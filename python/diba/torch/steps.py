@@ -139,7 +139,7 @@ class Run:
 
     @torch.no_grad()
     def _move(self, loss: float) -> None:
-        """The optimizer's step, shortened where the gradient promises to remove too much of the loss.
+        """The optimizer's step, shortened where the gradient promises too large a change of the loss.
 
         Adam moves every entry by its whole rate at first. Thousands of entries of many layers, each helpful
         alone, then mend the same error many times over. (Stochastic Polyak step size: Loizou, Vaswani,
@@ -149,9 +149,9 @@ class Run:
         before = [p.clone() for p in moving]
         self._optimizer.step()
         promised = sum(torch.sum(p.grad * (old - p)).item() for p, old in zip(moving, before, strict=True))
-        if promised > self._promise * loss > 0:
+        if abs(promised) > self._promise * loss > 0:
             for p, old in zip(moving, before, strict=True):
-                p.copy_(torch.lerp(old, p, self._promise * loss / promised))
+                p.copy_(torch.lerp(old, p, self._promise * loss / abs(promised)))
 
     def _skip(self, value: float) -> None:
         if self._flipper is not None:
