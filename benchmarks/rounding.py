@@ -129,7 +129,7 @@ def retune_scales(
     loss: Callable[[nn.Module, Any], torch.Tensor],
     *,
     steps: int,
-    lr: float = 0.005,
+    lr: float = 0.002,
     clip: float = 1.0,
     promise: float = 0.25,
 ) -> list[float]:

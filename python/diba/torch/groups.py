@@ -17,23 +17,23 @@ Group = dict[str, Any]
 _SMALLEST_SCALE = 0.1  # of a bias, which may be all zeros
 # All products with columns of 0/1 share a part, the mean of the bits: where the steps of many entries agree,
 # as Adam's first ones do, it moves by far more than each of them. +-1 has no such part.
-_BINARY_SCALE = 0.25
+_BINARY_SCALE = 0.5
 
 
-def trainable(model: nn.Module, biases: bool = True, norms: bool = False, lr: float = 0.005) -> list[Group]:
+def trainable(model: nn.Module, biases: bool = True, norms: bool = False, lr: float = 0.002) -> list[Group]:
     """Freeze a model except for the diagonals of its factored layers, and group them for any torch optimizer.
 
     A layer's diagonals differ in size by orders (d1 ~ 0.01, d2 ~ 1), and Adam moves every entry by about its
     learning rate. So each group has ``lr`` times the median size of its parameters, rounded to a power of
     two: parameters of like size share a group. The median, for a few inputs that a calibration hardly saw
-    can have entries of d3 a thousand times larger than all others. Diagonals around bits of 0/1 get a quarter
-    of that: such products share the mean of their bits, which moves with all entries at once.
+    can have entries of d3 a thousand times larger than all others. Diagonals around bits of 0/1 get half of
+    that: such products share the mean of their bits, which moves with all entries at once.
 
     Args:
         model: ``requires_grad`` is set on all of its parameters, and stays so.
         biases: Also the biases of factored layers.
         norms: Also weights and biases of LayerNorm, RMSNorm, GroupNorm and batch normalisation.
-        lr: Relative learning rate; 0.005 lets an entry change by about half a percent a step.
+        lr: Relative learning rate; 0.002 lets an entry change by about 0.2 % a step.
 
     Returns:
         Groups with ``params``, ``lr`` and ``scale`` (``lr`` over the relative one). A parameter that several

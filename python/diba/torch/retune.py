@@ -94,7 +94,7 @@ def retune(
     teacher: nn.Module | None = None,
     epochs: int = 1,
     steps: int | None = None,
-    lr: float = 0.005,
+    lr: float = 0.002,
     schedule: Schedule = "cosine",
     warmup: float = 0.05,
     clip: float | None = 1.0,
