@@ -11,6 +11,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import StrMethodFormatter
 
 from minilm_figure import STYLE
 from models_table import METRICS, grouped
@@ -71,5 +72,7 @@ def draw_task(axes: Axes, groups: dict[tuple[float, str, str], list[dict[str, An
         axes.axhline(factor * dense[0][0]["metrics"][metric], color="black", ls="--", lw=0.9)
     if metric == LOGARITHMIC:
         axes.set_yscale("log")
+        for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            which(StrMethodFormatter("{x:,.0f}"))
     axes.set(title=first["title"], xlabel="MB on disk", ylabel=heading)
     axes.grid(alpha=0.3)

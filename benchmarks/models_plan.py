@@ -105,6 +105,7 @@ PLAN = {
             steps=60,
             calibration=10,
             pairs=((2.0, "sign"), (2.0, "binary"), (1.0, "sign"), (3.0, "sign")),
+            flips=(),  # only linear layers flip bits
             shared=((1.0, "sign"),),
             rounded=(2,),
         ),

@@ -24,7 +24,7 @@ import solver_trials
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = ("minilm.json", "minilm-sign.json", "minilm-greedy.json", "minilm-greedy-sign.json")
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "solver.md", ROOT / "docs" / "torch.md")
+DOCUMENTS = tuple(ROOT / name for name in ("README.md", "docs/solver.md", "docs/torch.md", "docs/models.md"))
 NAMES = {"binary": "0/1", "sign": "±1"}
 RESULTS = ROOT / "benchmarks" / "results"
 
