@@ -11,7 +11,7 @@ them stand two controls: random binaries of the same shape, their diagonals fitt
 
 Where the plan (models_plan.py) says so, bits are also shared out between layers: by noise ("allocated"), by
 scores ("scored"). Each cell is written when it is done, and a second call goes on where the first one
-stopped. Sizes, steps and data are cut down so that all of it takes two to three hours on two cores; --quick
+stopped. Sizes, steps and data are cut down, and all of it still takes hours on two cores; --quick
 takes small subsets of everything, to try it out.
 """
 

@@ -99,7 +99,7 @@ def some(batches: Iterable[Any], count: int) -> list[Any]:
     """``count`` batches or fewer: evenly spaced ones of a list, the first ones of anything else."""
     if isinstance(batches, (list, tuple)):
         return list(batches[:: max(1, len(batches) // count)][:count])
-    return list(islice(iter(batches), count))
+    return list(islice(batches, count))
 
 
 def _held(batches: Iterator[Any], name: str, limit: int) -> list[Any]:

@@ -39,10 +39,7 @@ class Run:
         self.losses: list[float] = []
         self.skipped = 0
         self._model, self._loss, self._groups, self._flipper = model, loss, groups, flipper
-        self._clip = math.inf if clip is None else _check.number(clip, "clip", minimum=0, exclusive=True)
-        self._promise = (
-            math.inf if promise is None else _check.number(promise, "promise", minimum=0, exclusive=True)
-        )
+        self._clip, self._promise = _limit(clip, "clip"), _limit(promise, "promise")
         self._rates = [group["lr"] for group in groups]
         copies = [dict(group) for group in groups]
         self._optimizer = (
@@ -165,3 +162,8 @@ class Run:
                 f"no finite loss or gradient in {_PATIENCE} steps in a row (the last loss is {value}); the "
                 f"model is as it was before: check loss and data, or use a smaller lr"
             )
+
+
+def _limit(value: float | None, name: str) -> float:
+    """A largest value; None is none."""
+    return math.inf if value is None else _check.number(value, name, minimum=0, exclusive=True)
