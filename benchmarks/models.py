@@ -34,9 +34,10 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's threads would only
 import torch
 
 import diba
-from models_arms import keep_converted, run
+from models_arms import run
 from models_bars import bars
 from models_plan import PLAN, Cell, cells, units
+from models_shared import keep_converted
 from models_table import table
 from results_file import write_whole
 

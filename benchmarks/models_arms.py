@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-import copy
-import gc
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 import diba.torch
-import models_speech
-import models_text
-import models_vision
 from diba.torch.factors import Factors
 from diba.waterfill import stored_bits
 from models_control import convert_random
-from models_data import Batch, Task
+from models_data import Task
 from models_plan import PLAN, Cell
+from models_shared import Made, loss_of, made, once, seen, teacher, unseen_first
 from rounding import Rounded, convert_rounded, retune_scales
 
-__all__ = ["TASKS", "run"]
+__all__ = ["run"]
 
-TASKS: dict[str, Callable[..., Task]] = {
-    "mlp": models_vision.mlp,
-    "efficientnet": models_vision.efficientnet,
-    "minilm": models_text.minilm,
-    "whisper": models_speech.whisper,
-    "smollm2": models_text.smollm2,
-}
-
-Maker = Callable[..., tuple[nn.Module, dict[str, Any]]]
+Maker = Callable[..., Made]
 
 # ---- running one
 
@@ -62,36 +49,6 @@ def run(cell: Cell, quick: bool) -> dict[str, Any]:
 
 MORE = 1.5  # bits of the model whose components are scored, over those that stay
 
-_tasks: dict[tuple[str, bool], Task] = {}
-_batches: dict[str, list[Batch]] = {}
-_dense: dict[str, nn.Module] = {}
-_losses: dict[str, Any] = {}
-_converted: dict[Cell, nn.Module] = {}  # the last one of its place, for the cells that go on from it
-_folder: list[Path] = []  # one, where converted models are kept for other runs too
-
-
-def keep_converted(folder: Path | None) -> None:
-    """Write every calibrated model to a folder, and take it from there."""
-    _folder[:] = [] if folder is None else [folder]
-
-
-def made(name: str, quick: bool) -> Task:
-    """The task, and room for its data: those of the one before are dropped."""
-    if (name, quick) not in _tasks:
-        for kept in (_tasks, _batches, _dense, _losses, _converted):
-            kept.clear()  # type: ignore[attr-defined]
-        gc.collect()
-        _tasks[name, quick] = TASKS[name](size="quick" if quick else "full")
-        _batches[name] = _tasks[name, quick].train()
-    return _tasks[name, quick]
-
-
-def teacher(task: Task) -> nn.Module:
-    """The dense model, loaded once."""
-    if task.name not in _dense:
-        _dense[task.name] = task.load().requires_grad_(False)
-    return _dense[task.name]
-
 
 def config(cell: Cell, task: Task) -> diba.torch.Config:
     return diba.torch.Config(
@@ -99,70 +56,31 @@ def config(cell: Cell, task: Task) -> diba.torch.Config:
     )
 
 
-def loss_of(task: Task) -> Any:
-    """Distance from the dense model's answers; with labels where the task has a loss of its own.
-
-    The answers are kept for the next cell, which retunes on the same batches: gigabytes for a language model.
-    """
-    if callable(task.loss):
-        return task.loss
-    if task.name not in _losses:
-        features = task.loss == "hidden"
-        _losses[task.name] = diba.torch.distillation(teacher(task), features=features, cache=True)
-    return _losses[task.name]
-
-
 def steps_of(cell: Cell, quick: bool) -> int:
     return 4 if quick else PLAN[cell.task].steps
 
 
-def dense(cell: Cell, task: Task, quick: bool) -> tuple[nn.Module, dict[str, Any]]:
+def dense(cell: Cell, task: Task, quick: bool) -> Made:
     return teacher(task), {}
 
 
-def replaced(cell: Cell, task: Task, quick: bool) -> tuple[nn.Module, dict[str, Any]]:
+def replaced(cell: Cell, task: Task, quick: bool) -> Made:
     model = task.load()
     report = diba.torch.convert(model, config(cell, task), progress=False)
     return model, solved(report)
 
 
-def calibrated(cell: Cell, task: Task, quick: bool) -> tuple[nn.Module, dict[str, Any]]:
+def calibrated(cell: Cell, task: Task, quick: bool) -> Made:
     return once(cell, "calibrated", lambda: convert_seeing(cell, task, quick))
 
 
-def once(
-    cell: Cell, arm: str, make: Callable[[], tuple[nn.Module, dict[str, Any]]]
-) -> tuple[nn.Module, dict[str, Any]]:
-    """Made for the first cell of a place that needs it; each gets a copy."""
-    origin, facts = replace(cell, arm=arm), {}
-    if origin not in _converted:
-        _converted.clear()
-        _converted[origin], facts = from_folder(origin, make)
-    return copy.deepcopy(_converted[origin]), facts
-
-
-def from_folder(origin: Cell, make: Callable[[], tuple[nn.Module, dict[str, Any]]]) -> Any:
-    if not _folder:
-        return make()
-    path = _folder[0] / f"{origin.key.replace(' | ', '_')}.pt"
-    if path.exists():
-        model, facts = torch.load(path, weights_only=False)  # a whole model, of an earlier run of this script
-        return model, facts | {"earlier_seconds": facts["convert_seconds"]}
-    result = make()
-    _folder[0].mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    torch.save(result, part)
-    part.replace(path)
-    return result
-
-
-def unweighted(cell: Cell, task: Task, quick: bool) -> tuple[nn.Module, dict[str, Any]]:
+def unweighted(cell: Cell, task: Task, quick: bool) -> Made:
     return convert_seeing(cell, task, quick, weigh=False)
 
 
 def convert_seeing(
     cell: Cell, task: Task, quick: bool, k: Mapping[str, int] | None = None, weigh: bool = True
-) -> tuple[nn.Module, dict[str, Any]]:
+) -> Made:
     """Convert layer by layer, on the batches for calibration; k: of every layer, where they differ."""
     model = task.load()
     layers = {name: {"k": value} for name, value in (k or {}).items()}
@@ -176,11 +94,6 @@ def fisher(cell: Cell, task: Task) -> Any:
     return diba.torch.fisher(seed=cell.seed, features=task.loss == "hidden")
 
 
-def seen(task: Task, quick: bool) -> list[Batch]:
-    """The batches for calibration."""
-    return _batches[task.name][: 2 if quick else PLAN[task.name].calibration]
-
-
 def solved(report: diba.torch.Report) -> dict[str, Any]:
     levels = [layer.snr_db for layer in report.layers]
     outputs = [layer.output_snr_db for layer in report.layers if layer.output_snr_db is not None]
@@ -192,9 +105,7 @@ def solved(report: diba.torch.Report) -> dict[str, Any]:
     }
 
 
-def retuned(
-    cell: Cell, task: Task, quick: bool, origin: Maker = calibrated, flips: bool = False
-) -> tuple[nn.Module, dict[str, Any]]:
+def retuned(cell: Cell, task: Task, quick: bool, origin: Maker = calibrated, flips: bool = False) -> Made:
     model, facts = origin(cell, task, quick)
     return train(cell, task, quick, model, facts, flips)
 
@@ -202,11 +113,11 @@ def retuned(
 # Every layer has one turn, in which a bit needs 20 steps to flip.
 def train(
     cell: Cell, task: Task, quick: bool, model: nn.Module, facts: dict[str, Any], flips: bool = False
-) -> tuple[nn.Module, dict[str, Any]]:
+) -> Made:
     steps = steps_of(cell, quick)
     moving = diba.torch.Flips(rate=0.05, every=max(1, steps // 5), layers=0.2) if flips else None
     options = {"steps": steps, "bits": moving, "seed": cell.seed, "progress": False}
-    report = diba.torch.retune(model, _batches[task.name], loss_of(task), **options)
+    report = diba.torch.retune(model, unseen_first(task), loss_of(task), **options)
     facts |= {
         "retune_seconds": report.seconds,
         "losses": [float(report.losses[:5].mean()), float(report.losses[-20:].mean())],
@@ -219,10 +130,10 @@ def train(
     return model, facts
 
 
-def allocated(cell: Cell, task: Task, quick: bool) -> tuple[nn.Module, dict[str, Any]]:
+def allocated(cell: Cell, task: Task, quick: bool) -> Made:
     """As calibrated, with bits where they lower most noise at the model's answers."""
 
-    def make() -> tuple[nn.Module, dict[str, Any]]:
+    def make() -> Made:
         chosen = config(cell, task)
         options = {"loss": fisher(cell, task), "progress": False}
         moments = diba.torch.calibrate(teacher(task), seen(task, quick), config=chosen, **options)
@@ -235,10 +146,10 @@ def allocated(cell: Cell, task: Task, quick: bool) -> tuple[nn.Module, dict[str,
     return once(cell, "allocated", make)
 
 
-def scored(cell: Cell, task: Task, quick: bool) -> tuple[nn.Module, dict[str, Any]]:
+def scored(cell: Cell, task: Task, quick: bool) -> Made:
     """As calibrated, with the components that score best in a model of half as many bits again."""
 
-    def make() -> tuple[nn.Module, dict[str, Any]]:
+    def make() -> Made:
         large, _ = convert_seeing(replace(cell, bits=MORE * cell.bits), task, quick)
         scores = diba.torch.scores(large, seen(task, quick), loss_of(task))
         return convert_seeing(cell, task, quick, diba.torch.keep_best(large, scores, cell.bits))
@@ -246,20 +157,20 @@ def scored(cell: Cell, task: Task, quick: bool) -> tuple[nn.Module, dict[str, An
     return once(cell, "scored", make)
 
 
-def random(cell: Cell, task: Task, quick: bool) -> tuple[nn.Module, dict[str, Any]]:
+def random(cell: Cell, task: Task, quick: bool) -> Made:
     model = task.load()
     levels = convert_random(model, config(cell, task), cell.seed)
     facts = {"layers": len(levels), "mean_snr_db": sum(levels.values()) / len(levels)}
     return train(cell, task, quick, model, facts)
 
 
-def rounded(cell: Cell, task: Task, quick: bool, retune: bool = False) -> tuple[nn.Module, dict[str, Any]]:
+def rounded(cell: Cell, task: Task, quick: bool, retune: bool = False) -> Made:
     model = task.load()
     chosen = diba.torch.Config(bits_per_weight=cell.bits, **task.config)
     bits = convert_rounded(model, chosen, int(cell.bits))
     facts: dict[str, Any] = {"bits_per_weight": bits}
     if retune:
-        losses = retune_scales(model, _batches[task.name], loss_of(task), steps=steps_of(cell, quick))
+        losses = retune_scales(model, unseen_first(task), loss_of(task), steps=steps_of(cell, quick))
         facts["losses"] = [sum(losses[:5]) / 5, sum(losses[-20:]) / len(losses[-20:])]
     return model, facts
 

@@ -73,7 +73,7 @@ PLAN = {
     for plan in (
         Plan(
             "smollm2",
-            steps=64,
+            steps=128,
             calibration=24,
             pairs=((2.0, "sign"), (3.0, "sign")),
             flips=(),

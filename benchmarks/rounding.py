@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import diba.torch
-from diba.torch.batches import some
+from diba.torch.course import Course, run_course
+from diba.torch.groups import grouped, typical_size
 from diba.torch.layers import factored_matrix
 from diba.torch.losses import differentiable
 from diba.torch.select import targets
@@ -130,43 +131,23 @@ def retune_scales(
     *,
     steps: int,
     lr: float = 0.002,
-    clip: float = 1.0,
-    promise: float = 0.25,
 ) -> list[float]:
     """Train scales, offsets and biases as ``diba.torch.retune`` trains diagonals and biases.
-
-    As there, a model whose loss on four batches is larger at the end is put back.
 
     Args:
         model: From ``convert_rounded``.
         batches: Gone through as often as needed.
         loss: ``loss(model, batch)``.
         steps: Of the optimizer.
-        lr: Relative to the root mean square of a parameter; rises over a twentieth of the steps, falls as a
-            cosine.
-        clip: Largest norm of the gradient for relative changes.
-        promise: Largest share of the loss that a step may remove, or add, by the gradient's account.
+        lr: Relative to the median entry of a parameter.
 
     Returns:
         The loss of each step.
     """
     layers = [module for module in model.modules() if isinstance(module, Rounded)]
-    groups = []
-    for layer in layers:
-        for parameter, least in ((layer.scale, 0.0), (layer.offset, 0.0), (layer.bias, 0.1)):
-            if parameter is not None:
-                rms = float(parameter.detach().square().mean().sqrt())
-                scale = max(rms, least) or 1.0
-                groups.append({"params": [parameter], "lr": lr * scale, "scale": scale})
-    run = Run(model, loss, groups, None, None, clip, promise)
-    sample = some(batches, 4)
-    start = run.mean_loss(sample)
-    parameters = [parameter for group in groups for parameter in group["params"]]
-    rise = max(1, round(0.05 * steps))
-    with differentiable(model, parameters, dropout=False, statistics=False):
-        for step in range(steps):
-            fall = (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise))) / 2
-            run.step([batches[step % len(batches)]], (step + 1) / rise if step < rise else fall)
-    if run.mean_loss(sample) > start:
-        run.undo()
+    sized = [(part, typical_size(part)) for layer in layers for part in (layer.scale, layer.offset)]
+    sized += [(layer.bias, typical_size(layer.bias, 0.1)) for layer in layers if layer.bias is not None]
+    run = Run(model, loss, grouped(sized, lr))
+    with differentiable(model, [part for part, _ in sized]):
+        run_course(run, batches, Course(steps))
     return run.losses

@@ -301,26 +301,26 @@ def test_cells_of_a_conversion_stay_together(benchmark: Benchmark) -> None:
 
 
 def test_converted_models_are_taken_up_by_the_next_run(benchmark: Benchmark, tmp_path: Path) -> None:
-    arms, cell = benchmark("models_arms"), benchmark("models_plan").Cell("mlp", "dibard", 2.0, "sign")
+    shared, cell = benchmark("models_shared"), benchmark("models_plan").Cell("mlp", "dibard", 2.0, "sign")
     made: list[nn.Module] = []
 
     def make() -> tuple[nn.Module, dict[str, Any]]:
         made.append(nn.Linear(3, 2))
         return made[-1], {"convert_seconds": 5.0}
 
-    arms.keep_converted(tmp_path / "kept")
+    shared.keep_converted(tmp_path / "kept")
     try:
         for earlier in ({}, {"earlier_seconds": 5.0}):
-            model, facts = arms.once(cell, "calibrated", make)
+            model, facts = shared.once(cell, "calibrated", make)
             assert torch.equal(model.weight, made[0].weight)
             assert facts == {"convert_seconds": 5.0} | earlier
-            arms._converted.clear()  # as at the start of a process
+            shared._converted.clear()  # as at the start of a process
         assert len(made) == 1
-        arms.once(cell, "scored", make)
+        shared.once(cell, "scored", make)
         assert len(made) == 2
     finally:
-        arms.keep_converted(None)
-        arms._converted.clear()
+        shared.keep_converted(None)
+        shared._converted.clear()
 
 
 def report_of(values: dict[tuple[str, float], list[float]]) -> dict[str, Any]:

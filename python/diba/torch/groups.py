@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -10,7 +11,7 @@ from torch import nn
 from .. import _check
 from .factors import Factors
 
-__all__ = ["Group", "parameter_groups", "trainable"]
+__all__ = ["Group", "grouped", "parameter_groups", "trainable", "typical_size"]
 
 Group = dict[str, Any]
 
@@ -55,42 +56,43 @@ def trainable(model: nn.Module, biases: bool = True, norms: bool = False, lr: fl
 
 def parameter_groups(model: nn.Module, *, biases: bool, norms: bool, lr: float) -> list[Group]:
     """The groups of ``trainable``; changes nothing."""
-    lr = _check.number(lr, "lr", minimum=0, exclusive=True)
-    by_scale: dict[float, list[nn.Parameter]] = {}
-    seen: set[int] = set()
-
-    def add(parameter: nn.Parameter | None, smallest: float, factor: float = 1.0) -> None:
-        if parameter is not None and id(parameter) not in seen:
-            seen.add(id(parameter))
-            typical = factor * max(_typical(parameter), smallest)
-            scale = 2.0 ** round(math.log2(typical)) if 0 < typical < math.inf else 1.0
-            by_scale.setdefault(scale, []).append(parameter)
-
-    found = False
+    sized: list[tuple[nn.Parameter | None, float]] = []
     for module in model.modules():
         if isinstance(module, Factors):
-            found = True
-            for diagonal in module.diagonals():
-                add(diagonal, 0.0, _BINARY_SCALE if module.alphabet == "binary" else 1.0)
-            if biases:
-                add(module.bias, _SMALLEST_SCALE)
+            factor = _BINARY_SCALE if module.alphabet == "binary" else 1.0
+            sized += [(d, factor * typical_size(d)) for d in module.diagonals()]
+            sized += [(module.bias, typical_size(module.bias, _SMALLEST_SCALE))] if biases else []
         elif norms and _is_norm(module):
-            for parameter in module.parameters(recurse=False):
-                add(parameter, _SMALLEST_SCALE)
-    if not found:
+            sized += [(p, typical_size(p, _SMALLEST_SCALE)) for p in module.parameters(recurse=False)]
+    if not any(isinstance(module, Factors) for module in model.modules()):
         raise ValueError(
             "model has no factored layer; it must have some: call diba.torch.convert(model) first"
         )
+    return grouped(sized, lr)
+
+
+def grouped(sized: Iterable[tuple[nn.Parameter | None, float]], lr: float) -> list[Group]:
+    """Groups of the parameters of like size: (parameter, its size) -> ``lr`` times the size, nearly."""
+    lr = _check.number(lr, "lr", minimum=0, exclusive=True)
+    by_scale: dict[float, list[nn.Parameter]] = {}
+    seen: set[int] = set()
+    for parameter, typical in sized:
+        if parameter is not None and id(parameter) not in seen:
+            seen.add(id(parameter))
+            scale = 2.0 ** round(math.log2(typical)) if 0 < typical < math.inf else 1.0
+            by_scale.setdefault(scale, []).append(parameter)
     return [
         {"params": params, "lr": lr * scale, "scale": scale} for scale, params in sorted(by_scale.items())
     ]
 
 
-def _typical(parameter: nn.Parameter) -> float:
-    """The median size of the entries that are not 0; 0 where all are."""
+def typical_size(parameter: nn.Parameter | None, smallest: float = 0.0) -> float:
+    """The median size of the entries that are not 0; ``smallest`` where that is more, or all are 0."""
+    if parameter is None:
+        return smallest
     sizes = parameter.detach().double().abs().flatten()
     sizes = sizes[sizes > 0]
-    return sizes.median().item() if len(sizes) else 0.0
+    return max(sizes.median().item(), smallest) if len(sizes) else smallest
 
 
 def _is_norm(module: nn.Module) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 import warnings
@@ -10,7 +9,6 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -19,24 +17,21 @@ from numpy.typing import NDArray
 from torch import nn
 
 from .. import _check
-from .batches import evaluating, plain_grad, repeatable, size, some
+from .batches import evaluating, plain_grad, repeatable, size
+from .course import Course, Schedule, run_course
 from .factors import Factors, as_numpy
 from .flips import Flipper, Flips
 from .groups import parameter_groups, trainable
 from .linear import DiBALinear
 from .losses import Loss, differentiable, distillation, model_loss
-from .steps import OptimizerFactory, Run
+from .steps import CLIP, PROMISE, OptimizerFactory, Run
 
 __all__ = ["RetuneReport", "bits_checksum", "retune", "trainable"]
 
-_EMPTY = "batches is empty; it must have at least one batch each time that it is read"
-_CHECKED = 4  # batches whose loss must not rise
 _RISEN = (
-    "the mean loss of {} batches rose from {:.4g} to {:.4g}; the model is as it was before: use a "
-    "smaller lr or more steps"
+    "the mean loss of some batches rose from {:.4g} to {:.4g}; the model is as it was before: use a smaller "
+    "lr or more steps"
 )
-
-Schedule = Literal["cosine", "linear", "constant"]
 
 
 @dataclass(frozen=True)
@@ -97,8 +92,8 @@ def retune(
     lr: float = 0.002,
     schedule: Schedule = "cosine",
     warmup: float = 0.05,
-    clip: float | None = 1.0,
-    promise: float | None = 0.25,
+    clip: float | None = CLIP,
+    promise: float | None = PROMISE,
     biases: bool = True,
     norms: bool = False,
     bits: Literal["flip"] | Flips | None = None,
@@ -160,10 +155,8 @@ def retune(
     """
     started = time.perf_counter()
     chosen = _chosen_loss(loss, teacher, model)
-    accumulate = _check.positive_int(accumulate, "accumulate")
     batches = repeatable(batches)
-    total = _total_steps(batches, epochs, steps, accumulate)
-    _check.one_of(schedule, "schedule", ("cosine", "linear", "constant"))
+    course = _course(batches, epochs, steps, schedule, warmup, accumulate)
     groups = parameter_groups(model, biases=biases, norms=norms, lr=lr)
     flipper = _flipper(model, bits, _check.seed(seed))
     before = bits_checksum(model)
@@ -176,39 +169,25 @@ def retune(
             with plain_grad(False), evaluating(model):
                 evaluations.append((len(run.losses), evaluate(model)))
 
-    with torch.random.fork_rng(), _bar(progress, total) as show:
+    with (
+        torch.random.fork_rng(),
+        _bar(progress, course.steps) as show,
+        differentiable(model, parameters, dropout=dropout, statistics=statistics),
+    ):
         torch.manual_seed(seed)
-        sample = some(batches, _CHECKED)
-        if not sample:
-            raise ValueError(_EMPTY)
-        measure()
-        start = run.mean_loss(sample)
-        with differentiable(model, parameters, dropout=dropout, statistics=statistics):
-            while len(run.losses) < total:
-                done = len(run.losses)
-                for chunk in _chunks(batches, accumulate, total - done):
-                    rate = _rate(len(run.losses), total, schedule, warmup)
-                    run.step(chunk, rate)
-                    show(run.losses[-1])
-                if len(run.losses) == done:
-                    raise ValueError(_EMPTY)
-                measure()
-            run.finish(sample[0])
-            training_bytes = run.training_bytes()
-        end = run.mean_loss(sample)
+        checked, restored = run_course(run, batches, course, show, measure)
+        training_bytes = run.training_bytes()
     if bits is None and bits_checksum(model) != before:
         raise RuntimeError(
             "bits changed during retuning although bits is None; something else writes to them"
         )
-    restored = math.isfinite(start) and not end <= start
     if restored:
-        run.undo()
-        warnings.warn(_RISEN.format(len(sample), start, end), UserWarning, stacklevel=2)
+        warnings.warn(_RISEN.format(*checked), UserWarning, stacklevel=2)
     return RetuneReport(
-        steps=total - run.skipped,
+        steps=course.steps - run.skipped,
         skipped=run.skipped,
         losses=np.array(run.losses),
-        checked=(start, end),
+        checked=checked,
         restored=restored,
         seconds=time.perf_counter() - started,
         trained=sum(p.numel() for p in parameters),
@@ -255,36 +234,22 @@ def _flipper(model: nn.Module, bits: Any, seed: int) -> Flipper | None:
     return Flipper(layers, bits if isinstance(bits, Flips) else Flips(), torch.Generator().manual_seed(seed))
 
 
-def _total_steps(batches: Iterable[Any], epochs: int, steps: int | None, accumulate: int) -> int:
-    epochs = _check.positive_int(epochs, "epochs")
-    if steps is not None:
-        return _check.positive_int(steps, "steps")
+def _course(
+    batches: Iterable[Any], epochs: int, steps: int | None, schedule: Schedule, warmup: float, accumulate: int
+) -> Course:
+    epochs, accumulate = _check.positive_int(epochs, "epochs"), _check.positive_int(accumulate, "accumulate")
+    _check.one_of(schedule, "schedule", ("cosine", "linear", "constant"))
     count = size(batches)
-    if count is None:
+    if steps is not None:
+        steps = _check.positive_int(steps, "steps")
+    elif count is not None:
+        steps = epochs * -(-count // accumulate)
+    else:
         raise TypeError(
             f"batches is {type(batches).__name__}, which has no length; it must be a list or a DataLoader "
             f"of a sized dataset, or steps must be given"
         )
-    return epochs * -(-count // accumulate)
-
-
-def _chunks(batches: Iterable[Any], size: int, count: int) -> Iterator[list[Any]]:
-    """At most ``count`` lists of ``size`` batches (the last of an epoch may be shorter)."""
-    batches = iter(batches)
-    for _ in range(count):
-        chunk = list(islice(batches, size))
-        if not chunk:
-            return
-        yield chunk
-
-
-def _rate(step: int, total: int, schedule: Schedule, warmup: float) -> float:
-    """The learning rate of a step, over its largest."""
-    rise = max(1, round(warmup * total))
-    if step < rise:
-        return (step + 1) / rise
-    rest = (step - rise) / max(1, total - rise)
-    return {"cosine": (1 + math.cos(math.pi * rest)) / 2, "linear": 1 - rest, "constant": 1.0}[schedule]
+    return Course(steps, schedule, warmup, accumulate)
 
 
 @contextmanager

@@ -16,10 +16,12 @@ from .flips import Flipper
 from .groups import Group
 from .losses import Loss, batch_norms
 
-__all__ = ["OptimizerFactory", "Run"]
+__all__ = ["CLIP", "PROMISE", "OptimizerFactory", "Run"]
 
 OptimizerFactory = Callable[[list[Group]], torch.optim.Optimizer]
 
+CLIP = 1.0  # largest norm of the gradient for relative changes
+PROMISE = 0.25  # largest share of the loss that a step may remove, by the gradient's account
 _PATIENCE = 10  # steps in a row without a finite loss or gradient
 
 
@@ -31,10 +33,10 @@ class Run:
         model: nn.Module,
         loss: Loss,
         groups: list[Group],
-        optimizer: OptimizerFactory | None,
-        flipper: Flipper | None,
-        clip: float | None,
-        promise: float | None,
+        optimizer: OptimizerFactory | None = None,
+        flipper: Flipper | None = None,
+        clip: float | None = CLIP,
+        promise: float | None = PROMISE,
     ) -> None:
         self.losses: list[float] = []
         self.skipped = 0
