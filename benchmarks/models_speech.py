@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.signal import resample_poly
 
 from models_data import Batch, Prompt, Size, Task, prompts
@@ -26,6 +27,13 @@ __all__ = ["distance", "split", "whisper", "word_error_rate", "words"]
 START, NO_TIMES, END = 50257, 50362, 50256  # <|startoftranscript|>, <|notimestamps|>, <|endoftext|>
 MOST = 128  # tokens of an answer; the longest prompt has 100
 RATE, RECORDED = 16_000, 8_000  # samples a second: of the model, of the recordings
+SPEEDS = (
+    (20, 9),
+    (2, 1),
+    (20, 11),
+)  # samples that the model hears for those recorded: 0.9, 1, 1.1 times as fast
+JOINED = (1, 2, 4, 8)  # prompts that are heard together
+LONGEST = 27  # seconds of them, before speed changes
 
 
 def whisper(size: Size = "full") -> Task:
@@ -100,12 +108,15 @@ def words(text: str) -> list[str]:
     return re.sub(r"[^a-z' ]", "", re.sub(r"[-/\n]", " ", text.lower())).split()
 
 
-def features(chosen: Sequence[Prompt]) -> torch.Tensor:
-    """Log-mel features of 30 s, as the model was trained with, shape (prompts, 80, 3000)."""
+def features(sounds: Sequence[NDArray[np.float32]], up: int = 2, down: int = 1) -> torch.Tensor:
+    """Log-mel features of 30 s, as the model was trained with, shape (sounds, 80, 3000).
+
+    ``up / down``: samples for each recorded one; more than 2 are slow speech.
+    """
     from transformers import WhisperFeatureExtractor
 
-    sounds = [resample_poly(prompt.sound(), RATE // RECORDED, 1) for prompt in chosen]
-    made = WhisperFeatureExtractor(feature_size=80)(sounds, sampling_rate=RATE, return_tensors="np")
+    heard = [resample_poly(sound, up, down) for sound in sounds]
+    made = WhisperFeatureExtractor(feature_size=80)(heard, sampling_rate=RATE, return_tensors="np")
     return torch.from_numpy(made["input_features"])
 
 
@@ -117,21 +128,41 @@ def tokenizer() -> Any:
 
 
 def batches(size: Size = "full", count: int = 4) -> list[Batch]:
-    """Prompts with their transcripts, ``count`` a batch: each token from the right ones before it."""
-    train = spread(split(prompts())[0], {"full": 1000, "quick": 8}[size])
-    random.Random(0).shuffle(train)
+    """Prompts with their transcripts, ``count`` a batch: each token from the right ones before it.
+
+    All prompts take a few minutes and have 1,600 words. So each is heard several times: at other speeds, and
+    after other prompts. (Speed: Ko, Povey, Peddinti, Khudanpur, "Audio augmentation for speech recognition",
+    Interspeech 2015.)
+    """
+    train, total = spread(split(prompts())[0], {"full": 1000, "quick": 8}[size]), {"full": 64, "quick": 2}
+    rng = random.Random(0)
+    source = itertools.chain.from_iterable(rng.sample(train, len(train)) for _ in itertools.count())
     made = []
-    for first in range(0, len(train), count):
-        part = train[first : first + count]
-        answers = [tokenizer().encode(" " + p.text.strip(". "), add_special_tokens=False).ids for p in part]
+    for _ in range(total[size]):
+        up, down = rng.choice(SPEEDS)
+        said = [list(itertools.islice(source, rng.choice(JOINED))) for _ in range(count)]
+        sounds, texts = zip(*(joined(part, rng) for part in said), strict=True)
+        answers = [tokenizer().encode(" " + text, add_special_tokens=False).ids for text in texts]
         length = max(map(len, answers)) + 2
-        inputs = torch.full((len(part), length), END)
-        labels = torch.full((len(part), length), -100)  # not counted by the loss
+        inputs = torch.full((count, length), END)
+        labels = torch.full((count, length), -100)  # not counted by the loss
         for row, answer in enumerate(answers):
             inputs[row, : len(answer) + 2] = torch.tensor([START, NO_TIMES, *answer])
             labels[row, 1 : len(answer) + 2] = torch.tensor([*answer, END])
-        made.append({"input_features": features(part), "decoder_input_ids": inputs, "labels": labels})
+        heard = features(sounds, up, down)
+        made.append({"input_features": heard, "decoder_input_ids": inputs, "labels": labels})
     return made
+
+
+def joined(part: Sequence[Prompt], rng: random.Random) -> tuple[NDArray[np.float32], str]:
+    """(sound, text) of prompts one after another, with pauses; one that would take too long is left out."""
+    sounds, texts = [part[0].sound()], [part[0].text.strip(". ")]
+    for prompt in part[1:]:
+        more = [np.zeros(rng.randrange(RECORDED // 10, RECORDED), np.float32), prompt.sound()]
+        if sum(map(len, sounds + more)) <= LONGEST * RECORDED:
+            sounds += more
+            texts.append(prompt.text.strip(". "))
+    return np.concatenate(sounds), ". ".join(texts)
 
 
 # ---- metrics
@@ -146,9 +177,9 @@ def metrics(model: torch.nn.Module, size: Size = "full") -> dict[str, float]:
 @functools.cache
 def test_inputs(size: Size) -> tuple[list[str], torch.Tensor]:
     """(texts, log-mel features) of the prompts tested on, short ones first."""
-    test = spread(split(prompts())[1], {"full": 48, "quick": 8}[size])
+    test = spread(split(prompts())[1], {"full": 1000, "quick": 8}[size])
     test = sorted(test, key=lambda prompt: (len(prompt.text), prompt.name))
-    return [prompt.text for prompt in test], features(test)
+    return [prompt.text for prompt in test], features([prompt.sound() for prompt in test])
 
 
 @torch.no_grad()

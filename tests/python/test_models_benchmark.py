@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import random
 import struct
 import tarfile
 import wave
@@ -150,6 +151,29 @@ def test_spread_takes_evenly(benchmark: Benchmark) -> None:
     spread = benchmark("models_text").spread
     assert spread(range(10), 5) == [0, 2, 4, 6, 8]
     assert spread([1, 2], 5) == [1, 2]
+
+
+def test_prompts_are_joined_with_their_words_in_order(
+    benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    data, speech = benchmark("models_data"), benchmark("models_speech")
+    seconds = {"a": 10, "b": 20, "c": 12}  # the second does not fit after the first, the third does
+    levels = {"a": 1.0, "b": 2.0, "c": 3.0}
+    monkeypatch.setattr(
+        data.Prompt,
+        "sound",
+        lambda self: np.full(seconds[self.name] * speech.RECORDED, levels[self.name], np.float32),
+    )
+    part = [data.Prompt(name, f" Say {name}.", tmp_path) for name in "abc"]
+    sound, text = speech.joined(part, random.Random(0))
+    assert text == "Say a. Say c"
+    changes = np.flatnonzero(np.diff(sound)) + 1
+    assert sound[0] == 1
+    assert sound[changes].tolist() == [0, 3]
+    first, pause, second = np.diff([0, *changes, len(sound)]) / speech.RECORDED
+    assert (first, second) == (10, 12)
+    assert 0.1 <= pause < 1
+    assert speech.joined(part[1:2], random.Random(0))[1] == "Say b"
 
 
 def naive_distance(a: str, b: str) -> int:
