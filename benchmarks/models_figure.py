@@ -11,7 +11,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import StrMethodFormatter
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from minilm_figure import STYLE
 from models_table import METRICS, grouped
@@ -28,7 +28,7 @@ ARMS = {
     "random": ("random binaries, retuned alike", RED, "x", ""),
     "rounded, retuned": ("rounded in groups of 64, scales retuned", ORANGE, "^", "-"),
 }
-LOGARITHMIC = "news_perplexity"
+LOGARITHMIC = ("news_perplexity", "word_error_rate", "accuracy")  # an accuracy is drawn as its errors
 
 
 def draw(report: dict[str, Any], paths: Sequence[Path]) -> None:
@@ -54,7 +54,7 @@ def draw_task(axes: Axes, groups: dict[tuple[float, str, str], list[dict[str, An
     """Lines join the sizes of one arm; signs where both alphabets were measured."""
     first = next(iter(groups.values()))[0]
     metric = first["primary"]
-    heading, _, factor = METRICS[metric]
+    heading = METRICS[metric][0] if metric != "accuracy" else "errors, %"
     for arm, (_, color, marker, line) in ARMS.items():
         found = {
             bits: cells
@@ -63,16 +63,23 @@ def draw_task(axes: Axes, groups: dict[tuple[float, str, str], list[dict[str, An
             if name == arm and letters == alphabet
         }
         points = sorted(
-            (cells[0]["bytes"] / 1e6, factor * mean(cell["metrics"][metric] for cell in cells))
+            (cells[0]["bytes"] / 1e6, mean(height(cell, metric) for cell in cells))
             for cells in found.values()
         )
         axes.plot(*zip(*points, strict=True) if points else ([], []), color=color, marker=marker, ls=line)
     dense = [cells for (_, _, arm), cells in groups.items() if arm == "dense"]
     if dense:
-        axes.axhline(factor * dense[0][0]["metrics"][metric], color="black", ls="--", lw=0.9)
-    if metric == LOGARITHMIC:
+        axes.axhline(height(dense[0][0], metric), color="black", ls="--", lw=0.9)
+    if metric in LOGARITHMIC:
         axes.set_yscale("log")
-        for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            which(StrMethodFormatter("{x:,.0f}"))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.set(title=first["title"], xlabel="MB on disk", ylabel=heading)
     axes.grid(alpha=0.3)
+
+
+def height(cell: dict[str, Any], metric: str) -> float:
+    """What is drawn; an accuracy by its errors, whose logarithms show small and large ones alike."""
+    value: float = METRICS[metric][2] * cell["metrics"][metric]
+    return 100 - value if metric == "accuracy" else value
