@@ -38,6 +38,7 @@ from diba._timing import (
     snr_db,
 )
 from matvec_rivals import RIVALS, Call, Contestant, diba_contestant
+from results_file import earlier_report
 
 SHAPES = ("384x384", "384x1536", "768x3072", "4096x4096", "4096x14336", "8192x8192")
 BITS, BATCHES, THREADS = (1.0, 1.5, 2.0), (1, 8, 64, 512), (1, 2)
@@ -271,9 +272,7 @@ def earlier(path: Path | None, machine: dict[str, Any]) -> dict[str, Any]:
     """Rows, notes and time of the report that is to be brought up to date."""
     if path is None or not path.is_file():
         sys.exit("--update needs the --json of an earlier run")
-    report = json.loads(path.read_text(encoding="utf-8"))
-    if report["machine"] != machine:
-        sys.exit(f"{path} was measured on another machine or with other versions; leave out --update")
+    report = earlier_report(path, machine, "leave out --update")
     return {part: report[part] for part in ("rows", "notes", "seconds")}
 
 

@@ -39,7 +39,7 @@ from models_bars import bars
 from models_plan import PLAN, Cell, cells, units
 from models_shared import keep_converted
 from models_table import table
-from results_file import write_whole
+from results_file import earlier_report, write_whole
 
 __all__ = ["main"]
 
@@ -149,13 +149,11 @@ def load(path: Path | None, quick: bool, threads: int) -> dict[str, Any]:
     fresh = {"quick": quick, "machine": machine, "cells": {}}
     if path is None or not path.exists():
         return fresh
-    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    report = earlier_report(path, machine)
     if report["quick"] != quick:
         raise SystemExit(
             f"{path} holds results {'with' if report['quick'] else 'without'} --quick; use another file"
         )
-    if report["machine"] != machine:
-        raise SystemExit(f"{path} was measured on {report['machine']}, this is {machine}; use another file")
     return report
 
 

@@ -29,7 +29,7 @@ import diba
 import models_speed_table as table
 from diba._timing import blas_threads
 from models_speed_table import CONTESTANTS, JOBS
-from results_file import write_whole
+from results_file import earlier_report, write_whole
 
 THREADS = (1, 2)
 QUICK = {"rounds": 2, "threads": [1]}
@@ -225,7 +225,7 @@ def main() -> int:
     arguments = {k: v for k, v in vars(chosen).items() if k not in ("json", "worker", "markdown")}
     report: dict[str, Any] = {"machine": machine, "arguments": arguments, "factors": "random", "rows": []}
     if chosen.json and chosen.json.exists():
-        report["rows"] = earlier(chosen.json, machine)
+        report["rows"] = earlier_report(chosen.json, machine)["rows"]
     there = {(row["job"], row["threads"]) for row in report["rows"]}
     start = time.perf_counter()
     for threads in sorted(chosen.threads):
@@ -239,18 +239,6 @@ def main() -> int:
                 write_whole(chosen.json, json.dumps(report, indent=1) + "\n")
     print(table.markdown(report))
     return 0
-
-
-def earlier(path: Path, machine: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows of a run that was stopped.
-
-    Raises:
-        SystemExit: they are of another machine.
-    """
-    report = json.loads(path.read_text(encoding="utf-8"))
-    if report["machine"] != machine:
-        raise SystemExit(f"{path} was measured on another machine or with other versions; use another file")
-    return report["rows"]
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import random
 import struct
 import tarfile
@@ -322,6 +323,16 @@ def test_cells_of_a_conversion_stay_together(benchmark: Benchmark) -> None:
     assert arms.index("calibrated") < arms.index("dibard")
     assert {cell.seed for cell in chosen if cell.bits == 2 and cell.alphabet == "sign"} == {0, 1, 2}
     assert {cell.seed for cell in plans.cells(plan, quick=True)} == {0}
+
+
+def test_results_of_another_machine_are_not_gone_on_with(benchmark: Benchmark, tmp_path: Path) -> None:
+    files, path = benchmark("results_file"), tmp_path / "r.json"
+    report = {"machine": {"cpu": "a", "isas": ["x"]}, "rows": [1]}
+    files.write_whole(path, json.dumps(report))
+    assert files.earlier_report(path, {"cpu": "a", "isas": ["x"]}) == report
+    for machine, what in (({"cpu": "b", "isas": ["x"]}, "cpu was a, is b"), ({"cpu": "a"}, "isas was")):
+        with pytest.raises(SystemExit, match=rf"r.json was measured .*\({what}.*; use another file"):
+            files.earlier_report(path, machine)
 
 
 def test_converted_models_are_taken_up_by_the_next_run(benchmark: Benchmark, tmp_path: Path) -> None:
