@@ -116,7 +116,7 @@ def train(
 ) -> Made:
     steps = steps_of(cell, quick)
     moving = diba.torch.Flips(rate=0.05, every=max(1, steps // 5), layers=0.2) if flips else None
-    options = {"steps": steps, "bits": moving, "seed": cell.seed, "progress": False}
+    options = {"steps": steps, "bits": moving, "norms": task.norms, "seed": cell.seed, "progress": False}
     report = diba.torch.retune(model, unseen_first(task), loss_of(task), **options)
     facts |= {
         "retune_seconds": report.seconds,
@@ -170,7 +170,8 @@ def rounded(cell: Cell, task: Task, quick: bool, retune: bool = False) -> Made:
     bits = convert_rounded(model, chosen, int(cell.bits))
     facts: dict[str, Any] = {"bits_per_weight": bits}
     if retune:
-        losses = retune_scales(model, unseen_first(task), loss_of(task), steps=steps_of(cell, quick))
+        options = {"steps": steps_of(cell, quick), "norms": task.norms}
+        losses = retune_scales(model, unseen_first(task), loss_of(task), **options)
         facts["losses"] = [sum(losses[:5]) / 5, sum(losses[-20:]) / len(losses[-20:])]
     return model, facts
 

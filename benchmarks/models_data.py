@@ -69,6 +69,7 @@ class Task:
         loss: What retuning lowers: the distance of the "logits" or the "hidden" states from the dense
             model's, or a function of (model, batch).
         config: Settings of ``diba.torch.Config``: which layers are replaced.
+        norms: Whether normalisation is retuned too: where the replaced layers have no biases.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Task:
     higher_is_better: bool
     loss: Loss
     config: dict[str, Any] = field(default_factory=dict)
+    norms: bool = False
 
 
 # ---- where the data are

@@ -102,11 +102,11 @@ PLAN = {
         ),
         Plan(
             "efficientnet",
-            steps=96,
-            calibration=32,
-            pairs=((2.0, "sign"), (2.0, "binary"), (1.0, "sign"), (3.0, "sign")),
+            steps=48,
+            calibration=12,
+            pairs=((2.0, "sign"), (2.0, "binary"), (1.0, "sign")),
             flips=(),  # only linear layers flip bits
-            shared=((1.0, "sign"),),
+            unweighted=(),
             rounded=(2,),
         ),
         Plan(
@@ -118,6 +118,7 @@ PLAN = {
             flips=(0.25, 0.5, 1.0, 2.0),
             plain=(0.25, 0.5, 1.0, 2.0, 3.0),
             random=(0.25, 0.5, 1.0, 2.0, 3.0),
+            shared=((0.25, "sign"),),
         ),
     )
 }

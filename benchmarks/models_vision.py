@@ -112,6 +112,7 @@ def efficientnet(size: Size = "full", refit: bool = True) -> Task:
         higher_is_better=True,
         loss="logits",
         config={"skip": ("_fc",)},
+        norms=True,
     )
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import diba.torch
 from diba.torch.course import Course, run_course
-from diba.torch.groups import grouped, typical_size
+from diba.torch.groups import grouped, of_norms, typical_size
 from diba.torch.layers import factored_matrix
 from diba.torch.losses import differentiable
 from diba.torch.select import targets
@@ -131,6 +131,7 @@ def retune_scales(
     *,
     steps: int,
     lr: float = 0.002,
+    norms: bool = False,
 ) -> list[float]:
     """Train scales, offsets and biases as ``diba.torch.retune`` trains diagonals and biases.
 
@@ -140,6 +141,7 @@ def retune_scales(
         loss: ``loss(model, batch)``.
         steps: Of the optimizer.
         lr: Relative to the median entry of a parameter.
+        norms: Train weights and biases of normalisation too.
 
     Returns:
         The loss of each step.
@@ -147,7 +149,8 @@ def retune_scales(
     layers = [module for module in model.modules() if isinstance(module, Rounded)]
     sized = [(part, typical_size(part)) for layer in layers for part in (layer.scale, layer.offset)]
     sized += [(layer.bias, typical_size(layer.bias, 0.1)) for layer in layers if layer.bias is not None]
+    sized += of_norms(model) if norms else []
     run = Run(model, loss, grouped(sized, lr))
-    with differentiable(model, [part for part, _ in sized]):
+    with differentiable(model, [part for part, _ in sized if part is not None]):
         run_course(run, batches, Course(steps))
     return run.losses

@@ -11,7 +11,7 @@ from torch import nn
 from .. import _check
 from .factors import Factors
 
-__all__ = ["Group", "grouped", "parameter_groups", "trainable", "typical_size"]
+__all__ = ["Group", "grouped", "of_norms", "parameter_groups", "trainable", "typical_size"]
 
 Group = dict[str, Any]
 
@@ -62,8 +62,7 @@ def parameter_groups(model: nn.Module, *, biases: bool, norms: bool, lr: float) 
             factor = _BINARY_SCALE if module.alphabet == "binary" else 1.0
             sized += [(d, factor * typical_size(d)) for d in module.diagonals()]
             sized += [(module.bias, typical_size(module.bias, _SMALLEST_SCALE))] if biases else []
-        elif norms and _is_norm(module):
-            sized += [(p, typical_size(p, _SMALLEST_SCALE)) for p in module.parameters(recurse=False)]
+    sized += of_norms(model) if norms else []
     if not any(isinstance(module, Factors) for module in model.modules()):
         raise ValueError(
             "model has no factored layer; it must have some: call diba.torch.convert(model) first"
@@ -93,6 +92,12 @@ def typical_size(parameter: nn.Parameter | None, smallest: float = 0.0) -> float
     sizes = parameter.detach().double().abs().flatten()
     sizes = sizes[sizes > 0]
     return max(sizes.median().item(), smallest) if len(sizes) else smallest
+
+
+def of_norms(model: nn.Module) -> list[tuple[nn.Parameter | None, float]]:
+    """(parameter, its size) of all normalisation layers."""
+    norms = filter(_is_norm, model.modules())
+    return [(p, typical_size(p, _SMALLEST_SCALE)) for norm in norms for p in norm.parameters(recurse=False)]
 
 
 def _is_norm(module: nn.Module) -> bool:
