@@ -102,8 +102,8 @@ PLAN = {
         ),
         Plan(
             "efficientnet",
-            steps=48,
-            calibration=12,
+            steps=80,
+            calibration=32,
             pairs=((2.0, "sign"), (2.0, "binary"), (1.0, "sign")),
             flips=(),  # only linear layers flip bits
             unweighted=(),
