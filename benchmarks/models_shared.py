@@ -31,6 +31,8 @@ TASKS: dict[str, Callable[..., Task]] = {
 
 Made = tuple[nn.Module, dict[str, Any]]  # a model, and facts about its making
 
+ANSWERS = 3 * 2**30  # bytes of the dense model's answers that a process keeps
+
 _tasks: dict[tuple[str, bool], Task] = {}
 _batches: dict[str, list[Batch]] = {}
 _dense: dict[str, nn.Module] = {}
@@ -65,13 +67,13 @@ def teacher(task: Task) -> nn.Module:
 def loss_of(task: Task) -> Any:
     """Distance from the dense model's answers; with labels where the task has a loss of its own.
 
-    The answers are kept for the next cell, which retunes on the same batches: gigabytes for a language model.
+    Answers are kept for the next cell, which retunes on the same batches; not all of a language model.
     """
     if callable(task.loss):
         return task.loss
     if task.name not in _losses:
         features = task.loss == "hidden"
-        _losses[task.name] = diba.torch.distillation(teacher(task), features=features, cache=True)
+        _losses[task.name] = diba.torch.distillation(teacher(task), features=features, cache=ANSWERS)
     return _losses[task.name]
 
 

@@ -571,6 +571,19 @@ def test_kept_outputs_spare_the_teacher() -> None:
     assert teacher.training  # it ran in eval mode, and is as before
 
 
+def test_outputs_are_kept_up_to_a_number_of_bytes() -> None:
+    teacher, student, one = Tokens(0), Tokens(1), 5 * 6 * 4
+    loss = distillation(teacher, cache=2 * one + 1)
+    for _ in range(2):
+        for first in range(3):
+            loss(student, {"input_ids": torch.arange(first, first + 5)[None]})
+    assert loss.cached_bytes == 2 * one
+    assert teacher.calls == 4  # the third batch was not kept
+    for wrong in (-1, 2.5):
+        with pytest.raises((ValueError, TypeError), match=r"cache (is|=) ?"):
+            distillation(teacher, cache=wrong)
+
+
 def test_teacher_is_shorthand_and_adds_to_a_loss(dense: nn.Sequential, model: nn.Sequential) -> None:
     x = inputs(1)
     start = distillation(dense)(model, x[0]).item()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -52,7 +53,7 @@ def distillation(
     temperature: float = 1.0,
     weight: float = 1.0,
     features: bool = False,
-    cache: bool = False,
+    cache: bool | int = False,
     forward: Forward = call,
 ) -> Distillation:
     """A loss that is small where a model answers as its teacher does.
@@ -72,8 +73,8 @@ def distillation(
         features: Compare the first output that is not a loss or logits (``last_hidden_state`` or the last of
             ``hidden_states``) even where there are logits; a plain tensor counts as features.
         cache: Keep the teacher's outputs, found again by the content of a batch: for few batches and many
-            epochs. It takes 4 bytes x positions x vocabulary for every batch, see
-            ``Distillation.cached_bytes``.
+            epochs. They take 4 bytes x positions x vocabulary for every batch, 100 MB for 512 positions of a
+            language model, see ``Distillation.cached_bytes``. A number: keep at most so many bytes.
         forward: ``forward(model, batch)``, for batches that hold more than a model's arguments; the default
             is ``model(**batch)`` for a dict, ``model(*batch)`` for a tuple or list, else ``model(batch)``.
 
@@ -89,7 +90,10 @@ def distillation(
     weight = _check.number(weight, "weight", minimum=0)
     if weight > 1:
         raise ValueError(f"weight is {weight:g}; it must be at most 1, the share of the distillation")
-    return Distillation(teacher, temperature, weight, features, cache, forward)
+    limit = math.inf if cache is True else 0
+    if not isinstance(cache, bool):
+        limit = _check.integer(cache, "cache", minimum=0, maximum=2**62)
+    return Distillation(teacher, temperature, weight, features, limit, forward)
 
 
 class Distillation:
@@ -105,14 +109,15 @@ class Distillation:
         temperature: float,
         weight: float,
         features: bool,
-        cache: bool,
+        cache: float,
         forward: Forward,
     ) -> None:
         self.teacher = teacher
         self.cached_bytes = 0
         self._temperature, self._weight, self._features = temperature, weight, features
         self._forward = forward
-        self._cache: dict[bytes, Tensor] | None = {} if cache else None
+        self._cache: dict[bytes, Tensor] = {}
+        self._limit = cache
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
         """The loss of a model for one batch: a scalar, float32."""
@@ -152,13 +157,15 @@ class Distillation:
         )
 
     def _teach(self, batch: Any) -> Tensor:
-        if self._cache is None:
+        if self._limit == 0:
             return self._run_teacher(batch)
         key = digest(batch)
         found = self._cache.get(key)
         if found is None:
-            found = self._cache[key] = self._run_teacher(batch)
-            self.cached_bytes += found.nbytes
+            found = self._run_teacher(batch)
+            if self.cached_bytes + found.nbytes <= self._limit:
+                self._cache[key] = found
+                self.cached_bytes += found.nbytes
         return found
 
     def _run_teacher(self, batch: Any) -> Tensor:
