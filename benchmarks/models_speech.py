@@ -130,7 +130,7 @@ def tokenizer() -> Any:
 def batches(size: Size = "full", count: int = 4) -> list[Batch]:
     """Prompts with their transcripts, ``count`` a batch: each token from the right ones before it.
 
-    All prompts take a few minutes and have 1,600 words. So each is heard several times: at other speeds, and
+    All prompts take a few minutes and have 1,100 words. So each is heard several times: at other speeds, and
     after other prompts. (Speed: Ko, Povey, Peddinti, Khudanpur, "Audio augmentation for speech recognition",
     Interspeech 2015.)
     """
