@@ -72,7 +72,8 @@ def draw_task(axes: Axes, groups: dict[tuple[float, str, str], list[dict[str, An
         axes.axhline(height(dense[0][0], metric), color="black", ls="--", lw=0.9)
     if metric in LOGARITHMIC:
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5)))
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5) if high < 30 * low else (1, 2, 5)))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.set(title=first["title"], xlabel="MB on disk", ylabel=heading)

@@ -107,6 +107,7 @@ PLAN = {
             pairs=((2.0, "sign"), (2.0, "binary"), (1.0, "sign")),
             flips=(),  # only linear layers flip bits
             unweighted=(),
+            shared=((1.0, "sign"),),
             rounded=(2,),
         ),
         Plan(

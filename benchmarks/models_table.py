@@ -65,8 +65,11 @@ def table(report: dict[str, Any]) -> str:
 
 def note(report: dict[str, Any]) -> str:
     machine = report["machine"]
-    seconds = ("total_seconds", "earlier_seconds")  # of the run, and of conversions that it took from others
-    spent = sum(cell.get(name, 0) for cell in report["cells"].values() for name in seconds)
+    cells = report["cells"].values()
+    spent = sum(cell["total_seconds"] for cell in cells)
+    spent += sum(
+        cell.get("earlier_seconds", 0) for cell in cells if cell["arm"] == "calibrated"
+    )  # counted once
     return (
         f"{len(report['cells'])} cells, {spent / 60:.0f} minutes of one core in all, on "
         f"{' '.join(machine['processor'].split())} ({machine['isa']}), torch {machine['torch']}. Bits are "
