@@ -121,6 +121,8 @@ def train(
     facts |= {
         "retune_seconds": report.seconds,
         "losses": [float(report.losses[:5].mean()), float(report.losses[-20:].mean())],
+        "checked": report.checked,
+        "restored": report.restored,
         "trained": report.trained,
         "training_bytes": report.training_bytes,
         "dense_training_bytes": report.dense_bytes,

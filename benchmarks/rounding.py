@@ -148,9 +148,9 @@ def retune_scales(
     """
     layers = [module for module in model.modules() if isinstance(module, Rounded)]
     sized = [(part, typical_size(part)) for layer in layers for part in (layer.scale, layer.offset)]
-    sized += [(layer.bias, typical_size(layer.bias, 0.1)) for layer in layers if layer.bias is not None]
-    sized += of_norms(model) if norms else []
-    run = Run(model, loss, grouped(sized, lr))
-    with differentiable(model, [part for part, _ in sized if part is not None]):
+    sized += [(layer.bias, typical_size(layer.bias, 0.1)) for layer in layers]
+    groups = grouped([*sized, *(of_norms(model) if norms else [])], lr)
+    run = Run(model, loss, groups)
+    with differentiable(model, [parameter for group in groups for parameter in group["params"]]):
         run_course(run, batches, Course(steps))
     return run.losses

@@ -398,7 +398,7 @@ def test_a_model_that_got_worse_is_put_back(model: nn.Sequential, batches: list[
     before = state(model)
     options: dict[str, Any] = {"lr": 1.0, "schedule": "constant", "promise": None, "bits": bits}
     with pytest.warns(
-        UserWarning, match=r"loss of some batches rose from .* as it was before: use a smaller lr"
+        UserWarning, match=r"loss of 4 batches rose from .* as it was before: use a smaller lr"
     ):
         report = retune(model, batches, regression, progress=False, **options)
     assert same(before, state(model)) == set()

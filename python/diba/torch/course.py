@@ -11,7 +11,7 @@ from typing import Any, Literal
 from .batches import some
 from .steps import Run
 
-__all__ = ["Course", "Schedule", "run_course"]
+__all__ = ["Course", "Outcome", "Schedule", "run_course"]
 
 _EMPTY = "batches is empty; it must have at least one batch each time that it is read"
 _CHECKED = 4  # batches whose loss must not rise
@@ -45,13 +45,23 @@ class Course:
         return falls[self.schedule]
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """Mean loss of some batches before and after a training, and whether everything was put back."""
+
+    batches: int
+    before: float
+    after: float
+    restored: bool
+
+
 def run_course(
     run: Run,
     batches: Iterable[Any],
     course: Course,
     after_step: Callable[[float], None] = lambda loss: None,
     around_epochs: Callable[[], None] = lambda: None,
-) -> tuple[tuple[float, float], bool]:
+) -> Outcome:
     """Take all steps; put everything back where the mean loss of some batches is larger at the end.
 
     Args:
@@ -60,9 +70,6 @@ def run_course(
         course: What to do.
         after_step: Called with the step's loss.
         around_epochs: Called at the start and after each pass over the batches.
-
-    Returns:
-        ((mean loss before, after), whether everything was put back).
 
     Raises:
         ValueError: no batches.
@@ -85,7 +92,7 @@ def run_course(
     risen = math.isfinite(start) and not end <= start
     if risen:
         run.undo()
-    return (start, end), risen
+    return Outcome(len(sample), start, end, risen)
 
 
 def _chunks(batches: Iterable[Any], size: int, count: int) -> Iterator[list[Any]]:

@@ -29,8 +29,8 @@ from .steps import CLIP, PROMISE, OptimizerFactory, Run
 __all__ = ["RetuneReport", "bits_checksum", "retune", "trainable"]
 
 _RISEN = (
-    "the mean loss of some batches rose from {:.4g} to {:.4g}; the model is as it was before: use a smaller "
-    "lr or more steps"
+    "the mean loss of {} batches rose from {:.4g} to {:.4g}; the model is as it was before: use a "
+    "smaller lr or more steps"
 )
 
 
@@ -175,27 +175,28 @@ def retune(
         differentiable(model, parameters, dropout=dropout, statistics=statistics),
     ):
         torch.manual_seed(seed)
-        checked, restored = run_course(run, batches, course, show, measure)
+        outcome = run_course(run, batches, course, show, measure)
         training_bytes = run.training_bytes()
     if bits is None and bits_checksum(model) != before:
         raise RuntimeError(
             "bits changed during retuning although bits is None; something else writes to them"
         )
-    if restored:
-        warnings.warn(_RISEN.format(*checked), UserWarning, stacklevel=2)
+    if outcome.restored:
+        risen = _RISEN.format(outcome.batches, outcome.before, outcome.after)
+        warnings.warn(risen, UserWarning, stacklevel=2)
     return RetuneReport(
         steps=course.steps - run.skipped,
         skipped=run.skipped,
         losses=np.array(run.losses),
-        checked=checked,
-        restored=restored,
+        checked=(outcome.before, outcome.after),
+        restored=outcome.restored,
         seconds=time.perf_counter() - started,
         trained=sum(p.numel() for p in parameters),
         training_bytes=training_bytes,
         dense_bytes=12 * _dense_parameters(model),
         evaluations=evaluations,
         flip_seconds=flipper.seconds if flipper else 0.0,
-        flips=flipper.counts if flipper and not restored else {},
+        flips=flipper.counts if flipper and not outcome.restored else {},
         flip_turns=(flipper.turns, flipper.kept) if flipper else (0, 0),
         flip_bytes=flipper.peak_bytes if flipper else 0,
     )
