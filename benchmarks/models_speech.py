@@ -27,11 +27,8 @@ __all__ = ["distance", "split", "whisper", "word_error_rate", "words"]
 START, NO_TIMES, END = 50257, 50362, 50256  # <|startoftranscript|>, <|notimestamps|>, <|endoftext|>
 MOST = 128  # tokens of an answer; the longest prompt has 100
 RATE, RECORDED = 16_000, 8_000  # samples a second: of the model, of the recordings
-SPEEDS = (
-    (20, 9),
-    (2, 1),
-    (20, 11),
-)  # samples that the model hears for those recorded: 0.9, 1, 1.1 times as fast
+# Samples (up, down) that the model hears for those recorded: at 0.9, 1 and 1.1 times the speed.
+SPEEDS = ((20, 9), (2, 1), (20, 11))
 JOINED = (1, 2, 4, 8)  # prompts that are heard together
 LONGEST = 27  # seconds of them, before speed changes
 
