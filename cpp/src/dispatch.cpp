@@ -6,6 +6,11 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#ifdef DIBA_AMX_KERNELS
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace diba {
 namespace {
 
@@ -38,6 +43,29 @@ Kernels with_vbmi() {
   return kernels;
 }
 
+#ifdef DIBA_AMX_KERNELS
+// The state of tile registers is large: Linux wants to be asked before a process uses them.
+bool may_use_tiles() {
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return granted;
+}
+bool has_amx() {
+  return has_avx512_vbmi() && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-int8") &&
+         may_use_tiles();
+}
+
+const Kernels& amx() {
+  static const Kernels table = [] {
+    Kernels kernels = with_vbmi();
+    kernels.name = "amx";
+    kernels.integer_tile = integer_tile_amx;
+    return kernels;
+  }();
+  return table;
+}
+#endif
+
 const Kernels& avx512_vbmi() {
   static const Kernels table = with_vbmi();
   return table;
@@ -68,6 +96,9 @@ struct Candidate {
 };
 
 constexpr Candidate kCandidates[] = {
+#ifdef DIBA_AMX_KERNELS
+    {amx, has_amx},
+#endif
 #ifdef DIBA_X86_KERNELS
     {avx512_vbmi, has_avx512_vbmi},
     {avx512_vnni, has_avx512_vnni},

@@ -317,7 +317,7 @@ int main() {
   for (const std::size_t rows : {1U, 3U, 4U, 5U, 6U, 7U, 11U, 12U, 13U, 17U, 23U, 48U})
     for (const std::size_t inner : {0U, 1U, 2U, 31U, 32U, 65U})
       for (const std::size_t more : {0U, 3U}) fused_tile(rows, inner, inner + more);
-  for (const std::size_t k : {1U, 2U, 31U, 32U, 33U, 64U, 65U, 100U, 129U}) {
+  for (const std::size_t k : {1U, 2U, 31U, 32U, 33U, 64U, 65U, 100U, 129U, 161U, 290U}) {
     for (const bool weighted : {false, true}) {
       inverse(2 * k + 1, k, weighted);
       inverse((k + 1) / 2, k, weighted);
@@ -328,7 +328,7 @@ int main() {
   for (std::size_t cols = 1; cols <= 130; ++cols) quantize_row(data::normals(cols, 1), std::to_string(cols));
   quantize_row(Floats(70, 0.0F), "zeros");
   quantize_row({-127.0F, 126.5F, 0.5F, 1.5F, -2.5F}, "ties");
-  for (const std::size_t rows : {1U, 2U, 3U, 4U, 5U, 11U, 12U, 13U, 25U, 48U})
+  for (const std::size_t rows : {1U, 2U, 3U, 4U, 5U, 11U, 12U, 13U, 16U, 17U, 25U, 32U, 33U, 48U})
     for (const std::size_t groups : {1U, 2U, 15U, 16U, 17U, 33U})
       for (const std::size_t more : {0U, 5U})
         for (const bool extreme : {false, true}) integer_tile(rows, groups, 4 * groups + more, extreme);

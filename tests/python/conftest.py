@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 ARM = platform.machine() in ("aarch64", "arm64")
-ALL_ISAS = ("neon", "scalar") if ARM else ("avx512vbmi", "avx512vnni", "avx512", "avx2", "scalar")
+ALL_ISAS = ("neon", "scalar") if ARM else ("amx", "avx512vbmi", "avx512vnni", "avx512", "avx2", "scalar")
 
 
 @pytest.fixture(params=ALL_ISAS)

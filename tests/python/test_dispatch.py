@@ -22,6 +22,7 @@ KERNEL_FILES = {  # and the symbols that each leaves to the linker
     "avx2": "kAvx2",
     "avx512": "kAvx512",
     "avx512_vnni": "integer_tile_vnni",
+    "avx512_amx": "integer_tile_amx",
     "lookup_scalar": "kLookupScalar",
     "lookup_avx2": "kLookupAvx2",
     "lookup_avx512": "kLookupAvx512 tabulate_avx512",
@@ -138,7 +139,7 @@ def instructions(path: Path) -> list[tuple[str, str, str]]:
 @pytest.mark.skipif(not X86, reason="instruction sets of x86-64")
 def test_objects_hold_the_instructions_of_their_own_set_only(objects: dict[str, Path]) -> None:
     wide = {"legacy", "vex", "evex"}
-    allowed = {"avx2": {"legacy", "vex"}, "avx512": wide, "avx512_vnni": wide}
+    allowed = {"avx2": {"legacy", "vex"}, "avx512": wide, "avx512_vnni": wide, "avx512_amx": wide}
     allowed |= {"lookup_avx2": {"legacy", "vex"}, "lookup_avx512": wide, "lookup_avx512_vbmi": wide}
     for name, path in objects.items():
         kinds = {}
@@ -181,7 +182,7 @@ for alphabet in ("binary", "sign"):
         g @ x, g.T @ A[:, 1], g @ X, g.rmatmul(A), g.linear(A, A[:70, 2]), g.to_dense(),
         g.matvec(x, precision="exact"), g.rmatmul(A, precision="exact"),
     )
-for name in ("avx512vbmi", "avx512vnni", "avx512", "avx2", "scalar"):
+for name in ("amx", "avx512vbmi", "avx512vnni", "avx512", "avx2", "scalar"):
     try:
         diba._core.select_isa(name)
     except ValueError as error:
@@ -219,7 +220,7 @@ def test_old_processors_give_the_same_bytes(
     found = report(emulator=(*emulated, cpu))
     assert found["isa"] == found["supported"][0] == best
     valid = ", ".join(found["supported"])
-    x86 = {"avx512vbmi", "avx512vnni", "avx512", "avx2", "scalar"}
+    x86 = {"amx", "avx512vbmi", "avx512vnni", "avx512", "avx2", "scalar"}
     assert set(found["refused"]) == x86 - set(found["supported"])
     assert all(f"must be one of: {valid} (" in message for message in found["refused"].values())
     for alphabet in ("binary", "sign"):

@@ -51,7 +51,7 @@ LAYERS = (
 )
 PACKAGES = {"", "solvers", "torch", "hf"}
 BINDINGS = {"module.cpp", "bind_layer.cpp", "bind_prepared.cpp", "bindings.hpp"}
-AVX512 = {"avx512.cpp", "avx512_vnni.cpp", "lookup_avx512.cpp", "lookup_avx512_vbmi.cpp"}
+AVX512 = {"avx512.cpp", "avx512_vnni.cpp", "avx512_amx.cpp", "lookup_avx512.cpp", "lookup_avx512_vbmi.cpp"}
 THIRD_PARTY = {
     "numpy": None,
     "safetensors": {"files", "torch.moments"},

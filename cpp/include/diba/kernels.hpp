@@ -144,8 +144,10 @@ extern const Kernels kScalar;
 extern const Kernels kAvx2;
 extern const Kernels kAvx512;
 
-// For the tables "avx512vnni" and "avx512vbmi": kAvx512 with this in it (dispatch.cpp).
+// For the tables "avx512vnni" and "avx512vbmi", and for "amx": kAvx512 with these in it (dispatch.cpp).
 void integer_tile_vnni(const std::int8_t* a, std::size_t rows, std::size_t stride, std::size_t groups,
                        const std::int8_t* x, std::int32_t* y);
+void integer_tile_amx(const std::int8_t* a, std::size_t rows, std::size_t stride, std::size_t groups,
+                      const std::int8_t* x, std::int32_t* y);
 
 }  // namespace diba
