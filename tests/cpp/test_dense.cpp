@@ -203,7 +203,7 @@ void inverse_of_a_diagonal(std::size_t k) {
   });
 }
 
-// Enough work for two threads.
+// Enough work for two threads; a dozen panels.
 void large_inverse() {
   const std::size_t k = 1450;
   Floats h(k * k);
@@ -211,7 +211,23 @@ void large_inverse() {
   for (std::size_t i = 0; i < k; ++i)
     for (std::size_t c = 0; c < k; ++c) h[i * k + c] = random[(i + c) % k] + (i == c ? 200.0F : 0.0F);
   diba::select(diba::supported().front());
-  CHECK(data::same_bytes(invert(h, k, 1.0F, nullptr, 3), invert(h, k, 1.0F, nullptr, 1)));
+  const Floats found = invert(h, k, 1.0F, nullptr, 1);
+  CHECK(data::same_bytes(invert(h, k, 1.0F, nullptr, 3), found));
+  Doubles system = widened(h);
+  for (std::size_t i = 0; i < k; ++i) system[i * k + i] += 1.0;
+  const double norm = row_norm(system, k);
+  // As in inverse(), and once more times |A|: A X - I is A times the error of X.
+  const Doubles x = widened(found);
+  const double bound = static_cast<double>(k + 3) * FLT_EPSILON * norm * norm * row_norm(x, k) * largest(x);
+  double error = 0.0;
+  for (const std::size_t i : {0U, 31U, 32U, 127U, 128U, 700U, 1449U})
+    for (std::size_t c = 0; c < k; ++c) {
+      double sum = i == c ? -1.0 : 0.0;
+      for (std::size_t j = 0; j < k; ++j) sum += system[i * k + j] * x[j * k + c];
+      error = std::max(error, std::fabs(sum));
+    }
+  CHECK_IN(error <= bound, "inverse of " + std::to_string(k) + " columns: off by " + std::to_string(error));
+  CHECK_IN(bound < 1.0, "the bound tells a wrong inverse: " + std::to_string(bound));
 }
 
 // ---------------------------------------------------------------- 8-bit products
@@ -317,7 +333,7 @@ int main() {
   for (const std::size_t rows : {1U, 3U, 4U, 5U, 6U, 7U, 11U, 12U, 13U, 17U, 23U, 48U})
     for (const std::size_t inner : {0U, 1U, 2U, 31U, 32U, 65U})
       for (const std::size_t more : {0U, 3U}) fused_tile(rows, inner, inner + more);
-  for (const std::size_t k : {1U, 2U, 31U, 32U, 33U, 64U, 65U, 100U, 129U, 161U, 290U}) {
+  for (const std::size_t k : {1U, 2U, 31U, 32U, 33U, 64U, 65U, 100U, 129U}) {
     for (const bool weighted : {false, true}) {
       inverse(2 * k + 1, k, weighted);
       inverse((k + 1) / 2, k, weighted);
