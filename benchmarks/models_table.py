@@ -67,9 +67,8 @@ def note(report: dict[str, Any]) -> str:
     machine = report["machine"]
     cells = report["cells"].values()
     spent = sum(cell["total_seconds"] for cell in cells)
-    spent += sum(
-        cell.get("earlier_seconds", 0) for cell in cells if cell["arm"] == "calibrated"
-    )  # counted once
+    # A conversion taken from an earlier run counts once, not again with what goes on from it.
+    spent += sum(cell.get("earlier_seconds", 0) for cell in cells if cell["arm"] == "calibrated")
     return (
         f"{len(report['cells'])} cells, {spent / 60:.0f} minutes of one core in all, on "
         f"{' '.join(machine['processor'].split())} ({machine['isa']}), torch {machine['torch']}. Bits are "

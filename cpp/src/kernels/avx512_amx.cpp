@@ -52,7 +52,7 @@ inline void multiply(const std::int8_t* a, std::size_t stride, const std::int8_t
   }
 }
 
-// At most 2 kSide rows. `rest` groups are left over by those of 16: x_rest holds them, followed by zeros.
+// At most 2 kSide rows. x_rest: the groups that are left over by those of 16, followed by zeros.
 template <bool kTwo>
 void integer_block(const std::int8_t* a, std::size_t rows, std::size_t stride, std::size_t groups, const std::int8_t* x,
                    const std::int8_t* x_rest, std::int32_t* y) {
