@@ -144,7 +144,7 @@ extern const Kernels kScalar;
 extern const Kernels kAvx2;
 extern const Kernels kAvx512;
 
-// Members of tables that dispatch.cpp makes from kAvx512: the first of "avx512vnni" and "avx512vbmi", the other of "amx".
+// In tables that dispatch.cpp makes from kAvx512: the first for "avx512vnni" and "avx512vbmi", the other for "amx".
 void integer_tile_vnni(const std::int8_t* a, std::size_t rows, std::size_t stride, std::size_t groups,
                        const std::int8_t* x, std::int32_t* y);
 void integer_tile_amx(const std::int8_t* a, std::size_t rows, std::size_t stride, std::size_t groups,
