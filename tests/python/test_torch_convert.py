@@ -282,8 +282,12 @@ def test_weights_that_others_read_are_left() -> None:
 
     model = Net()
     found = reasons(model, embeddings=True)
-    assert found.keys() == {"attention.out_proj", "own", "normed", "grouped", "patched", "lookup"}
+    held = {"attention.in_proj_weight", "recurrent.weight_ih_l0", "recurrent.weight_hh_l0"}
+    layers = {"attention.out_proj", "own", "normed", "grouped", "patched", "lookup"}
+    assert found.keys() == layers | held
     assert "nn.MultiheadAttention reads" in found["attention.out_proj"]
+    assert "nn.MultiheadAttention reads" in found["attention.in_proj_weight"]
+    assert "nn.LSTM reads its weights itself; written with nn.Linear" in found["recurrent.weight_hh_l0"]
     assert found["own"] == "its Own has a forward of its own"
     assert "computed from other parameters" in found["normed"]
     assert "groups is 2" in found["grouped"]
@@ -372,7 +376,9 @@ def test_a_second_call_leaves_what_is_converted() -> None:
     assert report.layers == ()
     assert [layer.reason for layer in report.skipped[:2]] == ["already converted"] * 2
     assert all(torch.equal(model.state_dict()[name], t) for name, t in before.items())
-    assert "0 layers compressed" in str(report)
+    assert report.weight_share == 1280 / 1312
+    assert str(report).startswith("0 layers compressed and 2 before: 97.5 % of 1,312 weights in matrices, ")
+    assert report.byte_share == 1280 / (1312 + 32 + 2)
     assert json.loads(report.to_json())["bits_per_weight"] is None
 
 
@@ -669,7 +675,11 @@ def test_texts_of_the_report(tmp_path: Any) -> None:
     report = quiet(model, calibration=Calibration({"0": moments(24)}))
     first, second = report.layers
     lines = str(report).splitlines()
-    assert lines[0].split() == [
+    assert lines[0] == (
+        "2 layers compressed: 97.5 % of 1,312 weights in matrices, 95.0 % of 5.38 kB in the model; "
+        "1 left as they were"
+    )
+    assert lines[1].split() == [
         "layer",
         "kind",
         "shape",
@@ -682,29 +692,41 @@ def test_texts_of_the_report(tmp_path: Any) -> None:
         "dB",
         "seconds",
     ]
-    assert lines[1].split()[:6] == ["0", "Linear", "32", "x", "24", str(first.k)]
-    assert "2 layers compressed, 1 left" in lines[3]
-    assert any(line.startswith("left: bits_per_weight is 4, too small") for line in lines)
+    assert lines[2].split()[:6] == ["0", "Linear", "32", "x", "24", str(first.k)]
+    [left] = [line for line in lines if line.startswith("left: ")]
+    assert left.startswith("left: bits_per_weight is 4, too small")
+    assert left.endswith(": 3 (32 weights, 128 bytes)")
+    assert {"objective covariance: 0", "objective plain: 2"} <= set(lines)
     worst = report.table(worst_first=True, limit=1).splitlines()
     assert report.worst is not None
-    assert worst[1].split()[0] == report.worst.name
-    assert worst[2] == "... and 1 more"
+    assert worst[2].split()[0] == report.worst.name
+    assert worst[3] == "... and 1 more"
 
     path = tmp_path / "report"
     data = json.loads(report.to_json(path))
     assert path.read_text() == report.to_json()
     assert data["layers"][0]["shape"] == [32, 24]
     assert data["layers"][1]["output_snr_db"] is None
-    assert data["skipped"][0]["name"] == "3"
+    assert data["skipped"] == [
+        {"name": "3", "kind": "Linear", "reason": report.skipped[0].reason}
+        | {"shape": [2, 16], "weights": 32, "bytes": 128}
+    ]
+    assert (data["matrix_weights"], data["model_bytes"]) == (1312, 4 * 1346)
+    assert (data["weight_share"], data["byte_share"]) == (1280 / 1312, 1280 / 1346)
     assert data["memory_bytes"] == report.memory_bytes
     rows = list(csv.DictReader(io.StringIO(report.to_csv(path))))
     assert path.read_text() == report.to_csv()
-    assert [row["name"] for row in rows] == ["0", "2"]
+    assert [row["name"] for row in rows] == ["0", "2", "3"]
+    assert [row["weights"] for row in rows] == ["768", "512", "32"]
+    assert [row["reason"] for row in rows] == ["", "", report.skipped[0].reason]
     assert float(rows[1]["snr_db"]) == second.snr_db
-    table = [line for line in report.to_markdown().splitlines() if line.startswith("|")]
-    assert len({line.count("|") for line in table}) == 1
-    assert len(table) == 4
+    layers, left = report.to_markdown().split("\n\n")[1:]
+    for table, rows_of_it in ((layers, 2), (left, 1)):
+        assert len({line.count("|") for line in table.splitlines()}) == 1
+        assert len(table.splitlines()) == 2 + rows_of_it
+    assert "| 3 | Linear | 2 x 16 | 32 | 128 |" in left
     assert "<td>32 x 24</td>" in report._repr_html_()
+    assert "<td>2 x 16</td><td>32</td><td>128</td>" in report._repr_html_()
 
 
 def test_progress_is_shown_as_a_bar_or_in_lines(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:

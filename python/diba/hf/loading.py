@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.quantizers_utils import should_convert_module
 
+from ..torch.accounts import Accounts
 from ..torch.conversion import Conversion
 from ..torch.propagate import Wanted
-from ..torch.report import Report, Skipped
-from ..torch.select import Target, check, kind, select
+from ..torch.report import Report
+from ..torch.select import Target, check, kind, require, select
 from ..torch.solving import dense_matrix
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Compression:
     def __init__(self, model: Any, config: DibaConfig) -> None:
         settings = _without(config.settings, model, config.modules_to_not_convert)
         selection = select(model, settings)
+        require(selection.targets, selection.skipped)
         for target in selection.targets:
             if target.settings.objective in ("importance", "covariance"):
                 raise ValueError(
@@ -92,8 +94,11 @@ class Compression:
             if getattr(target.module.weight, "_is_hf_initialized", False):
                 self._factor(target)
             else:
-                self._skipped.append(Skipped(target.name, target.kind, _NEW))
-        return self._run.report(self._skipped)
+                left = Accounts().layer(target.name, target.kind, target.module, _NEW)
+                self._skipped.append(left)
+        report = self._run.report(self._skipped)
+        require(report.layers, report.skipped)
+        return report
 
 
 class Compress(ConversionOps):

@@ -15,9 +15,10 @@ from torch import nn
 import diba
 
 from ..solvers.budget import inner_dimension
+from .accounts import totals
 from .config import Config
 from .display import Display
-from .report import LayerReport, Report, Skipped
+from .report import LayerReport, Report
 from .select import Target
 from .solving import dense_matrix, factorization, objective, output_snr
 from .swap import replace
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from ..progress import Progress
+    from .accounts import Skipped
     from .moments import Moments
     from .propagate import Wanted
 
@@ -70,7 +72,7 @@ class Conversion:
         self.reports: dict[str, LayerReport] = {}
         self._began = time.perf_counter()
         self._model, self._order = model, [target.name for target in targets]
-        self._before = _totals(model)
+        self._before = totals(model)
         self._pending = {target.name: target for target in targets}
         self._moments = moments
         self._work = {target.name: _work(target) for target in targets}
@@ -122,14 +124,15 @@ class Conversion:
 
     def report(self, skipped: Iterable[Skipped]) -> Report:
         """What has been done; ``skipped``: layers that stay as they are."""
-        after = _totals(self._model)
+        after = totals(self._model)
         return Report(
             layers=tuple(self.reports[name] for name in self._order if name in self.reports),
             skipped=tuple(skipped),
-            parameters_before=self._before[0],
-            parameters_after=after[0],
-            bytes_before=self._before[1],
-            bytes_after=after[1],
+            parameters_before=self._before.parameters,
+            parameters_after=after.parameters,
+            bytes_before=self._before.bytes,
+            bytes_after=after.bytes,
+            model_bytes=self._before.dense,
             seconds=time.perf_counter() - self._began,
             peak_bytes=_peak_memory(),
         )
@@ -237,12 +240,6 @@ def _work(target: Target) -> float:
     bits = settings.bits_per_weight
     k = settings.snr_db / _DB_PER_BIT * m * n / (m + n) if settings.snr_db is not None else 1
     return float(m * n * (k if bits is None else inner_dimension(m, n, "bits_per_weight", bits)))
-
-
-def _totals(model: nn.Module) -> tuple[int, int]:
-    """(Entries of all parameters, bytes of all parameters and buffers), shared ones counted once."""
-    parameters = list(model.parameters())
-    return sum(p.numel() for p in parameters), sum(t.nbytes for t in (*parameters, *model.buffers()))
 
 
 def _peak_memory() -> int | None:

@@ -18,7 +18,7 @@ from .factors import Factors
 from .gradients import check_loss
 from .moments import Calibration
 from .report import LayerReport, Report
-from .select import Target, check, select
+from .select import Target, check, require, select
 
 if TYPE_CHECKING:
     from .losses import Loss
@@ -59,12 +59,14 @@ def convert(
         **settings: Arguments of :class:`diba.torch.Config`, instead of ``config``.
 
     Returns:
-        The report: layers with their size, SNR and time, layers left as they were and why, totals.
+        The report: layers with their size, SNR and time, totals, and all other weights of the model: what
+        was left as it was, its size and why. Its first line says how much of the model was compressed.
 
     Raises:
         TypeError: an argument is of the wrong kind.
         ValueError: a setting is unknown or out of range, names no layer of the model, needs moments that are
-            not there; or a weight is not finite, not on the CPU, or has no values.
+            not there; a weight is not finite, not on the CPU, or has no values; or nothing would be
+            compressed, and nothing is already.
         KeyboardInterrupt: promptly on Ctrl-C.
 
     Notes:
@@ -80,6 +82,7 @@ def convert(
     """
     chosen = _config(config, settings)
     selection = select(model, chosen)
+    require(selection.targets, selection.skipped)
     check(selection.targets)
     check_loss(loss)
     if loss is not None and batches is None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import storage
 from ..solvers.budget import DIAGONAL_BITS
+from .accounts import CONVERTED, Skipped, listed, some, text_of_bytes
 
 if TYPE_CHECKING:
     import os
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["LayerReport", "Report", "Skipped"]
 
 _HEADERS = ("layer", "kind", "shape", "k", "bits/weight", "SNR dB", "output SNR dB", "seconds")
+_LEFT = ("left as it was", "kind", "shape", "weights", "bytes", "reason")
 
 
 @dataclass(frozen=True)
@@ -72,32 +74,19 @@ class LayerReport:
         return (bits + DIAGONAL_BITS * (m + k + n)) // 8
 
 
-@dataclass(frozen=True)
-class Skipped:
-    """A layer that stays as it is.
-
-    Attributes:
-        name: Of the layer.
-        kind: Its kind.
-        reason: Why, in words.
-    """
-
-    name: str
-    kind: str
-    reason: str
-
-
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """The result of :func:`diba.torch.convert`; ``print`` shows a table.
 
     Attributes:
         layers: Compressed layers, in module order.
-        skipped: Layers that stay as they were, with reasons.
+        skipped: Layers that stay as they were, then all other parameters of two or more dimensions and
+            buffers of such shapes in a state_dict, with sizes and reasons.
         parameters_before: Entries of all parameters of the model, shared ones counted once.
         parameters_after: The same afterwards: bits are buffers, not parameters.
         bytes_before: Of all parameters and buffers of the model.
         bytes_after: The same afterwards.
+        model_bytes: Of all parameters and buffers as they are dense: layers converted earlier, too.
         seconds: Time of the whole conversion.
         peak_bytes: Largest memory of the process so far; None where the system does not say.
     """
@@ -108,6 +97,7 @@ class Report:
     parameters_after: int = 0
     bytes_before: int = 0
     bytes_after: int = 0
+    model_bytes: int = 0
     seconds: float = 0.0
     peak_bytes: int | None = field(default=None, compare=False)
 
@@ -132,6 +122,23 @@ class Report:
     def file_bytes(self) -> int:
         """Of the factors with 16-bit diagonals."""
         return sum(layer.file_bytes for layer in self.layers)
+
+    @property
+    def matrix_weights(self) -> int:
+        """Weights of the dense model in parameters of two or more dimensions, shared ones counted once."""
+        return self.weights + sum(left.weights for left in self.skipped)
+
+    @property
+    def weight_share(self) -> float:
+        """How much of ``matrix_weights`` factors stand for now, from 0 to 1; NaN if there are none."""
+        earlier = sum(left.weights for left in self.skipped if left.reason == CONVERTED)
+        return (self.weights + earlier) / self.matrix_weights if self.matrix_weights else math.nan
+
+    @property
+    def byte_share(self) -> float:
+        """How much of ``model_bytes`` they stand for; NaN if that is 0."""
+        earlier = sum(left.bytes for left in self.skipped if left.reason == CONVERTED)
+        return (self.dense_bytes + earlier) / self.model_bytes if self.model_bytes else math.nan
 
     @property
     def bits_per_weight(self) -> float:
@@ -159,7 +166,7 @@ class Report:
         return self.table()
 
     def table(self, *, worst_first: bool = False, limit: int | None = None) -> str:
-        """A table in plain text.
+        """Text: how much was compressed, a table of the layers, totals, and what was left.
 
         Args:
             worst_first: Lowest SNR first instead of module order.
@@ -175,55 +182,73 @@ class Report:
             lines.append("  ".join((*texts, *numbers)).rstrip())
         hidden = len(layers) - len(layers[:limit])
         lines += [f"... and {hidden} more"] if hidden else []
-        return "\n".join([*lines, *self.summary()])
+        headline, *rest = self.summary()
+        return "\n".join([headline, *lines, *rest])
 
     def summary(self) -> list[str]:
-        """Totals and what was skipped, a line each."""
-        lines = [f"{len(self.layers)} layers compressed, {len(self.skipped)} left as they were"]
+        """Totals and what was skipped, a line each; the first says how much of the model was compressed."""
+        lines = [self._headline()]
         if self.worst is not None:
             snr = f"SNR {self.mean_snr_db:.2f} dB in the mean, {self.worst.snr_db:.2f} dB at worst"
             bits = f"{self.weights:,} weights at {self.bits_per_weight:.3f} bits"
             lines.append(f"{bits}, {snr} ({self.worst.name})")
-            sizes = f"{_size(self.dense_bytes)} -> {_size(self.memory_bytes)}"
-            lines.append(f"these layers: {sizes} ({_size(self.file_bytes)} with 16-bit diagonals)")
+            sizes = f"{text_of_bytes(self.dense_bytes)} -> {text_of_bytes(self.memory_bytes)}"
+            lines.append(f"these layers: {sizes} ({text_of_bytes(self.file_bytes)} with 16-bit diagonals)")
         lines.append(
             f"model: {self.parameters_before:,} -> {self.parameters_after:,} parameters, "
-            f"{_size(self.bytes_before)} -> {_size(self.bytes_after)}"
+            f"{text_of_bytes(self.bytes_before)} -> {text_of_bytes(self.bytes_after)}"
         )
-        peak = "" if self.peak_bytes is None else f", peak memory {_size(self.peak_bytes)}"
+        peak = "" if self.peak_bytes is None else f", peak memory {text_of_bytes(self.peak_bytes)}"
         lines.append(f"{self.seconds:.1f} s{peak}")
-        return lines + [f"left: {reason}: {names}" for reason, names in self._reasons().items()]
+        found = {layer.objective for layer in self.layers}
+        if len(found) > 1:  # a layer that calibration did not reach got another one
+            names = {o: [layer.name for layer in self.layers if layer.objective == o] for o in sorted(found)}
+            lines += [f"objective {o}: {some(same)}" for o, same in names.items()]
+        return [*lines, *(f"left: {line}" for line in listed(self.skipped))]
 
-    def _reasons(self) -> dict[str, str]:
-        """Reason -> the layers it holds for, the first few by name."""
-        names: dict[str, list[str]] = {}
-        for layer in self.skipped:
-            names.setdefault(layer.reason, []).append(layer.name)
-        more = {reason: f" and {len(found) - 3} more" for reason, found in names.items() if len(found) > 3}
-        return {reason: ", ".join(found[:3]) + more.get(reason, "") for reason, found in names.items()}
+    def _headline(self) -> str:
+        earlier = sum(left.reason == CONVERTED for left in self.skipped)
+        before = f" and {earlier} before" if earlier else ""
+        weights = f"{_percent(self.weight_share)} of {self.matrix_weights:,} weights in matrices"
+        sizes = f"{_percent(self.byte_share)} of {text_of_bytes(self.model_bytes)} in the model"
+        left = f"{len(self.skipped) - earlier} left as they were"
+        return f"{len(self.layers)} layers compressed{before}: {weights}, {sizes}; {left}"
 
     def to_markdown(self) -> str:
-        """Totals and one table row for every layer, for a model card."""
-        rows = [_HEADERS, ("---", "---", *("---:" for _ in _HEADERS[2:])), *map(_cells, self.layers)]
+        """Totals, one table row for every compressed layer, and one for all that was left."""
         lines = [f"- {line}" for line in self.summary()]
-        return "\n".join([*lines, "", *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
+        for head, rows in self._tables():
+            ruler = ("---", "---", *("---:" for _ in head[2:]))
+            lines += ["", *(f"| {' | '.join(row)} |" for row in (head, ruler, *rows))]
+        return "\n".join(lines) + "\n"
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{html.escape(text)}</th>" for text in _HEADERS)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(layer)) + "</tr>"
-            for layer in self.layers
+        def row(cells: Sequence[str], tag: str) -> str:
+            return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
+
+        tables = [
+            f"<thead>{row(head, 'th')}</thead><tbody>{''.join(row(cells, 'td') for cells in rows)}</tbody>"
+            for head, rows in self._tables()
+        ]
+        caption = f"<caption>{'<br>'.join(map(html.escape, self.summary()))}</caption>"
+        return "".join(
+            f"<table>{'' if number else caption}{text}</table>" for number, text in enumerate(tables)
         )
-        caption = "<br>".join(map(html.escape, self.summary()))
-        return (
-            f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        )
+
+    def _tables(self) -> list[tuple[Sequence[str], list[Sequence[str]]]]:
+        """Head and rows: of compressed layers, and of what was left if anything was."""
+        made: list[Sequence[str]] = [_cells(layer) for layer in self.layers]
+        left: list[Sequence[str]] = [
+            (x.name, x.kind, _by(x.shape), f"{x.weights:,}", f"{x.bytes:,}", x.reason) for x in self.skipped
+        ]
+        return [(_HEADERS, made), *([(_LEFT, left)] if left else [])]
 
     # ------------------------------------------------------------ data
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values for JSON; numbers that are not finite become None."""
-        totals = ("weights", "dense_bytes", "memory_bytes", "file_bytes", "bits_per_weight", "mean_snr_db")
+        sizes = ("weights", "dense_bytes", "memory_bytes", "file_bytes", "bits_per_weight", "mean_snr_db")
+        totals = (*sizes, "matrix_weights", "weight_share", "byte_share")
         own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)[2:]}
         return {
             **{name: _finite(value) for name, value in own.items()},
@@ -237,20 +262,28 @@ class Report:
         return _written(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n", path)
 
     def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
-        """One line for every compressed layer, also written to ``path`` if given."""
+        """A line for every compressed layer, then one with its reason for everything that was left.
+
+        Written to ``path``, too, if given.
+        """
         text = io.StringIO()
         names = [f.name for f in dataclasses.fields(LayerReport) if f.name not in ("shape", "tied")]
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["m", "n", *names, "file_bytes"])
+        head = ["m", "n", *names, "file_bytes", "weights", "reason"]
+        writer = csv.DictWriter(text, head, restval="", extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
         for layer in self.layers:
-            writer.writerow([*layer.shape, *(getattr(layer, name) for name in names), layer.file_bytes])
+            more = {"file_bytes": layer.file_bytes, "weights": layer.weights}
+            writer.writerow(dict(zip("mn", layer.shape, strict=True)) | dataclasses.asdict(layer) | more)
+        for left in self.skipped:
+            sides = dict(zip("mn", left.shape, strict=True)) if len(left.shape) == 2 else {}
+            writer.writerow(sides | dataclasses.asdict(left) | {"dense_bytes": left.bytes})
         return _written(text.getvalue(), path)
 
 
 def _cells(layer: LayerReport) -> tuple[str, ...]:
     output = "-" if layer.output_snr_db is None else f"{layer.output_snr_db:.2f}"
     name = " = ".join((layer.name, *layer.tied))
-    shape, bits = "{} x {}".format(*layer.shape), f"{layer.bits_per_weight:.3f}"
+    shape, bits = _by(layer.shape), f"{layer.bits_per_weight:.3f}"
     return name, layer.kind, shape, str(layer.k), bits, f"{layer.snr_db:.2f}", output, f"{layer.seconds:.1f}"
 
 
@@ -265,11 +298,13 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _size(count: int) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count} bytes"
+def _by(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _percent(share: float) -> str:
+    # Rounded down: 100.0 % is all of it.
+    return "none" if math.isnan(share) else f"{math.floor(1000 * share) / 10:.1f} %"
 
 
 def _written(text: str, path: str | os.PathLike[str] | None) -> str:

@@ -13,16 +13,19 @@ from torch.nn.utils import parametrize
 
 from .. import _check
 from ..solvers.budget import inner_dimension
+from .accounts import CONVERTED, Accounts, listed
 from .config import Config, Settings, suggestion
 from .factors import Factors
 from .layers import factored_matrix, layer_class, obstacle
-from .report import Skipped
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence, Sized
 
-__all__ = ["Selection", "Target", "check", "kind", "select", "targets"]
+    from .accounts import Skipped
 
+__all__ = ["Selection", "Target", "check", "kind", "require", "select", "targets"]
+
+_REASONS = 4  # named in an error
 _KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding)
 
 
@@ -50,7 +53,7 @@ class Target:
 
 
 class Selection(NamedTuple):
-    """Targets in module order, and the layers that stay as they are."""
+    """Targets in module order; the layers that stay as they are, then all other weights."""
 
     targets: list[Target]
     skipped: list[Skipped]
@@ -106,8 +109,25 @@ def select(model: nn.Module, config: Config) -> Selection:
     leads = [
         made[id(x.module)] for x in layers if id(x.module) in made and made[id(x.module)].module is x.module
     ]
+    accounts = Accounts(target.module for target in leads)
     left = [layer for layer in layers if id(layer.module) in reasons]
-    return Selection(leads, [Skipped(x.names[0], x.kind, reasons[id(x.module)]) for x in left])
+    skipped = [accounts.layer(x.names[0], x.kind, x.module, reasons[id(x.module)]) for x in left]
+    return Selection(leads, [*skipped, *accounts.others(model, (layer.module for layer in layers))])
+
+
+def require(found: Sized, skipped: Sequence[Skipped]) -> None:
+    """Refuse to compress nothing, unless something of the model is converted already: a call that goes on.
+
+    Args:
+        found: Targets, or what became of them.
+        skipped: All that stays as it is.
+
+    Raises:
+        ValueError: with the reasons.
+    """
+    if not len(found) and not any(left.reason == CONVERTED for left in skipped):
+        reasons = "; ".join(listed(skipped)[:_REASONS])
+        raise ValueError(f"nothing of the model would be compressed: {reasons}; change what these name")
 
 
 def check(found: Iterable[Target]) -> None:
@@ -169,6 +189,12 @@ def _layers(model: nn.Module) -> list[_Layer]:
             "model has no layer to compress: it must hold an nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding "
             "or a Conv1D of transformers"
         )
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            owner, _, own = name.rpartition(".")
+            raise ValueError(
+                f"the {own} of {owner or 'model'} is lazy, without a shape yet; run a batch through the model"
+            )
     return [_Layer(tuple(names[key]), module, found) for key, (module, found) in modules.items()]
 
 
@@ -197,7 +223,7 @@ def _rules_match(model: nn.Module, config: Config, names: list[str]) -> None:
 def _settings(layer: _Layer, config: Config) -> Settings | str:
     """Settings of a layer, or why it stays dense: by its names, exact ones first."""
     if isinstance(layer.module, Factors):
-        return "already converted"
+        return CONVERTED
     exact = [name for name in layer.names if config.rule(name) == name]
     ruled = [name for name in layer.names if config.rule(name) is not None]
     settings = config.settings((exact or ruled or layer.names)[0])
@@ -217,10 +243,6 @@ def _unfit(layer: _Layer, inside_attention: set[int]) -> str | None:
         return "nn.MultiheadAttention reads its weight itself"
     if "weight" not in module._parameters or parametrize.is_parametrized(module, "weight"):
         return "its weight is computed from other parameters (parametrized, pruned or normalised)"
-    if is_lazy(module.weight):
-        raise ValueError(
-            f"the weight of {layer.names[0]} is lazy, without a shape yet; run a batch through the model"
-        )
     if layer_class(module) is None or "forward" in module.__dict__:
         return f"its {type(module).__name__} has a forward of its own"
     return obstacle(module) or (None if module.weight.numel() else "its weight is empty")
