@@ -57,29 +57,33 @@ class Accounts:
             return Skipped(name, kind, reason, shape, count, count * module.dtype.itemsize)
         held = _held(module)
         shape = tuple(max(held, key=Tensor.numel).shape) if held else ()
-        new = {id(p): p for p in held if id(p) not in self._seen}.values()
-        self._seen |= {id(p) for p in held}
-        return Skipped(name, kind, reason, shape, sum(p.numel() for p in new), sum(p.nbytes for p in new))
+        return Skipped(name, kind, reason, shape, *self._new(*held))
 
     def others(self, model: nn.Module, layers: Iterable[nn.Module]) -> Iterator[Skipped]:
         """An entry for every such parameter that none of these layers holds, and for buffers like it."""
         known = {id(module) for module in layers}
+        named: set[int] = set()
         for module_name, module in model.named_modules():
             if id(module) in known or isinstance(module, Factors):
                 continue
             kind = type(module).__name__
             for own, parameter in module._parameters.items():
-                if parameter is not None and parameter.dim() >= 2 and id(parameter) not in self._seen:
-                    self._seen.add(id(parameter))
+                if parameter is not None and parameter.dim() >= 2 and id(parameter) not in named:
+                    named.add(id(parameter))
                     name = module_name if own == "weight" and module_name else _joined(module_name, own)
-                    size = tuple(parameter.shape), parameter.numel(), parameter.nbytes
-                    yield Skipped(name, kind, _holder(module), *size)
+                    yield Skipped(name, kind, _holder(module), tuple(parameter.shape), *self._new(parameter))
             for own, buffer in module._buffers.items():
                 if buffer is not None and buffer.dim() >= 2 and own not in module._non_persistent_buffers_set:
                     reason = "a buffer, no parameter"
                     yield Skipped(
                         _joined(module_name, own), kind, reason, tuple(buffer.shape), 0, buffer.nbytes
                     )
+
+    def _new(self, *parameters: nn.Parameter) -> tuple[int, int]:
+        """Entries and bytes of those that have not been counted."""
+        new = {id(p): p for p in parameters if id(p) not in self._seen}
+        self._seen |= new.keys()
+        return sum(p.numel() for p in new.values()), sum(p.nbytes for p in new.values())
 
 
 def _held(module: nn.Module) -> list[nn.Parameter]:
