@@ -193,13 +193,13 @@ def equal(found: object, name: str, expected: object, against: str) -> None:
 
 
 def path(value: Any, name: str = "path") -> str:
-    """A file's path, as str or ``os.PathLike``."""
+    """A file's path: str, bytes or ``os.PathLike``."""
     try:
-        result = os.fspath(value)
+        result = os.fsdecode(value)
     except TypeError:
-        result = None
-    if not isinstance(result, str):
-        raise TypeError(f"{name} is {describe(value)}; it must be a str or a pathlib.Path")
+        raise TypeError(f"{name} is {describe(value)}; it must be a str, bytes or a pathlib.Path") from None
+    if "\0" in result:
+        raise ValueError(f"{name} is {result!r}; it must have no zero byte")
     return result
 
 

@@ -13,23 +13,23 @@ import statistics
 import time
 from dataclasses import asdict, dataclass, fields
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from . import _check, _core
-from .files import replace_file
+from ._disk import open_regular, replace_file
 from .runtime import resolve_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from .files import PathLike
+    from ._disk import PathLike
 
 __all__ = ["Tuning", "calibrate", "set_tuning", "tuning"]
 
 _ENVIRONMENT = "DIBA_TUNING"
+_LONGEST_FILE = 1 << 16
 _TABLE_BYTES = tuple(1 << e for e in range(16, 23))
 _SIDES = (256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
 _NEVER = 1 << 62  # bits per thread where a second thread never pays
@@ -121,8 +121,9 @@ def read_environment() -> None:
     if not path:
         return
     try:
-        values = Tuning(**json.loads(Path(path).read_text(encoding="utf-8")))
-    except (OSError, TypeError, ValueError) as error:
+        with open_regular(path) as file:
+            values = Tuning(**json.loads(file.read(_LONGEST_FILE).decode()))
+    except (OSError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{_ENVIRONMENT} is {path!r}; it must be a file that diba.calibrate().save() wrote, "
             f"or be unset ({error})"

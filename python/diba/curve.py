@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import _check, _check_objectives
 from ._check_arrays import describe
+from ._disk import replace_file
 from .solvers.solve import solve
 
 if TYPE_CHECKING:
@@ -93,7 +96,10 @@ class Curve:
         path = _check.path(target, "target")
         figure = Figure(layout="constrained")
         axes = self._draw(figure.add_subplot())
-        figure.savefig(path)
+        ending = Path(path).suffix or f".{figure.canvas.get_default_filetype()}"
+        image = io.BytesIO()
+        figure.savefig(image, format=ending[1:])
+        replace_file(path if path.endswith(ending) else path + ending, image.getvalue())
         return axes
 
     def _draw(self, axes: Axes) -> Axes:

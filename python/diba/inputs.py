@@ -14,27 +14,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from . import _safetensors
+from ._disk import open_regular
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["InputMatrix", "locate", "read_matrix"]
 
-_SAFETENSORS_DTYPES = {
-    "BOOL": "|b1",
-    "U8": "|u1",
-    "I8": "|i1",
-    "U16": "<u2",
-    "I16": "<i2",
-    "U32": "<u4",
-    "I32": "<i4",
-    "U64": "<u8",
-    "I64": "<i8",
-    "F16": "<f2",
-    "BF16": "<u2",  # widened to float32 below
-    "F32": "<f4",
-    "F64": "<f8",
-}
 _NAMES_SHOWN = 20
 
 
@@ -62,11 +48,11 @@ def read_matrix(argument: str) -> InputMatrix:
     of shape (out, in, 1, 1) counts as the matrix (out, in).
 
     Raises:
-        OSError: the file cannot be opened.
+        OSError: the file cannot be opened, or is no regular file.
         ValueError: not a readable file of these formats, or no such matrix in it.
     """
     path, tensor = locate(argument)
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         start = file.read(6)
         file.seek(0)
         if start == b"\x93NUMPY":
@@ -149,10 +135,10 @@ def _read_safetensors(file: BinaryIO, path: Path, tensor: str | None) -> tuple[N
         )
     tensor = _choose(path, tensor, {name: entry.shape for name, entry in header.tensors.items()})
     entry = header.tensors[tensor]
-    if entry.dtype not in _SAFETENSORS_DTYPES:
-        known = ", ".join(_SAFETENSORS_DTYPES)
+    if entry.dtype not in _safetensors.DTYPES:
+        known = ", ".join(_safetensors.DTYPES)
         raise ValueError(f"{path}:{tensor}: has dtype {entry.dtype}, must be one of {known}")
-    dtype = np.dtype(_SAFETENSORS_DTYPES[entry.dtype])
+    dtype = np.dtype(_safetensors.DTYPES[entry.dtype])
     count = math.prod(entry.shape)
     if entry.end - entry.begin != count * dtype.itemsize:
         raise ValueError(f"{path}:{tensor}: is damaged: its bytes do not match its shape {entry.shape}")

@@ -232,8 +232,8 @@ def test_paths_that_cannot_be_written_or_read(f: diba.Factorization, tmp_path: P
         diba.load(tmp_path)
     with pytest.raises(FileNotFoundError):
         diba.load(missing)
-    for wrong in (3, b"bytes", None):
-        with pytest.raises(TypeError, match=r"path is .*must be a str or a pathlib.Path"):
+    for wrong in (3, None, ["a"]):
+        with pytest.raises(TypeError, match=r"path is .*must be a str, bytes or a pathlib.Path"):
             f.save(wrong)
         with pytest.raises(TypeError, match="path is"):
             diba.load(wrong)
@@ -352,7 +352,7 @@ DAMAGES: dict[str, tuple[Change, str]] = {
     "no author": (metadata(written_by=None), "metadata 'written_by' is missing"),
     "checksum": (
         metadata(crc32_b2="00000000"),
-        "'b2' is damaged: its CRC-32 is .*, expected 00000000",
+        "'b2' is damaged: its CRC-32 is .*, expected '00000000'",
     ),
     "missing tensor": (without_tensor, "tensor 'd2' is missing"),
     "extra tensor": (
@@ -449,7 +449,7 @@ def test_files_of_other_kinds(tmp_path: Path, content: bytes) -> None:
 def test_headers_that_are_not_json(tmp_path: Path, header: bytes) -> None:
     path = tmp_path / "f"
     path.write_bytes(len(header).to_bytes(8, "little") + header)
-    with pytest.raises(diba.FormatError, match="header is damaged"):
+    with pytest.raises(diba.FormatError, match=r"header (entry )?is damaged"):
         diba.load(path)
 
 

@@ -16,9 +16,19 @@ if TYPE_CHECKING:
 
 # From the bottom up; a module imports only from rows above its own.
 LAYERS = (
-    ("_core", "_system", "diagonal16", "errors", "progress", "reference", "storage", "_check_arrays"),
+    (
+        "_core",
+        "_disk",
+        "_system",
+        "diagonal16",
+        "errors",
+        "progress",
+        "reference",
+        "storage",
+        "_check_arrays",
+    ),
     ("_check", "_safetensors", "solvers.deadline", "solvers.target_snr"),
-    ("runtime", "inputs", "_check_objectives"),
+    ("_signed", "runtime", "inputs", "_check_objectives"),
     ("_operator", "files"),
     ("bits", "_tuning"),
     ("dense", "_fast", "error_bound"),
@@ -54,7 +64,7 @@ BINDINGS = {"module.cpp", "bind_layer.cpp", "bind_prepared.cpp", "bindings.hpp"}
 AVX512 = {"avx512.cpp", "avx512_vnni.cpp", "avx512_amx.cpp", "lookup_avx512.cpp", "lookup_avx512_vbmi.cpp"}
 THIRD_PARTY = {
     "numpy": None,
-    "safetensors": {"files", "torch.moments"},
+    "safetensors": set(),
     "tqdm": {"cli", "torch.batches", "torch.display", "torch.retune"},
     "scipy": {"factorization"},
     "threadpoolctl": {"torch.conversion"},

@@ -9,15 +9,14 @@ import io
 import json
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import storage
+from .. import _check, storage
+from .._disk import PathLike, replace_file
 from ..solvers.budget import DIAGONAL_BITS
 from .accounts import CONVERTED, Skipped, listed, some, text_of_bytes
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Sequence
 
 __all__ = ["LayerReport", "Report", "Skipped"]
@@ -257,11 +256,11 @@ class Report:
             "skipped": [_plain(layer) for layer in self.skipped],
         }
 
-    def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
+    def to_json(self, path: PathLike | None = None) -> str:
         """:meth:`to_dict` as JSON text, also written to ``path`` if given."""
         return _written(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n", path)
 
-    def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
+    def to_csv(self, path: PathLike | None = None) -> str:
         """A line for every compressed layer, then one with its reason for everything that was left.
 
         Written to ``path``, too, if given.
@@ -307,7 +306,7 @@ def _percent(share: float) -> str:
     return "none" if math.isnan(share) else f"{math.floor(1000 * share) / 10:.1f} %"
 
 
-def _written(text: str, path: str | os.PathLike[str] | None) -> str:
+def _written(text: str, path: PathLike | None) -> str:
     if path is not None:
-        Path(path).write_text(text, encoding="utf-8")
+        replace_file(_check.path(path), text.encode())
     return text

@@ -1,0 +1,161 @@
+"""Files on disk: read only if they are regular ones, replaced whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["PathLike", "check_target", "open_regular", "replace_file"]
+
+PathLike = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+
+_MOST_SAVERS = 100  # of one path at one time
+
+
+# ---------------------------------------------------------------- reading
+
+
+def open_regular(path: PathLike) -> BinaryIO:
+    """Open a regular file for reading; a pipe would wait for its writer, a device has no end.
+
+    Raises:
+        OSError: it cannot be opened, or is a folder, a pipe, a socket or a device.
+    """
+    name = _named(path)
+    _check_regular(Path(name).stat(), name)  # opening alone may do something to a device
+    descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        _check_regular(os.fstat(descriptor), name)
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _named(path: PathLike) -> str:
+    name = os.fsdecode(path)
+    if not name:  # which pathlib takes for the current folder
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+    return name
+
+
+def _check_regular(found: os.stat_result, name: str) -> None:
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+    if not stat.S_ISREG(found.st_mode):
+        problem = "is a pipe, a socket or a device; it must be a regular file"
+        raise OSError(errno.ESPIPE, problem, name)
+
+
+# ---------------------------------------------------------------- writing
+
+
+def check_target(path: PathLike) -> None:
+    """Whether a file may be put at ``path`` by what is there now.
+
+    Raises:
+        OSError: a folder, pipe, socket or device is there; those are no files to be replaced.
+    """
+    name = _named(path)
+    with contextlib.suppress(FileNotFoundError):
+        _check_regular(Path(name).stat(), name)
+
+
+def replace_file(path: PathLike, data: bytes | Iterable[bytes | memoryview]) -> None:
+    """Put ``data``, in one or several parts, at ``path`` in one step.
+
+    A temporary file beside it is written and then renamed; file and folder are on the disk when this
+    returns. The new file's mode follows the umask; a symbolic link stays one. Whatever interrupts the
+    writing, the old file is as it was. A process that is killed leaves its temporary file; the next one
+    that writes this path takes it away.
+
+    Raises:
+        OSError: named by ``path`` as given: no such folder, not writable, disk full, or a folder, pipe,
+            socket or device is there.
+    """
+    name = os.fsdecode(path)
+    try:
+        check_target(name)
+        _replace(Path(os.path.realpath(name)), (data,) if isinstance(data, bytes) else data)
+    except OSError as error:  # name the file asked for, not the temporary one
+        raise OSError(error.errno, error.strerror, name) from None
+
+
+def _replace(target: Path, parts: Iterable[bytes | memoryview]) -> None:
+    descriptor, temporary = _temporary(target)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(descriptor)
+            temporary.replace(target)  # before the file is closed, which ends its lock
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    _sync_folder(target.parent)
+
+
+def _temporary(target: Path) -> tuple[int, Path]:
+    """A new file beside the target, locked while it is open.
+
+    Names are numbered, so what a killed process has left is found by the next; its lock went with it.
+    """
+    stem = os.fsdecode(os.fsencode(target.name)[:200])  # names have at most 255 bytes
+    names = [target.with_name(f".{stem}.{number}.tmp") for number in range(_MOST_SAVERS)]
+    for name in names:
+        _remove_leftover(name)
+    for name in names:
+        while True:
+            try:
+                descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            except FileExistsError:
+                break  # another saver's
+            with contextlib.suppress(OSError):  # a file system without locks: leftovers stay
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if os.fstat(descriptor).st_nlink:
+                return descriptor, name
+            os.close(descriptor)  # it was taken for a leftover before it was locked
+    raise FileExistsError(
+        errno.EEXIST, f"there are {_MOST_SAVERS} temporary files {names[0]} and so on", target
+    )
+
+
+def _remove_leftover(path: Path) -> None:
+    """Remove a temporary file that nobody holds locked."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+    except OSError:
+        return  # there is none, or it is not ours
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(descriptor), os.lstat(path)):
+            path.unlink()
+    except OSError:
+        pass  # being written, or gone meanwhile
+    finally:
+        os.close(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the renaming last; not every folder that may be written may also be read, or synchronised."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except PermissionError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
