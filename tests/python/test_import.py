@@ -42,7 +42,7 @@ LAYERS = (
     ("allocate",),
     ("", "__main__"),
     # diba.torch; torch is imported here and in diba.hf alone
-    ("torch._state", "torch.reference", "torch.vectors"),
+    ("torch._state", "torch.extras", "torch.reference", "torch.vectors"),
     ("torch.batches", "torch.packed", "torch.weight"),
     ("torch.blocks", "torch.factors", "torch.gradients", "torch.losses", "torch.ops"),
     ("torch.accounts", "torch.embedding", "torch.fisher", "torch.groups", "torch.linear", "torch.scores"),

@@ -96,6 +96,7 @@ def test_every_parameter_of_every_kind_of_module_is_named_with_its_size() -> Non
     assert (found["mask"].weights, found["mask"].bytes) == (0, 49)
     assert "scratch" not in found
     assert "same" not in found
+    assert not any(name.startswith("normed.") for name in found)
     reasons = {name: x.reason for name, x in found.items()}
     assert reasons["experts"] == "a parameter of Strange, which is no kind of layer that can be factored"
     assert reasons["rnn.weight_ih_l0_reverse"].startswith("nn.GRU reads its weights itself")

@@ -113,6 +113,7 @@ def empty(module: nn.Module, name: str, entry: dict[str, Any]) -> Factors:
     )
     zeros = diba.Factorization(np.zeros(m), b1, np.zeros(k), b2, np.zeros(n))
     layer = kind._settings_of(module, zeros)
+    layer._keep(module)
     return layer.train(module.training)
 
 

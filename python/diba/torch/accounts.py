@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -61,7 +61,7 @@ class Accounts:
 
     def others(self, model: nn.Module, layers: Iterable[nn.Module]) -> Iterator[Skipped]:
         """An entry for every such parameter that none of these layers holds, and for buffers like it."""
-        known = {id(module) for module in layers}
+        known = {id(part) for module in layers for part in (module, *_parametrizations(module))}
         named: set[int] = set()
         for module_name, module in model.named_modules():
             if id(module) in known or isinstance(module, Factors):
@@ -88,9 +88,15 @@ class Accounts:
 
 def _held(module: nn.Module) -> list[nn.Parameter]:
     """The parameters of two or more dimensions of a layer, those of its parametrizations among them."""
-    inner = module._modules.get("parametrizations")
-    every: list[Any] = [*module._parameters.values(), *([] if inner is None else inner.parameters())]
+    parts = (module, *_parametrizations(module))
+    every = [p for part in parts for p in part._parameters.values()]
     return [p for p in every if p is not None and p.dim() >= 2]
+
+
+def _parametrizations(module: nn.Module) -> list[nn.Module]:
+    """The modules that compute a layer's weight, if torch.nn.utils.parametrize is in use."""
+    inner = module._modules.get("parametrizations")
+    return [] if inner is None else list(inner.modules())
 
 
 def _holder(module: nn.Module) -> str:

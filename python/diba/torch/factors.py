@@ -13,6 +13,7 @@ import diba
 from .. import _check, diagonal16, storage
 from . import reference
 from ._state import BITS, DIAGONALS, FactorState
+from .extras import kept, lost
 from .weight import Weight
 
 if TYPE_CHECKING:
@@ -214,15 +215,17 @@ class Factors(FactorState):
 
     @classmethod
     def obstacle(cls, module: Any) -> str | None:
-        """Which setting of a dense layer of this kind is not possible here; None if all are."""
+        """Which setting of a dense layer of this kind is not possible here, or what would be lost."""
         weight = module.weight
         if is_lazy(weight):
             return "its weight has no shape before the first call"
+        if type(weight) not in (nn.Parameter, Tensor):
+            return f"its weight is a {type(weight).__name__}, whose values only its own library reads"
         if not weight.is_floating_point() or weight.numel() == 0:
             return (
                 f"its weight is {weight.dtype} of shape {tuple(weight.shape)}, must be floating and not empty"
             )
-        return None
+        return lost(module, cls)
 
     @classmethod
     def matrix_of(cls, module: Any) -> Tensor:
@@ -235,7 +238,7 @@ class Factors(FactorState):
         """The layer that takes a dense one's place, on its device and in its dtype.
 
         The bias is copied, training mode and ``requires_grad`` are kept (the diagonals take that of the
-        weight). Hooks of the dense layer are not copied.
+        weight), and so are attributes that somebody set. Hooks of the dense layer are not copied.
 
         Args:
             module: The dense layer.
@@ -266,7 +269,15 @@ class Factors(FactorState):
             d.requires_grad_(dense.weight.requires_grad)
         if layer.bias is not None:
             layer.bias.requires_grad_(dense.bias.requires_grad)
+        layer._keep(module)
         return layer.train(module.training)
+
+    def _keep(self, module: nn.Module) -> None:
+        """Take over the attributes that somebody set on a dense layer."""
+        found = kept(module)
+        if found:
+            self._kept = tuple(found)
+            self.__dict__.update(found)
 
     def to_dense_module(self) -> nn.Module:
         """The dense layer in this one's place: of the class it had, on its device and in its dtype."""
@@ -278,8 +289,12 @@ class Factors(FactorState):
         dense.weight.requires_grad_(any(d.requires_grad for d in self.diagonals()))
         if self.bias is not None:
             dense.bias.requires_grad_(self.bias.requires_grad)
+        dense.__dict__.update({name: vars(self)[name] for name in self._kept if name in vars(self)})
         module: nn.Module = dense.train(self.training)
         return module
+
+    _kept: tuple[str, ...] = ()
+    """Names of attributes that somebody set on the dense layer."""
 
     _dense_name: ClassVar[str]
     """What from_dense takes, for its message."""

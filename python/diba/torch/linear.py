@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .. import _check
 from . import ops
+from .extras import forward_owner
 from .factors import Factors, check_factorization
 
 if TYPE_CHECKING:
@@ -117,10 +118,14 @@ class DiBALinear(Factors):
 
     @classmethod
     def replaces(cls, module: nn.Module) -> bool:
-        """Whether a module is an ``nn.Linear`` or ``Conv1D``, and not a subclass with its own forward."""
+        """Whether a module is an ``nn.Linear`` or ``Conv1D``, and not a subclass with its own forward.
+
+        The ``FalconLinear`` of transformers is one, too: it adds the bias after rounding, no more.
+        """
         # nn.MultiheadAttention reads the weight of its out_proj, a class of its own, without calling it.
         own = isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
-        return is_conv1d(module) or (type(module).forward is nn.Linear.forward and not own)
+        plain = type(module).forward is nn.Linear.forward and not own
+        return plain or is_conv1d(module) or _is_falcon(module)
 
     @classmethod
     def matrix_of(cls, module: Any) -> Tensor:
@@ -158,3 +163,10 @@ def is_conv1d(module: nn.Module) -> bool:
     """Whether a module is transformers' ``Conv1D``, recognised without importing transformers."""
     parts = hasattr(module, "nf") and isinstance(getattr(module, "weight", None), Tensor)
     return parts and type(module).__name__ == "Conv1D"
+
+
+def _is_falcon(module: nn.Module) -> bool:
+    """Whether a module is of Falcon's class, also as the model's own repository has it: by its name."""
+    cls = forward_owner(module)
+    home = cls.__module__.rpartition(".")[2] == "modeling_falcon"
+    return home and cls.__name__ == "FalconLinear" and issubclass(cls, nn.Linear)
