@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import sys
 
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", minversion="5.0")
-peft = pytest.importorskip("peft")
 
+BEFORE = "peft" in sys.modules
 import diba.hf  # noqa: E402
+
+AFTER = "peft" in sys.modules
+peft = pytest.importorskip("peft")  # after diba.hf, as a program may do: what diba adds waits for it
+
+from diba.hf.after_import import after_import  # noqa: E402
 from diba.hf.peft import LoraDiBALinear  # noqa: E402
 from diba.torch.convert import convert  # noqa: E402
 from diba.torch.factors import Factors  # noqa: E402
@@ -53,7 +60,7 @@ MODELS = {
 
 @pytest.fixture(params=MODELS)
 def case(request):
-    """(Compressed model, LoRA configuration that is not registered, layers it means.)"""
+    """(Compressed model, LoRA configuration, layers it means.)"""
     torch.manual_seed(0)
     transformers.utils.logging.disable_progress_bar()
     make, targets = MODELS[request.param]
@@ -86,7 +93,6 @@ def test_adapters_train_and_the_base_does_not(case):
     model, config, named = case
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     base = logits(model)
-    assert diba.hf.register_lora(config) is config
     adapted = peft.get_peft_model(model, config)
     assert torch.equal(logits(adapted), base)  # B is zero
     wrapped = {
@@ -119,7 +125,7 @@ def test_an_adapter_is_the_sum_with_a_product_of_two_matrices(case):
     layer = model.get_submodule(named[0])
     x = torch.randn(3, layer.in_features)
     plain = layer(x)
-    adapted = peft.get_peft_model(model, diba.hf.register_lora(config))
+    adapted = peft.get_peft_model(model, config)
     fill(adapted)
     lora = adapted.get_base_model().get_submodule(named[0])
     A, B = (getattr(lora, name)["default"].weight.double() for name in ("lora_A", "lora_B"))
@@ -132,18 +138,25 @@ def test_an_adapter_is_the_sum_with_a_product_of_two_matrices(case):
 def test_saved_adapters_load(case, tmp_path):
     model, config, _ = case
     model.save_pretrained(tmp_path / "base")
-    adapted = peft.get_peft_model(model, diba.hf.register_lora(config))
+    model = type(model).from_pretrained(tmp_path / "base")  # adapters name the folder of their base
+    adapted = peft.get_peft_model(model, config)
     fill(adapted)
     expected = logits(adapted)
     adapted.save_pretrained(tmp_path / "adapter")
     assert not any("d1" in name for name in peft.load_peft_weights(tmp_path / "adapter"))
+    ways = {
+        "PeftModel": lambda: peft.PeftModel.from_pretrained(
+            type(model).from_pretrained(tmp_path / "base"), tmp_path / "adapter"
+        ),
+        "folder of the adapter": lambda: type(model).from_pretrained(tmp_path / "adapter"),
+    }
+    for way, load in ways.items():
+        assert torch.equal(logits(load().eval()), expected), way
     base = type(model).from_pretrained(tmp_path / "base")
-    again = diba.hf.register_lora(peft.LoraConfig.from_pretrained(tmp_path / "adapter"))
-    assert torch.equal(
-        logits(peft.PeftModel.from_pretrained(base, tmp_path / "adapter", config=again)), expected
-    )
-    base = type(model).from_pretrained(tmp_path / "base")
-    base.add_adapter(diba.hf.register_lora(config))  # transformers' own way
+    base.load_adapter(tmp_path / "adapter")
+    assert torch.equal(logits(base), expected)
+    base.delete_adapter("default")
+    base.add_adapter(config, "another")  # transformers' own way
     assert any(isinstance(module, LoraDiBALinear) for module in base.modules())
     base.save_pretrained(tmp_path / "added")
     assert not (tmp_path / "added" / "model.safetensors").exists()
@@ -151,7 +164,7 @@ def test_saved_adapters_load(case, tmp_path):
 
 def test_merging_needs_dense_layers(case):
     model, config, named = case
-    adapted = peft.get_peft_model(model, diba.hf.register_lora(config))
+    adapted = peft.get_peft_model(model, config)
     fill(adapted)
     with pytest.raises(ValueError, match="cannot be merged into packed factors"):
         adapted.merge_and_unload()
@@ -166,9 +179,139 @@ def test_merging_needs_dense_layers(case):
     assert not any(isinstance(module, Factors) for module in merged.modules())
 
 
-def test_refusals(case):
-    model, config, _ = case
-    with pytest.raises(TypeError, match=r"must be a peft\.LoraConfig"):
-        diba.hf.register_lora({"r": 2})
-    with pytest.raises(ValueError, match="DiBALinear"):  # PEFT's own: the configuration is not registered
-        peft.get_peft_model(model, config)
+def test_merging_is_refused_before_dense_layers_are_merged():
+    model = llama()
+    convert(model, progress=False, bits_per_weight=2, effort="fast", skip=["re:.*q_proj"])
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj", "v_proj"], r=2))
+    fill(adapted)
+    before = {name: tensor.clone() for name, tensor in adapted.state_dict().items()}
+    with pytest.raises(ValueError, match="cannot be merged into packed factors"):
+        adapted.merge_and_unload()
+    after = adapted.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+# ---------------------------------------------------------------- what "all-linear" means, and refusals
+
+
+def packed(**settings):
+    torch.manual_seed(0)
+    model = llama()
+    convert(model, progress=False, bits_per_weight=2, effort="fast", **settings)
+    return model.eval()
+
+
+@pytest.mark.parametrize("skip", [[], ["lm_head"], ["re:.*q_proj"]])
+def test_all_linear_means_what_it_means_in_the_dense_model(skip):
+    def targets(model):
+        adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules="all-linear", r=2))
+        first = set(adapted.targeted_module_names)
+        adapted.add_adapter("second", peft.LoraConfig(target_modules="all-linear", r=2))
+        again = {name for name, m in adapted.get_base_model().named_modules() if hasattr(m, "lora_A")}
+        assert all(
+            set(adapted.get_base_model().get_submodule(n).lora_A) == {"default", "second"} for n in again
+        )
+        return first, again
+
+    assert targets(packed(skip=skip)) == targets(llama())
+
+
+def test_all_linear_leaves_the_classifier_out():
+    config = transformers.LlamaConfig(**SIZES, num_labels=3)
+
+    def targets(compress):
+        model = transformers.LlamaForSequenceClassification(config)
+        if compress:
+            convert(model, progress=False, bits_per_weight=2, effort="fast")
+        lora = peft.LoraConfig(target_modules="all-linear", r=2, task_type="SEQ_CLS")
+        return set(peft.get_peft_model(model, lora).get_base_model().peft_config["default"].target_modules)
+
+    assert targets(True) == targets(False)
+
+
+def test_saved_modules_are_factored_layers(tmp_path):
+    model = packed()
+    dense_before = model.lm_head.dense_weight().clone()
+    lora = peft.LoraConfig(target_modules=["q_proj"], r=2, modules_to_save=["lm_head"])
+    adapted = peft.get_peft_model(model, lora)
+    trained = {name for name, p in adapted.named_parameters() if p.requires_grad and "lora_" not in name}
+    assert {name.rsplit(".", 1)[1] for name in trained} == {"d1", "d2", "d3"}
+    with torch.no_grad():
+        adapted.get_parameter(next(iter(sorted(trained)))).mul_(2)  # d1
+    expected = logits(adapted)
+    adapted.save_pretrained(tmp_path)
+    loaded = peft.PeftModel.from_pretrained(packed(), tmp_path)
+    assert torch.equal(logits(loaded), expected)
+    loaded.set_adapter("default")
+    head = loaded.get_base_model().lm_head.modules_to_save["default"]
+    assert torch.equal(head.dense_weight(), 2 * dense_before)
+
+
+REFUSED = {
+    "IA3": lambda: peft.IA3Config(target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"]),
+    "LOHA": lambda: peft.LoHaConfig(target_modules=["q_proj"], r=2),
+    "ADALORA": lambda: peft.AdaLoraConfig(target_modules=["q_proj"], total_step=10),
+    "VERA": lambda: peft.VeraConfig(target_modules="all-linear"),
+    "LORA": lambda: peft.LoraConfig(target_modules=["embed_tokens", "q_proj"]),
+    "init_lora_weights='pissa_niter_4'": lambda: peft.LoraConfig(
+        target_modules=["q_proj"], init_lora_weights="pissa_niter_4"
+    ),
+    "trainable_token_indices": lambda: peft.LoraConfig(
+        target_modules=["q_proj"], trainable_token_indices=[1, 2]
+    ),
+    "prompts": lambda: peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_put_on_factors_is_refused_before_anything_changes(what):
+    model = packed(embeddings=True, tied=True)
+    modules = dict(model.named_modules())
+    with pytest.raises(ValueError, match=r"of diba.*model\.dequantize\(\)") as caught:
+        peft.get_peft_model(model, REFUSED[what]())
+    assert what in str(caught.value)
+    after = dict(model.named_modules())
+    assert after.keys() == modules.keys()
+    assert all(after[name] is module for name, module in modules.items())
+
+
+def test_other_adapters_work_beside_factors():
+    model = packed()  # with a dense embedding
+    prompted = peft.get_peft_model(copy.deepcopy(model), REFUSED["prompts"]())
+    assert prompted.word_embeddings.weight.shape == (60, 32)
+    assert logits(prompted).shape == (2, 9, 60)
+    with pytest.warns(UserWarning, match="Unsupported layer type.*RMSNorm"):  # PEFT's, of dense models too
+        norms = peft.get_peft_model(model, peft.LNTuningConfig(target_modules=["input_layernorm"]))
+    assert torch.equal(logits(norms), logits(packed()))
+
+
+# ---------------------------------------------------------------- waiting for PEFT
+
+
+def test_importing_diba_does_not_import_peft():
+    assert AFTER == BEFORE
+
+
+def test_an_action_runs_once_at_the_end_of_an_import(tmp_path, monkeypatch):
+    (tmp_path / "late_package").mkdir()
+    (tmp_path / "late_package" / "__init__.py").write_text("from .inner import value\n")
+    (tmp_path / "late_package" / "inner.py").write_text("value = 7\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    seen = []
+    for _ in range(2):
+        after_import("late_package", lambda: seen.append(sys.modules["late_package"].value))
+    assert seen == []
+    import late_package  # type: ignore[import-not-found]
+    import late_package.inner
+
+    assert seen == [7]
+    assert late_package.__spec__.loader.get_source("late_package") == "from .inner import value\n"
+    after_import("late_package", lambda: seen.append("now"))
+    assert seen == [7, "now"]
+    for name in ("late_package", "late_package.inner"):
+        monkeypatch.delitem(sys.modules, name)
+    after_import("absent_package", lambda: seen.append("never"))
+    with pytest.raises(ModuleNotFoundError, match="absent_package"):
+        __import__("absent_package")

@@ -54,8 +54,8 @@ LAYERS = (
     ("torch.convert",),
     ("torch",),
     # diba.hf
-    ("hf.checkpoint", "hf.config", "hf.peft"),
-    ("hf.loading",),
+    ("hf.after_import", "hf.checkpoint", "hf.config", "hf.peft"),
+    ("hf.loading", "hf.pretrained"),
     ("hf.quantizer",),
     ("hf",),
 )

@@ -8,12 +8,14 @@
     model = AutoModel.from_pretrained(folder)  # in any process that has imported diba.hf
 
 A compressed checkpoint that is loaded without diba raises an error. Models that :func:`diba.torch.convert`
-compressed in place are saved in the same way, and ``model.dequantize()`` makes the layers dense again.
+compressed in place are saved in the same way, and ``model.dequantize()`` makes the layers dense again. PEFT,
+which is not imported here, puts LoRA on the linear layers.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import importlib
+import warnings
 
 _NEEDED = (5, 0)
 
@@ -35,21 +37,26 @@ from transformers.quantizers.auto import (  # noqa: E402
     AUTO_QUANTIZER_MAPPING,
 )
 
+from . import pretrained  # noqa: E402
+from .after_import import after_import  # noqa: E402
 from .config import METHOD, DibaConfig  # noqa: E402
 from .quantizer import DibaQuantizer, attach  # noqa: E402
 
-if TYPE_CHECKING:
-    import peft
-
-__all__ = ["DibaConfig", "DibaQuantizer", "attach", "register_lora"]
+__all__ = ["DibaConfig", "DibaQuantizer", "attach"]
 
 # transformers' own decorators refuse a second registration, as after importlib.reload.
 AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = DibaConfig
 AUTO_QUANTIZER_MAPPING[METHOD] = DibaQuantizer
 
 
-def register_lora(config: peft.LoraConfig) -> peft.LoraConfig:
-    """:func:`diba.hf.peft.register_lora`, which imports PEFT: LoRA on diba's linear layers."""
-    from .peft import register_lora
+def _teach_peft() -> None:
+    """PEFT must not fail to import because of diba."""
+    try:
+        importlib.import_module("diba.hf.peft")
+    except (ImportError, AttributeError) as error:
+        text = f"PEFT's adapters will not work on diba's layers, which need PEFT 0.18 or newer: {error}"
+        warnings.warn(text, stacklevel=2)
 
-    return register_lora(config)
+
+pretrained.teach()
+after_import("peft", _teach_peft)

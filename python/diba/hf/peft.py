@@ -1,49 +1,36 @@
-"""LoRA adapters of PEFT on diba's linear layers; imported only when it is used."""
+"""Adapters of PEFT on diba's linear layers; :mod:`diba.hf` imports this once PEFT is imported."""
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+import sys
+from typing import TYPE_CHECKING, Any
 
-try:
-    import peft
-    from peft.tuners.lora.layer import Linear
-except ImportError as error:
-    raise ImportError(
-        f"LoRA on diba's layers needs PEFT, which cannot be imported ({error}); install it with "
-        "'python -m pip install peft'"
-    ) from error
-
+from peft import LoraConfig, PeftModel, TaskType
+from peft.tuners import tuners_utils
+from peft.tuners.lora import LoraModel
+from peft.tuners.lora.layer import Linear
+from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND, SEQ_CLS_HEAD_NAMES
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
+from transformers import PreTrainedModel
 
-from .._check_arrays import describe
+from ..torch.embedding import DiBAEmbedding
 from ..torch.factors import Factors
 from ..torch.linear import DiBALinear
 
-__all__ = ["LoraDiBALinear", "register_lora"]
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
+__all__ = ["LoraDiBALinear", "teach"]
 
-def register_lora(config: peft.LoraConfig) -> peft.LoraConfig:
-    """Teach one LoRA configuration diba's linear layers; the same object is returned.
+_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Ways to start LoRA that subtract the first adapter from the weight."""
 
-    ::
-
-        config = diba.hf.register_lora(peft.LoraConfig(target_modules=["q_proj", "v_proj"]))
-        model = peft.get_peft_model(model, config)
-        ...
-        model.save_pretrained(folder)
-        # later, on the same base model
-        config = diba.hf.register_lora(peft.LoraConfig.from_pretrained(folder))
-        model = peft.PeftModel.from_pretrained(base, folder, config=config)
-
-    PEFT does not save this part of a configuration, so it is registered again before adapters are loaded.
-
-    Raises:
-        TypeError: ``config`` is not a ``peft.LoraConfig``.
-    """
-    if not isinstance(config, peft.LoraConfig):
-        raise TypeError(f"config is {describe(config)}; it must be a peft.LoraConfig")
-    config._register_custom_module({DiBALinear: LoraDiBALinear})
-    return config
+_MERGING = (
+    "a LoRA adapter cannot be merged into packed factors; keep it beside them (unload() removes it), or make "
+    "the model dense first: model.get_base_model().dequantize(), then merge"
+)
 
 
 class LoraDiBALinear(Linear):
@@ -69,8 +56,124 @@ class LoraDiBALinear(Linear):
             ValueError: the base layer holds factors.
         """
         if isinstance(self.get_base_layer(), Factors):
-            raise ValueError(
-                "a LoRA adapter cannot be merged into packed factors; keep it beside them (unload() removes "
-                "it), or make the model dense first: model.get_base_model().dequantize(), then merge"
-            )
+            raise ValueError(_MERGING)
         super().merge(safe_merge, adapter_names)
+
+
+def teach() -> None:
+    """Let PEFT put LoRA on ``DiBALinear``, by names and by ``"all-linear"``, and say what else it cannot.
+
+    PEFT has one place where every configuration meets its model before anything is changed: where
+    "all-linear" becomes names. It is wrapped wherever PEFT has it, and so is the check before merging.
+    """
+    original = tuners_utils._maybe_include_all_linear_layers
+    if getattr(original, "_knows_diba", False):
+        return
+    wrapped = _including(original)
+    wrapped._knows_diba = True  # type: ignore[attr-defined]
+    for name, module in list(sys.modules.items()):
+        if name.startswith("peft.") and getattr(module, original.__name__, None) is original:
+            setattr(module, original.__name__, wrapped)
+    for owner, name, wrapper in (
+        (LoraModel, "_check_merge_allowed", _checking),
+        (PeftModel, "_setup_prompt_encoder", _prompting),
+    ):
+        setattr(owner, name, wrapper(getattr(owner, name)))
+
+
+def _including(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def include(peft_config: Any, model: nn.Module) -> Any:
+        wish = getattr(peft_config, "target_modules", None)
+        everything = isinstance(wish, str) and wish.lower() == INCLUDE_LINEAR_LAYERS_SHORTHAND
+        peft_config = original(peft_config, model)
+        factored = dict(_outside_adapters(model))
+        if everything and factored:
+            linear = {name for name, layer in factored.items() if isinstance(layer, DiBALinear)}
+            peft_config.target_modules = {*peft_config.target_modules, *linear} - _heads(peft_config, model)
+        if factored and getattr(peft_config, "target_modules", None):
+            _refuse(peft_config, factored)
+        if isinstance(peft_config, LoraConfig) and DiBALinear not in (peft_config._custom_modules or {}):
+            peft_config._register_custom_module({DiBALinear: LoraDiBALinear})
+        return peft_config
+
+    return include
+
+
+def _outside_adapters(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, Factors]]:
+    """Factored layers that no adapter is around, by their names."""
+    for name, child in model.named_children():
+        if isinstance(child, Factors):
+            yield prefix + name, child
+        elif not isinstance(child, (tuners_utils.BaseTunerLayer, AuxiliaryTrainingWrapper)):
+            yield from _outside_adapters(child, f"{prefix}{name}.")
+
+
+def _heads(peft_config: Any, model: Any) -> set[str]:
+    """Names of the output layers that "all-linear" leaves out."""
+    if not isinstance(model, PreTrainedModel):
+        return set()
+    output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    if output is not None:
+        return {name for name, module in model.named_modules() if module is output}
+    classifies = getattr(peft_config, "task_type", None) == TaskType.SEQ_CLS
+    return set([name for name in SEQ_CLS_HEAD_NAMES if hasattr(model, name)][:1]) if classifies else set()
+
+
+def _refuse(peft_config: Any, factored: dict[str, Factors]) -> None:
+    """Raise for adapters of other kinds, and for those on layers of other kinds.
+
+    Raises:
+        ValueError: naming the layers and what to do.
+    """
+    kind = peft_config.peft_type.value
+    lora = kind == "LORA"
+    start = str(getattr(peft_config, "init_lora_weights", "")).partition("_niter")[0].lower()
+    tokens = getattr(peft_config, "trainable_token_indices", None) or ()
+    for name, layer in factored.items():
+        targeted = tuners_utils.check_target_module_exists(peft_config, name)
+        if targeted and not (lora and isinstance(layer, DiBALinear)):
+            what = f"{kind} adapters"
+        elif targeted and start in _CHANGING:
+            what = f"init_lora_weights={peft_config.init_lora_weights!r}, which changes the weight,"
+        elif tokens and isinstance(layer, DiBAEmbedding):
+            what = "trainable_token_indices"
+        else:
+            continue
+        raise ValueError(
+            f"PEFT's {what} cannot be put on {name}, a {type(layer).__name__} of diba; no layer was changed. "
+            "Packed factors take LoRA alone, on DiBALinear, and keep their values: use peft.LoraConfig, "
+            "name other layers, or make the model dense with model.dequantize()"
+        )
+
+
+def _checking(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def check_merge_allowed(self: Any) -> None:
+        """Before the first layer is merged, not at the first that cannot be."""
+        for module in self.model.modules():
+            if isinstance(module, LoraDiBALinear) and isinstance(module.get_base_layer(), Factors):
+                raise ValueError(_MERGING)
+        original(self)
+
+    return check_merge_allowed
+
+
+def _prompting(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def setup_prompt_encoder(self: Any, adapter_name: str) -> Any:
+        try:
+            return original(self, adapter_name)
+        except AttributeError as error:  # it looks for a parameter with a row for every token
+            for name, layer in self.base_model.named_modules():
+                if isinstance(layer, DiBAEmbedding):
+                    raise ValueError(
+                        f"PEFT's prompts need a dense embedding, and {name} is a DiBAEmbedding of diba; "
+                        f"compress with skip=[{name!r}], or make the model dense with model.dequantize()"
+                    ) from error
+            raise
+
+    return setup_prompt_encoder
+
+
+teach()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from .conv import DiBAConv1d, DiBAConv2d
 from .embedding import DiBAEmbedding
+from .factors import Factors
 from .linear import DiBALinear
 
 if TYPE_CHECKING:
@@ -13,9 +14,15 @@ if TYPE_CHECKING:
 
     import diba
 
-    from .factors import Factors
-
-__all__ = ["LAYERS", "compressed", "factored_matrix", "layer_class", "obstacle"]
+__all__ = [
+    "LAYERS",
+    "compressed",
+    "dense_numbers_more",
+    "distinct",
+    "factored_matrix",
+    "layer_class",
+    "obstacle",
+]
 
 LAYERS: tuple[type[Factors], ...] = (DiBALinear, DiBAConv1d, DiBAConv2d, DiBAEmbedding)
 
@@ -65,3 +72,26 @@ def compressed(module: nn.Module, f: diba.Factorization | None = None, **solve_o
             f"Conv2d, or transformers' Conv1D, with their own forward"
         )
     return layer.from_dense(module, f, **solve_options)
+
+
+def distinct(model: nn.Module) -> list[Factors]:
+    """The factored layers of a model in module order, the first of those that share their factors."""
+    found: dict[int, Factors] = {}
+    for module in model.modules():
+        if isinstance(module, Factors):
+            found.setdefault(id(module.b1), module)
+    return list(found.values())
+
+
+def dense_numbers_more(model: nn.Module, embeddings: bool = True) -> int:
+    """How many parameters more a model would have with dense layers in place of the factored ones.
+
+    ``embeddings=False``: than it has outside of its embeddings, those that share their factors with one
+    included.
+    """
+    more = 0
+    for layer in distinct(model):
+        more -= sum(d.numel() for d in layer.diagonals())
+        if embeddings or not isinstance(layer, DiBAEmbedding):
+            more += layer.weight_shape.numel()
+    return more

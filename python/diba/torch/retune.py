@@ -22,6 +22,7 @@ from .course import Course, Schedule, run_course
 from .factors import Factors, as_numpy
 from .flips import Flipper, Flips
 from .groups import parameter_groups, trainable
+from .layers import dense_numbers_more
 from .linear import DiBALinear
 from .losses import Loss, differentiable, distillation, model_loss
 from .steps import CLIP, PROMISE, OptimizerFactory, Run
@@ -193,7 +194,7 @@ def retune(
         seconds=time.perf_counter() - started,
         trained=sum(p.numel() for p in parameters),
         training_bytes=training_bytes,
-        dense_bytes=12 * _dense_parameters(model),
+        dense_bytes=12 * (sum(p.numel() for p in model.parameters()) + dense_numbers_more(model)),
         evaluations=evaluations,
         flip_seconds=flipper.seconds if flipper else 0.0,
         flips=flipper.counts if flipper and not outcome.restored else {},
@@ -269,11 +270,3 @@ def _bar(progress: bool, total: int) -> Iterator[Callable[[float], None]]:
                 yield show
             return
     yield lambda loss: None
-
-
-def _dense_parameters(model: nn.Module) -> int:
-    """Of the model with dense layers in place of the factored ones."""
-    layers = [module for module in model.modules() if isinstance(module, Factors)]
-    diagonals = {id(d): d.numel() for layer in layers for d in layer.diagonals()}
-    everything = sum(p.numel() for p in model.parameters())
-    return everything - sum(diagonals.values()) + sum(layer.d1.numel() * layer.d3.numel() for layer in layers)
