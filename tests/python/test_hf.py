@@ -356,8 +356,6 @@ def test_training_and_gradient_checkpointing():
 def test_casts_and_sizes():
     model = converted(llama())
     before = model.state_dict()
-    with pytest.raises(ValueError, match="quantized"):
-        model.half()
     model.to(torch.bfloat16)
     for name, tensor in model.state_dict().items():
         if name[-2:] in DIAGONALS + BITS:
@@ -365,7 +363,6 @@ def test_casts_and_sizes():
         else:
             assert tensor.dtype == torch.bfloat16, name
     assert outputs(model).dtype == torch.bfloat16
-    assert model.num_parameters() == sum(p.numel() for p in model.parameters())
     everything = (*model.parameters(), *model.buffers())
     assert model.get_memory_footprint() == sum(t.nbytes for t in everything)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,9 +16,6 @@ from ..torch.factors import Factors
 from ..torch.layers import dense_numbers_more, distinct
 from .config import METHOD
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 __all__ = ["teach"]
 
 
@@ -27,7 +25,7 @@ def teach() -> None:
         found = inspect.getattr_static(PreTrainedModel, name)
         original: Any = found.fget if isinstance(found, property) else found
         if not getattr(original, "_knows_diba", False):
-            wrapped = functools.wraps(original)(wrapper(original))
+            wrapped: Any = functools.wraps(original)(wrapper(original))
             wrapped._knows_diba = True
             setattr(PreTrainedModel, name, property(wrapped) if isinstance(found, property) else wrapped)
 
@@ -107,7 +105,7 @@ def _refuse_resizing(model: Any, old: nn.Module, rows: int, size: int) -> None:
             )
 
 
-_WRAPPERS = {
+_WRAPPERS: dict[str, Callable[[Any], Callable[..., Any]]] = {
     "dtype": _dtype,
     "num_parameters": _num_parameters,
     "get_memory_footprint": _memory_footprint,
