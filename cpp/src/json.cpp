@@ -96,6 +96,14 @@ std::string JsonReader::string() {
   }
 }
 
+std::string JsonReader::word() {
+  skip_blanks();
+  const std::size_t begin = position_;
+  std::string out = string();
+  if (position_ - begin != out.size() + 2) fail("no escape in this string, before");  // each is longer than its value
+  return out;
+}
+
 void JsonReader::escape(std::string* out) {
   static constexpr std::string_view kNames = "\"\\/bfnrt", kValues = "\"\\/\b\f\n\r\t";
   ++position_;  // the backslash

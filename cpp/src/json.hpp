@@ -34,6 +34,9 @@ class JsonReader {
   // A string, unescaped, as valid UTF-8.
   std::string string();
 
+  // A string that is written without escapes.
+  std::string word();
+
   // 0 or [1-9][0-9]*, below 2^64.
   std::uint64_t integer();
 

@@ -12,6 +12,7 @@ namespace {
 
 constexpr std::size_t kLengthBytes = 8;
 constexpr std::uint64_t kLongestHeader = 100'000'000;  // the safetensors package's own limit
+constexpr std::uint64_t kLongestOfDiba = std::uint64_t{1} << 20;
 constexpr std::size_t kMostDimensions = 8;
 constexpr std::string_view kMetadata = "__metadata__";
 
@@ -66,11 +67,11 @@ TensorEntry read_entry(JsonReader& json) {
   };
   json.expect('{');
   for (bool first = true; json.next('}', first); first = false) {
-    const std::string field = json.string();
+    const std::string field = json.word();
     json.expect(':');
     if (field == "dtype") {
       once(&has_dtype);
-      entry.dtype = json.string();
+      entry.dtype = json.word();
     } else if (field == "shape") {
       once(&has_shape);
       entry.shape = read_integers(json);
@@ -152,6 +153,10 @@ Header read_header(Source& source, const std::string& name) {
     fail_format(name, "is not a safetensors file (it does not begin with a header)");
   const std::uint64_t data_start = kLengthBytes + length;
   check_size(name, size, data_start, true);
+  if (length > kLongestOfDiba) {
+    fail_format(name, "is not a diba file: its header has " + std::to_string(length) + " bytes, expected up to " +
+                          std::to_string(kLongestOfDiba));
+  }
   const auto text_size = static_cast<std::size_t>(length);
   const unsigned char* text = source.bytes(kLengthBytes, text_size);
   Header header = parse_header({reinterpret_cast<const char*>(text), text_size}, name);

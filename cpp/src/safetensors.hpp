@@ -1,5 +1,4 @@
-// The container of a diba file: a safetensors header, read as python/diba/_safetensors.py does, only stricter (no key
-// twice, no unknown field in a tensor's entry).
+// The container of a diba file: a safetensors header, by the rules of python/diba/_safetensors.py.
 //
 // A file is: the header's length (8 bytes, little-endian), the header (JSON: tensor name -> dtype, shape, data_offsets;
 // "__metadata__" -> strings), the tensors' bytes.

@@ -30,7 +30,10 @@ class FileSource : public Source {
     if (path.find('\0') != std::string::npos) error = std::make_error_code(std::errc::invalid_argument);
     if (!error && fs::is_directory(status)) error = std::make_error_code(std::errc::is_a_directory);
     // Opening a pipe would wait for its writer; a device has no size.
-    if (!error && !fs::is_regular_file(status)) error = std::make_error_code(std::errc::invalid_seek);
+    if (!error && !fs::is_regular_file(status)) {
+      error = std::make_error_code(std::errc::invalid_seek);
+      fail("open", error, ", a pipe, a socket or a device; it must be a regular file");
+    }
     if (!error) size_ = fs::file_size(path, error);
     if (error) fail("open", error);
     errno = 0;
@@ -57,8 +60,8 @@ class FileSource : public Source {
   static std::error_code last_error() {
     return errno != 0 ? std::error_code(errno, std::generic_category()) : std::make_error_code(std::errc::io_error);
   }
-  [[noreturn]] void fail(const char* verb, std::error_code error) const {
-    throw std::system_error(error, std::string("cannot ") + verb + " " + path_);
+  [[noreturn]] void fail(const char* verb, std::error_code error, const char* why = "") const {
+    throw std::system_error(error, std::string("cannot ") + verb + " " + path_ + why);
   }
 
   std::string path_;

@@ -75,6 +75,10 @@ const std::vector<Damage> kTensors = {
     {R"("data_offsets":[48,56])", R"("data_offsets":[56,64])", "overlap or leave gaps"},
     {R"("shape":[4,2])", R"("shape":[4,2],"shape":[4,2])", "tensor 'b1': the header entry is damaged"},
     {R"("shape":[4,2])", R"("shape":[4,2],"more":0)", "tensor 'b1': the header entry is damaged"},
+    {R"("shape":[4,2])", R"("shape":[4,2],"more":[[],{}])", "tensor 'b1': the header entry is damaged"},
+    {R"("shape":[4,2])", R"("\u0073hape":[4,2])", "tensor 'b1': the header entry is damaged"},
+    {R"("b1":{"dtype":"U8")", R"("b1":{"dtype":"U\u0038")", "tensor 'b1': the header entry is damaged"},
+    {R"("shape":[4,2])", R"("shape":[-0,2])", "tensor 'b1': the header entry is damaged"},
     {R"("d1":{)", R"("d1":[{)", "tensor 'd1': the header entry is damaged"},
     {R"("d1":{)", R"("d1":{"dtype":"F16","shape":[4],"data_offsets":[0,8]},"d1":{)", "tensor 'd1' is there twice"},
 };
@@ -182,6 +186,10 @@ void test_huge_claims(const File& file) {
   for (const std::uint64_t length : {std::uint64_t{100'000'001}, std::uint64_t{1} << 40, ~std::uint64_t{0}})
     CHECK(header("{}", length) == "the file: is not a safetensors file (it does not begin with a header)");
   CHECK(header("{}", 100'000'000) == "the file: is cut short: it has 10 bytes, its header announces 100000008");
+  const std::string blanks(1 << 20, ' ');  // with two more bytes: one too many, and just enough
+  CHECK(header("{}" + blanks, blanks.size() + 2)
+            .find("is not a diba file: its header has 1048578 bytes, expected up to") != std::string::npos);
+  CHECK(header("{}" + blanks.substr(2), blanks.size()).find("metadata 'format' is missing") != std::string::npos);
   CHECK(header("{}", 2).find("metadata 'format' is missing") != std::string::npos);
   CHECK(header("[]", 2) == "the file: is not a safetensors file (it does not begin with a header)");
   CHECK(header("", 0) == "the file: is not a safetensors file (it does not begin with a header)");

@@ -35,7 +35,9 @@ def main() -> int:
     results = []
     for name in names:
         limits = {"mutants": options.mutants} if options.mutants else {"seconds": options.seconds}
-        result = run(DRIVERS[name](), seed=options.seed, **limits)
+        driver = DRIVERS[name]()
+        result = run(driver, seed=options.seed, **limits)
+        driver.close()
         results.append(result)
         speed = 1e6 * result.seconds / max(1, result.mutants)
         print(

@@ -19,5 +19,6 @@ def _make(module: str, name: str) -> Driver:
 
 DRIVERS: dict[str, Callable[[], Driver]] = {
     "files": partial(_make, "files", "FilesDriver"),
+    "readers": partial(_make, "readers", "ReadersDriver"),
     "calibration": partial(_make, "calibration", "CalibrationDriver"),
 }

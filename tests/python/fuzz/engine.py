@@ -55,6 +55,9 @@ class Driver(abc.ABC):
         """The mutant with right checksums, so that what lies behind them is reached; None if it has none."""
         return None
 
+    def close(self) -> None:  # noqa: B027  (most have nothing to do)
+        """End what was started for it."""
+
 
 @dataclass
 class Result:

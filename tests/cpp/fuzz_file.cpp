@@ -1,0 +1,163 @@
+// The reader of files against anything at all: a target for libFuzzer, and without it a program.
+//
+//   fuzz_file GOOD BAD    two folders: every file of GOOD is read, every file of BAD is refused
+//   fuzz_file --serve     files from the standard input, each after its length (8 bytes, little-endian); for each a
+//                         line: refused, or accepted and a fingerprint of all that was read
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iostream>
+#include <iterator>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "check.hpp"
+#include "crc32.hpp"
+#include "diba/bit_matrix.hpp"
+#include "diba/diba.hpp"
+#include "diba/file.hpp"
+#include "safetensors.hpp"
+#include "source.hpp"
+
+namespace {
+
+using diba::FormatError;
+using diba::StoredFactors;
+using Bytes = std::vector<unsigned char>;
+
+std::string hex(std::uint32_t value) {
+  char text[9];
+  std::snprintf(text, sizeof text, "%08x", static_cast<unsigned>(value));
+  return text;
+}
+
+template <typename T>
+std::string crc(const std::vector<T>& values) {
+  return hex(diba::crc32(reinterpret_cast<const unsigned char*>(values.data()), values.size() * sizeof(T)));
+}
+
+// What every accepted file must be.
+void check_whole(const StoredFactors& f) {
+  CHECK(f.rows > 0 && f.cols > 0 && f.k > 0);
+  CHECK(f.b1.size() == f.rows * diba::words_for(f.k) && f.b2.size() == f.k * diba::words_for(f.cols));
+  CHECK(diba::tails_are_zero(f.left()) && diba::tails_are_zero(f.right()));
+  CHECK(f.d1.size() == f.rows && f.d2.size() == f.k && f.d3.size() == f.cols);
+  for (const auto* d : {&f.d1, &f.d2, &f.d3})
+    for (const float value : *d) CHECK(std::isfinite(value));
+}
+
+// Other exceptions than FormatError end the program.
+std::string verdict(const unsigned char* data, std::size_t size) {
+  // From memory of exactly that size, so that AddressSanitizer sees the first byte past it.
+  const Bytes exact(data, data + size);
+  try {
+    const StoredFactors f = diba::read_memory(exact.data(), exact.size(), "the file");
+    check_whole(f);
+    std::string line = "accepted";
+    for (const std::size_t n : {f.rows, f.cols, f.k, std::size_t{f.signs}}) line += " " + std::to_string(n);
+    for (const auto* d : {&f.d1, &f.d2, &f.d3}) line += " " + crc(*d);
+    return line + " " + crc(f.b1) + " " + crc(f.b2);
+  } catch (const FormatError& error) {
+    CHECK(std::string(error.what()).rfind("the file: ", 0) == 0);
+    return "refused";
+  }
+}
+
+// Puts the checksums right that stand in the header as "crc32_KEY":"12345678", so that what lies behind them is
+// reached too; whether it did.
+bool mend(Bytes* data) {
+  try {
+    const auto source = diba::open_memory(data->data(), data->size());
+    const diba::Header header = diba::read_header(*source, "");
+    std::string text(data->begin() + 8, data->begin() + static_cast<std::ptrdiff_t>(header.data_start));
+    std::map<std::string, std::string> metadata = header.metadata;
+    const auto put = [&](const std::string& key, const std::string& value) {
+      const std::size_t at = text.find("\"" + key + "\":\"" + metadata[key] + "\"");
+      if (at == std::string::npos || metadata[key].size() != value.size()) return false;
+      text.replace(at + key.size() + 4, value.size(), value);
+      metadata[key] = value;
+      return true;
+    };
+    for (const auto& [key, entry] : header.tensors)
+      put("crc32_" + key,
+          hex(diba::crc32(data->data() + entry.begin, static_cast<std::size_t>(entry.end - entry.begin))));
+    std::string lines;
+    for (const auto& [key, value] : metadata)
+      if (key != "crc32_metadata") lines += key + "=" + value + "\n";
+    if (!put("crc32_metadata", hex(diba::crc32(reinterpret_cast<const unsigned char*>(lines.data()), lines.size()))))
+      return false;
+    std::copy(text.begin(), text.end(), data->begin() + 8);
+    return true;
+  } catch (const FormatError&) {
+    return false;
+  }
+}
+
+void check_any(const unsigned char* data, std::size_t size) {
+  verdict(data, size);
+  Bytes mended(data, data + size);
+  if (mend(&mended)) verdict(mended.data(), mended.size());
+}
+
+#ifndef DIBA_LIBFUZZER
+
+void replay(const std::string& folder, bool good) {
+  int count = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+    std::ifstream file(entry.path(), std::ios::binary);
+    const Bytes data{std::istreambuf_iterator<char>(file), {}};
+    CHECK_IN((verdict(data.data(), data.size()) != "refused") == good, entry.path().string());
+    check_any(data.data(), data.size());
+    for (std::size_t i = 0; i < data.size(); ++i) {  // each byte in turn
+      Bytes changed = data;
+      changed[i] ^= static_cast<unsigned char>(1U << i % 8);
+      check_any(changed.data(), changed.size());
+    }
+    ++count;
+  }
+  CHECK_IN(count > 0, folder);
+}
+
+int serve() {
+  unsigned char length[8];
+  while (std::cin.read(reinterpret_cast<char*>(length), sizeof length)) {
+    std::size_t size = 0;
+    for (std::size_t i = sizeof length; i-- > 0;) size = size << 8 | length[i];
+    Bytes data(size);
+    if (!std::cin.read(reinterpret_cast<char*>(data.data()), static_cast<std::streamsize>(size))) return 2;
+    std::cout << verdict(data.data(), size) << std::endl;
+  }
+  return check::done();
+}
+
+#endif
+
+}  // namespace
+
+#ifdef DIBA_LIBFUZZER
+
+extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, std::size_t size) {
+  check_any(data, size);
+  if (check::failures != 0) std::abort();
+  check::checks = 0;
+  return 0;
+}
+
+#else
+
+int main(int argc, char** argv) {
+  const std::vector<std::string> arguments(argv + 1, argv + argc);
+  if (arguments == std::vector<std::string>{"--serve"}) return serve();
+  if (arguments.size() != 2) return 2;
+  replay(arguments[0], true);
+  replay(arguments[1], false);
+  return check::done();
+}
+
+#endif
