@@ -42,10 +42,11 @@ LAYERS = (
     ("allocate",),
     ("", "__main__"),
     # diba.torch; torch is imported here and in diba.hf alone
-    ("torch._state", "torch.extras", "torch.reference", "torch.vectors"),
-    ("torch.batches", "torch.packed", "torch.weight"),
+    ("torch._state", "torch.extras", "torch.parts", "torch.reference", "torch.vectors"),
+    ("torch.attention", "torch.batches", "torch.experts", "torch.packed", "torch.weight"),
     ("torch.blocks", "torch.factors", "torch.gradients", "torch.losses", "torch.ops"),
     ("torch.accounts", "torch.embedding", "torch.fisher", "torch.groups", "torch.linear", "torch.scores"),
+    ("torch.unfuse",),
     ("torch.conv", "torch.flips", "torch.moments", "torch.report", "torch.sensitivity"),
     ("torch.layers", "torch.steps", "torch.correction", "torch.config", "torch.display"),
     ("torch.course", "torch.propagate", "torch.select", "torch.solving"),

@@ -19,6 +19,7 @@ import diba
 from ..torch._state import BITS, DIAGONALS
 from ..torch.factors import Factors
 from ..torch.layers import factored_matrix, layer_class
+from ..torch.unfuse import unfuse
 
 __all__ = [
     "check_loaded",
@@ -31,6 +32,7 @@ __all__ = [
     "put",
     "share",
     "state_dict",
+    "take_apart",
 ]
 
 _OWN = (*DIAGONALS, *BITS)
@@ -92,6 +94,13 @@ def names_in(model: nn.Module, entries: dict[str, dict[str, Any]]) -> dict[str, 
             f"and {type(model).__name__} has none of them; load it with the class that it was saved from"
         )
     return found
+
+
+def take_apart(model: nn.Module, entries: dict[str, dict[str, Any]]) -> None:
+    """Make layers of the fused parameters, as of experts, whose parts are layers of the checkpoint."""
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    names = {n for name in entries for n in (name, name.removeprefix(prefix), prefix + name)}
+    unfuse(model, lambda module: any(name.startswith(f"{module}.") for name in names))
 
 
 def empty(module: nn.Module, name: str, entry: dict[str, Any]) -> Factors:

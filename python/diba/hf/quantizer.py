@@ -15,6 +15,7 @@ from transformers.quantizers.base import HfQuantizer
 from .. import _check
 from ..torch import swap
 from ..torch.config import Config
+from ..torch.unfuse import fuse
 from . import checkpoint
 from .config import METHOD, DibaConfig
 from .loading import Compress, Compression
@@ -75,6 +76,7 @@ class DibaQuantizer(HfQuantizer):
             self._loading = Compression(model, self.quantization_config)
             return model
         entries = self.quantization_config.factors
+        checkpoint.take_apart(model, entries)
         self._names = checkpoint.names_in(model, entries)
         for name, here in self._names.items():
             layer = checkpoint.empty(model.get_submodule(here), here, entries[name])
@@ -132,6 +134,7 @@ class DibaQuantizer(HfQuantizer):
             dense: Any = layer.to_dense_module().to(dtype=dtype)
             dense.weight = weights.setdefault(id(layer.b1), dense.weight)
             checkpoint.put(model, name, dense)
+        fuse(model)
         for inner in _models(model):
             inner.__dict__.pop("_tied_weights_keys", None)  # of weights again, as the class has them
             inner.all_tied_weights_keys = inner.get_expanded_tied_weights_keys(all_submodels=True)

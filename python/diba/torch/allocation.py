@@ -17,6 +17,7 @@ from .config import Config
 from .factors import Factors
 from .select import select
 from .solving import dense_matrix
+from .unfuse import unfused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -67,24 +68,25 @@ def allocate(
     sizes = check_sizes(sizes)
     if config is not None:
         _check.instance(config, "config", Config, "use diba.torch.Config(...)")
-    targets = select(model, config or Config(bits_per_weight=asked)).targets
-    if not targets:
-        raise ValueError(
-            "config leaves no layer of the model to compress; see the reasons in convert's report"
-        )
-    curves: dict[str, NoiseCurve] = {}
-    for target in targets:
-        matrix = dense_matrix(target.module)
-        moments = None if calibration is None else calibration.get(target.name)
-        options = {
-            "alphabet": target.settings.alphabet,
-            "method": target.settings.method,
-            "seed": target.settings.seed,
-            "threads": threads,
-        }
-        curves[target.name] = _curve(matrix, moments, [size * asked for size in sizes], options)
-        if progress is not None:
-            progress(target.name, len(curves), len(targets))
+    with unfused(model):
+        targets = select(model, config or Config(bits_per_weight=asked)).targets
+        if not targets:
+            raise ValueError(
+                "config leaves no layer of the model to compress; see the reasons in convert's report"
+            )
+        curves: dict[str, NoiseCurve] = {}
+        for target in targets:
+            matrix = dense_matrix(target.module)
+            moments = None if calibration is None else calibration.get(target.name)
+            options = {
+                "alphabet": target.settings.alphabet,
+                "method": target.settings.method,
+                "seed": target.settings.seed,
+                "threads": threads,
+            }
+            curves[target.name] = _curve(matrix, moments, [size * asked for size in sizes], options)
+            if progress is not None:
+                progress(target.name, len(curves), len(targets))
     return waterfill(curves, bits_per_weight=asked)
 
 

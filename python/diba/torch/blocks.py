@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .batches import call, plain_grad
+from .parts import Parallel
 from .vectors import input_of, input_size, kind, vectors
 
 __all__ = ["Block", "Group", "Item", "Plan", "captured", "collect", "plan", "run_block"]
@@ -25,10 +26,15 @@ __all__ = ["Block", "Group", "Item", "Plan", "captured", "collect", "plan", "run
 
 @dataclass(frozen=True)
 class Group:
-    """Layers that read the same tensor, in the order of their calls; each is called ``calls`` times a run."""
+    """Layers that read the same tensor, in the order of their calls; each is called ``calls`` times a run.
+
+    Groups that follow each other and are in the same list (``parts.Parallel``) do not read each other's
+    outputs, and may be compressed together; ``together`` is the list's name, None for other layers.
+    """
 
     names: tuple[str, ...]
     calls: int = 1
+    together: str | None = None
 
 
 @dataclass(frozen=True)
@@ -115,11 +121,15 @@ def plan(model: nn.Module, layers: Mapping[str, nn.Module], batch: Any) -> Plan:
         if not any(container.startswith(f"{taken}.") for taken in inside) and _is_sequence(
             names, layers, trace
         ):
-            blocks = tuple(Block(name, _groups(_within(name, layers), trace, layers)) for name in names)
+            blocks = tuple(Block(name, _groups(_within(name, layers), trace, model)) for name in names)
             steps.append((trace.calls[names[0]][0].number, blocks))
             inside.update(names)
     outside = [name for name in layers if not any(_is_within(name, block) for block in inside)]
-    steps += [(trace.calls[group.names[0]][0].number, group) for group in _groups(outside, trace, layers)]
+    groups = _groups(outside, trace, model)
+    begin = {group.together: trace.calls[group.names[0]][0].number for group in reversed(groups)}
+    for group in groups:
+        first = trace.calls[group.names[0]][0].number
+        steps.append((begin[group.together] if group.together else first, group))
     steps.sort(key=lambda step: step[0])
     return Plan(tuple(step for _, step in steps), tuple(name for name in layers if name not in trace.calls))
 
@@ -128,7 +138,7 @@ def _containers(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, 
     """Name of a container -> names of its elements, outer containers first; at least two must hold layers."""
     found = {}
     for name, module in model.named_modules():
-        if isinstance(module, (nn.ModuleList, nn.Sequential)):
+        if isinstance(module, (nn.ModuleList, nn.Sequential)) and not isinstance(module, Parallel):
             elements = [f"{name}.{key}" if name else key for key in module._modules]
             if sum(bool(_within(element, layers)) for element in elements) >= 2:
                 found[name] = elements
@@ -156,17 +166,30 @@ def _is_sequence(names: list[str], layers: Mapping[str, nn.Module], trace: _Trac
     return chained and all(_same(rest[0], other) for other in rest)
 
 
-def _groups(names: Sequence[str], trace: _Trace, layers: Mapping[str, nn.Module]) -> tuple[Group, ...]:
-    """The layers that were called, by what they read, in the order of the first calls."""
+def _groups(names: Sequence[str], trace: _Trace, model: nn.Module) -> tuple[Group, ...]:
+    """The layers that were called, by what they read, in the order of the first calls.
+
+    Those of one list stand where its first is: what a later one reads depends on none that comes between.
+    """
     called = sorted(
         (name for name in names if name in trace.calls), key=lambda name: trace.calls[name][0].number
     )
-    groups: dict[object, list[str]] = {}
+    found: dict[object, list[str]] = {}
     for name in called:
         inputs = [input_of(made.args, made.kwargs) for made in trace.calls[name]]
         versions = [made.version for made in trace.calls[name]]
-        groups.setdefault((tuple(map(id, inputs)), tuple(versions), kind(layers[name])), []).append(name)
-    return tuple(Group(tuple(group), len(trace.calls[group[0]])) for group in groups.values())
+        layer = model.get_submodule(name)
+        found.setdefault((tuple(map(id, inputs)), tuple(versions), kind(layer)), []).append(name)
+    groups = [
+        Group(tuple(names), len(trace.calls[names[0]]), _list(names[0], model)) for names in found.values()
+    ]
+    lists = [group.together or group.names[0] for group in groups]
+    return tuple(group for _, group in sorted(zip(map(lists.index, lists), groups), key=lambda pair: pair[0]))
+
+
+def _list(name: str, model: nn.Module) -> str | None:
+    parent = name.rpartition(".")[0]
+    return parent if isinstance(model.get_submodule(parent), Parallel) else None
 
 
 def _version(args: tuple[Any, ...]) -> int | None:

@@ -15,6 +15,7 @@ from .. import _check
 from .batches import call, evaluating, plain_grad, repeatable, shown, token_masks
 from .gradients import backward, check_loss, frozen, output_gradients, row_squares
 from .moments import Calibration, Moments
+from .unfuse import unfused
 from .vectors import Products, input_of, input_size, kind, vectors
 
 __all__ = ["calibrate", "dense_layers"]
@@ -60,16 +61,20 @@ def calibrate(
     if tokens is not None:
         tokens = _check.positive_int(tokens, "tokens")
     check_loss(loss)
-    layers = dense_layers(model, config)
-    if not layers:
-        raise ValueError("model has no dense layer to calibrate; it must have a Linear or a convolution")
     data = repeatable(batches)
-    # Layers found to read one tensor share their sum. If one day they do not, a second run keeps them apart.
-    recorder = _Recorder(layers, share=True)
-    if not recorder.read(model, data, loss, tokens, progress):
-        recorder = _Recorder(layers, share=False)
-        recorder.read(model, data, loss, tokens, progress)
-    return recorder.result()
+    with unfused(model):
+        layers = dense_layers(model, config)
+        if not layers:
+            raise ValueError(
+                "model has no dense layer to calibrate; it must have a Linear or a convolution"
+            )
+        # Layers found to read one tensor share their sum. If one day they do not, a second run keeps them
+        # apart.
+        recorder = _Recorder(layers, share=True)
+        if not recorder.read(model, data, loss, tokens, progress):
+            recorder = _Recorder(layers, share=False)
+            recorder.read(model, data, loss, tokens, progress)
+        return recorder.result()
 
 
 def dense_layers(model: nn.Module, config: Any = None) -> dict[str, nn.Module]:

@@ -19,10 +19,12 @@ from .gradients import check_loss
 from .moments import Calibration
 from .report import LayerReport, Report
 from .select import Target, check, require, select
+from .unfuse import unfused
 
 if TYPE_CHECKING:
     from .losses import Loss
     from .moments import Moments
+    from .unfuse import Unfused
 
 __all__ = ["convert"]
 
@@ -81,15 +83,30 @@ def convert(
         ([42], ['2'])
     """
     chosen = _config(config, settings)
-    selection = select(model, chosen)
-    require(selection.targets, selection.skipped)
-    check(selection.targets)
     check_loss(loss)
     if loss is not None and batches is None:
         raise ValueError("loss is given without batches, whose vectors it is to weigh; give both or neither")
+    with unfused(model) as parts:
+        return _convert(model, chosen, calibration, batches, loss, progress, parts)
+
+
+def _convert(
+    model: nn.Module,
+    config: Config,
+    calibration: Mapping[str, Moments] | None,
+    batches: Iterable[Any] | None,
+    loss: Loss | None,
+    progress: bool | Callable[[LayerReport, int, int], object],
+    parts: Unfused,
+) -> Report:
+    """The same for a model in which every matrix is in a layer of its own."""
+    selection = select(model, config)
+    require(selection.targets, selection.skipped)
+    check(selection.targets)
     moments = _moments(selection.targets, calibration, batches is not None)
-    run = Conversion(model, selection.targets, moments, chosen, progress)
+    run = Conversion(model, selection.targets, moments, config, progress)
     order, skipped = [target.name for target in selection.targets], selection.skipped
+    parts.forget(target.module for target in selection.targets)  # what is done shall be free
     del selection  # the run has the dense layers; a second list of them would keep them alive
     try:
         if batches is None:
@@ -108,7 +125,7 @@ def convert(
     finally:
         run.display.close()
         run.release()
-        _prepare_saving(model, chosen)
+        _prepare_saving(model, config)
     return run.report(skipped)
 
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..solvers.covariance import shrunk
-from .vectors import Products
+from .vectors import Products, marked
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -74,6 +74,9 @@ class InputSums:
     ) -> None:
         """Add the calls of one batch, and the same calls in the dense model if that is another one.
 
+        Vectors that are marked (``vectors.mark``) are matched by their marks. One that the dense model sent
+        to another expert is its own counterpart, of weight 1: its layer is asked for ``A x~``.
+
         Args:
             now: Input vectors of every call, shape (count, n).
             before: Those of the dense model.
@@ -83,6 +86,9 @@ class InputSums:
             ValueError: weights and vectors of the dense model differ in number.
         """
         weights = weights or [None] * len(now)
+        weights = [_matched(w, x, torch.ones(len(x))) for w, x in zip(weights, now, strict=False)]
+        if before is not None:
+            before = [_matched(dense, x, x) for dense, x in zip(before, now, strict=False)]
         for x, w in zip(before or now, weights, strict=False):
             if w is not None and len(w) != len(x):
                 raise ValueError(
@@ -99,7 +105,7 @@ class InputSums:
         if before is None:
             return
         self._corrects = True
-        # experts are sent other tokens than in the dense model: then no x belongs to an x~
+        # unmarked vectors of experts that are sent other tokens than in the dense model: no x is that of an x~
         self._paired = self._paired and [len(x) for x in now] == [len(x) for x in before]
         if self._paired:
             for x, dense, root in zip(scaled, before, roots, strict=True):
@@ -124,6 +130,19 @@ class InputSums:
             return None
         result: NDArray[np.float64] = self._cross.mean().numpy()
         return result
+
+
+def _matched(values: Tensor | None, x: Tensor, missing: Tensor) -> Any:
+    """One of the values for every vector, by the marks of both, or what is to stand for missing ones."""
+    if values is None or marked(values) is None or marked(x) is None:
+        return values
+    (theirs, count), (rows, _) = marked(values), marked(x)  # type: ignore[misc]
+    at = torch.full((count,), -1, device=rows.device)
+    at[theirs] = torch.arange(len(theirs), device=rows.device)
+    found = at[rows] >= 0
+    result = missing.to(values.dtype, copy=True)
+    result[found.to(result.device)] = values[at[rows][found].to(values.device)]
+    return result
 
 
 def _roots(x: Tensor, weights: Tensor | None) -> Tensor | None:

@@ -8,10 +8,11 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .._check_arrays import describe
-from .vectors import output_rows
+from .vectors import input_of, mark_like, output_rows
 
 __all__ = ["backward", "check_loss", "frozen", "output_gradients", "row_squares"]
 
@@ -28,21 +29,22 @@ def output_gradients(layers: Mapping[str, nn.Module], take: Take) -> Iterator[di
     """
     calls: dict[str, int] = defaultdict(int)
 
-    def after(name: str, module: nn.Module, args: Any, output: Any) -> Tensor | None:
+    def after(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Tensor | None:
         y = output
         replaced = not y.requires_grad
         if replaced:  # nothing before it has parameters that ask for gradients: the graph begins here
             y = y.detach().requires_grad_().clone()
-        y.register_hook(partial(reached, name, calls[name]))
+        like = mark_like(torch.empty(0), input_of(args, kwargs))
+        y.register_hook(partial(reached, name, calls[name], like))
         calls[name] += 1
         return y if replaced else None
 
-    def reached(name: str, number: int, gradient: Tensor) -> None:
-        take(name, number, gradient.detach())
+    def reached(name: str, number: int, like: Tensor, gradient: Tensor) -> None:
+        take(name, number, mark_like(gradient.detach(), like))
 
     with ExitStack() as stack:
         for name, module in layers.items():
-            stack.callback(module.register_forward_hook(partial(after, name)).remove)
+            stack.callback(module.register_forward_hook(partial(after, name), with_kwargs=True).remove)
         yield calls
 
 
@@ -52,13 +54,14 @@ def row_squares(module: nn.Module, gradient: Tensor, masks: Sequence[Tensor], wh
     Raises:
         ValueError: one is not finite; ``where`` names layer and batch.
     """
-    squares = output_rows(module, gradient, masks).double().square()
+    rows = output_rows(module, gradient, masks)
+    squares = rows.double().square()
     if not squares.isfinite().all():
         raise ValueError(
             f"the gradients of the outputs of {where} are not finite; they must be: check the loss, or run "
             f"the model in float32"
         )
-    return squares
+    return mark_like(squares, rows)
 
 
 @contextmanager

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Factor", "Wanted", "run"]
 
+_TOGETHER = 2**30  # bytes of sums of layers that are compressed together
+
 
 class Wanted(NamedTuple):
     """A layer to compress: its name, target matrix (m, n) and moments of its inputs, if they are known."""
@@ -92,15 +94,15 @@ def run(
     read = {name: layer for name, layer in layers.items() if input_size(layer) is not None}
     with evaluating(model):
         steps = plan(model, read, next(iter(data)))
-        order = _plain(steps.steps) if not blocks else steps.steps
+        order = _stages(model, _plain(steps.steps) if not blocks else steps.steps)
         state = _Run(model, data, factor, strength, shrink, calibration)
         if loss is not None and read:
             state.sensitivity = measure(model, read, data, loss)
         state.unread([name for name in layers if name not in read])
         for number, step in enumerate(order):
             state.keep = strength > 0 and number + 1 < len(order)
-            if isinstance(step, Group):
-                state.group(step)
+            if isinstance(step, list):
+                state.stage(step)
             else:
                 state.sequence(step)
         state.unread(steps.unreached)
@@ -132,6 +134,28 @@ def _plain(steps: Sequence[Group | tuple[Block, ...]]) -> list[Group]:
     return groups
 
 
+def _stages(
+    model: nn.Module, steps: Iterable[Group | tuple[Block, ...]]
+) -> list[list[Group] | tuple[Block, ...]]:
+    """Groups that are compressed together as one list, as far as their sums take little memory."""
+    found: list[list[Group] | tuple[Block, ...]] = []
+    used = 0
+    for step in steps:
+        if not isinstance(step, Group):
+            found.append(step)
+            continue
+        size = 16 * (input_size(model.get_submodule(step.names[0])) or 0) ** 2
+        last = found[-1] if found else ()
+        fits = isinstance(last, list) and step.together and last[0].together == step.together
+        if isinstance(last, list) and fits and used + size <= _TOGETHER:
+            last.append(step)
+        else:
+            found.append([step])
+            used = 0
+        used += size
+    return found
+
+
 class _Run:
     """The model between two steps, and the dense layers it had."""
 
@@ -156,22 +180,23 @@ class _Run:
         if layers:
             self._call_factor([Wanted(name, matrix.astype(np.float32), None) for name, matrix in layers])
 
-    def group(self, group: Group) -> None:
+    def stage(self, groups: list[Group]) -> None:
         """Factor layers outside of blocks: the model is run up to them."""
-        sums = InputSums(self._size(group))
+        sums = [InputSums(self._size(group)) for group in groups]
         for batch in self._batches:
             masks = token_masks(batch)
 
             def forward(batch: Any = batch) -> Any:
                 return call(self._model, batch)
 
-            [now], _ = collect(self._model, forward, [group], masks, stop=True)
-            before = None
+            now, _ = collect(self._model, forward, groups, masks, stop=True)
+            before: Sequence[list[Tensor] | None] = [None] * len(groups)
             if self._strength and self._replaced:
                 with self._dense():
-                    [before], _ = collect(self._model, forward, [group], masks, stop=True)
-            sums.add(now, before, self._weights(group, self._key(batch), now))
-        self._solve(group, sums)
+                    before, _ = collect(self._model, forward, groups, masks, stop=True)
+            for group, total, seen, dense in zip(groups, sums, now, before, strict=True):
+                total.add(seen, dense, self._weights(group, self._key(batch), seen))
+        self._solve(groups, sums)
 
     def sequence(self, blocks: tuple[Block, ...]) -> None:
         """Factor the layers of blocks that follow each other, from the inputs of the first block on."""
@@ -182,15 +207,19 @@ class _Run:
                 with self._dense():
                     inputs, dense[number] = self._through(block.name, item, block.groups, masks[number])
                 wanted.append(inputs)
-            for index, group in enumerate(block.groups):
-                sums = InputSums(self._size(group))
+            for groups in _stages(self._model, block.groups):
+                assert isinstance(groups, list)
+                places = [block.groups.index(group) for group in groups]
+                sums = [InputSums(self._size(group)) for group in groups]
                 for number, item in enumerate(now):
-                    [found], _ = self._through(block.name, item, [group], masks[number], stop=True)
-                    weights = self._weights(group, keys[number], found)
-                    sums.add(found, wanted[number][index] if wanted else None, weights)
-                self._solve(group, sums)
+                    found, _ = self._through(block.name, item, groups, masks[number], stop=True)
+                    for place, group, total, seen in zip(places, groups, sums, found, strict=True):
+                        weights = self._weights(group, keys[number], seen)
+                        total.add(seen, wanted[number][place] if wanted else None, weights)
+                self._solve(groups, sums)
                 for inputs in wanted:
-                    inputs[index] = []
+                    for place in places:
+                        inputs[place] = []
             now = [run_block(self._model, block.name, item) for item in now]
 
     def _captured(self, block: str) -> tuple[list[bytes], list[list[Tensor]], list[Item], list[Item]]:
@@ -230,7 +259,15 @@ class _Run:
     def _size(self, group: Group) -> int:
         return input_size(self._model.get_submodule(group.names[0])) or 0
 
-    def _solve(self, group: Group, sums: InputSums) -> None:
+    def _solve(self, groups: Sequence[Group], sums: Sequence[InputSums]) -> None:
+        self._call_factor(
+            [wanted for group, total in zip(groups, sums, strict=True) for wanted in self._wanted(group, total)]
+        )
+
+    def _wanted(self, group: Group, sums: InputSums) -> list[Wanted]:
+        matrices = {name: _matrix(self._model.get_submodule(name)) for name in group.names}
+        if group.together and not sums.count:  # an expert that no batch reached
+            return [Wanted(name, matrix.astype(np.float32), None) for name, matrix in matrices.items()]
         second = sums.second(group.names[0])
         cross = sums.cross()
         shrink = shrinkage(len(second), sums.count) if self._shrink is None else self._shrink
@@ -239,13 +276,12 @@ class _Run:
         if cross is not None:
             change = self._strength * correction(cross + extra, second + extra, shrink)
         wanted = []
-        for name in group.names:
-            matrix = _matrix(self._model.get_submodule(name))
+        for name, matrix in matrices.items():
             if change is not None:
                 matrix += matrix @ change
             moments = Moments(second, sums.count, self._gradients(name))
             wanted.append(Wanted(name, matrix.astype(np.float32), moments))
-        self._call_factor(wanted)
+        return wanted
 
     def _gradients(self, name: str) -> NDArray[np.float64] | None:
         """RMS gradients of a layer's outputs."""

@@ -17,6 +17,7 @@ from .accounts import CONVERTED, Accounts, listed
 from .config import Config, Settings, suggestion
 from .factors import Factors
 from .layers import factored_matrix, layer_class, obstacle
+from .unfuse import unfused
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence, Sized
@@ -66,8 +67,13 @@ class _Layer(NamedTuple):
 
 
 def targets(model: nn.Module, config: Config) -> list[Target]:
-    """The layers that :func:`diba.torch.convert` would compress, in module order."""
-    return select(model, config).targets
+    """The layers that :func:`diba.torch.convert` would compress, in module order.
+
+    Where they are parts of fused parameters, the names are those that convert gives them, and the modules no
+    more a part of the model.
+    """
+    with unfused(model):
+        return select(model, config).targets
 
 
 def select(model: nn.Module, config: Config) -> Selection:

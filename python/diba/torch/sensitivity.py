@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .batches import digest, evaluating, plain_grad, token_masks
 from .gradients import backward, frozen, output_gradients, row_squares
-from .vectors import sampled
+from .vectors import mark_like, sampled
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -67,7 +67,7 @@ class Sensitivity:
             return None
         count = max(self._counts.get(name, 0) for name in names)
         relative = torch.stack(known).sum(0) * (count / total)
-        return (relative.sqrt() + LEAST).float()
+        return mark_like((relative.sqrt() + LEAST).float(), known[0])
 
     def outputs(self, name: str) -> NDArray[np.float64] | None:
         """RMS gradients, shape (m,), up to a factor; None where the loss does not reach the layer."""
@@ -99,7 +99,8 @@ def measure(
         number, key, masks = batch
         where = f"layer {name!r} in batch {number}"
         squares = row_squares(layers[name], gradient, masks, where)
-        result.add(key, name, call, squares, sampled(layers[name], squares.sum(1).cpu()))
+        weights = sampled(layers[name], squares.sum(1).cpu())
+        result.add(key, name, call, squares, mark_like(weights, squares))
 
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))

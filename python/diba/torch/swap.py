@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from .layers import compressed
+from .parts import keep_padding, places, take_hooks
 
 if TYPE_CHECKING:
     import diba
@@ -18,16 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["replace"]
 
 _TENSORS = ("d1", "d2", "d3", "b1", "b2")
-_HOOKS = (
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_backward_pre_hooks",
-    "_backward_hooks",
-    "_is_full_backward_hook",
-)
 
 
 def replace(model: nn.Module, target: Target, f: diba.Factorization) -> Factors:
@@ -42,11 +33,11 @@ def replace(model: nn.Module, target: Target, f: diba.Factorization) -> Factors:
         for name in _TENSORS:
             setattr(twin, name, getattr(made[0], name))
     for old, new in zip(dense, made, strict=True):
-        for owner, name in _places(model, old):
+        for owner, name in places(model, old):
             setattr(owner, name, new)
     if target.tied:
         _retie(model, {id(module) for module in made})
-    _keep_padding(model)
+    keep_padding(model)
     return made[0]
 
 
@@ -56,25 +47,8 @@ def _like(module: nn.Module, f: diba.Factorization) -> Factors:
         new.bias = cast(
             "nn.Parameter", module.bias
         )  # the very parameter: an optimizer, or another layer, may hold it
-    for name in _HOOKS:  # the very dicts: a handle's remove() still works
-        setattr(new, name, getattr(module, name))
+    take_hooks(new, module)
     return new
-
-
-def _places(model: nn.Module, module: nn.Module) -> list[tuple[nn.Module, str]]:
-    return [
-        (owner, name)
-        for owner in model.modules()
-        for name, child in owner._modules.items()
-        if child is module
-    ]
-
-
-def _keep_padding(model: nn.Module) -> None:
-    """No nested tensors in ``nn.TransformerEncoder``: its fast path makes them, for dense layers alone."""
-    for module in model.modules():
-        if isinstance(module, nn.TransformerEncoder):
-            module.use_nested_tensor = False
 
 
 def _retie(model: nn.Module, shared: set[int]) -> None:

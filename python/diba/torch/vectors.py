@@ -15,7 +15,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["PATCHES", "Products", "input_of", "input_size", "kind", "output_rows", "sampled", "vectors"]
+__all__ = [
+    "PATCHES",
+    "Products",
+    "input_of",
+    "input_size",
+    "kind",
+    "mark",
+    "mark_like",
+    "marked",
+    "output_rows",
+    "sampled",
+    "vectors",
+]
 
 PATCHES = 8192
 """Patches of one call of a convolution that are taken at most: a golden-ratio sequence over all positions of
@@ -54,6 +66,23 @@ def input_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
     return x
 
 
+def mark(x: Tensor, rows: Tensor, count: int) -> Tensor:
+    """Note on a tensor which ones of ``count`` vectors of the model its own are, shape (len(x),)."""
+    x._diba_rows = rows, count  # type: ignore[attr-defined]
+    return x
+
+
+def marked(x: Tensor) -> tuple[Tensor, int] | None:
+    """What :func:`mark` noted on this very tensor; None: nothing."""
+    return getattr(x, "_diba_rows", None)
+
+
+def mark_like(x: Tensor, other: Tensor) -> Tensor:
+    """The first tensor, with the mark of the other, if that has one."""
+    known = marked(other)
+    return x if known is None else mark(x, *known)
+
+
 def vectors(module: nn.Module, x: Tensor, masks: Sequence[Tensor] = ()) -> Tensor:
     """A copy of a layer's input vectors, shape (count, n), float32 (float64 if x is).
 
@@ -61,29 +90,34 @@ def vectors(module: nn.Module, x: Tensor, masks: Sequence[Tensor] = ()) -> Tenso
         module: A layer that ``input_size`` knows.
         x: What it is called with.
         masks: Shape (batch, tokens), False for padding; positions of an x of shape (batch, tokens, ..., n)
-            that every mask of that shape calls padding are left out.
+            that every mask of that shape calls padding are left out. So are vectors that are marked as one of
+            batch times tokens. Marks stay on what remains.
     """
     if isinstance(module, _Conv):
         rows = _patches(module, x.detach())
     else:
-        rows = _unpadded(x.detach(), masks)
-        rows = rows.reshape(-1, rows.shape[-1])
-    return rows.to(torch.float64 if x.dtype == torch.float64 else torch.float32, copy=True)
+        rows = _unpadded(x, masks)
+    return mark_like(rows.to(torch.float64 if x.dtype == torch.float64 else torch.float32, copy=True), rows)
 
 
 def output_rows(module: nn.Module, y: Tensor, masks: Sequence[Tensor] = ()) -> Tensor:
     """A layer's output, or the gradient of it, as rows of shape (count, m), padding left out."""
     if isinstance(module, _Conv):
         return y.movedim(-1 - len(module.kernel_size), -1).flatten(0, -2)
-    y = _unpadded(y, masks)
-    return y.reshape(-1, y.shape[-1])
+    return _unpadded(y, masks)
 
 
 def _unpadded(x: Tensor, masks: Sequence[Tensor]) -> Tensor:
-    fitting = [mask for mask in masks if x.ndim > 2 and mask.shape == x.shape[:2]]
-    if not fitting:
-        return x
-    return x[torch.stack([mask.to(x.device) for mask in fitting]).any(0)]
+    """Vectors of shape (count, n)."""
+    known, x = marked(x), x.detach()
+    if known is not None:
+        rows, count = known
+        fitting = [mask.flatten().to(x.device) for mask in masks if mask.numel() == count]
+        kept = torch.stack(fitting).any(0)[rows] if fitting else slice(None)
+        return mark(x[kept], rows[kept], count)
+    fitting = [mask.to(x.device) for mask in masks if x.ndim > 2 and mask.shape == x.shape[:2]]
+    x = x[torch.stack(fitting).any(0)] if fitting else x
+    return x.reshape(-1, x.shape[-1])
 
 
 def _patches(conv: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
