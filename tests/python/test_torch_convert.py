@@ -59,11 +59,16 @@ def dense_twin(model: nn.Module, dense: nn.Module) -> nn.Module:
     twin = copy.deepcopy(dense).double()
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, Factors):
-            old: Any = twin.get_submodule(name)
             f = module.factorization()
             b = [bits.to_dense().astype(np.float64) for bits in (f.b1, f.b2)]
             product = (f.d1[:, None] * b[0] * f.d2.astype(np.float64)) @ b[1] * f.d3.astype(np.float64)
             weight = torch.from_numpy(product)
+            owner, _, own = name.rpartition(".")
+            holder = twin.get_submodule(owner)
+            if isinstance(holder, nn.MultiheadAttention) and own != "out_proj":
+                holder.in_proj_weight.data.chunk(3)["qkv".index(own[0])].copy_(weight)
+                continue
+            old: Any = holder.get_submodule(own)
             weight = weight.T if type(old).__name__ == "Conv1D" else weight.reshape(old.weight.shape)
             old.weight = nn.Parameter(weight)
     return twin
@@ -267,10 +272,13 @@ def test_weights_that_others_read_are_left() -> None:
     class Same(nn.Linear):
         pass
 
+    class Attention(nn.MultiheadAttention):
+        pass
+
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.attention = nn.MultiheadAttention(16, 2)
+            self.attention = Attention(16, 2)
             self.own = Own(16, 16)
             self.same = Same(16, 16)
             self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(16, 16))
@@ -302,7 +310,11 @@ def test_transformer_encoder_keeps_away_from_its_fast_path() -> None:
     model = nn.TransformerEncoder(layer, 2).eval()
     dense = copy.deepcopy(model)
     report = quiet(model, skip=["re:layers.0.*"])
-    assert [layer.name for layer in report.layers] == ["layers.1.linear1", "layers.1.linear2"]
+    names = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj")
+    assert [layer.name for layer in report.layers] == [
+        f"layers.1.{name}" for name in (*names, "linear1", "linear2")
+    ]
+    assert type(model.layers[0].self_attn) is nn.MultiheadAttention
     x = torch.randn(3, 7, 16, dtype=torch.float64)
     padding = torch.zeros(3, 7, dtype=torch.bool)
     padding[1, 4:] = True

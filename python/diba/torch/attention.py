@@ -25,6 +25,19 @@ class Attention(Parts):
     ``bias_v`` are parameters as before.
     """
 
+    embed_dim: int
+    num_heads: int
+    head_dim: int
+    dropout: float
+    batch_first: bool
+    add_zero_attn: bool
+    q_proj: nn.Module
+    k_proj: nn.Module
+    v_proj: nn.Module
+    out_proj: nn.Module
+    bias_k: nn.Parameter | None
+    bias_v: nn.Parameter | None
+
     # Read by nn.TransformerEncoderLayer: these values keep it from kernels that take weights, not layers.
     in_proj_weight = None
     in_proj_bias = None
@@ -45,6 +58,7 @@ class Attention(Parts):
     def of(cls, module: nn.Module) -> Self:
         """The same attention, on the same memory."""
         self = cls(module)
+        del self.out_proj  # it comes last
         m: Any = module
         biases = [None] * 3 if m.in_proj_bias is None else m.in_proj_bias.detach().chunk(3)
         if m.in_proj_weight is not None:
@@ -58,9 +72,8 @@ class Attention(Parts):
             setattr(self, name, layer)
         self.out_proj = linear(m.out_proj.weight, m.out_proj.bias, True)
         self.bias_k, self.bias_v = m.bias_k, m.bias_v
-        for setting in ("embed_dim", "kdim", "vdim", "num_heads", "head_dim", "dropout", "batch_first"):
-            setattr(self, setting, getattr(m, setting))
-        self.add_zero_attn = m.add_zero_attn
+        self.embed_dim, self.num_heads, self.head_dim = m.embed_dim, m.num_heads, m.head_dim
+        self.dropout, self.batch_first, self.add_zero_attn = m.dropout, m.batch_first, m.add_zero_attn
         return self.train(module.training)
 
     def sources(self) -> dict[str, list[tuple[str, str]]]:
@@ -121,22 +134,21 @@ class Attention(Parts):
         The mask broadcasts to (batch, heads, target, source).
         """
         batch, source, target = len(k), k.shape[1], q.shape[1]
-        masks = []
+        masks: list[Tensor] = []
         if attn_mask is not None:
             shapes = [(target, source), (batch * self.num_heads, target, source)]
-            mask = _additive(attn_mask, "attn_mask", shapes, q.dtype)
-            masks.append(mask if mask.ndim == 2 else mask.view(batch, self.num_heads, target, source))
+            added = _additive(attn_mask, "attn_mask", shapes, q.dtype)
+            masks.append(added if added.ndim == 2 else added.view(batch, self.num_heads, target, source))
         if padding is not None:
-            mask = _additive(padding, "key_padding_mask", [(batch, source)], q.dtype)
-            masks.append(mask[:, None, None])
+            masks.append(_additive(padding, "key_padding_mask", [(batch, source)], q.dtype)[:, None, None])
         mask = sum(masks[1:], masks[0]) if masks else None
         more_k, more_v = [k], [v]
-        if self.bias_k is not None:
+        if self.bias_k is not None and self.bias_v is not None:
             more_k.append(self.bias_k.expand(batch, 1, -1))
             more_v.append(self.bias_v.expand(batch, 1, -1))
         if self.add_zero_attn:
-            more_k.append(torch.zeros_like(k[:, :1]) if source else k.new_zeros(batch, 1, self.embed_dim))
-            more_v.append(torch.zeros_like(v[:, :1]) if source else v.new_zeros(batch, 1, self.embed_dim))
+            more_k.append(k.new_zeros(batch, 1, self.embed_dim))
+            more_v.append(v.new_zeros(batch, 1, self.embed_dim))
         if len(more_k) > 1:
             k, v = torch.cat(more_k, 1), torch.cat(more_v, 1)
             mask = None if mask is None else F.pad(mask, (0, len(more_k) - 1))
@@ -147,7 +159,8 @@ class Attention(Parts):
     ) -> tuple[Tensor, Tensor | None]:
         """Values (batch, target, size), mixed by attention; its weights (batch, heads, target, source)."""
         dropout = self.dropout if self.training else 0.0
-        q, k, v = (x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for x in (q, k, v))
+        heads = self.num_heads, self.head_dim
+        q, k, v = (x.reshape(*x.shape[:2], *heads).transpose(1, 2) for x in (q, k, v))
         if not need_weights:
             mixed = F.scaled_dot_product_attention(q, k, v, mask, dropout)
             return mixed.transpose(1, 2).flatten(2), None

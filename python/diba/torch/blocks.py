@@ -184,7 +184,8 @@ def _groups(names: Sequence[str], trace: _Trace, model: nn.Module) -> tuple[Grou
         Group(tuple(names), len(trace.calls[names[0]]), _list(names[0], model)) for names in found.values()
     ]
     lists = [group.together or group.names[0] for group in groups]
-    return tuple(group for _, group in sorted(zip(map(lists.index, lists), groups), key=lambda pair: pair[0]))
+    order = sorted(range(len(groups)), key=lambda i: lists.index(lists[i]))
+    return tuple(groups[i] for i in order)
 
 
 def _list(name: str, model: nn.Module) -> str | None:

@@ -65,9 +65,7 @@ def calibrate(
     with unfused(model):
         layers = dense_layers(model, config)
         if not layers:
-            raise ValueError(
-                "model has no dense layer to calibrate; it must have a Linear or a convolution"
-            )
+            raise ValueError("model has no dense layer to calibrate; it must have a Linear or a convolution")
         # Layers found to read one tensor share their sum. If one day they do not, a second run keeps them
         # apart.
         recorder = _Recorder(layers, share=True)

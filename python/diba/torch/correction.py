@@ -105,7 +105,7 @@ class InputSums:
         if before is None:
             return
         self._corrects = True
-        # unmarked vectors of experts that are sent other tokens than in the dense model: no x is that of an x~
+        # experts, not marked, are sent other tokens than in the dense model: then no x belongs to an x~
         self._paired = self._paired and [len(x) for x in now] == [len(x) for x in before]
         if self._paired:
             for x, dense, root in zip(scaled, before, roots, strict=True):

@@ -27,8 +27,8 @@ _FLAGS = ("has_bias", "is_transposed", "num_experts", "_apply_gate")
 class Experts(Parts):
     """Experts that are called one by one, each with the tokens that are sent to it.
 
-    ``gate_up[e]`` and ``down[e]``, or ``up[e]`` and ``down[e]`` where the experts have no gate, are the layers
-    of expert e. All else, the activation above all, is that of the module it was made of.
+    ``gate_up[e]`` and ``down[e]``, or ``up[e]`` and ``down[e]`` where the experts have no gate, are the
+    layers of expert e. All else, the activation above all, is that of the module it was made of.
     """
 
     lists: tuple[tuple[str, str], ...]
@@ -91,7 +91,7 @@ class Experts(Parts):
         first, down = (getattr(self, name) for name, _ in self.lists)
         for e in range(len(down)) if self.watched else torch.unique(chosen).tolist():
             if e < len(down):  # else it stands for no expert
-                rank, token = torch.where(chosen.T == e)
+                rank, token = torch.where(chosen.T.eq(e))
                 result = self._expert(first[e], down[e], tokens[token], token, len(tokens))
                 weighted = result * weights[token, rank, None]
                 output.index_add_(0, token, weighted.to(output.dtype))

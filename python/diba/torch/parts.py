@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Self
 
 __all__ = ["Parallel", "Parts", "keep_padding", "linear", "places", "take_hooks"]
@@ -39,7 +40,7 @@ class Parts(nn.Module):
     """
 
     whole: Any
-    watched = False
+    watched: bool = False
 
     def __init__(self, whole: nn.Module) -> None:
         super().__init__()
@@ -75,10 +76,11 @@ class Parts(nn.Module):
             owner, own = _place(self.whole, name)
             owner._parameters[own] = parameter
 
-    def together(self) -> nn.Module:
-        """The module itself, with the values that dense layers have by now, and their wish for gradients."""
+    def together(self, names: Iterable[str]) -> nn.Module:
+        """The module itself; these of its parameters get values and wish for gradients of dense layers."""
         with torch.inference_mode(False), torch.no_grad():
-            for name, layers in self.sources().items():
+            for name in names:
+                layers = self.sources()[name]
                 tensors = [getattr(self.get_submodule(layer), own) for layer, own in layers]
                 asked = any(t.requires_grad for t in tensors)
                 self.hold({name: nn.Parameter(self.joined(name, tensors), requires_grad=asked)})

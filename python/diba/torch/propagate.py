@@ -260,9 +260,8 @@ class _Run:
         return input_size(self._model.get_submodule(group.names[0])) or 0
 
     def _solve(self, groups: Sequence[Group], sums: Sequence[InputSums]) -> None:
-        self._call_factor(
-            [wanted for group, total in zip(groups, sums, strict=True) for wanted in self._wanted(group, total)]
-        )
+        found = [self._wanted(group, total) for group, total in zip(groups, sums, strict=True)]
+        self._call_factor([wanted for group in found for wanted in group])
 
     def _wanted(self, group: Group, sums: InputSums) -> list[Wanted]:
         matrices = {name: _matrix(self._model.get_submodule(name)) for name in group.names}

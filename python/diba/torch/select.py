@@ -67,17 +67,15 @@ class _Layer(NamedTuple):
 
 
 def targets(model: nn.Module, config: Config) -> list[Target]:
-    """The layers that :func:`diba.torch.convert` would compress, in module order.
-
-    Where they are parts of fused parameters, the names are those that convert gives them, and the modules no
-    more a part of the model.
-    """
-    with unfused(model):
-        return select(model, config).targets
+    """The layers that :func:`diba.torch.convert` would compress, in module order."""
+    return select(model, config).targets
 
 
 def select(model: nn.Module, config: Config) -> Selection:
     """Sort the layers of a model into those to compress and those to leave, with reasons.
+
+    Layers that are parts of fused parameters have the names that they get (``unfuse``); unless the model is
+    ``unfused`` already, their modules are no part of it.
 
     Raises:
         TypeError: ``model`` is no module, or ``config`` no Config.
@@ -85,6 +83,11 @@ def select(model: nn.Module, config: Config) -> Selection:
     """
     _check.instance(model, "model", nn.Module, "use the torch model itself")
     _check.instance(config, "config", Config, "use diba.torch.Config(bits_per_weight=2)")
+    with unfused(model):
+        return _select(model, config)
+
+
+def _select(model: nn.Module, config: Config) -> Selection:
     layers = _layers(model)
     _rules_match(model, config, [name for layer in layers for name in layer.names])
     attention = {

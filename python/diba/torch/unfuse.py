@@ -52,7 +52,7 @@ def fuse(model: nn.Module) -> None:
     """The reverse: modules without factored layers are put together again."""
     for part in [module for module in model.modules() if isinstance(module, Parts)]:
         if not _factored(part):
-            _put(model, part, part.together())
+            _put(model, part, part.together(part.sources()))
 
 
 @contextmanager
@@ -77,7 +77,7 @@ class Unfused:
         self._padding = [(m, m.use_nested_tensor) for m in model.modules() if hasattr(m, "use_nested_tensor")]
         self._parts = unfuse(model)
         self._known: dict[int, dict[str, weakref.ref[nn.Parameter]]] = {}
-        self._watched = [module for module in model.modules() if isinstance(module, Parts)]
+        self._watched: list[Parts] = [m for m in model.modules() if isinstance(m, Parts)]
         self._before = [part.watched for part in self._watched]
         for part in self._watched:
             part.watched = True
@@ -101,16 +101,14 @@ class Unfused:
             else:
                 _put(self._model, part, self._whole(part))
         if not _factored(self._model):  # swap has its own say
-            for module, before in self._padding:
-                module.use_nested_tensor = before
+            for module, nested in self._padding:
+                module.use_nested_tensor = nested
 
     def _whole(self, part: Parts) -> nn.Module:
         """The module as it was, with its very parameters wherever anybody still has them."""
         known = self._known.get(id(part), {})
         part.hold({name: reference() for name, reference in known.items()})
-        lost = any(parameter is None for parameter in part.held().values())
-        whole: nn.Module = part.together() if lost else part.whole
-        return whole
+        return part.together([name for name, parameter in part.held().items() if parameter is None])
 
 
 def _factored(model: nn.Module) -> bool:

@@ -93,10 +93,7 @@ def vectors(module: nn.Module, x: Tensor, masks: Sequence[Tensor] = ()) -> Tenso
             that every mask of that shape calls padding are left out. So are vectors that are marked as one of
             batch times tokens. Marks stay on what remains.
     """
-    if isinstance(module, _Conv):
-        rows = _patches(module, x.detach())
-    else:
-        rows = _unpadded(x, masks)
+    rows = _patches(module, x.detach()) if isinstance(module, _Conv) else _unpadded(x, masks)
     return mark_like(rows.to(torch.float64 if x.dtype == torch.float64 else torch.float32, copy=True), rows)
 
 
