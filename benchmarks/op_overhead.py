@@ -59,11 +59,11 @@ def measure(m: int, n: int) -> dict[str, Any]:
     (d1, b1, d2, b2, d3), shift = parts, layer.bias
     operator = torch.ops.diba.linear.default
     operator(x, d1, b1, d2, b2, d3, shift, True)  # packs
-    compiled = packed._layers[id(layer.b1)].compiled
+    compiled = packed._layers[layer.b1.data_ptr()].compiled
     addresses = tuple(part.data_ptr() for part in parts)
     bias, source, target = layer.bias.data_ptr(), x.data_ptr(), y.data_ptr()
     calls: dict[str, Callable[[], object]] = {
-        "kernel": lambda: compiled.multiply(addresses, source, 1, bias, target, 1),
+        "kernel": lambda: compiled.multiply(addresses, source, 1, bias, target, 1, False),
         "operator": lambda: operator(x, d1, b1, d2, b2, d3, shift, True),
         "layer": lambda: layer(x),
         "nn.Linear": lambda: dense(x),

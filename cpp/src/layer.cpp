@@ -10,6 +10,8 @@
 namespace diba {
 namespace {
 
+std::size_t bytes_for(std::size_t rows, std::size_t cols) { return rows * ((cols + 7) / 8); }
+
 constexpr std::size_t kChunk = 32;  // vectors whose gradients are summed in float32
 
 struct BitsOfLayer {
@@ -53,7 +55,10 @@ void chunk_gradients(const PreparedBits& forward, const Diagonals& d, const Prep
 
 Layer::Layer(const LayerFactors& f, std::size_t rows, std::size_t inner, std::size_t cols, bool signs,
              const Kernels& kernels)
-    : signs_(signs), forward_([&] {
+    : signs_(signs),
+      left_(f.b1, bytes_for(rows, inner)),
+      right_(f.b2, bytes_for(inner, cols)),
+      forward_([&] {
         const BitsOfLayer bits(f, rows, inner, cols);
         return PreparedBits(bits.b1, bits.b2, signs, kernels);
       }()) {}

@@ -1,7 +1,8 @@
 // A factored layer that is trained: its bits stay, its diagonals come with every call.
 //
 // Bits are given as a file has them, rows of ceil(cols / 8) bytes. They are not kept: what is kept is their packed
-// layout, and that of their transposes once a gradient was asked for.
+// layout, and that of their transposes once a gradient was asked for. Whether the bytes still say what was packed is for
+// the caller to ask: `holds`.
 #pragma once
 
 #include <cstddef>
@@ -10,6 +11,7 @@
 #include <mutex>
 #include <vector>
 
+#include "diba/fingerprint.hpp"
 #include "diba/prepared.hpp"
 
 namespace diba {
@@ -43,6 +45,11 @@ class Layer {
   std::size_t bytes() const;  // of the packed layouts
   const Kernels& kernels() const { return forward_.kernels(); }
 
+  // Whether these are the bits that were packed (fingerprint.hpp).
+  bool holds(const std::uint8_t* b1, const std::uint8_t* b2, bool whole) const {
+    return left_.matches(b1, whole) && right_.matches(b2, whole);
+  }
+
   // y = d1 * (B1 (d2 * (B2 (d3 * x)))) + bias for every row x of X (count, cols), as PreparedBits::multiply.
   void multiply(const LayerFactors& f, const float* x, std::size_t count, const float* bias, float* y,
                 int threads) const;
@@ -61,6 +68,7 @@ class Layer {
   const PreparedBits& transposed(const LayerFactors& f) const;
 
   bool signs_;
+  Fingerprint left_, right_;
   PreparedBits forward_;
   mutable std::mutex mutex_;  // of what follows
   mutable std::unique_ptr<const PreparedBits> transposed_;

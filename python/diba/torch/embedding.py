@@ -76,6 +76,7 @@ class DiBAEmbedding(Factors):
         """
         if ids.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"ids are {ids.dtype}; they must be torch.int64 or torch.int32; use ids.long()")
+        self._settle()
         bits = functional.embedding(ids, self.b1)
         scale = functional.embedding(ids, self.d1[:, None])
         inner = reference.unpack(bits, self.k, self.sign, self.d2.dtype) * self.d2

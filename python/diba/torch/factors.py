@@ -130,6 +130,7 @@ class Factors(FactorState):
         """
         if self.d1.is_meta:
             raise RuntimeError("the layer is on the meta device and has no values; load its state first")
+        self._settle()
         b1 = diba.BitMatrix.from_packed_rows(as_numpy(self.b1), self.k, self.alphabet)
         b2 = diba.BitMatrix.from_packed_rows(as_numpy(self.b2), self.d3.numel(), self.alphabet)
         d1, d2, d3 = (as_numpy(d) for d in self.diagonals())
@@ -152,6 +153,7 @@ class Factors(FactorState):
             mine.copy_(torch.tensor(value))
         self.b1.copy_(torch.from_numpy(f.b1.packed_rows()))
         self.b2.copy_(torch.from_numpy(f.b2.packed_rows()))
+        self._forget()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -163,6 +165,7 @@ class Factors(FactorState):
             bits.random_(0, 256)
             if columns % 8:  # unused bits are zero
                 bits[:, -1].bitwise_and_((1 << columns % 8) - 1)
+        self._forget()
         # B1 D2 B2 sums k terms of variance 1 (signs) or 3/16 (0/1, whose means alternating signs cancel).
         size = self._initial_rms() / (self.k * (1 if self.sign else 3 / 16)) ** 0.5
         for d in self.diagonals():
@@ -179,6 +182,7 @@ class Factors(FactorState):
 
     def dense_weight(self) -> Tensor:
         """The weight as the dense layer had it, in ``dtype``; differentiable in the diagonals."""
+        self._settle()
         matrix = reference.to_dense(self.d1, self.b1, self.d2, self.b2, self.d3, self.sign)
         return self._as_weight(matrix).to(self.dtype)
 

@@ -150,6 +150,8 @@ class DiBALinear(Factors):
 
 def multiply(layer: Factors, x: Tensor) -> Tensor:
     """The matrix of a layer times every vector along the last axis, plus the bias."""
+    if "_origin" in layer.__dict__:
+        layer._settle()
     p: Any = layer._parameters
     b: Any = layer._buffers
     try:  # nn.Module finds attributes so slowly that six of them cost a third of a small product

@@ -1,0 +1,30 @@
+// Whether bytes that somebody else owns are still those that a packed copy was made of.
+//
+// A whole check reads all of them, about as long as one product with one vector takes. For single vectors there is a
+// check of some: 16 words spread over everything, which tell other content from the first call on, and as many blocks
+// as a 16th of everything, at least 4 KiB, in turn, which tell the change of a single bit after 16 calls at most.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace diba {
+
+class Fingerprint {
+ public:
+  Fingerprint(const std::uint8_t* bytes, std::size_t size);
+
+  bool matches(const std::uint8_t* bytes, bool whole) const;
+
+ private:
+  bool blocks_match(const std::uint8_t* bytes, std::size_t first, std::size_t count) const;
+
+  std::size_t size_;
+  std::vector<std::uint64_t> blocks_;   // of the hashes of all blocks
+  std::vector<std::uint64_t> samples_;  // words, spread evenly
+  mutable std::atomic<std::size_t> next_{0};
+};
+
+}  // namespace diba
