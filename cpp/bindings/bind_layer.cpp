@@ -106,7 +106,9 @@ void bind_layer(py::module_& m) {
       .def(py::init(&make_matrix), py::arg("bits"), py::arg("rows"), py::arg("cols"), py::arg("signs"),
            py::arg("transposed"))
       .def_property_readonly("current", [](const BoundMatrix& self) { return is_current(self.matrix.kernels()); })
-      .def("holds", [](const BoundMatrix& self, Address bits) { return self.bytes.matches(at<const std::uint8_t>(bits), true); },
-           py::arg("bits"))
+      .def(
+          "holds",
+          [](const BoundMatrix& self, Address bits) { return self.bytes.matches(at<const std::uint8_t>(bits), true); },
+          py::arg("bits"))
       .def("multiply", &multiply_matrix);
 }

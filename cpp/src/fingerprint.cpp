@@ -6,11 +6,11 @@
 namespace diba {
 namespace {
 
-constexpr std::size_t kBlock = 2048;      // bytes
-constexpr std::size_t kLeastBlocks = 2;   // of a check of some
-constexpr std::size_t kCalls = 16;        // after which every block has been seen
-constexpr std::size_t kSamples = 16;      // words
-constexpr std::size_t kLanes = 8;         // hashes side by side, as a multiplication takes some cycles
+constexpr std::size_t kBlock = 2048;                   // bytes
+constexpr std::size_t kLeastBlocks = 2;                // of a check of some
+constexpr std::size_t kCalls = 64;                     // after which every block has been seen
+constexpr std::size_t kSamples = 16;                   // words
+constexpr std::size_t kLanes = 8;                      // hashes side by side, as a multiplication takes some cycles
 constexpr std::uint64_t kFactor = 0x9E3779B97F4A7C15;  // odd: a step loses nothing
 
 std::uint64_t word_at(const std::uint8_t* bytes) {

@@ -55,10 +55,7 @@ void chunk_gradients(const PreparedBits& forward, const Diagonals& d, const Prep
 
 Layer::Layer(const LayerFactors& f, std::size_t rows, std::size_t inner, std::size_t cols, bool signs,
              const Kernels& kernels)
-    : signs_(signs),
-      left_(f.b1, bytes_for(rows, inner)),
-      right_(f.b2, bytes_for(inner, cols)),
-      forward_([&] {
+    : signs_(signs), left_(f.b1, bytes_for(rows, inner)), right_(f.b2, bytes_for(inner, cols)), forward_([&] {
         const BitsOfLayer bits(f, rows, inner, cols);
         return PreparedBits(bits.b1, bits.b2, signs, kernels);
       }()) {}

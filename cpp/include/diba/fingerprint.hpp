@@ -2,7 +2,7 @@
 //
 // A whole check reads all of them, about as long as one product with one vector takes. For single vectors there is a
 // check of some: 16 words spread over everything, which tell other content from the first call on, and as many blocks
-// as a 16th of everything, at least 4 KiB, in turn, which tell the change of a single bit after 16 calls at most.
+// as a 64th of everything, at least 4 KiB, in turn, which tell the change of a single bit after 64 calls at most.
 #pragma once
 
 #include <atomic>

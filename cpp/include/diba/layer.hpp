@@ -1,8 +1,8 @@
 // A factored layer that is trained: its bits stay, its diagonals come with every call.
 //
 // Bits are given as a file has them, rows of ceil(cols / 8) bytes. They are not kept: what is kept is their packed
-// layout, and that of their transposes once a gradient was asked for. Whether the bytes still say what was packed is for
-// the caller to ask: `holds`.
+// layout, and that of their transposes once a gradient was asked for. Whether the bytes still say what was packed is
+// for the caller to ask: `holds`.
 #pragma once
 
 #include <cstddef>

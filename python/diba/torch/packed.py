@@ -162,7 +162,10 @@ def try_linear(
         torch.get_num_threads(),
         kept.whole,
     )
-    return y if done else None
+    if done:
+        return y
+    _layers.pop(left, None)  # else the next look, at other bits, might find nothing
+    return None
 
 
 def linear(
