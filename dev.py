@@ -8,6 +8,7 @@
   matvec  time products against NumPy, PyTorch, onnxruntime and OpenVINO, benchmarks/matvec.py [args]
   models  whole models before and after, beside controls, benchmarks/models.py [args]; hours
   speed  whole models' speed against torch, benchmarks/models_speed.py [args]
+  fuzz  mutants of all files for the readers, minutes each: fuzz [--seconds N] [--json FILE] [driver ...]
   quality  solvers and baselines on every dense matrix of three models, benchmarks/quality.py [args]; hours
   clean  remove the virtual environment, the builds and all caches
 
@@ -17,6 +18,7 @@ third_party/constraints.txt. Only what changed since the last run is installed o
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import importlib.util
 import os
@@ -237,9 +239,13 @@ def fixed_addresses() -> list[str]:
     return prefix if works else []
 
 
-def test_core(preset: str) -> None:
+def build_core(preset: str) -> None:
     run("cmake", "--preset", preset)
     run("cmake", "--build", "--preset", preset)
+
+
+def test_core(preset: str) -> None:
+    build_core(preset)
     run(*(fixed_addresses() if preset == "tsan" else []), "ctest", "--preset", preset, show=True)
 
 
@@ -310,6 +316,42 @@ def command_lint(args: list[str]) -> None:
     timed("lint", lint)
 
 
+def libfuzzer(seconds: float) -> None:
+    """The C++ reader under libFuzzer, from the committed corpus; what it adds stays in build/."""
+    if shutil.which("clang++") is None:
+        raise Skipped("needs clang++ with libFuzzer: apt-get install clang libclang-rt-dev")
+    build_core("fuzz")
+    found = BUILD / "fuzz" / "found"
+    found.mkdir(exist_ok=True)
+    corpus = ROOT / "tests" / "corpus" / "files"
+    limits = (
+        f"-max_total_time={seconds:.0f}",
+        "-max_len=8192",
+        "-timeout=10",
+        "-verbosity=0",
+        "-print_final_stats=1",
+    )
+    places = (f"-artifact_prefix={BUILD / 'fuzz'}/", found, corpus / "good", corpus / "bad")
+    run(BUILD / "fuzz" / "fuzz_file", *limits, *places, show=True)
+
+
+def command_fuzz(args: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="dev.py fuzz")
+    parser.add_argument("--seconds", type=float, default=120.0, help="for libFuzzer, and for each driver")
+    options, rest = parser.parse_known_args(args)
+    timed("environment", partial(ensure_environment, "build", "test"))
+    timed("diba", ensure_project)
+    timed("core, release", partial(build_core, "release"))
+    try:
+        timed("libFuzzer", partial(libfuzzer, options.seconds))
+    except Skipped as reason:
+        print(f"   skipped: {reason}", flush=True)
+    seconds, faults = f"--seconds={options.seconds}", f"--faults={BUILD / 'fuzz' / 'faults'}"
+    places = {"PYTHONPATH": str(ROOT / "tests" / "python"), "DIBA_BUILD_DIR": str(BUILD / "release")}
+    fuzz = (PYTHON, "-m", "fuzz", seconds, faults, *rest)
+    timed("drivers", lambda: run(*fuzz, show=True, cwd=ROOT, **places))
+
+
 def command_script(name: str, script: str, group: str, args: list[str]) -> None:
     timed("environment", partial(ensure_environment, "build", group, models=MODELS[name]))
     timed("diba", ensure_project)
@@ -329,6 +371,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "demo": partial(command_script, "demo", "minilm.py", "demo"),
     "test": command_test,
     "lint": command_lint,
+    "fuzz": command_fuzz,
     "bench": partial(command_script, "bench", "solve.py", "bench"),
     "matvec": partial(command_script, "matvec", "matvec.py", "matvec"),
     "models": partial(command_script, "models", "models.py", "models"),

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import _core, bench, files, inputs
 from ._check import ALPHABETS
+from ._disk import check_target
 from .factorization import Factorization, load
 from .runtime import info
 from .solvers import EFFORTS, METHODS, solve
@@ -172,6 +173,7 @@ def _check_output(output: str, argument: str) -> None:
     target = Path(output)
     if target.is_dir():
         raise IsADirectoryError(errno.EISDIR, "the output is a folder, name a file in it", output)
+    check_target(output)
     folder = target.parent
     if not folder.is_dir():
         raise FileNotFoundError(errno.ENOENT, "the output's folder does not exist", str(folder))

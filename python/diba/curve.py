@@ -14,7 +14,7 @@ import numpy as np
 
 from . import _check, _check_objectives
 from ._check_arrays import describe
-from ._disk import replace_file
+from ._disk import check_target, replace_file
 from .solvers.solve import solve
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ class Curve:
         Raises:
             ImportError: matplotlib is not installed.
             TypeError: ``target`` is neither a path nor axes nor None.
+            OSError: the folder does not exist or cannot be written.
         """
         try:
             from matplotlib.figure import Figure
@@ -94,6 +95,7 @@ class Curve:
 
             return self._draw(plt.figure().add_subplot())
         path = _check.path(target, "target")
+        check_target(path)
         figure = Figure(layout="constrained")
         axes = self._draw(figure.add_subplot())
         ending = Path(path).suffix or f".{figure.canvas.get_default_filetype()}"
