@@ -12,10 +12,12 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 
 from ..torch.accounts import Accounts
 from ..torch.conversion import Conversion
+from ..torch.parts import Parts, places
 from ..torch.propagate import Wanted
 from ..torch.report import Report
 from ..torch.select import Target, check, kind, require, select
 from ..torch.solving import dense_matrix
+from ..torch.unfuse import factored, settle, unfused
 
 if TYPE_CHECKING:
     from ..torch.config import Config
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Compress", "Compression"]
 
 _NEW = "not in the checkpoint"
+_PART = "diba_part"
 
 
 class Compression:
@@ -34,15 +37,17 @@ class Compression:
         config: With settings.
 
     Attributes:
-        pending: Name of a weight -> its layer, for weights that are compressed as they are read.
+        pending: Name of a weight -> its layers, for weights that are compressed as they are read. A fused
+            one, as that of experts, has many.
 
     Raises:
         ValueError: the settings need calibration, or name no layer of the model.
     """
 
     def __init__(self, model: Any, config: DibaConfig) -> None:
-        settings = _without(config.settings, model, config.modules_to_not_convert)
-        selection = select(model, settings)
+        with unfused(model) as apart:
+            settings = _without(config.settings, model, config.modules_to_not_convert)
+            selection = select(model, settings)
         require(selection.targets, selection.skipped)
         for target in selection.targets:
             if target.settings.objective in ("importance", "covariance"):
@@ -50,8 +55,13 @@ class Compression:
                     f"objective is {target.settings.objective!r} for {target.name}, which needs calibration; "
                     "load the dense model, then use diba.torch.convert(model, config, batches=...)"
                 )
-        self.pending = {f"{target.name}.weight": target for target in selection.targets if not target.tied}
         self._model = model
+        self._fused = _fused(model, apart.parts, selection.targets)
+        inside = {id(target.module) for _, _, targets in self._fused.values() for target in targets}
+        self.pending = {name: targets for name, (_, _, targets) in self._fused.items()}
+        for target in selection.targets:
+            if not target.tied and id(target.module) not in inside:
+                self.pending[f"{target.name}.weight"] = [target]
         self._last = {target.name: target for target in selection.targets if target.tied}
         self._skipped = selection.skipped
         self._run = Conversion(model, selection.targets, {}, settings, False)
@@ -59,11 +69,14 @@ class Compression:
 
     def compress(self, name: str, weight: Tensor) -> None:
         """Replace a layer, given its dense weight. Exceptions are kept for :meth:`finish`."""
-        target = self.pending.pop(name)
+        targets = self.pending.pop(name)
         if self._failure is not None:
             return
         try:
-            self._compress(target, weight)
+            if name in self._fused:
+                self._compress_parts(name, weight)
+            else:
+                self._compress(targets[0], weight)
         except Exception as error:  # transformers would turn it into a line of its report
             self._failure = error
 
@@ -73,14 +86,28 @@ class Compression:
         if bias is not None and bias.is_meta:  # read later, by name
             dense.bias = nn.Parameter(torch.zeros(bias.shape, dtype=bias.dtype))
         dense.weight = nn.Parameter(weight.detach().cpu(), requires_grad=dense.weight.requires_grad)
-        self._factor(target)
-        layer: Any = self._model.get_submodule(target.name).to(weight.device)
+        layer: Any = self._factor(target).to(weight.device)
         if bias is not None:
             layer.bias = bias
 
-    def _factor(self, target: Target) -> None:
+    def _compress_parts(self, name: str, weight: Tensor) -> None:
+        """The layers of a fused weight: the module takes the part in as its own until all is read."""
+        part, source, targets = self._fused[name]
+        part.whole.add_module(_PART, part)
+        of_layer = {id(target.module): target for target in targets}
+        for (layer, _), matrix in zip(part.sources()[source], part.split(source, weight), strict=True):
+            module: Any = part.get_submodule(layer)
+            if id(module) in of_layer:
+                self._compress(of_layer[id(module)], matrix)
+            else:
+                module.weight = _own(matrix, module.weight.requires_grad)
+
+    def _factor(self, target: Target) -> nn.Module:
+        """Replace a layer that has its weight; returns what took its place."""
         check([target])
+        (owner, name), *_ = places(self._model, target.module)
         self._run.factor([Wanted(target.name, dense_matrix(target.module), None)])
+        return owner.get_submodule(name)
 
     def finish(self) -> Report:
         """Compress what is left, now that the model has its values, and say what was done.
@@ -90,15 +117,30 @@ class Compression:
         """
         if self._failure is not None:
             raise self._failure
-        for target in (*self.pending.values(), *self._last.values()):
+        left = [target for name, targets in self.pending.items() for target in targets]
+        for target in (*left, *self._last.values()):
             if getattr(target.module.weight, "_is_hf_initialized", False):
                 self._factor(target)
             else:
-                left = Accounts().layer(target.name, target.kind, target.module, _NEW)
-                self._skipped.append(left)
+                self._skipped.append(Accounts().layer(target.name, target.kind, target.module, _NEW))
+        for part in {id(part): part for part, _, _ in self._fused.values()}.values():
+            self._put_in(part)
         report = self._run.report(self._skipped)
         require(report.layers, report.skipped)
         return report
+
+    def _put_in(self, part: Parts) -> None:
+        """What has a compressed weight takes the place of its module, with all else that this one had."""
+        part.whole._modules.pop(_PART, None)
+        if not factored(part):
+            return
+        for source, parameter in part.held().items():
+            if parameter is not None and not parameter.is_meta:  # biases, and weights not in the checkpoint
+                for (layer, own), values in zip(
+                    part.sources()[source], part.split(source, parameter), strict=True
+                ):
+                    setattr(part.get_submodule(layer), own, _own(values, parameter.requires_grad))
+        settle(self._model, part)
 
 
 class Compress(ConversionOps):
@@ -124,6 +166,28 @@ class Compress(ConversionOps):
             else:
                 others[name] = value
         return others
+
+
+def _fused(
+    model: nn.Module, parts: list[Parts], targets: list[Target]
+) -> dict[str, tuple[Parts, str, list[Target]]]:
+    """Name of a fused weight -> what is to stand for its module, the parameter's name there, its targets."""
+    names = {id(module): name for name, module in model.named_modules()}
+    of_layer = {id(target.module): target for target in targets}
+    found = {}
+    for part in parts:
+        for source, layers in part.sources().items():
+            modules = [part.get_submodule(layer) for layer, own in layers if own == "weight"]
+            wanted = [of_layer[id(module)] for module in modules if id(module) in of_layer]
+            if wanted:
+                found[f"{names[id(part.whole)]}.{source}"] = part, source, wanted
+    return found
+
+
+def _own(values: Tensor, asked: bool) -> nn.Parameter:
+    parameter = nn.Parameter(values.detach().clone(), requires_grad=asked)
+    parameter._is_hf_initialized = True  # type: ignore[attr-defined]
+    return parameter
 
 
 def _without(settings: Config | None, model: nn.Module, names: list[str] | None) -> Config:

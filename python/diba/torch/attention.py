@@ -93,6 +93,10 @@ class Attention(Parts):
         """See :class:`Parts`."""
         return torch.cat(tensors)
 
+    def split(self, name: str, tensor: Tensor) -> list[Tensor]:
+        """See :class:`Parts`."""
+        return list(tensor.chunk(len(self.sources()[name])))
+
     def forward(
         self,
         query: Tensor,

@@ -57,8 +57,8 @@ class Experts(Parts):
             matrices = getattr(m, source)
             biases = getattr(m, f"{source}_bias") if m.has_bias else [None] * m.num_experts
             layers = [
-                linear(matrix.T if m.is_transposed else matrix, bias, matrices.requires_grad)
-                for matrix, bias in zip(matrices.detach(), biases, strict=True)
+                linear(matrix, bias, matrices.requires_grad)
+                for matrix, bias in zip(self.split(source, matrices.detach()), biases, strict=True)
             ]
             setattr(self, name, Parallel(layers))
         return self.train(module.training)
@@ -77,6 +77,11 @@ class Experts(Parts):
         """See :class:`Parts`."""
         turned = self.whole.is_transposed and tensors[0].ndim == 2
         return torch.stack([t.T if turned else t for t in tensors])
+
+    def split(self, name: str, tensor: Tensor) -> list[Tensor]:
+        """See :class:`Parts`."""
+        turned = self.whole.is_transposed and tensor.ndim == 3
+        return list(tensor.transpose(1, 2) if turned else tensor)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Sum over its experts of the weight times the output, for every token.

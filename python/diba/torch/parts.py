@@ -66,6 +66,10 @@ class Parts(nn.Module):
         """The parameter of that name, of its parts."""
         raise NotImplementedError
 
+    def split(self, name: str, tensor: Tensor) -> list[Tensor]:
+        """The reverse: views of the parameter of that name."""
+        raise NotImplementedError
+
     def held(self) -> dict[str, nn.Parameter | None]:
         """The parameters of the module that are made of parts here."""
         return {name: getattr(*_place(self.whole, name)) for name in self.sources()}

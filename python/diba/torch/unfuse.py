@@ -18,7 +18,7 @@ from .parts import Parts, keep_padding, places, take_hooks
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["Unfused", "fuse", "unfuse", "unfused"]
+__all__ = ["Unfused", "factored", "fuse", "settle", "unfuse", "unfused"]
 
 _FORMS: tuple[type[Parts], ...] = (Experts, Attention)
 
@@ -51,7 +51,7 @@ def unfuse(model: nn.Module, wanted: Callable[[str], bool] = lambda name: True) 
 def fuse(model: nn.Module) -> None:
     """The reverse: modules without factored layers are put together again."""
     for part in [module for module in model.modules() if isinstance(module, Parts)]:
-        if not _factored(part):
+        if not factored(part):
             _put(model, part, part.together(part.sources()))
 
 
@@ -70,12 +70,16 @@ def unfused(model: nn.Module) -> Iterator[Unfused]:
 
 
 class Unfused:
-    """A model that has been taken apart, and the parameters that it had before."""
+    """A model that has been taken apart, and the parameters that it had before.
+
+    Attributes:
+        parts: What has been put in.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._padding = [(m, m.use_nested_tensor) for m in model.modules() if hasattr(m, "use_nested_tensor")]
-        self._parts = unfuse(model)
+        self.parts = unfuse(model)
         self._known: dict[int, dict[str, weakref.ref[nn.Parameter]]] = {}
         self._watched: list[Parts] = [m for m in model.modules() if isinstance(m, Parts)]
         self._before = [part.watched for part in self._watched]
@@ -85,7 +89,7 @@ class Unfused:
     def forget(self, layers: Iterable[nn.Module]) -> None:
         """Hold no parameter that these layers are parts of, so that its memory is free when they are gone."""
         gone = set(map(id, layers))
-        for part in self._parts:
+        for part in self.parts:
             if any(id(module) in gone for module in part.modules()):
                 held = part.held()
                 self._known[id(part)] = {name: weakref.ref(p) for name, p in held.items() if p is not None}
@@ -95,12 +99,12 @@ class Unfused:
         """Put together what has no factors; dense layers of what has some get memory of their own."""
         for part, before in zip(self._watched, self._before, strict=True):
             part.watched = before
-        for part in self._parts:
-            if _factored(part):
-                _own_memory(part)
+        for part in self.parts:
+            if factored(part):
+                settle(self._model, part)
             else:
                 _put(self._model, part, self._whole(part))
-        if not _factored(self._model):  # swap has its own say
+        if not factored(self._model):  # swap has its own say
             for module, nested in self._padding:
                 module.use_nested_tensor = nested
 
@@ -111,15 +115,19 @@ class Unfused:
         return part.together([name for name, parameter in part.held().items() if parameter is None])
 
 
-def _factored(model: nn.Module) -> bool:
-    return any(isinstance(module, Factors) for module in model.modules())
-
-
-def _own_memory(part: Parts) -> None:
+def settle(model: nn.Module, part: Parts) -> None:
+    """Put in a part for good: nothing is held of the module, and what is dense has memory of its own."""
     with torch.inference_mode(False), torch.no_grad():
         for parameter in part.parameters():
             if parameter.untyped_storage().nbytes() > parameter.nbytes or not parameter.is_contiguous():
                 parameter.data = parameter.detach().clone(memory_format=torch.contiguous_format)
+    part.hold(dict.fromkeys(part.sources()))
+    _put(model, part.whole, part)
+
+
+def factored(model: nn.Module) -> bool:
+    """Whether any module of a model holds factors."""
+    return any(isinstance(module, Factors) for module in model.modules())
 
 
 def _put(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
