@@ -7,9 +7,9 @@ namespace diba {
 namespace {
 
 constexpr std::size_t kBlock = 2048;                   // bytes
-constexpr std::size_t kLeastBlocks = 2;                // of a check of some
-constexpr std::size_t kCalls = 64;                     // after which every block has been seen
-constexpr std::size_t kSamples = 16;                   // words
+constexpr std::size_t kSmall = 4;                      // blocks of which all are always looked at
+constexpr std::size_t kCalls = 128;                    // after which every block has been seen
+constexpr std::size_t kSamples = 4;                    // words
 constexpr std::size_t kLanes = 8;                      // hashes side by side, as a multiplication takes some cycles
 constexpr std::uint64_t kFactor = 0x9E3779B97F4A7C15;  // odd: a step loses nothing
 
@@ -50,7 +50,7 @@ std::size_t sample_at(std::size_t i, std::size_t size) { return (size - 8) / (kS
 Fingerprint::Fingerprint(const std::uint8_t* bytes, std::size_t size) : size_(size) {
   for (std::size_t b = 0; b < blocks_in(size); ++b)
     blocks_.push_back(hash_of(bytes + b * kBlock, std::min(kBlock, size - b * kBlock)));
-  if (blocks_.size() > kLeastBlocks)
+  if (blocks_.size() > kSmall)
     for (std::size_t i = 0; i < kSamples; ++i) samples_.push_back(word_at(bytes + sample_at(i, size)));
 }
 
@@ -59,7 +59,7 @@ bool Fingerprint::matches(const std::uint8_t* bytes, bool whole) const {
   if (whole || samples_.empty()) return blocks_match(bytes, 0, all);
   for (std::size_t i = 0; i < kSamples; ++i)
     if (word_at(bytes + sample_at(i, size_)) != samples_[i]) return false;
-  const std::size_t some = std::max(kLeastBlocks, (all + kCalls - 1) / kCalls);
+  const std::size_t some = (all + kCalls - 1) / kCalls;
   const std::size_t first = next_.fetch_add(some, std::memory_order_relaxed) % all;
   const std::size_t before_end = std::min(some, all - first);
   return blocks_match(bytes, first, before_end) && blocks_match(bytes, 0, some - before_end);

@@ -1,8 +1,8 @@
 // Whether bytes that somebody else owns are still those that a packed copy was made of.
 //
 // A whole check reads all of them, about as long as one product with one vector takes. For single vectors there is a
-// check of some: 16 words spread over everything, which tell other content from the first call on, and as many blocks
-// as a 64th of everything, at least 4 KiB, in turn, which tell the change of a single bit after 64 calls at most.
+// check of some: above 8 KiB, 4 words spread over everything, which tell other content from the first call on, and a
+// 128th of everything, at least 2 KiB, in turn, which tell the change of a single bit after 128 calls at most.
 #pragma once
 
 #include <atomic>

@@ -70,7 +70,7 @@ class FactorState(nn.Module):
         """Say that ``b1`` or ``b2`` were written to past torch: products use what they hold from now on.
 
         Needed after writes that torch does not count (through ``.data``, NumPy, shared memory) to a few bits
-        of a large layer: products with single vectors could go on with the old ones for up to 64 calls. All
+        of a large layer: products with single vectors could go on with the old ones for up to 128 calls. All
         else is noticed (docs/promises.md).
         """
         self._forget()
