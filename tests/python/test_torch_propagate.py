@@ -148,7 +148,7 @@ def test_sequences_are_found():
     for name, sequences in expected.items():
         model, batches = tiny_models.build(name)
         layers = {layer: model.get_submodule(layer) for layer in tiny_models.dense_layers(model)}
-        steps = blocks.plan(model, layers, batches[0]).steps
+        steps = blocks.plan(model, layers, batches).steps
         assert [[block.name for block in step] for step in steps if isinstance(step, tuple)] == sequences
 
 
@@ -231,7 +231,7 @@ def test_what_is_no_sequence_is_run_as_a_whole(kind):
     batches = [{"ids": torch.randint(20, (3, 5))} for _ in range(2)]
     names = ["blocks.0.0", "blocks.1.0", "blocks.2.0", "head"]
     layers = {name: model.get_submodule(name) for name in names}
-    assert not any(isinstance(step, tuple) for step in blocks.plan(model, layers, batches[0]).steps)
+    assert not any(isinstance(step, tuple) for step in blocks.plan(model, layers, batches).steps)
 
     def factor(layer, matrix, moments):
         C, S, count = moments_between(dense, model, layer, batches)
@@ -262,7 +262,7 @@ def test_blocks_that_change_their_inputs_are_not_run_from_held_ones():
     batches = [torch.randn(5, 4) for _ in range(2)]
     names = ["0", "1.0.linear", "1.1.linear", "2"]
     layers = {name: model.get_submodule(name) for name in names}
-    assert not any(isinstance(step, tuple) for step in blocks.plan(model, layers, batches[0]).steps)
+    assert not any(isinstance(step, tuple) for step in blocks.plan(model, layers, batches).steps)
     kept = [batch.clone() for batch in batches]
     first = record(copy.deepcopy(model), names, batches)
     assert list(first) == names

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -14,13 +14,14 @@ from .. import _check
 from ..allocate import SIZES, STEPS, check_sizes
 from ..waterfill import NoiseCurve, uniform_k, waterfill
 from .config import Config
+from .coverage import moments_of, unreached, warn_unreached
 from .factors import Factors
 from .select import select
 from .solving import dense_matrix
 from .unfuse import unfused
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
     from torch import nn
@@ -44,10 +45,17 @@ def allocate(
     """Choose k for every layer that :func:`convert` would replace, all together at ``bits_per_weight``.
 
     The noise of a layer is ``|A - F|^2``, relative to ``|A|^2`` so that layers of large weights do not take
-    all. With ``calibration`` it is that of the layer's outputs, ``tr((A - F) S (A - F)')``; where that saw
-    gradients too, each output is weighed by its mean squared gradient, and each layer by how many vectors it
-    multiplied, so that the sum estimates, to second order and with a diagonal Fisher matrix, what the loss of
-    the model rises by.
+    all, times its weights m n. With ``calibration`` it is that of the layer's outputs,
+    ``tr((A - F) S (A - F)')``; where that saw gradients too, each output is weighed by its mean squared
+    gradient, and each layer by how many vectors it multiplied, so that the sum estimates, to second order and
+    with a diagonal Fisher matrix, what the loss of the model rises by.
+
+    All noise is in that one unit. A layer whose inputs the calibration did not reach, or saw as zeros alone,
+    such as an expert that no token was sent to, has noise 0 by the data: it gets the smallest size, and a
+    warning names it. So does, without one, a layer whose gradients were all 0. A layer that the calibration
+    cannot know, an embedding, or one without gradients beside others that have them, counts as much as the
+    middle one of those it knows: its noise is ``c m n |A - F|^2 / |A|^2``, where c is the median over the
+    known layers of their noise divided by ``m n |A - F|^2 / |A|^2``, both summed over the sizes measured.
 
     Args:
         model: Dense; nothing in it is changed.
@@ -74,46 +82,98 @@ def allocate(
             raise ValueError(
                 "config leaves no layer of the model to compress; see the reasons in convert's report"
             )
-        curves: dict[str, NoiseCurve] = {}
+        known = moments_of(targets, calibration)
+        if calibration is not None:
+            idle = unreached(targets, known)
+            warn_unreached(
+                idle, len(targets), "they get the smallest size, for by these data they never matter"
+            )
+        measured: dict[str, _Measured] = {}
         for target in targets:
-            matrix = dense_matrix(target.module)
-            moments = None if calibration is None else calibration.get(target.name)
             options = {
                 "alphabet": target.settings.alphabet,
                 "method": target.settings.method,
                 "seed": target.settings.seed,
                 "threads": threads,
             }
-            curves[target.name] = _curve(matrix, moments, [size * asked for size in sizes], options)
+            bits = [size * asked for size in sizes]
+            measured[target.name] = _measured(
+                dense_matrix(target.module), known.get(target.name), bits, options
+            )
             if progress is not None:
-                progress(target.name, len(curves), len(targets))
-    return waterfill(curves, bits_per_weight=asked)
+                progress(target.name, len(measured), len(targets))
+    if calibration is None:
+        return waterfill(
+            {name: found.curve(found.relative) for name, found in measured.items()}, bits_per_weight=asked
+        )
+    return waterfill(_in_one_unit(measured, known, idle), bits_per_weight=asked)
 
 
-def _curve(
+class _Measured(NamedTuple):
+    """What a layer costs at several sizes: relative to its weights, and by what calibration knows of it."""
+
+    shape: tuple[int, int]
+    k: list[int]
+    relative: list[float]  # m n |A - F|^2 / |A|^2
+    known: list[float]  # empty without moments
+
+    def curve(self, noise: list[float]) -> NoiseCurve:
+        return NoiseCurve(self.shape, self.k, noise)
+
+
+def _measured(
     matrix: NDArray[Any], moments: Moments | None, bits: list[float], options: dict[str, Any]
-) -> NoiseCurve:
+) -> _Measured:
     m, n = matrix.shape
     rows, cols = (None, None) if moments is None else moments.importance
     sizes = sorted({uniform_k((m, n), size) for size in bits})
-    noise = []
+    energy = float(np.vdot(matrix.astype(np.float64), matrix)) or 1.0
+    relative, known = [], []
     for k in sizes:
         importance = None if cols is None else (rows, cols)
         f = diba.solve(matrix, k, effort="fast", max_iter=STEPS, importance=importance, **options)
-        noise.append(_noise(matrix.astype(np.float64) - f.to_dense(), moments, rows))
-    if moments is None:  # relative: all layers count alike
-        energy = float(np.vdot(matrix.astype(np.float64), matrix)) or 1.0
-        noise = [value / energy * math.prod(matrix.shape) for value in noise]
-    return NoiseCurve((m, n), sizes, noise)
+        error = matrix.astype(np.float64) - f.to_dense()
+        relative.append(float(np.vdot(error, error)) / energy * math.prod(matrix.shape))
+        if moments is not None:
+            known.append(_noise(error, moments, rows))
+    return _Measured((m, n), sizes, relative, known)
 
 
-def _noise(error: NDArray[np.float64], moments: Moments | None, rows: NDArray[np.float64] | None) -> float:
-    """What the error costs: at the outputs if their inputs are known, weighed by gradients if those are."""
-    if moments is None:
-        return float(np.vdot(error, error))
+def _noise(error: NDArray[np.float64], moments: Moments, rows: NDArray[np.float64] | None) -> float:
+    """What the error costs at the outputs, weighed by gradients if those are known."""
     if rows is not None:
         error = error * (rows * math.sqrt(moments.outputs))[:, None]
+    elif moments.gradient_rms is not None:  # all 0: no output ever mattered
+        return 0.0
     return max(0.0, float(np.vdot(error @ np.asarray(moments.second), error)))
+
+
+def _in_one_unit(
+    measured: dict[str, _Measured], known: Mapping[str, Moments], idle: Sequence[str]
+) -> dict[str, NoiseCurve]:
+    """Noise curves of all layers in the unit of those that calibration knows: see :func:`allocate`."""
+    weighed = any(moments.gradient_rms is not None for moments in known.values())
+    usable = {
+        name: found
+        for name, found in measured.items()
+        if name in known and (known[name].gradient_rms is not None or not weighed)
+    }
+    costs = [
+        sum(found.known) / sum(found.relative)
+        for found in usable.values()
+        if sum(found.known) > 0 and sum(found.relative) > 0
+    ]
+    typical = float(np.median(costs)) if costs else 1.0
+    curves = {}
+    for name, found in measured.items():
+        if name in idle:
+            noise = [0.0] * len(found.k)
+        elif name in usable:
+            noise = found.known
+        else:
+            noise = [typical * value for value in found.relative]
+        curves[name] = found.curve(noise)
+    return curves
 
 
 def keep_best(

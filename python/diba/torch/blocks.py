@@ -1,14 +1,14 @@
 """In which order a model reads its dense layers, and where its repeated blocks are.
 
-A run over one batch tells: layers that read the same tensor form a group; the elements of an
-``nn.ModuleList`` or ``nn.Sequential`` form a sequence where every one is called once, on the output of the
-one before, with the same further arguments. A sequence can be run block by block, from its own inputs
-(``Item``), without the rest of the model.
+A run over one batch tells, or over more where that does not reach all layers: layers that read the same
+tensor form a group; the elements of an ``nn.ModuleList`` or ``nn.Sequential`` form a sequence where every
+one is called once, on the output of the one before, with the same further arguments. A sequence can be run
+block by block, from its own inputs (``Item``), without the rest of the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -70,7 +70,7 @@ class _Stop(Exception):
 class _Call:
     """One call of a module: its number among all calls, and what it got and gave."""
 
-    number: int
+    number: float
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     version: int | None = None
@@ -97,25 +97,49 @@ class _Trace:
         made.output_version = _version((made.output,))
         made.changed = _version(args) != made.version
 
+    def extend(self, later: _Trace, names: Sequence[str]) -> None:
+        """Take over calls of layers that a later run reached first, each after the known call before it."""
+        known = {name: calls[0].number for name, calls in self.calls.items()}
+        step, place = 1 / (later.count + 1), -1.0
+        for name, made in sorted(later.each(), key=lambda entry: entry[1].number):
+            if name in known:
+                place = known[name]
+            elif name in names:
+                place += step
+                made.number = place
+                self.calls.setdefault(name, []).append(made)
 
-def plan(model: nn.Module, layers: Mapping[str, nn.Module], batch: Any) -> Plan:
-    """Run the model on one batch and say in which order its layers are to be compressed.
+    def each(self) -> Iterator[tuple[str, _Call]]:
+        """Every call with the name of its module."""
+        return ((name, made) for name, calls in self.calls.items() for made in calls)
+
+
+def plan(model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable[Any]) -> Plan:
+    """Run the model and say in which order its layers are to be compressed.
 
     Args:
         model: In evaluation mode.
         layers: Name -> dense layer.
-        batch: See :func:`diba.torch.batches.call`.
+        batches: See :func:`diba.torch.batches.call`; as many are read as it takes to reach every layer.
+
+    Raises:
+        ValueError: there is no batch.
     """
     candidates = _containers(model, layers)
     modules = {name: model.get_submodule(name) for blocks in candidates.values() for name in blocks}
-    trace = _Trace()
-    with ExitStack() as stack, plain_grad(False):
-        for name, module in {**modules, **layers}.items():
-            before, after = partial(trace.before, name), partial(trace.after, name)
-            stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
-            stack.callback(module.register_forward_hook(after, with_kwargs=True).remove)
-        call(model, batch)
-    steps: list[tuple[int, Group | tuple[Block, ...]]] = []
+    trace, missing = None, list(layers)
+    for batch in batches:
+        run = _traced(model, {**modules, **layers}, batch)
+        if trace is None:
+            trace = run
+        else:
+            trace.extend(run, missing)
+        missing = [name for name in missing if name not in trace.calls]
+        if not missing:
+            break
+    if trace is None:
+        raise ValueError("batches is empty; it must have at least one batch")
+    steps: list[tuple[float, Group | tuple[Block, ...]]] = []
     inside: set[str] = set()
     for container, names in candidates.items():
         if not any(container.startswith(f"{taken}.") for taken in inside) and _is_sequence(
@@ -131,7 +155,19 @@ def plan(model: nn.Module, layers: Mapping[str, nn.Module], batch: Any) -> Plan:
         first = trace.calls[group.names[0]][0].number
         steps.append((begin[group.together] if group.together else first, group))
     steps.sort(key=lambda step: step[0])
-    return Plan(tuple(step for _, step in steps), tuple(name for name in layers if name not in trace.calls))
+    return Plan(tuple(step for _, step in steps), tuple(missing))
+
+
+def _traced(model: nn.Module, modules: Mapping[str, nn.Module], batch: Any) -> _Trace:
+    """All calls of these modules while the model runs on a batch."""
+    trace = _Trace()
+    with ExitStack() as stack, plain_grad(False):
+        for name, module in modules.items():
+            before, after = partial(trace.before, name), partial(trace.after, name)
+            stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(after, with_kwargs=True).remove)
+        call(model, batch)
+    return trace
 
 
 def _containers(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, list[str]]:
@@ -220,8 +256,11 @@ def _same(a: Any, b: Any) -> bool:
     return a is b or (_is_cache(a) and _is_cache(b)) or (isinstance(a, (bool, int, float, str)) and a == b)
 
 
-def captured(model: nn.Module, block: str, batch: Any) -> Item:
-    """What a block is called with, the model being run on a batch as far as that."""
+def captured(model: nn.Module, block: str, batch: Any) -> Item | None:
+    """What a block is called with, the model being run on a batch as far as that; None: it is not called.
+
+    The layers of an expert may be such blocks, which only some batches reach.
+    """
     found: list[Item] = []
 
     def take(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -233,11 +272,7 @@ def captured(model: nn.Module, block: str, batch: Any) -> Item:
     hook = model.get_submodule(block).register_forward_pre_hook(take, with_kwargs=True)
     with _stopped(hook.remove):
         call(model, batch)
-    if not found:
-        raise ValueError(
-            f"block {block!r} was not reached by a batch, but by the first one; remove that batch"
-        )
-    return found[0]
+    return found[0] if found else None
 
 
 def run_block(model: nn.Module, block: str, item: Item) -> Item:

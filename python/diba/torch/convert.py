@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from .. import _check
-from .._check_arrays import describe
 from .config import Config
 from .conversion import Conversion
+from .coverage import moments_of, reads, unreached, warn_unreached
 from .factors import Factors
 from .gradients import check_loss
 from .moments import Calibration
 from .report import LayerReport, Report
-from .select import Target, check, require, select
+from .select import check, require, select
 from .unfuse import unfused
 
 if TYPE_CHECKING:
@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     from .unfuse import Unfused
 
 __all__ = ["convert"]
+
+_PLAIN = (
+    "of these the error of the weights is made small (objective 'plain' in the report): give batches that "
+    "reach them, or leave them dense with skip"
+)
 
 
 def convert(
@@ -49,7 +54,8 @@ def convert(
         model: Any module on the CPU with ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d``, ``nn.Embedding`` or
             transformers' ``Conv1D`` in it.
         config: What to do; a dict is read by ``Config.from_dict``. Or give the settings as keywords.
-        calibration: Layer name -> moments of its inputs, from :func:`diba.torch.calibrate`.
+        calibration: Layer name -> moments of its inputs, from :func:`diba.torch.calibrate`. Layers that it
+            did not reach are named in a warning and get the plain objective; so with ``batches``.
         batches: What the model is called with, repeatable. Layers are then compressed in the order in which
             they run, each for the inputs that the compressed layers before it leave; ``calibration`` then
             gives only gradients of outputs.
@@ -103,11 +109,15 @@ def _convert(
     selection = select(model, config)
     require(selection.targets, selection.skipped)
     check(selection.targets)
-    moments = _moments(selection.targets, calibration, batches is not None)
+    moments = moments_of(selection.targets, calibration, required=batches is None)
+    watched = [target for target in selection.targets if target.settings.objective != "plain"]
+    if batches is None and calibration is not None:
+        warn_unreached(unreached(watched, moments), len(selection.targets), _PLAIN)
+    expected = {target.name for target in watched if reads(target)}
     run = Conversion(model, selection.targets, moments, config, progress)
     order, skipped = [target.name for target in selection.targets], selection.skipped
     parts.forget(target.module for target in selection.targets)  # what is done shall be free
-    del selection  # the run has the dense layers; a second list of them would keep them alive
+    del selection, watched  # the run has the dense layers; other lists of them would keep them alive
     try:
         if batches is None:
             run.independently()
@@ -126,6 +136,9 @@ def _convert(
         run.display.close()
         run.release()
         _prepare_saving(model, config)
+    if batches is not None:
+        missed = [name for name in order if name in expected and run.reports[name].objective == "plain"]
+        warn_unreached(missed, len(order), _PLAIN)
     return run.report(skipped)
 
 
@@ -153,38 +166,3 @@ def _config(config: Any, settings: dict[str, Any]) -> Config:
         return Config.from_dict(settings if config is None else config)
     _check.instance(config, "config", Config, "use diba.torch.Config(bits_per_weight=2)")
     return config  # type: ignore[no-any-return]
-
-
-def _moments(targets: list[Target], calibration: Any, runs: bool) -> dict[str, Moments]:
-    """Moments by the name of the target, checked; ``runs``: those of the inputs will be measured."""
-    if calibration is not None and not isinstance(calibration, Mapping):
-        raise TypeError(
-            f"calibration is {describe(calibration)}; it must be what diba.torch.calibrate(model, batches) "
-            "gives"
-        )
-    found = {}
-    for target in targets:
-        names = (target.name, *target.aliases, *target.tied)
-        moments = (
-            next((calibration[name] for name in names if name in calibration), None) if calibration else None
-        )
-        n = target.shape[1]
-        if moments is not None:
-            _check.equal(
-                tuple(moments.second.shape),
-                f"the shape of calibration[{target.name!r}].second",
-                (n, n),
-                f"inputs of the layer {target.name}",
-            )
-            found[target.name] = moments
-        elif not runs and target.settings.objective in ("importance", "covariance"):
-            raise ValueError(
-                f"objective is {target.settings.objective!r} for {target.name}, and there are no moments of "
-                "its inputs; give batches, calibration=diba.torch.calibrate(...), or objective='auto'"
-            )
-    if calibration is not None and targets and not found:
-        raise ValueError(
-            "calibration has none of the layers that are to be compressed; use "
-            "diba.torch.calibrate(model, batches) of this very model"
-        )
-    return found

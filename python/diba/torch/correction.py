@@ -51,13 +51,18 @@ def correction(C: NDArray[Any], S: NDArray[Any], shrink: float) -> NDArray[np.fl
 
 
 class InputSums:
-    """S~ and C of one group, as they add up."""
+    """S~ and C of one group, as they add up.
+
+    Attributes:
+        calls: Of the layers, in all batches.
+    """
 
     def __init__(self, n: int) -> None:
         self._second, self._cross = Products(n), Products(n)
         self._weight = self._weight_squares = 0.0
         self._paired = True
         self._corrects = False
+        self.calls = 0
 
     @property
     def count(self) -> int:
@@ -85,6 +90,7 @@ class InputSums:
         Raises:
             ValueError: weights and vectors of the dense model differ in number.
         """
+        self.calls += len(now)
         weights = weights or [None] * len(now)
         weights = [_matched(w, x, torch.ones(len(x))) for w, x in zip(weights, now, strict=False)]
         if before is not None:

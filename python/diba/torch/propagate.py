@@ -61,8 +61,9 @@ def run(
 
     Args:
         model: Changed by ``factor`` alone; it runs in evaluation mode and gets its modes back.
-        names: Layers to compress. Embeddings come first and layers that the first batch does not reach last,
-            both with their own matrix and without moments.
+        names: Layers to compress. Embeddings come first and layers that no batch reaches last, both with
+            their own matrix and without moments; so do layers that no batch reaches any more when it is their
+            turn, as experts to which the compressed router sends nothing.
         batches: See :func:`diba.torch.calibrate`. Padding is not counted.
         factor: Called with the layers of one input, a sequence of :class:`Wanted`; it must put compressed
             layers in the place of the dense ones, or leave them dense, before it returns.
@@ -93,7 +94,7 @@ def run(
     data = repeatable(batches)
     read = {name: layer for name, layer in layers.items() if input_size(layer) is not None}
     with evaluating(model):
-        steps = plan(model, read, next(iter(data)))
+        steps = plan(model, read, data)
         order = _stages(model, _plain(steps.steps) if not blocks else steps.steps)
         state = _Run(model, data, factor, strength, shrink, calibration)
         if loss is not None and read:
@@ -204,6 +205,9 @@ class _Run:
         for block in blocks:
             wanted: list[list[list[Tensor]]] = []  # inputs in the dense model, by batch, group and call
             for number, item in enumerate(dense):
+                if item is None:
+                    wanted.append([[] for _ in block.groups])
+                    continue
                 with self._dense():
                     inputs, dense[number] = self._through(block.name, item, block.groups, masks[number])
                 wanted.append(inputs)
@@ -222,17 +226,23 @@ class _Run:
                         inputs[place] = []
             now = [run_block(self._model, block.name, item) for item in now]
 
-    def _captured(self, block: str) -> tuple[list[bytes], list[list[Tensor]], list[Item], list[Item]]:
-        """Keys, masks, and what the block is called with, now and in the dense model, for every batch."""
+    def _captured(self, block: str) -> tuple[list[bytes], list[list[Tensor]], list[Item], list[Item | None]]:
+        """Keys, masks, and what the block is called with, now and in the dense model, by batch.
+
+        Batches that do not reach it now are left out; None: this one does not in the dense model.
+        """
         keys: list[bytes] = []
         masks: list[list[Tensor]] = []
         now: list[Item] = []
-        dense: list[Item] = []
+        dense: list[Item | None] = []
         # A loader may shuffle: both models are run on a batch before the next is read.
         for batch in self._batches:
+            item = captured(self._model, block, batch)
+            if item is None:
+                continue
             keys.append(self._key(batch))
             masks.append(token_masks(batch))
-            now.append(captured(self._model, block, batch))
+            now.append(item)
             if self._strength and self._replaced:
                 with self._dense():
                     dense.append(captured(self._model, block, batch))
@@ -265,7 +275,7 @@ class _Run:
 
     def _wanted(self, group: Group, sums: InputSums) -> list[Wanted]:
         matrices = {name: _matrix(self._model.get_submodule(name)) for name in group.names}
-        if group.together and not sums.count:  # an expert that no batch reached
+        if not sums.calls or (group.together and not sums.count):  # no batch reaches it by now
             return [Wanted(name, matrix.astype(np.float32), None) for name, matrix in matrices.items()]
         second = sums.second(group.names[0])
         cross = sums.cross()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from .accounts import some
 from .factors import Factors
 from .losses import Loss, differentiable, model_loss
 
@@ -31,7 +33,8 @@ def scores(
         loss: ``loss(model, batch)``; None is the model's own, of batches with labels.
 
     Returns:
-        By the module's name, in module order, an array of shape (k,); zeros for a layer that no loss reached.
+        By the module's name, in module order, an array of shape (k,); zeros for a layer that no loss reached,
+        which a warning names: :func:`keep_best` leaves it the least.
 
     Raises:
         ValueError: the model has no factored layer, there are no batches, or a loss is not finite.
@@ -59,4 +62,8 @@ def scores(
                     total += (gradient.double() * d2.detach().double()).square().cpu()
     if count == 0:
         raise ValueError("batches is empty; it must give at least one batch")
+    missed = [name for name, total in totals.items() if not total.any()]
+    if missed:
+        text = f"no loss reached {len(missed)} of {len(totals)} layers, {some(missed)}; their scores are 0"
+        warnings.warn(f"{text}, and keep_best leaves them the least", UserWarning, stacklevel=2)
     return {name: total.numpy() for name, total in totals.items()}

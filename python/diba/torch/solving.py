@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .config import Settings
     from .moments import Moments
 
-__all__ = ["dense_matrix", "factorization", "objective", "output_snr"]
+__all__ = ["dense_matrix", "factorization", "objective", "output_snr", "tells"]
 
 _ROWS_AT_ONCE = 1024  # of error matrices in float64
 
@@ -36,9 +36,14 @@ def dense_matrix(module: nn.Module) -> NDArray[Any]:
 
 def objective(settings: Settings, moments: Moments | None) -> str:
     """What is minimised; inputs that are always 0 weigh nothing."""
-    if moments is None or not np.asarray(moments.second).any() or settings.objective == "plain":
+    if not tells(moments) or settings.objective == "plain":
         return "plain"
     return "covariance" if settings.objective == "auto" else settings.objective
+
+
+def tells(moments: Moments | None) -> bool:
+    """Whether moments say anything of the inputs: some were not 0."""
+    return moments is not None and bool(np.asarray(moments.second).any())
 
 
 def factorization(
