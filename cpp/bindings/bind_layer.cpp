@@ -33,7 +33,7 @@ diba::LayerFactors factors(const FactorAddresses& f) {
 std::unique_ptr<diba::Layer> make(Address b1, Address b2, std::size_t rows, std::size_t inner, std::size_t cols,
                                   bool signs) {
   const diba::Kernels& kernels = diba::active();
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   return std::make_unique<diba::Layer>(factors({0, b1, 0, b2, 0}), rows, inner, cols, signs, kernels);
 }
 
@@ -47,7 +47,7 @@ bool holds(const diba::Layer& self, Address b1, Address b2) {
 // False, and nothing else, if the bits are others than those that were packed; `whole`: all of them are looked at.
 bool multiply(const diba::Layer& self, const FactorAddresses& f, Address x, std::size_t count, Address bias, Address y,
               int threads, bool whole) {
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   const diba::LayerFactors given = factors(f);
   if (!self.holds(given.b1, given.b2, whole || count >= kVectorsForWhole)) return false;
   self.multiply(given, at<const float>(x), count, at<const float>(bias), at<float>(y), threads);
@@ -57,7 +57,7 @@ bool multiply(const diba::Layer& self, const FactorAddresses& f, Address x, std:
 // out: the gradients of x (or 0), d1, d2, d3
 void gradients(const diba::Layer& self, const FactorAddresses& f, Address x, Address g, std::size_t count,
                const std::array<Address, 4>& out, int threads) {
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   self.gradients(factors(f), at<const float>(x), at<const float>(g), count,
                  {at<float>(out[0]), at<float>(out[1]), at<float>(out[2]), at<float>(out[3])}, threads);
 }
@@ -71,7 +71,7 @@ struct BoundMatrix {
 std::unique_ptr<BoundMatrix> make_matrix(Address bits, std::size_t rows, std::size_t cols, bool signs,
                                          bool transposed) {
   const diba::Kernels& kernels = diba::active();
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   std::vector<std::uint64_t> words = diba::words_of_bytes(at<const std::uint8_t>(bits), rows, cols);
   if (transposed) words = diba::transposed_words(words, rows, cols);
   const diba::BitView view{words.data(), transposed ? cols : rows, transposed ? rows : cols};
@@ -82,7 +82,7 @@ std::unique_ptr<BoundMatrix> make_matrix(Address bits, std::size_t rows, std::si
 // False, and nothing else, if the bits are others than those that were packed.
 bool multiply_matrix(const BoundMatrix& self, Address bits, Address x, std::size_t count, Address y, int threads,
                      bool whole) {
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   if (!self.bytes.matches(at<const std::uint8_t>(bits), whole || count >= kVectorsForWhole)) return false;
   self.matrix.multiply(at<const float>(x), count, at<float>(y), threads);
   return true;

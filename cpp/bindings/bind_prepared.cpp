@@ -27,7 +27,7 @@ std::unique_ptr<diba::Prepared> make(const Floats& d1, const Words& b1, const Fl
   const diba::Factors factors{d1.data(), left, d2.data(), right, d3.data(), signs};
   require(factors.b1.rows == extent(d1, 0) && factors.b2.rows == extent(d2, 0), "factors must fit together");
   const diba::Kernels& kernels = diba::active();
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   return std::make_unique<diba::Prepared>(factors, kernels);
 }
 
@@ -41,7 +41,7 @@ void multiply(const diba::Prepared& self, const Floats& x, const std::optional<F
   const float* shift = bias ? bias->data() : nullptr;
   float* to = out.mutable_data();
   const std::size_t count = extent(x, 0);
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   self.multiply(from, count, shift, to, threads);
 }
 
@@ -65,7 +65,7 @@ py::object try_multiply(const diba::Prepared& self, const py::handle& x, int thr
   const std::size_t count = static_cast<std::size_t>(rows.size()) / self.cols();
   float* to = out.mutable_data();
   {
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     self.multiply(from, count, nullptr, to, threads);
   }
   return out;
@@ -74,7 +74,7 @@ py::object try_multiply(const diba::Prepared& self, const py::handle& x, int thr
 double read_seconds(const Words& words) {
   const std::uint64_t* data = words.data();
   const auto count = static_cast<std::size_t>(words.size());
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   return diba::read_seconds(data, count);
 }
 

@@ -1,4 +1,4 @@
-// What the binding files share: arrays and the last line of checks.
+// What the binding files share: arrays, the last line of checks, and the way out of the GIL.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -9,6 +9,8 @@
 #include <stdexcept>
 
 #include "diba/bit_matrix.hpp"
+#include "diba/dispatch.hpp"
+#include "diba/parallel.hpp"
 
 using Floats = pybind11::array_t<float, pybind11::array::c_style>;
 using Words = pybind11::array_t<std::uint64_t, pybind11::array::c_style>;
@@ -27,6 +29,40 @@ inline diba::BitView bit_view(const Words& words, std::size_t cols) {
           "words must have shape (rows, ceil(cols / 64))");
   return {words.data(), extent(words, 0), cols};
 }
+
+// Without the GIL for as long as it lives; every call of the core is inside one.
+//
+// A daemon thread that comes back once the interpreter is finalizing is not let in again. Up to Python 3.13 it is ended
+// by unwinding its stack, through destructors that may not be left that way and need the GIL: the process would abort.
+// Here such a thread waits for the end of the process, as it does in Python 3.14.
+class Unlocked {
+ public:
+  Unlocked() {
+    diba::active();  // chosen under the GIL: a child forked by another thread never finds this half done
+    state_ = PyEval_SaveThread();
+  }
+  Unlocked(const Unlocked&) = delete;
+  Unlocked& operator=(const Unlocked&) = delete;
+  ~Unlocked() noexcept(false) { return_to(state_); }
+
+ private:
+  struct Held {
+    bool inside = false;
+    ~Held() {
+      if (!inside) diba::hold_thread();
+    }
+  };
+
+  // A frame of its own, whose cleanup comes before that of all the others. It must not be noexcept, nor inlined into
+  // what is: a compiler may leave out the cleanup where nothing is supposed to be thrown.
+  PYBIND11_NOINLINE static void return_to(PyThreadState* state) noexcept(false) {
+    Held held;
+    PyEval_RestoreThread(state);
+    held.inside = true;
+  }
+
+  PyThreadState* state_;
+};
 
 // Adds diba.Prepared and what goes with it to the module.
 void bind_prepared(pybind11::module_& m);

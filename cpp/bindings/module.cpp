@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <exception>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -18,6 +19,7 @@
 #include "diba/dispatch.hpp"
 #include "diba/greedy.hpp"
 #include "diba/inverse.hpp"
+#include "diba/parallel.hpp"
 #include "diba/products.hpp"
 #include "diba/quantized.hpp"
 
@@ -43,7 +45,7 @@ void pack(const Floats& dense, Words& out, int threads) {
   const diba::MutableBitView view = mutable_bit_view(out, extent(dense, 1));
   require(view.rows == extent(dense, 0), "out must have the rows of dense");
   const float* data = dense.data();
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   diba::pack(data, view, threads);
 }
 
@@ -51,7 +53,7 @@ void unpack(const Words& words, std::size_t cols, float zero, float one, Floats&
   const diba::BitView view = bit_view(words, cols);
   require_shape(out, view.rows, cols, "out must have shape (rows, cols)");
   float* data = out.mutable_data();
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   diba::unpack(view, zero, one, data, threads);
 }
 
@@ -59,7 +61,7 @@ void transpose(const Words& words, std::size_t cols, Words& out) {
   const diba::BitView view = bit_view(words, cols);
   const diba::MutableBitView transposed = mutable_bit_view(out, view.rows);
   require(transposed.rows == cols, "out must have cols rows");
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   diba::transpose(view, transposed);
 }
 
@@ -75,7 +77,7 @@ void vector_product(VectorProduct product, bool transposed, const Words& words, 
   require_length(out, transposed ? cols : view.rows, "out has the wrong length");
   const float* from = x.data();
   float* to = out.mutable_data();
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   product(view, signs, from, to, threads);
 }
 
@@ -88,7 +90,7 @@ void matrix_product(MatrixProduct product, bool transposed, const Words& words, 
   require_shape(out, transposed ? cols : view.rows, p, "out has the wrong shape");
   const float* from = x.data();
   float* to = out.mutable_data();
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   product(view, signs, from, p, to, threads);
 }
 
@@ -114,7 +116,7 @@ void correlate(const Words& words, const diba::TiledMatrix& x, const Floats& wei
   require_shape(out, x.cols, view.rows, "out must have shape (p, rows)");
   const float* w = weights.data();
   float* to = out.mutable_data();
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   diba::correlate(view, signs, x, w, to, threads);
 }
 
@@ -124,7 +126,7 @@ void gram(const Words& words, std::size_t cols, const Floats& weights, bool sign
   require_shape(out, view.rows, view.rows, "out must have shape (rows, rows)");
   const float* w = weights.data();
   float* h = out.mutable_data();
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   diba::gram(view, signs, w, h, threads);
 }
 
@@ -136,7 +138,7 @@ void invert_shifted(const Floats& gram, float shift, const std::optional<Floats>
   if (w) require_length(*w, k, "w must have shape (k,)");
   const float* g = gram.data();
   const float* weights = w ? w->data() : nullptr;
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   diba::invert_shifted(g, k, shift, weights, tiles, threads);
   out.assign(tiles, threads);
 }
@@ -150,7 +152,7 @@ void fit_magnitudes(Floats& outer, Floats& inner, const Floats& state) {
   float* u = outer.mutable_data();
   float* v = inner.mutable_data();
   const float* x = state.data();
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   diba::fit_magnitudes(u, v, x, rows, k);
 }
 
@@ -169,14 +171,14 @@ double step_sign_side(Words& words, Floats& outer, Floats& inner, Floats& state,
   const float* t = correlations.data();
   const float* r = ratio.data();
   const float* w = weights.data();
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   return diba::step_sign_side(side, t, inverse, r, w, penalty, threads);
 }
 
 double energy(const Floats& x) {
   const float* data = x.data();
   const auto count = static_cast<std::size_t>(x.size());
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   return diba::energy(data, count);
 }
 
@@ -188,7 +190,7 @@ double product_energy(const Floats& gram_left, const Floats& gram_right, const F
   const float* left = gram_left.data();
   const float* right = gram_right.data();
   const float* scales = d.data();
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   return diba::product_energy(left, right, scales, k);
 }
 
@@ -201,7 +203,7 @@ double product_along(const Words& words, bool signs, const Floats& scale, const 
   const float* s = scale.data();
   const float* t = correlations.data();
   const float* scales = d.data();
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   return diba::product_along(view, signs, s, t, scales);
 }
 
@@ -219,7 +221,7 @@ double fit_inner(const Floats& gram_left, const Floats& gram_right, const Floats
   const float* t = correlations.data();
   const float* d1 = scale.data();
   float* d = d2.mutable_data();
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   return diba::fit_inner(left, right, t, view, signs, d1, energy, d);
 }
 
@@ -238,7 +240,7 @@ double residual_correlations(const Floats& gram, const Floats& correlations, con
   const float* d2 = inner.data();
   float* d = scale.mutable_data();
   float* g = out.mutable_data();
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   return diba::residual_correlations(h, t, d2, view, signs, fit, d, g, threads);
 }
 
@@ -253,9 +255,34 @@ std::pair<std::uint64_t, double> greedy_rows(const Floats& gram, Floats& correla
   const float* h = gram.data();
   const float* d = scale.data();
   float* g = correlations.mutable_data();
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   const diba::FlipResult result = diba::greedy_rows(h, g, d, view, signs, cyclic, pairs, threads);
   return {result.flips, result.decrease};
+}
+
+#if PY_VERSION_HEX < 0x030E0000
+std::terminate_handler other_terminations = nullptr;
+
+bool is_finalizing() {
+#if PY_VERSION_HEX >= 0x030D0000
+  return Py_IsFinalizing() != 0;
+#else
+  return _Py_IsFinalizing() != 0;
+#endif
+}
+
+void hold_or_terminate() {
+  if (is_finalizing() && std::current_exception() == nullptr) diba::hold_thread();
+  other_terminations();
+}
+#endif
+
+// Holds the threads that Python ends in frames of other libraries, as Unlocked does in those of this module: their
+// unwinding stops at the first destructor, with std::terminate and no exception, while the interpreter is finalizing.
+void hold_threads_at_exit() {
+#if PY_VERSION_HEX < 0x030E0000
+  if (other_terminations == nullptr) other_terminations = std::set_terminate(hold_or_terminate);
+#endif
 }
 
 }  // namespace
@@ -267,6 +294,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("isa", [] { return std::string(diba::active().name); });
   m.def("supported_isas", &diba::supported);
   m.def("select_isa", &diba::select, py::arg("name"));
+  m.def("hold_threads_at_exit", &hold_threads_at_exit);
 
   const auto words = py::arg("words").noconvert();
   const auto x = py::arg("x").noconvert();

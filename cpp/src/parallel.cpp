@@ -245,4 +245,8 @@ void parallel_ranges(std::size_t count, std::size_t grain, double work, int thre
   run_stages(&stage, 1, threads);
 }
 
+void hold_thread() {
+  for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+}
+
 }  // namespace diba

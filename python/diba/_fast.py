@@ -6,8 +6,6 @@ can be, in ``error_bound``.
 
 from __future__ import annotations
 
-import os
-import threading
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -25,12 +23,6 @@ __all__ = ["FastOperator", "Precision"]
 Precision = Literal["fast", "exact"]
 
 _BYTES_FOR_THREADS = 1 << 17
-
-# One lock for all: packing happens once per matrix, and seldom at the same time. No child is forked while
-# it is held.
-making = threading.Lock()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=making.acquire, after_in_parent=making.release, after_in_child=making.release)
 
 
 class FastOperator(PackedOperator):
@@ -62,9 +54,12 @@ class FastOperator(PackedOperator):
     def prepare(self) -> Self:
         """Pack now what the first fast product would pack; returns this object.
 
-        Thread-safe. The packed copy belongs to one instruction set, is made again if
-        that changes, takes ``prepared_nbytes``, and is never written to a file. The
-        transposed products (``rmatvec``, ``rmatmul``, ``x @ M``) use one of ``M.T``.
+        The packed copy belongs to one instruction set, is made again if that changes,
+        takes ``prepared_nbytes``, and is never written to a file. The transposed
+        products (``rmatvec``, ``rmatmul``, ``x @ M``) use one of ``M.T``. Nothing is
+        locked meanwhile, so that signal handlers, finalizers and children made by
+        ``fork`` may multiply at any time: threads that come at once may each pack a
+        copy, of which one stays.
         """
         self._ready()
         return self
@@ -77,14 +72,10 @@ class FastOperator(PackedOperator):
     def _ready(self) -> _core.Prepared:
         prepared = self._prepared
         if prepared is None or prepared.isa != _core.isa():
-            with making:
-                prepared = self._prepared
-                if prepared is None:
-                    _tuning.read_environment()
-                if prepared is None or prepared.isa != _core.isa():
-                    prepared = self._pack()
-                    self._small = prepared.nbytes < _BYTES_FOR_THREADS
-                    self._prepared = prepared
+            _tuning.read_environment()
+            prepared = self._pack()
+            self._small = prepared.nbytes < _BYTES_FOR_THREADS
+            self._prepared = prepared  # last: from here on others use it
         return prepared
 
     # ------------------------------------------------------------ products

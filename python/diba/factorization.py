@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import _check, _core, diagonal16, error_bound, files
-from ._fast import FastOperator, making
+from ._fast import FastOperator
 from .bits import BitMatrix
 from .dense import dense_blocks, snr_of_blocks
 from .storage import bits_per_weight, padding_bits
@@ -71,7 +71,7 @@ class Factorization(FastOperator):
         self._d2 = _check.diagonal(d2, "d2", b1.shape[1], "columns of b1")
         self._d3 = _check.diagonal(d3, "d3", b2.shape[1], "columns of b2")
         self._diagonal_bits: int | None = None
-        self._transposed: Factorization | None = None
+        self._transposed: dict[str, Factorization] = {}  # one entry, once asked for
         self._prepared = None
 
     @classmethod
@@ -182,13 +182,12 @@ class Factorization(FastOperator):
     @property
     def T(self) -> Factorization:
         """The transposed factorization ``D3 B2' D2 B1' D1``; made once, then kept."""
-        if self._transposed is None:
-            with making:  # also once for all threads: its packed copy hangs on it
-                if self._transposed is None:
-                    transposed = Factorization(self._d3, self._b2.T, self._d2, self._b1.T, self._d1)
-                    transposed._transposed = self
-                    self._transposed = transposed
-        return self._transposed
+        kept = self._transposed.get("T")
+        if kept is None:
+            made = Factorization(self._d3, self._b2.T, self._d2, self._b1.T, self._d1)
+            made._transposed["T"] = self
+            kept = self._transposed.setdefault("T", made)  # one step: the first to come is everybody's
+        return kept
 
     def _apply(self, x: NDArray[np.float32], transposed: bool, threads: int) -> NDArray[np.float32]:
         """Exact: five float32 steps, ``d1 * (B1 (d2 * (B2 (d3 * x))))``, or their transposes."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from diba import _core
 
-SETTINGS = {"isa", "select_isa", "supported_isas", "tuning", "set_tuning"}
+SETTINGS = {"hold_threads_at_exit", "isa", "select_isa", "supported_isas", "tuning", "set_tuning"}
 NOT_KERNELS = SETTINGS | {
     "Layer",
     "Prepared",

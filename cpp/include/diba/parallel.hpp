@@ -34,4 +34,7 @@ void parallel_for(std::size_t count, std::size_t grain, double work, int threads
   parallel_ranges(count, grain, work, threads, fn);
 }
 
+// Never returns: for a thread that may neither go on nor end while the process does.
+[[noreturn]] void hold_thread();
+
 }  // namespace diba

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import _core
 from . import packed, reference
 
 __all__ = ["linear"]
@@ -36,6 +37,9 @@ _library.define(
     " -> (Tensor, Tensor, Tensor, Tensor)"
 )
 _library.define("times_bits(Tensor x, Tensor bits, int columns, bool sign, bool transposed) -> Tensor")
+
+# A daemon thread in an operator is inside torch's C++, too, which aborts where Python ends a thread.
+_core.hold_threads_at_exit()
 
 
 # ---- linear

@@ -1,0 +1,192 @@
+"""What the interpreter does in the middle of a call: it ends, runs signal handlers and finalizers, forks."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from run_python import python
+
+FACTORS = """
+import gc, itertools, os, signal, sys, threading, time, warnings
+import numpy as np
+import diba
+from diba import _core
+
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)  # of Python 3.12
+random = np.random.default_rng(0)
+
+def factors(m, k, n):
+    bits = [diba.BitMatrix.from_dense(random.integers(0, 2, shape), "binary") for shape in ((m, k), (k, n))]
+    return diba.Factorization(np.ones(m), bits[0], np.ones(k), bits[1], np.ones(n))
+
+def fresh(f):  # nothing is packed
+    return diba.Factorization(f.d1, f.b1, f.d2, f.b2, f.d3)
+
+small, large = factors(64, 32, 64), factors(500, 400, 300)
+"""
+
+# ---------------------------------------------------------------- the end of the process
+
+# Ends while every one of `calls` is going on in a daemon thread of its own.
+END = """
+def go_on(call, begun):
+    begun.set()
+    while True:
+        call()
+
+for call in calls:
+    call()
+begun = [threading.Event() for _ in calls]
+for call, event in zip(calls, begun):
+    threading.Thread(target=go_on, args=(call, event), daemon=True).start()
+assert all(event.wait(60) for event in begun)
+time.sleep(float(sys.argv[1]))
+"""
+
+CORE = """
+from kernel_calls import KERNELS, call, prepared_arguments
+X, y = np.ones((300, 20), np.float32), np.ones(64, np.float32)
+A = random.standard_normal((40, 30))
+calls = [
+    lambda: small @ y,
+    lambda: small.rmatvec(y),
+    lambda: large.matmul(X, threads=2),
+    lambda: large.matmul(X, threads=2, precision="exact"),
+    lambda: fresh(large).prepare(),
+    lambda: fresh(large).T.prepare(),
+    lambda: diba.solve(A, 20, threads=2),
+    lambda: diba.solve(A, 20, effort="fast", alphabet="sign"),
+    lambda: diba.onebit(A),
+    lambda: _core.Prepared(**prepared_arguments()),
+    lambda: _core.read_seconds(large.b1.words),
+    *(call(name, 60).run for name in KERNELS),
+]
+"""
+
+# Memory runs out inside the core: the packed copy takes 100 MB.
+FAILING = """
+import resource
+with open("/proc/self/statm") as pages:
+    used = int(pages.read().split()[0]) * resource.getpagesize()
+huge = diba.BitMatrix(np.zeros((20000, 313), np.uint64), 20000, "sign")
+failing = diba.Factorization(*2 * (np.ones(20000), huge), np.ones(20000))
+resource.setrlimit(resource.RLIMIT_AS, (used + (60 << 20),) * 2)
+
+def fail():
+    try:
+        failing.prepare()
+    except MemoryError:
+        return
+    raise AssertionError("there was memory")
+
+calls = [fail]
+"""
+
+TORCH = """
+import torch
+import diba.torch
+x, g = torch.ones(5, 300), torch.ones(5, 300, requires_grad=True)
+layer = diba.torch.DiBALinear.from_factorization(large)
+bits = torch.zeros(300, 38, dtype=torch.uint8)
+calls = [
+    lambda: layer(x),
+    lambda: layer(g).sum().backward(),
+    lambda: torch.ops.diba.times_bits(x, bits, 300, True, False),
+    lambda: diba.torch.DiBALinear.from_factorization(large)(x),
+]
+"""
+
+
+@pytest.mark.parametrize("seconds", ["0.02", "0.05"])
+@pytest.mark.parametrize("calls", [CORE, FAILING], ids=["core", "failing"])
+def test_daemon_threads_do_not_change_the_exit_code(calls: str, seconds: str) -> None:
+    if calls is FAILING and not Path("/proc/self/statm").exists():
+        pytest.skip("no /proc/self/statm")
+    done = python(FACTORS + calls + END, seconds, OPENBLAS_NUM_THREADS="1")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_daemon_threads_in_operators_of_torch_do_not_change_the_exit_code() -> None:
+    """What they say is torch's: it takes its operators away before Python stops the threads."""
+    done = python(FACTORS + TORCH + END, "0.05")
+    assert done.returncode == 0, done.stderr
+
+
+# ---------------------------------------------------------------- in the middle of packing
+
+# interrupted(work): as work(), but `interrupt` runs each time something is about to be packed or transposed.
+INTERRUPTED = """
+expected = small.matvec(np.ones(64)).tobytes(), small.rmatvec(np.ones(64)).tobytes()
+ran = 0
+
+def multiply_all():
+    global ran
+    ran += 1
+    other = fresh(small)
+    for f in (small, other, interrupted_one):
+        assert (f.matvec(np.ones(64)).tobytes(), f.rmatvec(np.ones(64)).tobytes()) == expected
+    assert other.T.T is other
+
+def child_multiplies():
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)  # a hang is a failure
+        multiply_all()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+
+class Finalized:
+    def __init__(self, action):
+        self.action, self.me = action, self
+    def __del__(self):
+        self.action()
+
+def by_signal(action):
+    signal.signal(signal.SIGUSR1, lambda *_: action())
+    signal.raise_signal(signal.SIGUSR1)
+
+def by_finalizer(action):
+    Finalized(action)
+    gc.collect()
+
+def by_thread(action):  # the thread that packs waits for it
+    thread = threading.Thread(target=action)
+    thread.start()
+    thread.join()
+
+sys.unraisablehook = threading.excepthook = lambda problem: print(problem, file=sys.stderr)
+pack, transpose = diba.Factorization._pack, _core.transpose
+interrupt = None
+
+def first_interrupted(function):
+    def run(*arguments):
+        global interrupt
+        now, interrupt = interrupt, None  # what interrupts packs, too
+        if now is not None:
+            now()
+        return function(*arguments)
+    return run
+
+diba.Factorization._pack = first_interrupted(pack)
+_core.transpose = first_interrupted(transpose)
+for by, action in itertools.product((by_signal, by_finalizer, by_thread), (multiply_all, child_multiplies)):
+    for work in ("prepare", "T", "rmatvec"):
+        interrupted_one = fresh(small)
+        interrupt = lambda: by(action)
+        before, kept = ran, getattr(interrupted_one, work)
+        if work != "T":
+            kept(*[np.ones(64)][:work == "rmatvec"])
+        assert interrupt is None
+        assert interrupted_one.T is interrupted_one.T and interrupted_one.T.T is interrupted_one
+        assert ran == before + (action is multiply_all)
+        multiply_all()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_signal_handlers_finalizers_threads_and_children_multiply_while_something_is_packed() -> None:
+    done = python(FACTORS + INTERRUPTED, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
