@@ -76,7 +76,8 @@ def run_torch(A: np.ndarray, bits: float, alphabet: str, drop_finished: bool) ->
 
     import torch_greedy
     from diba.solvers.budget import inner_dimension
-    from diba.solvers.solve import random_start, scaled_to_one
+    from diba.solvers.factor import scaled_to_one
+    from diba.solvers.solve import random_start
 
     torch.set_num_threads(1)
     m, n = A.shape

@@ -1,4 +1,7 @@
+#include <algorithm>
 #include <atomic>
+#include <cmath>
+#include <limits>
 #include <mutex>
 #include <stdexcept>
 #include <utility>
@@ -11,6 +14,27 @@
 #include "diba/products.hpp"
 
 namespace diba {
+namespace {
+
+bool all_finite(const float* x, std::size_t count) {
+  return std::all_of(x, x + count, [](float value) { return std::isfinite(value); });
+}
+
+// B x for x of any size: sums in float32, the exponent in float64.
+std::vector<double> matvec_wide(BitView bits, bool signs, const std::vector<double>& x, int threads) {
+  double largest = 0.0;
+  for (const double value : x) largest = std::max(largest, std::fabs(value));
+  int exponent = 0;
+  std::frexp(largest, &exponent);
+  std::vector<float> scaled(x.size()), sums(bits.rows);
+  for (std::size_t j = 0; j < x.size(); ++j) scaled[j] = static_cast<float>(std::ldexp(x[j], -exponent));
+  matvec(bits, signs, scaled.data(), sums.data(), threads);
+  std::vector<double> result(bits.rows);
+  for (std::size_t i = 0; i < bits.rows; ++i) result[i] = std::ldexp(static_cast<double>(sums[i]), exponent);
+  return result;
+}
+
+}  // namespace
 
 const char* version() noexcept { return DIBA_VERSION_TEXT; }
 
@@ -55,12 +79,29 @@ class Factorization::Implementation {
       for (std::size_t l = 0; l < s.k; ++l) inner[l] *= s.d2[l];
       matvec(s.left(), s.signs, inner.data(), y, options.threads);
       for (std::size_t i = 0; i < s.rows; ++i) y[i] *= s.d1[i];
-      if (options.bias == nullptr) continue;
-      for (std::size_t i = 0; i < s.rows; ++i) y[i] += options.bias[i];
+      if (options.bias != nullptr)
+        for (std::size_t i = 0; i < s.rows; ++i) y[i] += options.bias[i];
+      if (all_finite(y, s.rows) || !all_finite(x, s.cols)) continue;
+      if (options.bias == nullptr || all_finite(options.bias, s.rows)) multiply_wide(x, y, options);
     }
   }
 
  private:
+  // As Factorization._apply_wide of Python has it, where float32 overflows on the way.
+  void multiply_wide(const float* x, float* y, const Options& options) const {
+    const StoredFactors& s = stored_;
+    std::vector<double> scaled(s.cols);
+    for (std::size_t j = 0; j < s.cols; ++j) scaled[j] = static_cast<double>(s.d3[j]) * static_cast<double>(x[j]);
+    std::vector<double> inner = matvec_wide(s.right(), s.signs, scaled, options.threads);
+    for (std::size_t l = 0; l < s.k; ++l) inner[l] *= static_cast<double>(s.d2[l]);
+    const std::vector<double> sums = matvec_wide(s.left(), s.signs, inner, options.threads);
+    constexpr double kLargest = std::numeric_limits<float>::max();
+    for (std::size_t i = 0; i < s.rows; ++i) {
+      const double shift = options.bias == nullptr ? 0.0 : static_cast<double>(options.bias[i]);
+      y[i] = static_cast<float>(std::clamp(static_cast<double>(s.d1[i]) * sums[i] + shift, -kLargest, kLargest));
+    }
+  }
+
   StoredFactors stored_;
   mutable std::mutex mutex_;  // of prepared_, until made_ points to it
   mutable std::unique_ptr<const Prepared> prepared_;

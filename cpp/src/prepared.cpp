@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <stdexcept>
 
 #include "diba/aligned.hpp"
@@ -24,6 +25,34 @@ void store_half_word(std::uint32_t bits, std::size_t row, TileLayout layout, std
     const auto byte = static_cast<std::uint8_t>(bits >> (8 * j));
     tile[layout == TileLayout::kHalfWords ? 4 * row + j : kTileRows * j + row] = byte;
   }
+}
+
+// What store_half_word stored.
+std::uint32_t half_word(const std::uint8_t* tile, std::size_t row, TileLayout layout) {
+  std::uint32_t bits = 0;
+  for (std::size_t j = 0; j < 4; ++j) {
+    const std::uint8_t byte = tile[layout == TileLayout::kHalfWords ? 4 * row + j : kTileRows * j + row];
+    bits |= std::uint32_t{byte} << (8 * j);
+  }
+  return bits;
+}
+
+// Integer operations, for compilers to vectorise: the sign of `sum` is set by an exponent of all ones.
+bool all_finite(const float* x, std::size_t count) {
+  std::uint32_t sum = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    std::uint32_t pattern;
+    std::memcpy(&pattern, x + i, sizeof pattern);
+    sum |= (pattern & 0x7F800000U) + 0x00800000U;
+  }
+  return (sum & 0x80000000U) == 0;
+}
+
+bool all_finite(const std::vector<float>& x) { return all_finite(x.data(), x.size()); }
+
+float saturated(double x) {
+  constexpr double kLargest = std::numeric_limits<float>::max();
+  return static_cast<float>(std::clamp(x, -kLargest, kLargest));
 }
 
 std::size_t padded(std::size_t bytes) { return (bytes + 63) / 64 * 64; }
@@ -72,7 +101,7 @@ void multiply_block(const LookupKernels& kernels, const LookupMatrix& matrix, st
 }  // namespace
 
 LookupMatrix::LookupMatrix(BitView bits, TileLayout layout, std::uint8_t* words)
-    : rows(bits.rows), cols(bits.cols), words_(words) {
+    : rows(bits.rows), cols(bits.cols), layout_(layout), words_(words) {
   if (cols > kLookupMaxCols) throw std::length_error("a matrix of the fast products has at most 2^20 columns");
   std::memset(words, 0, bytes_for(bits));
   for (std::size_t i = 0; i < rows; ++i) {
@@ -90,6 +119,20 @@ LookupMatrix::Block LookupMatrix::block(std::size_t b) const {
   const std::size_t tiles = std::min(kBlockTiles, tiles_for(rows) - first);
   const std::size_t row = first * kTileRows;
   return {words_ + first * steps_for(cols) * kTileStep, tiles, row, std::min(tiles * kTileRows, rows - row)};
+}
+
+void LookupMatrix::multiply_exactly(const double* a, bool signs, double* y) const {
+  for (std::size_t i = 0; i < rows; ++i) {
+    const Block in = block(i / kBlockRows);
+    const std::uint8_t* tile = in.words + i % kBlockRows / kTileRows * kTileStep;
+    double sum = 0.0;
+    for (std::size_t first = 0; first < cols; first += kStep, tile += in.tiles * kTileStep) {
+      const std::uint32_t bits = half_word(tile, i % kTileRows, layout_);
+      for (std::size_t j = first; j < std::min(first + kStep, cols); ++j)
+        sum += (bits >> (j - first) & 1U) != 0 ? a[j] : (signs ? -a[j] : 0.0);
+    }
+    y[i] = sum;
+  }
 }
 
 Diagonals::Diagonals(const Factors& f)
@@ -168,8 +211,38 @@ std::size_t PreparedBits::columns_together() const {
   return std::clamp<std::size_t>(fitting, 4, kMostTogether);
 }
 
+// No product of four float32 numbers and 2^20 by 2^20 sums leaves float64.
+void PreparedBits::mend(const Diagonals& d, const float* x, std::size_t count, const float* bias, float* y,
+                        int threads) const {
+  if (!all_finite(d.d1) || !all_finite(d.d2) || !all_finite(d.d3)) return;
+  if (bias != nullptr && !all_finite(bias, rows())) return;
+  const double work = static_cast<double>(inner()) * static_cast<double>(rows() + cols());
+  parallel_for(count, 1, work, threads, [&](std::size_t begin, std::size_t end) {
+    std::vector<double> a(cols()), v(inner()), sums(rows());
+    for (std::size_t c = begin; c < end; ++c) {
+      const float* from = x + c * cols();
+      float* to = y + c * rows();
+      if (all_finite(to, rows()) || !all_finite(from, cols())) continue;
+      for (std::size_t j = 0; j < cols(); ++j) a[j] = static_cast<double>(d.d3[j]) * static_cast<double>(from[j]);
+      right_.multiply_exactly(a.data(), signs_, v.data());
+      for (std::size_t j = 0; j < inner(); ++j) v[j] *= static_cast<double>(d.d2[j]);
+      left_.multiply_exactly(v.data(), signs_, sums.data());
+      for (std::size_t i = 0; i < rows(); ++i) {
+        const double shift = bias == nullptr ? 0.0 : static_cast<double>(bias[i]);
+        to[i] = saturated(static_cast<double>(d.d1[i]) * sums[i] + shift);
+      }
+    }
+  });
+}
+
 void PreparedBits::multiply(const Diagonals& d, const float* x, std::size_t count, const float* bias, float* y,
                             int threads) const {
+  multiply_all(d, x, count, bias, y, threads);
+  if (!all_finite(y, count * rows())) mend(d, x, count, bias, y, threads);
+}
+
+void PreparedBits::multiply_all(const Diagonals& d, const float* x, std::size_t count, const float* bias, float* y,
+                                int threads) const {
   if (count == 0) return;
   const double bits = static_cast<double>(inner()) * static_cast<double>(rows() + cols());
   const double affordable =
@@ -254,6 +327,15 @@ void PreparedMatrix::multiply(const float* x, std::size_t count, float* y, int t
   };
   const Stage stage{(count + kTogether - 1) / kTogether, some};
   run_stages(&stage, 1, threads);
+  if (all_finite(y, count * rows())) return;
+  std::vector<double> a(cols()), sums(rows());
+  for (std::size_t c = 0; c < count; ++c) {
+    float* to = y + c * rows();
+    if (all_finite(to, rows()) || !all_finite(x + c * cols(), cols())) continue;
+    std::copy_n(x + c * cols(), cols(), a.data());
+    matrix_.multiply_exactly(a.data(), signs_, sums.data());
+    std::transform(sums.begin(), sums.end(), to, saturated);
+  }
 }
 
 std::size_t Prepared::bytes() const {

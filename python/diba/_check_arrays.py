@@ -28,6 +28,7 @@ __all__ = [
     "packed_words",
     "real_array",
     "real_matrix",
+    "saturated",
     "zero_tails",
 ]
 
@@ -181,7 +182,7 @@ def operand(value: Any, name: str, length: int, ndim: int, against: str) -> NDAr
         raise ValueError(
             f"{name} has shape {array.shape}; it must have {length} {rows}, as many as there are {against}"
         )
-    return np.ascontiguousarray(array, dtype=np.float32)
+    return np.ascontiguousarray(_as_float32(array, name))
 
 
 def columns(value: Any, name: str, length: int, against: str) -> NDArray[np.float32]:
@@ -189,7 +190,7 @@ def columns(value: Any, name: str, length: int, against: str) -> NDArray[np.floa
     array = real_array(value, name)
     if array.ndim != 2 or array.shape[0] != length:
         operand(array, name, length, 2, against)  # says what is wrong
-    return np.ascontiguousarray(array.T, dtype=np.float32)
+    return np.ascontiguousarray(_as_float32(array, name).T)
 
 
 def rows(value: Any, name: str, length: int, against: str) -> NDArray[np.float32]:
@@ -202,7 +203,26 @@ def rows(value: Any, name: str, length: int, against: str) -> NDArray[np.float32
             f"{name} has shape {array.shape}; its last axis must have {length} entries, as many as there are "
             f"{against}; columns are multiplied by matmul"
         )
-    return np.ascontiguousarray(array, dtype=np.float32)
+    return np.ascontiguousarray(_as_float32(array, name))
+
+
+def _as_float32(array: FloatArray, name: str) -> NDArray[np.float32]:
+    """In float32, which all finite numbers must fit."""
+    with np.errstate(over="ignore"):
+        result = array.astype(np.float32, copy=False)
+    if result is not array and not np.isfinite(result).all():
+        beyond = np.isinf(result) & np.isfinite(array)
+        if beyond.any():
+            raise ValueError(
+                f"{name} has entries beyond float32's range ({_count_and_first(beyond, array, name)}), must "
+                f"stay below {_FLOAT32_MAX:.3g} in size; divide {name} by a constant and multiply the result"
+            )
+    return result
+
+
+def saturated(array: FloatArray) -> NDArray[np.float32]:
+    """In float32, with its largest numbers in place of what is beyond them."""
+    return np.clip(array, -_FLOAT32_MAX, _FLOAT32_MAX).astype(np.float32)
 
 
 def diagonal(value: Any, name: str, length: int | None = None, against: str = "") -> NDArray[np.float32]:

@@ -32,7 +32,7 @@ class FastOperator(PackedOperator):
     from the exact product, at most ``error_bound(x)`` off. ``"exact"`` adds up in
     float32. Both return the same bytes on every instruction set and for any number
     of threads; the fast products also for any number of vectors at once. An infinite
-    or NaN entry of x makes all of a fast ``M x`` NaN.
+    or NaN entry of x makes all of a fast ``M x`` NaN; for finite x either is finite.
     """
 
     __slots__ = ("_prepared", "_small")
@@ -173,10 +173,10 @@ class FastOperator(PackedOperator):
         else:
             used = resolve_threads(threads)
             if len(flat) == 1:  # one vector has a kernel of its own
-                product = self._apply(flat[0], False, used)
+                result = self._product(flat[0], False, used, shift)
             else:
-                product = self._apply(np.ascontiguousarray(flat.T), False, used).T
-            result = np.ascontiguousarray(product if shift is None else product + shift)
+                columns = np.ascontiguousarray(flat.T)
+                result = np.ascontiguousarray(self._product(columns, False, used, shift).T)
         return result.reshape(*rows.shape[:-1], m)
 
     def __matmul__(self, other: ArrayLike) -> NDArray[np.float32]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import _check
+from ._check_arrays import saturated
 from .runtime import resolve_threads
 
 if TYPE_CHECKING:
@@ -21,7 +22,9 @@ class PackedOperator(ABC):
 
     Results are float32, with sums in a fixed order: the same bytes on every
     instruction set and for any number of threads. Operands of another real type
-    are rounded to float32 first.
+    are rounded to float32 first. Products of finite numbers are finite: where
+    float32 would overflow on the way, a wider range is used, and what is beyond
+    float32 in the end is its largest number.
     """
 
     __slots__ = ()
@@ -41,7 +44,33 @@ class PackedOperator(ABC):
 
     @abstractmethod
     def _apply(self, x: NDArray[np.float32], transposed: bool, threads: int) -> NDArray[np.float32]:
-        """``M x`` or ``M' x`` for checked operands, 1-D or 2-D."""
+        """``M x`` or ``M' x`` for checked operands, 1-D or 2-D, in float32 all the way."""
+
+    @abstractmethod
+    def _apply_wide(self, x: NDArray[np.float64], transposed: bool, threads: int) -> NDArray[np.float64]:
+        """The same for finite columns x (length, p) of any size: sums in float32, exponents in float64."""
+
+    def _product(
+        self,
+        x: NDArray[np.float32],
+        transposed: bool,
+        threads: int,
+        bias: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float32]:
+        """``M x`` or ``M' x``, plus bias if there is one, of finite columns finite."""
+        shift = 0 if bias is None else bias.reshape(-1, *(1,) * (x.ndim - 1))
+        with np.errstate(over="ignore", invalid="ignore"):
+            result = self._apply(x, transposed, threads)
+            if bias is not None:
+                result = result + shift
+        if np.isfinite(result).all() or not np.isfinite(shift).all():
+            return result
+        columns, results = x.reshape(len(x), -1), result.reshape(len(result), -1)
+        again = ~np.isfinite(results).all(axis=0) & np.isfinite(columns).all(axis=0)
+        if again.any():
+            wide = self._apply_wide(columns[:, again].astype(np.float64), transposed, threads)
+            results[:, again] = saturated(wide + (0 if bias is None else bias[:, None]))
+        return results.reshape(result.shape)
 
     def matvec(self, x: ArrayLike, *, threads: int | None = None) -> NDArray[np.float32]:
         """``M @ x``.
@@ -66,12 +95,12 @@ class PackedOperator(ABC):
     def matmul(self, X: ArrayLike, *, threads: int | None = None) -> NDArray[np.float32]:
         """``M @ X`` for X of shape (n, p): float32 of shape (m, p); see ``matvec``."""
         columns = _check.operand(X, "X", self.shape[1], 2, "columns")
-        return self._apply(columns, False, resolve_threads(threads))
+        return self._product(columns, False, resolve_threads(threads))
 
     def rmatmul(self, X: ArrayLike, *, threads: int | None = None) -> NDArray[np.float32]:
         """``M.T @ X`` for X of shape (m, p): float32 of shape (n, p); see ``matvec``."""
         columns = _check.operand(X, "X", self.shape[0], 2, "rows")
-        return self._apply(columns, True, resolve_threads(threads))
+        return self._product(columns, True, resolve_threads(threads))
 
     matmat = matmul  # the names SciPy looks for
     rmatmat = rmatmul
@@ -91,7 +120,7 @@ class PackedOperator(ABC):
         ndim = 2 if array.ndim == 2 and array.shape[1] == 1 else 1  # SciPy passes columns, too
         length, against = (self.shape[0], "rows") if transposed else (self.shape[1], "columns")
         operand = _check.operand(array, "x", length, ndim, against)
-        return self._apply(operand, transposed, resolve_threads(threads))
+        return self._product(operand, transposed, resolve_threads(threads))
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         """The dense matrix, for ``numpy.asarray``."""

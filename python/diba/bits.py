@@ -171,6 +171,14 @@ class BitMatrix(PackedOperator):
             kernel(self._words, cols, x, self.signs, result, threads)
         return result
 
+    def _apply_wide(self, x: NDArray[np.float64], transposed: bool, threads: int) -> NDArray[np.float64]:
+        exponents = np.frexp(np.abs(x).max(axis=0))[1]
+        scaled = np.ldexp(x, -exponents).astype(np.float32)
+        if x.shape[1] == 1:  # one vector has a kernel of its own
+            scaled = scaled[:, 0]
+        sums = self._apply(scaled, transposed, threads).reshape(-1, x.shape[1])
+        return np.ldexp(sums.astype(np.float64), exponents)
+
     # ------------------------------------------------------------ object protocol
 
     def __eq__(self, other: object) -> bool:

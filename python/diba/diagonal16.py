@@ -8,22 +8,23 @@ largest keep all 11 bits.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["EXPONENT_MAX", "EXPONENT_MIN", "decode", "encode", "exponent", "fits", "round_to_16"]
+__all__ = ["EXPONENT_MAX", "EXPONENT_MIN", "decode", "encode", "exponent", "fits", "round_to_16", "spread"]
 
 # Exponents of the smallest (subnormal) and the largest float32.
 EXPONENT_MIN, EXPONENT_MAX = -149, 127
 
 _LARGEST_BELOW_TWO = np.float16(2 - 2**-10)
+_ROOM = range(-100, 121)  # exponents of a diagonal's largest entry that leave room on both sides
 
 
-def exponent(d: NDArray[np.float32]) -> int:
+def exponent(d: NDArray[Any]) -> int:
     """``floor(log2(max |d|))``, exactly; 0 if all entries are zero."""
     largest = float(np.abs(d).max())
     return int(np.frexp(largest)[1]) - 1 if largest else 0
@@ -59,3 +60,26 @@ def round_to_16(d: NDArray[np.float32]) -> NDArray[np.float32]:
         # The largest entry may round up to 2^(e+1); the next round then takes that exponent.
         d = decode(h, e)
     return d
+
+
+def spread(
+    d1: NDArray[Any], d2: NDArray[Any], d3: NDArray[Any], exponent_of_all: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Diagonals whose product is ``2^exponent_of_all`` times that of the given ones, for float32 to hold.
+
+    The exponent goes to all three alike; where one would come near an end of float32's range, all get
+    largest entries of one size. What is zero in float32 all the same stays zero.
+    """
+    share = exponent_of_all // 3
+    exponents = share, exponent_of_all - 2 * share, share
+    parts = [np.ldexp(d.astype(np.float64), e) for d, e in zip((d1, d2, d3), exponents, strict=True)]
+    if not all(exponent(d) in _ROOM for d in parts):
+        own = [exponent(d) for d in (d1, d2, d3)]
+        each = min(max((sum(own) + exponent_of_all) // 3, _ROOM[0] - 60), _ROOM[-1])
+        rest = min(sum(own) + exponent_of_all - 2 * each, _ROOM[-1])
+        sizes = each, rest, each
+        parts = [
+            np.ldexp(d.astype(np.float64), e - before)
+            for d, e, before in zip((d1, d2, d3), sizes, own, strict=True)
+        ]
+    return parts[0], parts[1], parts[2]

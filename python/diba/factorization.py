@@ -201,6 +201,16 @@ class Factorization(FastOperator):
         result *= last[column]
         return result
 
+    def _apply_wide(self, x: NDArray[np.float64], transposed: bool, threads: int) -> NDArray[np.float64]:
+        first, left, right, last = self._d3, self._b2, self._b1, self._d1
+        if transposed:
+            first, left, right, last = last, right, left, first
+        inner = left._apply_wide(first[:, None] * x, transposed, threads)
+        inner *= self._d2[:, None]
+        result = right._apply_wide(inner, transposed, threads)
+        result *= last[:, None]
+        return result
+
     def _pack(self) -> _core.Prepared:
         _check.fits_tables(max(self.k, self.shape[1]))
         return _core.Prepared(

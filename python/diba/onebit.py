@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import _check, _core, diagonal16
+from ._check_arrays import saturated
 from ._operator import PackedOperator
 from .bits import BitMatrix
 from .dense import snr_of_blocks
@@ -129,14 +130,21 @@ class OneBit(PackedOperator):
             part = BitMatrix(words[:, first : first + _BLOCK_WORDS], columns.stop - columns.start, "sign")
             block = part.to_dense()
             block *= self._a[:, None]
-            block *= self._b[columns]
-            yield columns, block
+            with np.errstate(over="ignore"):
+                block *= self._b[columns]
+            yield columns, saturated(block)
 
     def _apply(self, x: NDArray[np.float32], transposed: bool, threads: int) -> NDArray[np.float32]:
         first, last = (self._a, self._b) if transposed else (self._b, self._a)
         column = slice(None) if x.ndim == 1 else (slice(None), None)
         result = self._signs._apply(first[column] * x, transposed, threads)
         result *= last[column]
+        return result
+
+    def _apply_wide(self, x: NDArray[np.float64], transposed: bool, threads: int) -> NDArray[np.float64]:
+        first, last = (self._a, self._b) if transposed else (self._b, self._a)
+        result = self._signs._apply_wide(first[:, None] * x, transposed, threads)
+        result *= last[:, None]
         return result
 
     def __eq__(self, other: object) -> bool:

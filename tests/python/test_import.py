@@ -36,6 +36,7 @@ LAYERS = (
     ("solvers.budget", "solvers.greedy", "solvers.admm", "solvers.importance"),
     ("solvers.methods", "solvers.covariance", "_timing"),
     ("solvers.objective",),
+    ("solvers.factor",),
     ("solvers.solve",),
     ("solvers", "curve", "bench"),
     ("cli", "waterfill"),

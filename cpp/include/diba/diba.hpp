@@ -87,8 +87,9 @@ class DIBA_API Factorization {
   // Packs the bits for the fast products. The first fast product does so by itself, and then takes longer.
   void prepare() const;
 
-  // y = M x + bias. x (cols), y (rows), which must not overlap. x must be finite for Precision::kFast to mean anything:
-  // otherwise all of y is NaN.
+  // y = M x + bias. x (cols), y (rows), which must not overlap. Where x and bias are finite, y is too: what is beyond
+  // float's range is its largest number. x must be finite for Precision::kFast to mean anything: otherwise all of y is
+  // NaN.
   void multiply(const float* x, float* y, const Options& options = {}) const;
 
   // Every row x of X (count, cols) becomes a row M x + bias of Y (count, rows); both row-major, without gaps. The rows

@@ -44,7 +44,11 @@ class LookupMatrix {
   };
   Block block(std::size_t b) const;
 
+  // y = B a, or S a with S = 2 B - 1, in float64 and in the order of the columns; a (cols), y (rows).
+  void multiply_exactly(const double* a, bool signs, double* y) const;
+
  private:
+  const TileLayout layout_;
   const std::uint8_t* words_;
 };
 
@@ -72,7 +76,9 @@ class PreparedBits {
   const Kernels& kernels() const { return kernels_; }
 
   // Y = X M^T + bias: each row x of X (count, cols) becomes the row M x + bias of Y (count, rows). Row-major; bias
-  // (rows) or null. The same bytes for every instruction set, every count and number of threads.
+  // (rows) or null. The same bytes for every instruction set, every count and number of threads. Of finite numbers y
+  // is finite: where float32 overflows on the way, the vector is multiplied in float64, and what is beyond float32 in
+  // the end is its largest number. A NaN or an infinity in x makes all of its y NaN.
   void multiply(const Diagonals& d, const float* x, std::size_t count, const float* bias, float* y, int threads) const;
 
   // Both products before they are scaled: u = B2 (d3 * x) of (count, inner) and B1 (d2 * u) of (count, rows), on the
@@ -81,9 +87,13 @@ class PreparedBits {
 
  private:
   std::size_t columns_together() const;
+  void multiply_all(const Diagonals& d, const float* x, std::size_t count, const float* bias, float* y,
+                    int threads) const;
   void multiply_some(const Diagonals& d, const float* x, std::size_t count, const float* bias, float* y,
                      int threads) const;
   void halves_of_some(const Diagonals& d, const float* x, std::size_t count, float* u, float* y) const;
+  // Vectors whose result is not finite, though x is, once more in float64.
+  void mend(const Diagonals& d, const float* x, std::size_t count, const float* bias, float* y, int threads) const;
 
   const Kernels& kernels_;
   bool signs_;
@@ -104,7 +114,7 @@ class PreparedMatrix {
   std::size_t cols() const { return matrix_.cols; }
   const Kernels& kernels() const { return kernels_; }
 
-  // Y = X B^T; x (count, cols), y (count, rows)
+  // Y = X B^T; x (count, cols), y (count, rows); overflow as in PreparedBits::multiply.
   void multiply(const float* x, std::size_t count, float* y, int threads) const;
 
  private:

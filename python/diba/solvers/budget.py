@@ -1,13 +1,19 @@
-"""From a size the caller asks for to the inner dimension k."""
+"""From a size the caller asks for to the inner dimension k, and which k pay."""
 
 from __future__ import annotations
 
 from ..storage import bits_per_weight
+from .target_snr import largest_k
 
-__all__ = ["DIAGONAL_BITS", "inner_dimension"]
+__all__ = ["DIAGONAL_BITS", "PAYING_BITS", "inner_dimension", "paying_k", "sizes_to_try"]
 
 DIAGONAL_BITS = 16
 """q: solvers return diagonals that 16 bits an entry hold exactly, and budgets count them so."""
+
+PAYING_BITS = 4
+"""Bits of the binary factors for each weight, above which plain integers of as many bits lose less."""
+
+_HURRIED = 8  # with a time limit, sizes begin at this share of what pays
 
 
 def inner_dimension(m: int, n: int, name: str, size: float) -> int:
@@ -36,3 +42,24 @@ def inner_dimension(m: int, n: int, name: str, size: float) -> int:
             f"use {name}={smallest * 1.0001:.4g} or more"
         )
     return largest
+
+
+def paying_k(m: int, n: int) -> int:
+    """The largest k that pays: binary factors of PAYING_BITS for each entry, so 2 to 4 times min(m, n)."""
+    return max(1, PAYING_BITS * m * n // (m + n))
+
+
+def sizes_to_try(m: int, n: int, k: int, *, limited: bool) -> list[int]:
+    """The inner dimensions to solve for, rising, of which the best result counts for k.
+
+    Up to what pays k itself. Beyond, a solver may do worse with more components, the more so in little time
+    (``limited``): k, but at most ``largest_k``, is then the last of a few sizes, each twice the one before.
+    """
+    pays = paying_k(m, n)
+    if k <= pays:
+        return [k]
+    sizes = [min(k, largest_k(m, n))]
+    least = max(1, pays // _HURRIED) if limited else pays
+    while sizes[-1] > least:
+        sizes.append(sizes[-1] // 2)
+    return sizes[::-1]

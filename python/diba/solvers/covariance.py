@@ -59,6 +59,8 @@ Held out, on all-MiniLM-L6-v2 (benchmarks/activation_error.py), 0.1 is within 0.
 LEAST_POWER = 0.01
 """Of an input's mean square, relative to the median over the inputs."""
 
+_NO_POWER = 2.0**-60  # of an input's mean square, the largest being about 1: it would drown in rounding
+_BEYOND = 2.0**127  # no diagonal of float32 gets there
 _BLOCK = 32  # columns that are brought up to date one by one
 
 
@@ -212,8 +214,8 @@ class Correlated(Greedy):
             block = range(first, min(first + _BLOCK, right.rows))
             steps = np.zeros((len(block), right.k), dtype=np.float32)
             for q in block:
-                if not weights[q] > 0:
-                    continue  # an input that is always 0
+                if not weights[q] > _NO_POWER:
+                    continue  # an input that is always 0, or as good as that
                 g = W[q] / weights[q]
                 step = steps[q - first]
                 step[:] = g
@@ -305,22 +307,26 @@ def descend(
     for iteration in range(1, iterations + 1):
         before = run.objective
         run.flips = 0
-        for step in run.steps():
-            if deadline.over():
-                break
-            step()
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is not taken
+            for step in run.steps():
+                if deadline.over():
+                    break
+                step()
+        if not math.isfinite(run.objective):
+            break
         report(iteration)
         if not before - run.objective > tol * before:
             break
-    return min(
-        (_finished(run, start, exponents[0]), start.round_diagonals()), key=lambda f: output_error(A, f, S)
-    )
+    return min(_finished(run, start, exponents[0]), key=lambda f: output_error(A, f, S))
 
 
-def _finished(run: Correlated, start: Factorization, exponent: int) -> Factorization:
-    """The factors of the unscaled A; d1 and d3 at the scales they had in ``start``."""
+def _finished(run: Correlated, start: Factorization, exponent: int) -> list[Factorization]:
+    """Factors of the unscaled A, if finite, d1 and d3 at the scales of ``start``; and ``start``."""
     e1, e3 = diagonal16.exponent(start.d1), diagonal16.exponent(start.d3)
-    d1, d3 = np.ldexp(run.left.scale, e1), np.ldexp(run.right.scale, e3)
-    d2 = np.ldexp(run.d2, exponent - e1 - e3)
+    parts = [np.ldexp(d.astype(np.float64), e) for d, e in ((run.left.scale, e1), (run.right.scale, e3))]
+    d2 = np.ldexp(run.d2.astype(np.float64), exponent - e1 - e3)
     b1, b2 = run.bits()
-    return Factorization(d1, b1, d2, b2, d3).round_diagonals()
+    start = start.round_diagonals()
+    if not np.abs(np.concatenate((*parts, d2))).max() < _BEYOND:
+        return [start]
+    return [Factorization(parts[0], b1, d2, b2, parts[1]).round_diagonals(), start]

@@ -33,6 +33,10 @@ class Deadline:
         """Whether the time is up."""
         return self.limit is not None and self.elapsed() >= self.limit
 
+    def leaves(self, seconds: float) -> bool:
+        """Whether work of so many seconds would end in time."""
+        return self.limit is None or self.elapsed() + seconds < self.limit
+
     def share(self, part: float) -> Deadline:
         """A deadline after that part of the time."""
         return Deadline(None if self.limit is None else part * self.limit, self.started)

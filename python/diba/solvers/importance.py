@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .. import diagonal16
 from ..factorization import Factorization
 
 if TYPE_CHECKING:
@@ -44,23 +45,29 @@ class Importance:
         result *= self._cols
         return result
 
-    def unscaled(self, f: Factorization) -> Factorization:
-        """Factors of A, with 16-bit diagonals, from factors of ``scaled(A)``.
+    def unscaled(self, f: Factorization, exponent: int = 0) -> Factorization:
+        """Factors of A, with 16-bit diagonals, from factors of ``scaled(A) 2^-exponent``.
 
         Where importance spreads over more than 2^14, pass diagonals that are not rounded yet.
         """
-        d1, d3 = f.d1 / self._rows, f.d3 / self._cols
-        return Factorization(d1, f.b1, f.d2, f.b2, d3).round_diagonals()
+        d1, d2, d3 = diagonal16.spread(f.d1 / self._rows, f.d2, f.d3 / self._cols, exponent)
+        return Factorization(d1, f.b1, d2, f.b2, d3).round_diagonals()
 
-    def inward(self, f: Factorization) -> Factorization:
-        """Factors of ``scaled(A)`` from factors of A: the inverse of :meth:`unscaled`."""
-        return Factorization(f.d1 * self._rows, f.b1, f.d2, f.b2, f.d3 * self._cols)
+    def inward(self, f: Factorization, exponent: int = 0) -> Factorization:
+        """Factors of ``scaled(A) 2^-exponent`` from factors of A: the inverse of :meth:`unscaled`."""
+        d1, d2, d3 = diagonal16.spread(f.d1 * self._rows, f.d2, f.d3 * self._cols, -exponent)
+        return Factorization(d1, f.b1, d2, f.b2, d3)
 
     def error(self, A: FloatArray, f: Factorization) -> float:
         """``sum (o_i (A - F)_ij i_j)^2`` in float64."""
-        error = self.scaled(A)
-        error -= self.scaled(f.to_dense())
-        return float(np.ldexp(np.vdot(error, error), 2 * self.exponent))
+        error = self.weighted(A)
+        error -= self.weighted(f.to_dense())
+        return float(np.vdot(error, error))
+
+    def weighted(self, A: FloatArray) -> NDArray[np.float64]:
+        """``o A i``: squares of it stay within float64's range, as those of ``scaled`` may not."""
+        result = self.scaled(A)
+        return np.ldexp(result, self.exponent, out=result)
 
 
 def _unit(weights: NDArray[np.float64] | None) -> tuple[NDArray[np.float64], int]:

@@ -30,6 +30,7 @@ GREEDY_ITERATIONS = 100
 _SMALL = 32  # a side or an inner dimension below this
 _MANY_BITS = 7  # of the binary factors for each weight, above this
 _USUAL_DB = 8  # for each bit, and an SNR above it: a few entries or a low rank make up most of the matrix
+_FAR_BEYOND = 2.0**40  # of a start's inner diagonal, the matrix being scaled to 1: it is fitted anew
 _RAMP_SHARE = 0.8  # of a time limit; the rest is for the polish
 
 
@@ -210,13 +211,14 @@ def _descend(task: Task, result: Greedy, progress: Run) -> Greedy:
 def _from(task: Task, start: Factorization) -> Greedy:
     """Greedy from given factors of the scaled matrix, the outer diagonals brought to entries of about 1."""
     e1, e3 = diagonal16.exponent(start.d1), diagonal16.exponent(start.d3)
+    d2 = np.ldexp(start.d2.astype(np.float64), e1 + e3)
     return Greedy(
         task.matrix,
         start.b1,
         start.b2,
         task.threads,
         d1=np.ldexp(start.d1, -e1),
-        d2=np.ldexp(start.d2, e1 + e3),
+        d2=d2.astype(np.float32) if np.abs(d2).max() < _FAR_BEYOND else None,
         d3=np.ldexp(start.d3, -e3),
         pairs=task.method != "greedy",
     )

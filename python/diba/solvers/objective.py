@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import _check_objectives
+from .. import _check_objectives, diagonal16
+from ..factorization import Factorization
 from .covariance import SHRINK, descend, input_scales, output_error, shrunk
 from .importance import Importance
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .._check import FloatArray
-    from ..factorization import Factorization
     from ..progress import ProgressCallback
     from .deadline import Deadline
 
@@ -43,13 +43,15 @@ class Objective:
         """What to factor in place of A: its plain objective is this one, or stands for it."""
         return A if self._importance is None else self._importance.scaled(A)
 
-    def unscaled(self, f: Factorization) -> Factorization:
-        """Factors of A, 16-bit diagonals, from factors of ``scaled(A)``."""
-        return f.round_diagonals() if self._importance is None else self._importance.unscaled(f)
+    def unscaled(self, f: Factorization, exponent: int) -> Factorization:
+        """Factors of A, 16-bit diagonals, from factors of ``scaled(A) 2^-exponent``."""
+        if self._importance is not None:
+            return self._importance.unscaled(f, exponent)
+        return _spread(f, exponent).round_diagonals()
 
-    def inward(self, f: Factorization) -> Factorization:
-        """Factors of ``scaled(A)`` from factors of A."""
-        return f if self._importance is None else self._importance.inward(f)
+    def inward(self, f: Factorization, exponent: int) -> Factorization:
+        """Factors of ``scaled(A) 2^-exponent`` from factors of A."""
+        return _spread(f, -exponent) if self._importance is None else self._importance.inward(f, exponent)
 
     def measure(self, A: FloatArray, f: Factorization) -> tuple[float, float]:
         """(objective of f, SNR ``10 log10(objective of 0 / objective of f)`` in dB), in float64."""
@@ -57,7 +59,7 @@ class Objective:
             decibels = f.snr(A)
             energy = float(np.vdot(A.astype(np.float64), A.astype(np.float64)))
             return (energy * 10 ** (-decibels / 10) if energy else 0.0), decibels
-        zero = type(f)(0 * f.d1, f.b1, f.d2, f.b2, f.d3)
+        zero = _times(f, 0)
         if self.covariance is not None:
             error, energy = (output_error(A, g, self.covariance) for g in (f, zero))
         else:
@@ -65,6 +67,32 @@ class Objective:
         if error <= 0:
             return 0.0, math.inf
         return error, 10 * math.log10(energy / error) if energy else -math.inf
+
+    def no_worse_than_zero(self, A: FloatArray, f: Factorization) -> tuple[Factorization, float, float]:
+        """(f, objective, SNR); where zeros would be better, f times what is best for it, or zeros."""
+        error, decibels = self.measure(A, f)
+        if decibels >= 0:
+            return f, error, decibels
+        scaled = _times(f, self._best_multiple(A, f)).round_diagonals()
+        error, decibels = self.measure(A, scaled)
+        if decibels >= 0:
+            return scaled, error, decibels
+        return (zero := _times(f, 0)), *self.measure(A, zero)
+
+    def _weighted(self, X: FloatArray) -> NDArray[np.float64]:
+        return X.astype(np.float64) if self._importance is None else self._importance.weighted(X)
+
+    def _best_multiple(self, A: FloatArray, f: Factorization) -> float:
+        """The multiple of f, from -1 to 1, of the least objective."""
+        dense = f.to_dense()
+        if self.covariance is not None:
+            exact, found = (np.asarray(X, np.float64) for X in (A, dense))
+            weighed = found @ self.covariance
+        else:
+            exact, found = (self._weighted(X) for X in (A, dense))
+            weighed = found
+        energy = float(np.vdot(weighed, found))
+        return min(1.0, max(-1.0, float(np.vdot(weighed, exact)) / energy)) if energy > 0 else 0.0
 
     def descend(
         self,
@@ -81,6 +109,16 @@ class Objective:
         return descend(
             A, start, self.covariance, tol=tol, threads=threads, deadline=deadline, progress=progress
         )
+
+
+def _spread(f: Factorization, exponent: int) -> Factorization:
+    """2^exponent times f."""
+    d1, d2, d3 = diagonal16.spread(f.d1, f.d2, f.d3, exponent)
+    return Factorization(d1, f.b1, d2, f.b2, d3)
+
+
+def _times(f: Factorization, factor: float) -> Factorization:
+    return Factorization(f.d1, f.b1, factor * f.d2, f.b2, f.d3)
 
 
 def checked(importance: Any, covariance: Any, m: int, n: int) -> Objective:

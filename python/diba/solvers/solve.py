@@ -1,33 +1,38 @@
-"""diba.solve: checks, budget, objective, scaling, the chosen method, and the finished Factorization."""
+"""diba.solve: checks, budget, the factors, and a word where k is beyond what pays."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+import logging
+import warnings
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from .. import _check
 from ..factorization import Factorization
-from ..progress import Progress
 from ..runtime import resolve_threads
-from .budget import inner_dimension
+from .budget import PAYING_BITS, inner_dimension, paying_k
 from .deadline import Deadline
-from .methods import EFFORTS, METHODS, Task, run
-from .objective import Objective, checked
+from .factor import Options, factor, factor_at
+from .methods import EFFORTS, METHODS
+from .objective import checked
 from .target_snr import smallest_k
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
+    from collections.abc import Iterator
+
+    from numpy.typing import ArrayLike
 
     from .._check import Alphabet, FloatArray
     from ..progress import ProgressCallback
 
-__all__ = ["solve"]
+__all__ = ["no_advice", "solve"]
 
-_START_SHARE = 0.6  # of a time limit, for the start of a descent under a covariance
-_FAST_TOL = 2e-3  # of that descent at effort "fast": a third of its steps, within 0.05 dB
+_SMALLEST = 2.0**-150  # in size; what is smaller rounds to zero in float32
+_advising: ContextVar[bool] = ContextVar("diba_advising", default=True)
 
 
 def solve(
@@ -55,7 +60,9 @@ def solve(
     Args:
         A: Real matrix of shape (m, n): anything NumPy can read, or a torch CPU tensor.
         k: Inner dimension. Give exactly one of ``k``, ``bits_per_weight``, ``storage_ratio``, ``snr_db``,
-            unless ``init`` brings its own k.
+            unless ``init`` brings its own k. Beyond 4 bits for each entry of A, k = 4 m n / (m + n), a
+            warning says that less is enough; smaller k are then solved too and the best factors count.
+            Beyond 16 bits, the factors are those of 16 bits, and further components are zero.
         bits_per_weight: The largest k whose factors take at most this many bits for each entry
             of A, diagonals counted at 16 bits an entry.
         storage_ratio: The same as a share of float32: bits per weight / 32.
@@ -80,13 +87,15 @@ def solve(
             whole ramp (admm, dbf), where more give better factors.
         tol: Stop greedy iterations when one lowers the objective by less than this share of it.
         time_limit: Seconds after which the best factors so far are returned; ramps are hurried to end
-            in time.
+            in time, and a step that would not is not begun.
         threads: Threads of the compiled code; None uses ``diba.num_threads()``.
         progress: Called with a :class:`diba.Progress` at the start, after every iteration and at the end,
             then with the figures of what is returned. What it raises ends the run, as Ctrl-C does.
 
     Returns:
-        The factors, with diagonals that 16 bits an entry hold exactly.
+        The factors, with diagonals that 16 bits an entry hold exactly. They are finite and never worse than
+        the zero matrix in what is minimised, whatever the method and limits. Numbers of A that float32
+        cannot tell from zero count as zero.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -106,33 +115,48 @@ def solve(
     """
     matrix = _check.real_matrix(A, "A")
     options = _options(locals())
+    if not np.abs(matrix).max() > _SMALLEST:
+        matrix = np.zeros_like(matrix)
     if options.init is not None and (k, bits_per_weight, storage_ratio, snr_db) == (None,) * 4:
         return factor(matrix, options.init.k, options)
     name, size = _check.exactly_one_budget(k, bits_per_weight, storage_ratio, snr_db)
     if name == "snr_db":
-        return _reaching(matrix, size, options)
-    m, n = matrix.shape
-    inner = inner_dimension(m, n, name, size)
-    if options.init is not None:
-        _check.equal(options.init.k, "the inner dimension of init", inner, "inner dimension asked for")
-    return factor(matrix, inner, options)
+        result = _reaching(matrix, size, options)
+    else:
+        m, n = matrix.shape
+        inner = inner_dimension(m, n, name, size)
+        if options.init is not None:
+            _check.equal(options.init.k, "the inner dimension of init", inner, "inner dimension asked for")
+        result = factor(matrix, inner, options)
+    _advise(result)
+    return result
 
 
-@dataclass(frozen=True)
-class Options:
-    """The checked arguments of :func:`solve` that say how, not what."""
+def _advise(f: Factorization) -> None:
+    """Say it where k is beyond what pays."""
+    (m, n), k = f.shape, f.k
+    pays = paying_k(m, n)
+    if k <= pays or not _advising.get():
+        return
+    text = (
+        f"k is {k}, beyond what pays for a {m} x {n} matrix: its binary factors take "
+        f"{k * (m + n) / (m * n):.3g} bits for each entry, where plain integers of as many bits lose less; "
+        f"k = {pays} ({PAYING_BITS} bits) is enough"
+    )
+    try:
+        warnings.warn(text, UserWarning, stacklevel=3)
+    except UserWarning:  # a filter that makes it an error must not cost the factors
+        logging.getLogger("diba").warning("%s", text)
 
-    method: str
-    alphabet: Alphabet
-    effort: str
-    objective: Objective
-    init: Factorization | None
-    seed: int
-    max_iter: int | None
-    tol: float
-    deadline: Deadline
-    threads: int
-    progress: ProgressCallback | None
+
+@contextmanager
+def no_advice() -> Iterator[None]:
+    """Within it, :func:`solve` says nothing of k in this thread: for sizes that no user chose."""
+    token = _advising.set(False)
+    try:
+        yield
+    finally:
+        _advising.reset(token)
 
 
 def _options(given: dict[str, Any]) -> Options:
@@ -174,94 +198,13 @@ def _reaching(matrix: FloatArray, snr_db: float, options: Options) -> Factorizat
     """The factors of the smallest k that reaches snr_db."""
 
     def solve_at(k: int) -> tuple[Factorization, float]:
-        f = factor(matrix, k, options)
+        f = factor_at(matrix, k, options)
         return f, options.objective.measure(matrix, f)[1]
 
     def rough(k: int) -> float:
-        return options.objective.measure(matrix, factor(matrix, k, cheap))[1]
+        return options.objective.measure(matrix, factor_at(matrix, k, cheap))[1]
 
     m, n = matrix.shape
     cheap = replace(options, effort="fast", progress=None)
     pays = options.max_iter is None and options.effort != "fast"
     return smallest_k(solve_at, m, n, snr_db, rough=rough if pays else None, expired=options.deadline.over)[1]
-
-
-def factor(matrix: FloatArray, k: int, options: Options) -> Factorization:
-    """Factor a checked matrix at inner dimension k, all else being said."""
-    (m, n), objective = matrix.shape, options.objective
-    _check.fits_in_memory(
-        _bytes_needed(m, n, k, objective),
-        f"a {m} x {n} matrix with k = {k}",
-        "use a smaller k, or split A by rows",
-    )
-    last = Progress(0, 0, math.inf, -math.inf, 0, 0.0)
-
-    def report(state: Progress) -> None:
-        nonlocal last
-        last = state
-        if options.progress is not None:
-            options.progress(state)
-
-    result = options.init
-    if result is None or objective.covariance is None:
-        result = objective.unscaled(_factor_plain(objective.scaled(matrix), k, options, report))
-
-    def report_after(state: Progress, before: int = last.iteration) -> None:
-        iteration = before + state.iteration
-        elapsed = options.deadline.elapsed()
-        report(replace(state, iteration=iteration, max_iter=before + state.max_iter, elapsed=elapsed))
-
-    tol = max(options.tol, _FAST_TOL) if options.effort == "fast" else options.tol
-    result = objective.descend(matrix, result, tol, options.threads, options.deadline, report_after)
-    error, decibels = objective.measure(matrix, result)
-    if options.init is not None:
-        before, start = objective.measure(matrix, options.init)
-        if not error < before:
-            result, error, decibels = options.init, before, start
-    report(replace(last, objective=error, snr=decibels, elapsed=options.deadline.elapsed(), remaining=0.0))
-    return result
-
-
-def _factor_plain(matrix: FloatArray, k: int, options: Options, report: ProgressCallback) -> Factorization:
-    """Factors of a matrix under the plain objective, diagonals in float32."""
-    scaled, exponent = scaled_to_one(matrix)
-    weighted = options.objective.covariance is not None
-    task = Task(
-        scaled,
-        k,
-        options.alphabet,
-        options.method,
-        options.effort,
-        options.seed,
-        options.max_iter,
-        options.tol,
-        options.threads,
-        options.deadline.share(_START_SHARE) if weighted else options.deadline,
-        lambda state: report(replace(state, objective=math.ldexp(state.objective, 2 * exponent))),
-        None if options.init is None else _rescaled(options.objective.inward(options.init), -exponent),
-        not options.objective.plain,
-    )
-    return _rescaled(run(task).factors(), exponent)
-
-
-def _bytes_needed(m: int, n: int, k: int, objective: Objective) -> int:
-    """Peak memory of a run: A in five forms, dense (m + n) x k matrices, k x k systems."""
-    plain = 4 * (5 * m * n + 6 * (m + n) * k) + 8 * 6 * k * k
-    if objective.covariance is None:
-        return plain + (0 if objective.plain else 8 * m * n)
-    return max(plain, 8 * (2 * m * n + 2 * n * n) + 4 * (6 * m * n + 4 * n * n + 8 * n * k + 3 * k * k))
-
-
-def scaled_to_one(A: FloatArray) -> tuple[NDArray[np.float32], int]:
-    """(A / 2^e as float32 with magnitudes up to 1, e): no product of the solver over- or underflows."""
-    largest = max(abs(float(A.max())), abs(float(A.min())))
-    exponent = math.frexp(largest)[1]
-    return np.ldexp(A, -exponent).astype(np.float32, order="C"), exponent
-
-
-def _rescaled(f: Factorization, exponent: int) -> Factorization:
-    """2^exponent times f, spread over the diagonals."""
-    share = exponent // 3
-    return Factorization(
-        np.ldexp(f.d1, share), f.b1, np.ldexp(f.d2, exponent - 2 * share), f.b2, np.ldexp(f.d3, share)
-    )
