@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from .. import _check
 from .batches import call
-from .losses import Forward, Loss, answer, positions
+from .losses import Forward, Loss
+from .outputs import answers, choices, positions
 
 __all__ = ["fisher"]
 
@@ -22,7 +23,8 @@ def fisher(*, seed: int = 0, features: bool = False, forward: Forward = call) ->
     labels are drawn from the model's own answers, so the mean of the squared gradients is the diagonal of
     the Fisher information: to second order, what an error costs in nats of
     ``KL(dense model | compressed model)``. Outputs that are no logits are multiplied by random signs and
-    summed: squared gradients are then, on average, what an error changes in ``|output|^2``.
+    summed: squared gradients are then, on average, what an error changes in ``|output|^2``. What counts as
+    the output of a model, and as logits, is what :func:`distillation` compares.
 
     Args:
         seed: Of the draws; the same batches in the same order give the same gradients.
@@ -51,14 +53,18 @@ def fisher(*, seed: int = 0, features: bool = False, forward: Forward = call) ->
     generator = torch.Generator().manual_seed(_check.seed(seed))
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
-        output, logits = answer(forward(model, batch), model, features)
-        chosen = output[positions(batch, output)].float()
-        if not logits:
-            signs = torch.randint(0, 2, chosen.shape, generator=generator).to(chosen) * 2 - 1
-            return (chosen * signs).sum()
-        rows = chosen.reshape(-1, chosen.shape[-1])
-        shares = rows.detach().softmax(-1).cpu()
-        drawn = torch.multinomial(shares, 1, generator=generator)[:, 0].to(rows.device)
-        return F.cross_entropy(rows, drawn, reduction="sum")
+        total = torch.zeros(())
+        for answer in answers(forward(model, batch), model, features):
+            values = choices(answer)
+            chosen = values[positions(batch, values, model)].float()
+            if answer.kind == "features":
+                signs = torch.randint(0, 2, chosen.shape, generator=generator).to(chosen) * 2 - 1
+                total = total + (chosen * signs).sum()
+            else:
+                rows = chosen.reshape(-1, chosen.shape[-1])
+                shares = rows.detach().softmax(-1).cpu()
+                drawn = torch.multinomial(shares, 1, generator=generator)[:, 0].to(rows.device)
+                total = total + F.cross_entropy(rows, drawn, reduction="sum")
+        return total
 
     return loss

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,17 +13,16 @@ from torch import Tensor, nn
 
 from .. import _check
 from .batches import call, digest, evaluating, plain_grad
+from .outputs import Answer, answers, choices, field, positions
 
 __all__ = [
     "Distillation",
     "Forward",
     "Loss",
-    "answer",
     "batch_norms",
     "differentiable",
     "distillation",
     "model_loss",
-    "positions",
 ]
 
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -38,7 +37,7 @@ def model_loss(model: nn.Module, batch: Any) -> Tensor:
     Raises:
         ValueError: the output has no loss.
     """
-    loss = _field(call(model, batch), "loss")
+    loss = field(call(model, batch), "loss")
     if not isinstance(loss, Tensor):
         raise ValueError(
             f"loss is None and {type(model).__name__} returns no loss for this batch; it must be a callable "
@@ -59,11 +58,15 @@ def distillation(
     """A loss that is small where a model answers as its teacher does.
 
     For models with logits it is the mean over positions of ``T^2 KL(teacher | student)``, both softened by
-    the temperature T. For models without (sentence encoders) it is ``|student - teacher|^2 / |teacher|^2`` of
-    their first output, ``last_hidden_state`` in transformers. A plain tensor counts as logits.
+    the temperature T. For models without it is ``|student - teacher|^2 / |teacher|^2`` of their embeddings
+    (``text_embeds`` and ``image_embeds`` of CLIP and SigLIP), else of ``last_hidden_state``. Several answers,
+    as the start and end of one to a question or classes and boxes, add up. A plain tensor counts as logits.
+    Classes lie along the last axis, in images along axis 1; labels that do not exclude each other
+    (``problem_type="multi_label_classification"``, masks) are compared one by one, a single number as the
+    values that are no logits.
 
-    Positions count where ``attention_mask`` is 1 if the batch has one that fits the output, else where
-    ``labels`` are not -100, else all of them.
+    Positions count where ``attention_mask``, that of the decoder if there is one, is 1 if the batch has one
+    that fits the output, else where ``labels`` are not -100, else all of them.
 
     Args:
         teacher: The dense model, ``copy.deepcopy(model)`` from before the conversion. It runs in eval mode
@@ -116,7 +119,7 @@ class Distillation:
         self.cached_bytes = 0
         self._temperature, self._weight, self._features = temperature, weight, features
         self._forward = forward
-        self._cache: dict[bytes, Tensor] = {}
+        self._cache: dict[bytes, list[Answer]] = {}
         self._limit = cache
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
@@ -127,20 +130,18 @@ class Distillation:
                 "teacher = copy.deepcopy(model)"
             )
         output = self._forward(model, batch)
-        student, logits = answer(output, model, self._features)
-        teacher = self._teach(batch).to(student.device)
-        if teacher.shape != student.shape:
+        students, teachers = answers(output, model, self._features), self._teach(batch)
+        found, wanted = ([(x.name, tuple(x.values.shape)) for x in side] for side in (teachers, students))
+        if found != wanted:
             raise ValueError(
-                f"the teacher's output has shape {tuple(teacher.shape)}; it must be {tuple(student.shape)}, "
+                f"the teacher's output has shape {_shown(found)}; it must be {_shown(wanted)}, "
                 f"the shape of the model's: use the model from before its conversion"
             )
-        chosen = positions(batch, student)
-        loss = (self._divergence if logits else _relative_error)(
-            student[chosen].float(), teacher[chosen].float()
-        )
+        pairs = zip(students, teachers, strict=True)
+        loss = torch.stack([self._distance(*pair, batch, model) for pair in pairs]).sum()
         if self._weight == 1:
             return loss
-        own = _field(output, "loss")
+        own = field(output, "loss")
         if own is None:
             raise ValueError(
                 f"weight is {self._weight:g} and {type(model).__name__} returns no loss for this batch; "
@@ -149,71 +150,45 @@ class Distillation:
         total: Tensor = self._weight * loss + (1 - self._weight) * own
         return total
 
+    def _distance(self, student: Answer, teacher: Answer, batch: Any, model: nn.Module) -> Tensor:
+        mine, its = choices(student), choices(teacher).to(student.values.device)
+        chosen = positions(batch, mine, model)
+        between = _relative_error if student.kind == "features" else self._divergence
+        return between(mine[chosen].float(), its[chosen].float())
+
     def _divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
         t = self._temperature
         log_p, log_q = (F.log_softmax(z / t, -1) for z in (teacher, student))
-        return F.kl_div(log_q, log_p, reduction="sum", log_target=True) * (
-            t * t / max(1, log_q[..., 0].numel())
-        )
+        terms = log_p.exp() * (log_p - log_q)
+        terms = terms.masked_fill(log_p == -math.inf, 0)  # classes that are ruled out
+        return terms.sum() * (t * t / max(1, log_q[..., 0].numel()))
 
-    def _teach(self, batch: Any) -> Tensor:
+    def _teach(self, batch: Any) -> list[Answer]:
         if self._limit == 0:
             return self._run_teacher(batch)
         key = digest(batch)
         found = self._cache.get(key)
         if found is None:
             found = self._run_teacher(batch)
-            if self.cached_bytes + found.nbytes <= self._limit:
+            size = sum(answer.values.nbytes for answer in found)
+            if self.cached_bytes + size <= self._limit:
                 self._cache[key] = found
-                self.cached_bytes += found.nbytes
+                self.cached_bytes += size
         return found
 
-    def _run_teacher(self, batch: Any) -> Tensor:
+    def _run_teacher(self, batch: Any) -> list[Answer]:
         with torch.no_grad(), evaluating(self.teacher):
-            return answer(self._forward(self.teacher, batch), self.teacher, self._features)[0]
+            return answers(self._forward(self.teacher, batch), self.teacher, self._features)
+
+
+def _shown(shapes: list[tuple[str, tuple[int, ...]]]) -> str:
+    return ", ".join(f"{shape} ({name})" if name else f"{shape}" for name, shape in shapes)
 
 
 def _relative_error(student: Tensor, teacher: Tensor) -> Tensor:
     return (student - teacher).square().sum() / teacher.square().sum().clamp_min(
         torch.finfo(teacher.dtype).tiny
     )
-
-
-def answer(output: Any, model: nn.Module, features: bool) -> tuple[Tensor, bool]:
-    """The tensor of a model's output that counts, and whether it holds logits.
-
-    Raises:
-        ValueError: the output has none.
-    """
-    if isinstance(output, Tensor):
-        return output, not features
-    logits = _field(output, "logits")
-    if isinstance(logits, Tensor) and not features:
-        return logits, True
-    hidden = _field(output, "hidden_states")
-    first = hidden[-1] if hidden else _field(output, "last_hidden_state")
-    if first is None and not isinstance(output, Mapping) and isinstance(output, (tuple, list)):
-        first = next((part for part in output if isinstance(part, Tensor)), None)
-    if not isinstance(first, Tensor):
-        wanted = (
-            "hidden states (put output_hidden_states=True into the batch)" if logits is not None else "logits"
-        )
-        raise ValueError(f"the output of {type(model).__name__} is {type(output).__name__} without {wanted}")
-    return first, False
-
-
-def positions(batch: Any, output: Tensor) -> Any:
-    """An index of the positions (output without its last axis) that count."""
-    shape = output.shape[:-1]
-    for name, unused in (("attention_mask", 0), ("decoder_attention_mask", 0), ("labels", -100)):
-        mask = _field(batch, name)
-        if isinstance(mask, Tensor) and mask.shape == shape and len(shape) > 1:
-            return (mask != unused).to(output.device)
-    return ...
-
-
-def _field(output: Any, name: str) -> Any:
-    return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
 
 
 @contextmanager

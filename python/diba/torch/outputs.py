@@ -1,0 +1,161 @@
+"""What of a model's output is its answer: the tensors that losses compare, and how each is to be read."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Answer", "answers", "choices", "field", "positions"]
+
+_BESIDE_LOGITS = ("mc_logits", "pred_boxes", "pred_masks")
+"""Of models with several heads, those that ``logits`` do not tell."""
+
+_EMBEDS = re.compile(r"(^|_)(embeds|embedding|embeddings)$")
+_HIDDEN = ("hidden_states", "decoder_hidden_states", "last_hidden_state")
+_NO_ANSWERS = re.compile(r"loss|attention|past_key_values|hidden_states|input_ids|mask$|cache")
+
+
+class Answer(NamedTuple):
+    """One tensor of an output.
+
+    Attributes:
+        name: Where it was found; empty for an output that is a tensor.
+        values: ``"classes"``: logits, the classes along the last axis, one of which is right. ``"labels"``:
+            logits of labels that are each right or wrong. ``"features"``: any other numbers.
+        kind: Which of these they are.
+    """
+
+    name: str
+    values: Tensor
+    kind: Literal["classes", "labels", "features"]
+
+
+def answers(output: Any, model: nn.Module, features: bool) -> list[Answer]:
+    """The tensors that count.
+
+    - A tensor: logits, features if asked for.
+    - ``logits``, else all whose names end with ``_logits``; beside them ``mc_logits``, ``pred_boxes`` and
+      ``pred_masks``. Classes lie along the last axis, along axis 1 of images (four axes or more). Masks, and
+      all logits of a model for several labels at once, are labels. One number alone is a feature.
+    - Where there are none: all whose names end with ``_embeds`` or ``_embedding(s)``, else the last of
+      ``hidden_states`` or ``last_hidden_state``; with ``features`` the other way about. Else the first tensor
+      of a tuple, else what outputs inside of this one have, else the only tensor there is.
+
+    Raises:
+        ValueError: which it is cannot be known.
+    """
+    if isinstance(output, Tensor):
+        return [_read("", output, model, features)]
+    found = _answers(output, model, features)
+    if found:
+        return found
+    known = [name for name, value in _fields(output) if isinstance(value, Tensor)]
+    if "logits" in known and features:
+        raise ValueError(
+            f"the output of {type(model).__name__} is {type(output).__name__} without hidden states; put "
+            "output_hidden_states=True into the batch"
+        )
+    sizes = [f"{name!r} {tuple(v.shape)}" for name, v in _fields(output) if isinstance(v, Tensor)][:8]
+    raise ValueError(
+        f"the output of {type(model).__name__} is {type(output).__name__} with "
+        f"{', '.join(sizes) or 'no tensors'}, and which is its answer is not known; say so with forward=, a "
+        "function of model and batch that returns one tensor: diba.torch.distillation(teacher, "
+        "forward=...) or diba.torch.fisher(forward=...)"
+    )
+
+
+def _answers(output: Any, model: nn.Module, features: bool) -> list[Answer]:
+    parts = dict(_fields(output))
+    tensors = {name: v for name, v in parts.items() if isinstance(v, Tensor) and v.is_floating_point()}
+    if not features:
+        one = "logits" in tensors
+        names = [
+            name
+            for name in tensors
+            if name in _BESIDE_LOGITS or (name == "logits" if one else name.endswith("_logits"))
+        ]
+        if names:
+            return [_read(name, tensors[name], model, False) for name in names]
+    embeds = {name: v for name, v in tensors.items() if _EMBEDS.search(name)}
+    hidden = next((parts[name] for name in _HIDDEN if name in parts and parts[name] is not None), None)
+    hidden = hidden[-1] if isinstance(hidden, (tuple, list)) and hidden else hidden
+    states = {"last_hidden_state": hidden} if isinstance(hidden, Tensor) else {}
+    chosen = (states or embeds) if features else (embeds or states)
+    if not chosen and type(output) in (tuple, list):
+        chosen = dict([(name, v) for name, v in tensors.items() if v.ndim][:1])
+    if not chosen:
+        inner = [
+            answer._replace(name=f"{name}.{answer.name}")
+            for name, value in parts.items()
+            if isinstance(value, Mapping) or (dataclasses.is_dataclass(value) and not isinstance(value, type))
+            for answer in _answers(value, model, features)
+        ]
+        if inner:
+            return inner
+        chosen = {name: v for name, v in tensors.items() if v.ndim and not _NO_ANSWERS.search(name)}
+        if len(chosen) > 1 or (features and "logits" in tensors):
+            return []
+    return [Answer(name, v, "features") for name, v in chosen.items()]
+
+
+def _fields(output: Any) -> Iterator[tuple[str, Any]]:
+    """Names and values of a mapping, a tuple, a dataclass, or any other object."""
+    if isinstance(output, Mapping):
+        yield from ((str(name), value) for name, value in output.items())
+    elif isinstance(output, (tuple, list)):
+        names = getattr(output, "_fields", range(len(output)))
+        yield from ((str(name), value) for name, value in zip(names, output, strict=True))
+    else:
+        yield from getattr(output, "__dict__", {}).items()
+
+
+def _read(name: str, values: Tensor, model: nn.Module, features: bool) -> Answer:
+    """Logits by their kind."""
+    config = getattr(model, "config", None)
+    if features or name == "pred_boxes" or values.ndim == 0:
+        return Answer(name, values, "features")
+    if "mask" in name or _many_labels(config):
+        return Answer(name, values, "labels")
+    if values.ndim > 3 and values.shape[-1] != getattr(config, "vocab_size", None):
+        values = values.movedim(1, -1)
+    return Answer(name, values, "classes" if values.shape[-1] > 1 else "features")
+
+
+def _many_labels(config: Any) -> bool:
+    """Whether logits go through a sigmoid each: several labels at once, or detection by focal loss."""
+    several = getattr(config, "problem_type", None) == "multi_label_classification"
+    return several or any(hasattr(config, name) for name in ("focal_alpha", "focal_loss_alpha"))
+
+
+def choices(answer: Answer) -> Tensor:
+    """Logits with alternatives along the last axis: those of a label are that it is right, or wrong."""
+    if answer.kind == "labels":
+        return torch.stack([answer.values, torch.zeros_like(answer.values)], -1)
+    return answer.values
+
+
+def positions(batch: Any, values: Tensor, model: nn.Module) -> Any:
+    """An index of the positions (an answer without its last axis) that count.
+
+    Those where ``attention_mask``, that of the decoder if there is one, is 1, else those where ``labels`` are
+    not -100, if one of them has the shape of the positions; else all of them.
+    """
+    shape = values.shape[:-1]
+    masks = [("decoder_attention_mask", 0), ("labels", -100)]
+    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        masks.insert(0, ("attention_mask", 0))
+    for name, unused in masks:
+        mask = field(batch, name)
+        if isinstance(mask, Tensor) and mask.shape == shape and len(shape) > 1:
+            return (mask != unused).to(values.device)
+    return ...
+
+
+def field(output: Any, name: str) -> Any:
+    """A value by its name, of a mapping or any other object; None if there is none."""
+    return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
