@@ -66,9 +66,8 @@ std::uint64_t JsonReader::integer() {
   const bool zero = peek() == '0';
   std::uint64_t value = 0;
   for (std::size_t digits = 0; digit(peek()); ++digits, ++position_) {
-    const auto d = static_cast<std::uint64_t>(peek() - '0');
-    if ((zero && digits > 0) || value > (UINT64_MAX - d) / 10) fail("an integer below 2^64 without leading zeros");
-    value = 10 * value + d;
+    if ((zero && digits > 0) || digits == 19) fail("an integer of up to 19 digits without leading zeros");
+    value = 10 * value + static_cast<std::uint64_t>(peek() - '0');
   }
   if (peek() == '.' || peek() == 'e' || peek() == 'E') fail("an integer");
   return value;

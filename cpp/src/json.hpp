@@ -37,7 +37,7 @@ class JsonReader {
   // A string that is written without escapes.
   std::string word();
 
-  // 0 or [1-9][0-9]*, below 2^64.
+  // 0 or [1-9][0-9]*, up to 19 digits.
   std::uint64_t integer();
 
   // Nothing but white space is left.

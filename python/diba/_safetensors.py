@@ -6,7 +6,7 @@ the tensors' bytes.
 
 Readers of JSON differ in what they make of its rarer forms, so these are refused,
 here and in ``cpp/src/safetensors.cpp`` alike: a key twice, half of a surrogate pair, any
-number but ``0|[1-9][0-9]*`` below 2^64, a tensor's entry with other fields than
+number but ``0|[1-9][0-9]*`` of up to 19 digits, a tensor's entry with other fields than
 those three, and escapes in its fields' names and dtype (``"shap\u0065"``).
 No depth is left to chance: the header is matched against its one possible shape.
 """
@@ -15,18 +15,21 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+import sys
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, NoReturn
 
 from .errors import FormatError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
 __all__ = ["DTYPES", "Header", "TensorEntry", "encode_header", "read_header"]
 
 _LENGTH_BYTES = 8
 _LONGEST_HEADER = 100_000_000  # the safetensors package's own limit
 _METADATA = "__metadata__"
+_NOT_JSON = "the safetensors header is damaged, it is not JSON"
+_NOT_STRINGS = "the safetensors metadata is damaged; all its values must be strings"
 
 DTYPES = {
     "BOOL": "|b1",
@@ -87,7 +90,8 @@ def read_header(file: BinaryIO, name: str, longest: int = _LONGEST_HEADER) -> He
             f"{name}: is not a diba file: its header has {length} bytes, expected up to {longest}"
         )
     file.seek(_LENGTH_BYTES)
-    header = _parse(file.read(length), data_start, name)
+    header = Header({}, {}, data_start)
+    _Parser(file.read(length), header, name).parse()
     end = max((tensor.end for tensor in header.tensors.values()), default=data_start)
     _check_size(name, size, end, at_least=False)
     return header
@@ -121,55 +125,95 @@ def _check_size(name: str, size: int, announced: int, at_least: bool) -> None:
 
 # ---------------------------------------------------------------- the one shape of a header
 
-# Possessive quantifiers: nothing is tried twice, so time is linear in the header's length.
-_BLANKS = rb"[ \t\n\r]*+"
-_STRING = rb'"[^"\\\x00-\x1f]*+(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*+)*+"'
-_NUMBER = rb"(?:0|[1-9][0-9]{0,19}+)"
-_NUMBERS = rb"\[_(?:#_(?:,_#_)*+)?+\]"
-_PAIR = rb"\[_#_,_#_\]"
-_ENTRY = (
-    rb'\{_(?:(?:"dtype"_:_"(?P<dtype>[^"\\\x00-\x1f]*+)"|"shape"_:_(?P<shape>' + _NUMBERS + rb")"
-    rb'|"data_offsets"_:_(?P<offsets>' + _PAIR + rb'))_(?:,_(?=")|(?=\}))){3}\}'
+
+def _pattern(text: str) -> re.Pattern[bytes]:
+    """A regular expression; ``~`` stands for blanks, STRING for a string, NUMBER for a number.
+
+    Quantifiers are possessive: nothing is tried twice, so time is linear in the header's length.
+    """
+    string = r'"[^"\\\x00-\x1f]*+(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*+)*+"'
+    text = text.replace("STRING", string).replace("NUMBER", "(?:0|[1-9][0-9]{0,18}+)")
+    return re.compile(text.replace("~", r"[ \t\n\r]*+").encode())
+
+
+_KEY = "~(?P<key>STRING)~:~"
+_NEXT = "~(?P<next>[,}])"
+_FIELDS = (
+    r'"dtype"~:~(?P<dtype>"[^"\\\x00-\x1f]*+")',
+    r'"shape"~:~\[~(?P<shape>(?:NUMBER~(?:,~NUMBER~){0,63}+)?+)\]',
+    r'"data_offsets"~:~\[~(?P<begin>NUMBER)~,~(?P<end>NUMBER)~\]',
 )
+_OPEN = _pattern(r"~\{~(?P<close>\}?+)")
+_START = _pattern(_KEY)
+_STRINGS = _pattern(f"{_KEY}(?P<value>STRING){_NEXT}")
+_TENSOR = _pattern(rf'{_KEY}\{{~(?:(?:{"|".join(_FIELDS)})~(?:,~(?=")|(?=\}}))){{3}}\}}{_NEXT}')
+_AFTER = _pattern(_NEXT)
+_END = _pattern(r"~\Z")
 
 
-def _pattern(text: bytes) -> re.Pattern[bytes]:
-    """``_`` stands for blanks, ``#`` for a number; field names have their own underscore."""
-    parts = text.split(b"data_offsets")
-    return re.compile(
-        b"data_offsets".join(part.replace(b"_", _BLANKS).replace(b"#", _NUMBER) for part in parts)
-    )
+class _Parser:
+    """The header's text, and the place reached in it."""
 
-
-_OBJECT = _pattern(rb"_\{_(\}?)")
-_KEY = _pattern(rb"_(" + _STRING + rb")_:_")
-_TEXT = _pattern(_STRING)
-_TENSOR = _pattern(_ENTRY)
-_NEXT = _pattern(rb"_([,}])")
-_END = _pattern(rb"_\Z")
-_DIGITS = re.compile(rb"[0-9]+")
-
-
-class _Damaged(ValueError):
-    """What was expected, and where."""
-
-
-class _Scanner:
-    """A place in the header's text."""
-
-    def __init__(self, text: bytes) -> None:
+    def __init__(self, text: bytes, header: Header, name: str) -> None:
         self._text = text
         self._position = 0
+        self._header = header
+        self._name = name
 
-    def take(self, pattern: re.Pattern[bytes], expected: str) -> re.Match[bytes]:
+    def parse(self) -> None:
+        """Put all of the text into the header; a tensor costs one match."""
+        has_metadata = False
+        more = not self._take(_OPEN, _NOT_JSON)["close"]
+        while more:
+            found = _TENSOR.match(self._text, self._position)
+            key = self._string(
+                (found or _START.match(self._text, self._position) or self._fail(_NOT_JSON))["key"]
+            )
+            if key == _METADATA:
+                if has_metadata:
+                    self._fail("the safetensors header has __metadata__ twice, expected once")
+                has_metadata = True
+                self._take(_START, _NOT_JSON)
+                self._read_metadata()
+                found = self._take(_AFTER, _NOT_JSON)
+            elif found is None:
+                self._fail_entry(key)
+            else:
+                self._position = found.end()
+                self._add(key, found)
+            more = found["next"] == b","
+        self._take(_END, _NOT_JSON)
+
+    def _add(self, key: str, found: re.Match[bytes]) -> None:
+        dtype, shape, begin, end = found.group("dtype", "shape", "begin", "end")
+        if dtype is None or shape is None or begin is None or int(begin) > int(end):
+            self._fail_entry(key)  # there are three fields: where one is missing, one comes twice
+        if key in self._header.tensors:
+            self._fail(f"tensor {key[:40]!r} is there twice, expected once")
+        sizes = tuple(map(int, shape.split(b","))) if shape else ()
+        start, kind = self._header.data_start, sys.intern(self._string(dtype))
+        self._header.tensors[key] = TensorEntry(kind, sizes, start + int(begin), start + int(end))
+
+    def _read_metadata(self) -> None:
+        metadata = self._header.metadata
+        more = not self._take(_OPEN, _NOT_STRINGS)["close"]
+        while more:
+            found = self._take(_STRINGS, _NOT_STRINGS)
+            key, value = self._string(found["key"]), self._string(found["value"])
+            if key in metadata:
+                self._fail(f"metadata {key[:40]!r} is there twice, expected once")
+            metadata[key] = value
+            more = found["next"] == b","
+
+    def _take(self, pattern: re.Pattern[bytes], problem: str) -> re.Match[bytes]:
         """What must come next."""
         found = pattern.match(self._text, self._position)
         if found is None:
-            raise _Damaged(f"expected {expected}, byte {self._position}")
+            self._fail(problem)
         self._position = found.end()
         return found
 
-    def string(self, token: bytes) -> str:
+    def _string(self, token: bytes) -> str:
         """What a matched string stands for."""
         try:
             text = token.decode()
@@ -178,65 +222,13 @@ class _Scanner:
             unescaped: str = json.loads(text)
             unescaped.encode()  # refuses half of a surrogate pair
         except ValueError:
-            raise _Damaged(f"expected a string in UTF-8, before byte {self._position}") from None
+            self._fail(_NOT_JSON)
         return unescaped
 
-    def keys(self, expected: str) -> Iterator[str]:
-        """The keys of an object; the caller takes each value before it asks for the next."""
-        if self.take(_OBJECT, expected)[1]:
-            return
-        while True:
-            yield self.string(self.take(_KEY, "a key")[1])
-            if self.take(_NEXT, "',' or '}'")[1] == b"}":
-                return
+    def _fail_entry(self, key: str) -> NoReturn:
+        self._fail(
+            f"tensor {key[:40]!r}: the header entry is damaged; expected dtype, shape and data_offsets"
+        )
 
-
-def _parse(text: bytes, data_start: int, name: str) -> Header:
-    scanner = _Scanner(text)
-    header = Header({}, {}, data_start)
-    has_metadata = False
-    try:
-        for key in scanner.keys("'{'"):
-            if key != _METADATA:
-                if key in header.tensors:
-                    raise FormatError(f"{name}: tensor {key[:40]!r} is there twice, expected once")
-                header.tensors[key] = _entry(scanner, key, data_start, name)
-            elif has_metadata:
-                raise FormatError(f"{name}: the safetensors header has __metadata__ twice, expected once")
-            else:
-                has_metadata = True
-                _read_metadata(scanner, header.metadata, name)
-        scanner.take(_END, "the end")
-    except _Damaged as error:
-        raise FormatError(f"{name}: the safetensors header is damaged, it is not JSON ({error})") from None
-    return header
-
-
-def _read_metadata(scanner: _Scanner, metadata: dict[str, str], name: str) -> None:
-    problem = f"{name}: the safetensors metadata is damaged; all its values must be strings"
-    try:
-        for key in scanner.keys("'{'"):
-            value = scanner.string(scanner.take(_TEXT, "a string")[0])
-            if key in metadata:
-                raise FormatError(f"{name}: metadata {key[:40]!r} is there twice, expected once")
-            metadata[key] = value
-    except _Damaged as error:
-        raise FormatError(f"{problem} ({error})") from None
-
-
-def _entry(scanner: _Scanner, key: str, data_start: int, name: str) -> TensorEntry:
-    try:
-        found = scanner.take(_TENSOR, "an object of these three")
-        dtype, shape, offsets = found.group("dtype", "shape", "offsets")
-        if dtype is None or shape is None or offsets is None:
-            raise _Damaged("expected each of them once")
-        sizes = tuple(map(int, _DIGITS.findall(shape)))
-        begin, end = map(int, _DIGITS.findall(offsets))
-        if max(begin, end, *sizes) >= 2**64 or begin > end:
-            raise _Damaged("expected integers below 2^64, and offsets in order")
-        return TensorEntry(scanner.string(b'"' + dtype + b'"'), sizes, data_start + begin, data_start + end)
-    except _Damaged as error:
-        raise FormatError(
-            f"{name}: tensor {key[:40]!r}: the header entry is damaged; "
-            f"expected dtype, shape and data_offsets ({error})"
-        ) from None
+    def _fail(self, problem: str) -> NoReturn:
+        raise FormatError(f"{self._name}: {problem} (at or after byte {self._position} of the header)")

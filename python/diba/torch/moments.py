@@ -161,7 +161,7 @@ def _fault_of_second(second: Floats) -> str | None:
         return "has NaN or infinite entries, expected finite numbers"
     if (diagonal < 0).any():
         return "has negative entries on its diagonal, expected means of squares"
-    if max(second.max(), -second.min()) > 2 * diagonal.max():
+    if max(second.max(), -second.min()) / 2 > diagonal.max():
         return "has its largest entries off the diagonal, expected second moments"
     return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 from pathlib import Path
 
 from .drivers import DRIVERS
@@ -24,6 +25,7 @@ def main() -> int:
     parser.add_argument("--replay", type=Path, help="check one such mutant again, with one driver")
     parser.add_argument("--json", type=Path, help="write the counts")
     options = parser.parse_args()
+    warnings.simplefilter("error")  # none must come of a file
     unknown = [name for name in options.drivers if name not in DRIVERS]
     if unknown:
         parser.error(f"there is no driver {unknown[0]!r}; use {', '.join(DRIVERS)}")
