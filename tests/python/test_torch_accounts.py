@@ -176,3 +176,23 @@ def test_a_report_of_nothing_has_no_shares() -> None:
     assert math.isnan(empty.weight_share)
     assert empty.to_dict()["byte_share"] is None
     assert empty.summary()[0].startswith("0 layers compressed: none of 0 weights in matrices")
+
+
+def test_parameters_that_are_taken_apart_are_named_beside_their_layers() -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = transformers.MixtralConfig(**sizes, num_hidden_layers=1, vocab_size=60, num_local_experts=3)
+    model = nn.ModuleDict({"lm": transformers.MixtralForCausalLM(config), "a": nn.MultiheadAttention(32, 4)})
+    before = dense_weights(model)
+    count = sum(p.numel() for p in before.values())
+    report = convert(model, skip=["re:a\\..*"], **CHEAP)
+    assert not silent(before, report)
+    assert report.matrix_weights == count
+    found = {x.name: x for x in report.skipped}
+    for name in ("gate_up_proj", "down_proj"):
+        left = found[f"lm.model.layers.0.mlp.experts.{name}"]
+        assert (left.reason, left.weights) == ("its matrices are layers of their own", 0)
+        assert left.shape == tuple(before[left.name].shape)
+    assert found["a.in_proj_weight"].reason == "none of its matrices is compressed"
+    assert "\nin parts: lm.model.layers.0.mlp.experts.gate_up_proj, " in str(report)

@@ -9,11 +9,15 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from .factors import Factors
+from .parts import Parts
 
-__all__ = ["CONVERTED", "Accounts", "Skipped", "Totals", "listed", "some", "text_of_bytes", "totals"]
+__all__ = ["APART", "CONVERTED", "Accounts", "Skipped", "Totals", "listed", "some", "text_of_bytes", "totals"]
 
 CONVERTED = "already converted"
 """The reason of layers that held factors before."""
+
+APART = "its matrices are layers of their own"
+"""The reason of parameters that are listed and counted by these layers."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,8 @@ class Accounts:
     """
 
     def __init__(self, compressed: Iterable[nn.Module] = ()) -> None:
-        self._seen = {id(p) for module in compressed for p in _held(module)}
+        self._compressed = list(compressed)
+        self._seen = {id(p) for module in self._compressed for p in _held(module)}
 
     def layer(self, name: str, kind: str, module: nn.Module, reason: str) -> Skipped:
         """An entry for a layer, whatever weights it holds and however it holds them."""
@@ -67,6 +72,8 @@ class Accounts:
             if id(module) in known or isinstance(module, Factors):
                 continue
             kind = type(module).__name__
+            if isinstance(module, Parts):
+                yield from self._apart(module_name, module)
             for own, parameter in module._parameters.items():
                 if parameter is not None and parameter.dim() >= 2 and id(parameter) not in named:
                     named.add(id(parameter))
@@ -78,6 +85,16 @@ class Accounts:
                     yield Skipped(
                         _joined(module_name, own), kind, reason, tuple(buffer.shape), 0, buffer.nbytes
                     )
+
+    def _apart(self, name: str, part: Parts) -> Iterator[Skipped]:
+        """Entries for the parameters that a module had before it was taken apart."""
+        done = any(isinstance(m, Factors) or any(m is x for x in self._compressed) for m in part.modules())
+        reason = APART if done else "none of its matrices is compressed"
+        layers = {f"{layer}.weight" for layer, _ in part.named_modules()}
+        for own, parameter in part.held().items():
+            if parameter is not None and parameter.dim() >= 2 and own not in layers:
+                kind, shape = type(part.whole).__name__, tuple(parameter.shape)
+                yield Skipped(_joined(name, own), kind, reason, shape)
 
     def _new(self, *parameters: nn.Parameter) -> tuple[int, int]:
         """Entries and bytes of those that have not been counted."""

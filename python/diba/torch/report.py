@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .. import _check, storage
 from .._disk import PathLike, replace_file
 from ..solvers.budget import DIAGONAL_BITS
-from .accounts import CONVERTED, Skipped, listed, some, text_of_bytes
+from .accounts import APART, CONVERTED, Skipped, listed, some, text_of_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,7 +80,8 @@ class Report:
     Attributes:
         layers: Compressed layers, in module order.
         skipped: Layers that stay as they were, then all other parameters of two or more dimensions and
-            buffers of such shapes in a state_dict, with sizes and reasons.
+            buffers of such shapes in a state_dict, with sizes and reasons; parameters whose matrices became
+            layers of their own, too, without a size: those layers have it.
         parameters_before: Entries of all parameters of the model, shared ones counted once.
         parameters_after: The same afterwards: bits are buffers, not parameters.
         bytes_before: Of all parameters and buffers of the model.
@@ -203,15 +204,18 @@ class Report:
         if len(found) > 1:  # a layer that calibration did not reach got another one
             names = {o: [layer.name for layer in self.layers if layer.objective == o] for o in sorted(found)}
             lines += [f"objective {o}: {some(same)}" for o, same in names.items()]
-        return [*lines, *(f"left: {line}" for line in listed(self.skipped))]
+        apart = [left.name for left in self.skipped if left.reason == APART]
+        lines += [f"in parts: {some(apart)}"] if apart else []
+        return lines + [f"left: {line}" for line in listed(x for x in self.skipped if x.reason != APART)]
 
     def _headline(self) -> str:
         earlier = sum(left.reason == CONVERTED for left in self.skipped)
+        left = sum(left.reason not in (CONVERTED, APART) for left in self.skipped)
         before = f" and {earlier} before" if earlier else ""
         weights = f"{_percent(self.weight_share)} of {self.matrix_weights:,} weights in matrices"
         sizes = f"{_percent(self.byte_share)} of {text_of_bytes(self.model_bytes)} in the model"
-        left = f"{len(self.skipped) - earlier} left as they were"
-        return f"{len(self.layers)} layers compressed{before}: {weights}, {sizes}; {left}"
+        head = f"{len(self.layers)} layers compressed{before}"
+        return f"{head}: {weights}, {sizes}; {left} left as they were"
 
     def to_markdown(self) -> str:
         """Totals, one table row for every compressed layer, and one for all that was left."""
