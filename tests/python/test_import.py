@@ -43,8 +43,8 @@ LAYERS = (
     ("allocate",),
     ("", "__main__"),
     # diba.torch; torch is imported here and in diba.hf alone
-    ("torch._state", "torch.extras", "torch.parts", "torch.reference", "torch.vectors"),
-    ("torch.attention", "torch.batches", "torch.experts", "torch.outputs", "torch.packed", "torch.weight"),
+    ("torch.extras", "torch.packed", "torch.parts", "torch.reference", "torch.vectors"),
+    ("torch._state", "torch.attention", "torch.batches", "torch.experts", "torch.outputs", "torch.weight"),
     ("torch.blocks", "torch.factors", "torch.gradients", "torch.losses", "torch.ops"),
     ("torch.accounts", "torch.embedding", "torch.fisher", "torch.groups", "torch.linear"),
     ("torch.unfuse",),
