@@ -18,10 +18,10 @@ import diba.hf  # noqa: E402
 AFTER = "peft" in sys.modules
 peft = pytest.importorskip("peft")  # after diba.hf, as a program may do: what diba adds waits for it
 
-from diba.hf.after_import import after_import  # noqa: E402
 from diba.hf.peft import LoraDiBALinear  # noqa: E402
 from diba.torch.convert import convert  # noqa: E402
 from diba.torch.factors import Factors  # noqa: E402
+from diba_autoload import after_import  # noqa: E402
 
 # PEFT 0.21 reads a property that transformers has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")

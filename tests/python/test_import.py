@@ -28,7 +28,7 @@ LAYERS = (
         "_check_arrays",
     ),
     ("_check", "_safetensors", "solvers.deadline", "solvers.target_snr"),
-    ("_signed", "runtime", "inputs", "_check_objectives"),
+    ("_signed", "runtime", "inputs", "_check_objectives", "checkpoints"),
     ("_operator", "files"),
     ("bits", "_tuning"),
     ("dense", "_fast", "error_bound"),
@@ -57,9 +57,10 @@ LAYERS = (
     ("torch.convert",),
     ("torch",),
     # diba.hf
-    ("hf.after_import", "hf.checkpoint", "hf.config", "hf.peft"),
-    ("hf.loading", "hf.pretrained"),
+    ("hf.config", "hf.peft", "hf.stored"),
+    ("hf.checkpoint", "hf.loading", "hf.pretrained"),
     ("hf.quantizer",),
+    ("hf.saving",),
     ("hf",),
 )
 PACKAGES = {"", "solvers", "torch", "hf"}

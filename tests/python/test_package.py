@@ -44,7 +44,7 @@ def test_it_holds_every_module_and_nothing_else(
     source_root: Path, distribution: metadata.Distribution
 ) -> None:
     names = [str(file) for file in distribution.files or () if not str(file).endswith(".pyc")]
-    inside = {name for name in names if name.startswith("diba/")}
+    inside = {name for name in names if name.startswith(("diba/", "diba_autoload/"))}
     source = source_root / "python"
     expected = {
         str(path.relative_to(source))
@@ -58,7 +58,9 @@ def test_it_holds_every_module_and_nothing_else(
     info = f"diba-{diba.__version__}.dist-info/"
     scripts = re.compile(r"(\.\./)*(bin|Scripts)/diba(\.exe)?")
     assert [
-        name for name in names if not name.startswith(("diba/", info)) and not scripts.fullmatch(name)
+        name
+        for name in names
+        if not name.startswith(("diba/", "diba_autoload/", info)) and not scripts.fullmatch(name)
     ] == []
 
 

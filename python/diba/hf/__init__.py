@@ -37,16 +37,19 @@ from transformers.quantizers.auto import (  # noqa: E402
     AUTO_QUANTIZER_MAPPING,
 )
 
+from diba_autoload import after_import  # noqa: E402
+
 from . import pretrained  # noqa: E402
-from .after_import import after_import  # noqa: E402
 from .config import METHOD, DibaConfig  # noqa: E402
-from .quantizer import DibaQuantizer, attach  # noqa: E402
+from .quantizer import DibaQuantizer  # noqa: E402
+from .saving import attach, install  # noqa: E402
 
 __all__ = ["DibaConfig", "DibaQuantizer", "attach"]
 
 # transformers' own decorators refuse a second registration, as after importlib.reload.
 AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = DibaConfig
 AUTO_QUANTIZER_MAPPING[METHOD] = DibaQuantizer
+install()
 
 
 def _teach_peft() -> None:

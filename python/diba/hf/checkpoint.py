@@ -8,21 +8,27 @@ name, ``<layer>.weight``. Without diba its shape does not fit, an error; with di
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-import diba
-
+from .. import checkpoints
+from ..errors import FormatError
 from ..torch._state import BITS, DIAGONALS
-from ..torch.factors import Factors
+from ..torch.factors import Factors, Sizes, as_numpy
 from ..torch.layers import factored_matrix, layer_class
+from ..torch.parts import Parts
 from ..torch.unfuse import unfuse
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .stored import Stored
 
 __all__ = [
     "check_loaded",
+    "check_stored",
     "describe_layers",
     "empty",
     "expect",
@@ -33,46 +39,103 @@ __all__ = [
     "share",
     "state_dict",
     "take_apart",
+    "tied",
 ]
 
 _OWN = (*DIAGONALS, *BITS)
+Entries = dict[str, dict[str, Any]]
 
 
 # ---------------------------------------------------------------- writing
 
 
 def factored(model: nn.Module) -> dict[str, Factors]:
-    """The factored layers of a model by name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, Factors)}
+    """The factored layers of a model by name, under each of their names."""
+    modules = model.named_modules(remove_duplicate=False)
+    return {name: module for name, module in modules if isinstance(module, Factors)}
 
 
-def describe_layers(model: nn.Module) -> dict[str, dict[str, Any]]:
+def describe_layers(model: nn.Module) -> Entries:
     """``DibaConfig.factors`` of a model: how to build its layers before their tensors are read."""
-    result: dict[str, dict[str, Any]] = {}
+    result: Entries = {}
     owners: dict[int, str] = {}
-    for name, module in factored(model).items():
-        entry = {"kind": type(module).__name__, "k": module.k, "alphabet": module.alphabet}
-        owner = owners.setdefault(id(module.b1), name)
-        result[name] = entry if owner == name else {**entry, "shared": owner}
+    for name, layer in factored(model).items():
+        owner = owners.setdefault(id(layer.b1), name)
+        shape, kind, bias = (layer.d1.numel(), layer.d3.numel()), type(layer).__name__, layer.bias is not None
+        shared = None if owner == name else owner
+        result[name] = checkpoints.entry(name, kind, shape, layer.k, layer.alphabet, bias, shared=shared)
     return result
 
 
-def state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors to save: shared factors once, and a guard for every factored layer."""
-    tensors: dict[str, Tensor] = model.state_dict()
-    for name, entry in describe_layers(model).items():
+def state_dict(model: nn.Module, given: Mapping[str, Tensor] | None) -> tuple[dict[str, Tensor], Entries]:
+    """The tensors to save, shared factors once, with a guard for every factored layer; and the entries.
+
+    Args:
+        model: With factored layers.
+        given: Tensors to take instead of the model's own, as ``save_pretrained(state_dict=...)`` has them.
+
+    Raises:
+        ValueError: some of the tensors of a layer are not there, or could not be loaded, as NaN in diagonals.
+    """
+    tensors: dict[str, Tensor] = dict(model.state_dict() if given is None else given)
+    _join(model, tensors)
+    entries = describe_layers(model)
+    for name, entry in entries.items():
+        own = {own: tensors.get(f"{name}.{own}") for own in _OWN}
         if "shared" in entry:
-            for own in _OWN:
-                del tensors[f"{name}.{own}"]
+            for each in own:
+                tensors.pop(f"{name}.{each}", None)
+        else:
+            entries[name] = _sealed(name, entry, own)
         # A part of a storage of its own: transformers and safetensors take empty storages for shared ones.
         tensors[f"{name}.weight"] = torch.empty(1)[:0]
-    return tensors
+    return tensors, entries
+
+
+def _join(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Modules that are taken apart while no part of them is factored, as they were and will be loaded."""
+    for name, module in model.named_modules():
+        if isinstance(module, Parts) and not factored(module):
+            for whole, parts in module.sources().items():
+                found = [tensors.pop(f"{name}.{layer}.{own}") for layer, own in parts]
+                tensors[f"{name}.{whole}"] = module.joined(whole, found)
+
+
+def _sealed(name: str, entry: dict[str, Any], own: dict[str, Tensor | None]) -> dict[str, Any]:
+    for each, tensor in own.items():
+        if tensor is None:
+            raise ValueError(
+                f"state_dict has no {name}.{each}; give all tensors of a factored layer, or none"
+            )
+    values = {each: tensor for each, tensor in own.items() if tensor is not None}
+    if any(tensor.is_meta for tensor in values.values()):  # offloaded: transformers reads them as it writes
+        return entry
+    return checkpoints.sealed(name, entry, {each: as_numpy(tensor) for each, tensor in values.items()})
 
 
 # ---------------------------------------------------------------- reading
 
 
-def names_in(model: nn.Module, entries: dict[str, dict[str, Any]]) -> dict[str, str]:
+def check_stored(entries: Entries, stored: Stored) -> set[str]:
+    """Check the factors in the files against their entries, before anything is built or loaded.
+
+    Returns:
+        Layers that the files do not have under their names: to be checked once they are loaded.
+
+    Raises:
+        FormatError: the checkpoint is damaged; the message names the layer and the tensor.
+    """
+    if not stored.tensors:  # from a state_dict, or another kind of file
+        return {name for name, entry in entries.items() if "shared" not in entry}
+    elsewhere = checkpoints.check_headers(entries, stored.tensors, stored.where)
+    for name, entry in entries.items():
+        if "shared" not in entry and name not in elsewhere:
+            for own in _OWN:
+                checkpoints.check_tensor(name, entry, own, stored.array(f"{name}.{own}"), stored.where)
+    return elsewhere
+
+
+def names_in(model: nn.Module, entries: Entries) -> dict[str, str]:
     """Where the layers of a checkpoint are in this model: a base model's in one with a head, and the reverse.
 
     As transformers does for tensors, the prefix of the base model is added or left out. Layers that the model
@@ -81,11 +144,10 @@ def names_in(model: nn.Module, entries: dict[str, dict[str, Any]]) -> dict[str, 
     Raises:
         ValueError: the model has none of them.
     """
-    modules = {name for name, _ in model.named_modules()}
-    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    modules = {name for name, _ in model.named_modules(remove_duplicate=False)}
     found = {}
     for name in entries:
-        here = next((n for n in (name, name.removeprefix(prefix), prefix + name) if n in modules), None)
+        here = next((n for n in _names(model, name) if n in modules), None)
         if here is not None:
             found[name] = here
     if entries and not found:
@@ -96,18 +158,56 @@ def names_in(model: nn.Module, entries: dict[str, dict[str, Any]]) -> dict[str, 
     return found
 
 
-def take_apart(model: nn.Module, entries: dict[str, dict[str, Any]]) -> None:
+def take_apart(model: nn.Module, entries: Entries) -> None:
     """Make layers of the fused parameters, as of experts, whose parts are layers of the checkpoint."""
-    prefix = f"{getattr(model, 'base_model_prefix', '')}."
-    names = {n for name in entries for n in (name, name.removeprefix(prefix), prefix + name)}
+    names = {here for name in entries for here in _names(model, name)}
     unfuse(model, lambda module: any(name.startswith(f"{module}.") for name in names))
+
+
+def tied(
+    model: Any, names: dict[str, str], entries: Entries, stored: Stored
+) -> tuple[dict[str, str], Entries]:
+    """``names`` and ``entries`` with the layers, too, whose weight this model ties to one of them.
+
+    A base model's checkpoint does not know of the head that a model puts on top of it, tied to its embedding.
+    """
+    names, entries = dict(names), dict(entries)
+    for pair in model.all_tied_weights_keys.items():
+        for one, other in (pair, pair[::-1]):
+            layer, known = one.removesuffix(".weight"), {here: name for name, here in names.items()}
+            owner = known.get(other.removesuffix(".weight"))
+            kind = layer_class(model.get_submodule(layer)) if one.endswith(".weight") else None
+            if (
+                owner is not None
+                and kind is not None
+                and layer not in known
+                and not _held(model, one, stored)
+            ):
+                entry, bias = entries[owner], getattr(model.get_submodule(layer), "bias", None) is not None
+                names[layer] = layer
+                entries[layer] = {**entry, "kind": kind.__name__, "bias": bias} | {
+                    "shared": entry.get("shared", owner)
+                }
+    return names, entries
+
+
+def _names(model: nn.Module, name: str) -> tuple[str, str, str]:
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    return name, name.removeprefix(prefix), prefix + name
+
+
+def _held(model: nn.Module, weight: str, stored: Stored) -> bool:
+    """Whether the files have this weight, dense."""
+    return any(
+        0 not in stored.tensors[name].shape for name in _names(model, weight) if name in stored.tensors
+    )
 
 
 def empty(module: nn.Module, name: str, entry: dict[str, Any]) -> Factors:
     """The layer, on the meta device, in a dense one's place, as an entry of ``DibaConfig.factors`` has it.
 
     Raises:
-        ValueError: the entry is of another kind than the dense layer.
+        ValueError: the entry is of another kind, or size, than the dense layer.
     """
     kind, matrix = layer_class(module), factored_matrix(module)
     if kind is None or matrix is None or kind.__name__ != entry["kind"]:
@@ -115,18 +215,28 @@ def empty(module: nn.Module, name: str, entry: dict[str, Any]) -> Factors:
             f"the checkpoint has a {entry['kind']} at {name}, and the model a {type(module).__name__}; load "
             "it with the class that it was saved from, or upgrade diba"
         )
-    (m, n), k, alphabet = matrix.shape, entry["k"], entry["alphabet"]
-    b1, b2 = (
-        diba.BitMatrix.from_packed_rows(np.zeros((rows, -(-cols // 8)), np.uint8), cols, alphabet)
-        for rows, cols in ((m, k), (k, n))
+    dense: Any = module
+    bias = getattr(dense, "bias", None) is not None
+    if list(matrix.shape) != entry["shape"] or bias != entry["bias"]:
+        (m, n), (rows, columns) = entry["shape"], matrix.shape
+        raise ValueError(
+            f"the checkpoint has {name} as a matrix of {m} x {n} {_with(entry['bias'])} bias, and the model "
+            f"of {rows} x {columns} {_with(bias)} bias; load it with its own config, or dequantize() it first"
+        )
+    layer = kind._settings_of(
+        module, Sizes((matrix.shape[0], matrix.shape[1]), entry["k"], entry["alphabet"])
     )
-    zeros = diba.Factorization(np.zeros(m), b1, np.zeros(k), b2, np.zeros(n))
-    layer = kind._settings_of(module, zeros)
     layer._keep(module)
+    if dense.weight.dtype == torch.float64:
+        layer.double()  # diagonals, too, as in the model that was saved
     return layer.train(module.training)
 
 
-def expect(model: Any, names: dict[str, str], entries: dict[str, dict[str, Any]]) -> None:
+def _with(bias: bool) -> str:
+    return "with" if bias else "without"
+
+
+def expect(model: Any, names: dict[str, str], entries: Entries) -> None:
     """Tell ``from_pretrained`` which tensors it need not report: guards, and factors that are saved once."""
     guards = {rf"(^|\.){re.escape(name)}\.weight$" for name in {*entries, *names.values()}}
     shared = {
@@ -145,33 +255,70 @@ def forms(layer: nn.Module) -> dict[str, tuple[torch.Size, torch.dtype]]:
     return {own: (getattr(layer, own).shape, getattr(layer, own).dtype) for own in _OWN}
 
 
-def check_loaded(model: nn.Module, expected: dict[str, dict[str, tuple[torch.Size, torch.dtype]]]) -> None:
-    """Require the :func:`forms` that were built; transformers 5.0 takes any tensor for a quantized layer.
+def check_loaded(
+    model: nn.Module,
+    expected: dict[str, dict[str, tuple[torch.Size, torch.dtype]]],
+    unchecked: dict[str, dict[str, Any]],
+) -> None:
+    """Require the :func:`forms` that were built, and the values that were saved.
+
+    transformers 5.0 takes any tensor for a quantized layer.
+
+    Args:
+        model: Loaded.
+        expected: By the names of layers in the model.
+        unchecked: Likewise, entries of layers that :func:`check_stored` did not find.
 
     Raises:
-        ValueError: a tensor of the checkpoint has another shape or dtype.
+        FormatError: a tensor of the checkpoint has another shape or dtype, or is damaged.
     """
     for name, tensors in expected.items():
-        found = forms(model.get_submodule(name))
+        layer = model.get_submodule(name)
+        found = forms(layer)
         for own, form in tensors.items():
             if found[own] != form:
                 (shape, dtype), (wanted, kind) = found[own], form
-                raise ValueError(
+                raise FormatError(
                     f"{name}.{own} is {dtype} of shape {tuple(shape)} in the checkpoint; it must be {kind} "
                     f"of shape {tuple(wanted)}, by config.json: is the checkpoint damaged?"
                 )
+            tensor = getattr(layer, own)
+            if name in unchecked and not tensor.is_meta:
+                checkpoints.check_tensor(name, unchecked[name], own, as_numpy(tensor), "the checkpoint")
 
 
-def share(model: nn.Module, names: dict[str, str], entries: dict[str, dict[str, Any]]) -> set[int]:
-    """Give layers that share their factors the same tensors; returns the ids of these layers."""
+@torch.no_grad()
+def share(model: nn.Module, names: dict[str, str], entries: Entries, stored: Stored) -> set[int]:
+    """Give layers that share their factors the same tensors; returns the ids of these layers.
+
+    Where the model does not have the layer under whose name they are saved, they are read here.
+
+    Raises:
+        FormatError: they are not in the checkpoint.
+        ValueError: one of the layers is offloaded.
+    """
     sharing: set[int] = set()
+    owners = dict(names)
     for name, here in names.items():
         owner = entries[name].get("shared")
-        if owner in names:
-            layer, source = model.get_submodule(here), model.get_submodule(names[owner])
+        if owner is None:
+            continue
+        layer = model.get_submodule(here)
+        if owner not in owners:
+            owners[owner] = here
             for own in _OWN:
-                setattr(layer, own, getattr(source, own))
-            sharing |= {id(layer), id(source)}
+                if f"{owner}.{own}" not in stored.tensors:
+                    raise FormatError(f"{here} shares the factors of {owner}, and {owner}.{own} is missing")
+                getattr(layer, own).copy_(torch.from_numpy(stored.array(f"{owner}.{own}")))
+        source = model.get_submodule(owners[owner])
+        if layer.get_parameter("d1").is_meta or source.get_parameter("d1").is_meta:
+            raise ValueError(
+                f"{here} shares its factors with {owners[owner]}, and device_map offloads one of them, where "
+                "they cannot be shared; give a device_map that leaves both on one device"
+            )
+        for own in _OWN:
+            setattr(layer, own, getattr(source, own))
+        sharing |= {id(layer), id(source)}
     return sharing
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .. import _check
-from .._check_arrays import describe
+from ..checkpoints import check_entries
 from ..torch.config import Config, suggestion
 
 __all__ = ["FORMAT_VERSION", "METHOD", "DibaConfig"]
@@ -21,7 +21,6 @@ FORMAT_VERSION = 1
 entry of ``factors``."""
 
 _SETTINGS = tuple(f.name for f in dataclasses.fields(Config))
-_LAYER = {"kind", "k", "alphabet", "shared"}
 
 
 class DibaConfig(QuantizationConfigMixin):
@@ -35,9 +34,8 @@ class DibaConfig(QuantizationConfigMixin):
     only tell where they came from.
 
     Args:
-        factors: Layers held as factors, by module name: ``{"kind": "DiBALinear", "k": 64, "alphabet":
-            "binary"}``, and ``"shared": name`` where the factors are those of another layer. Written by
-            ``save_pretrained``.
+        factors: Layers held as factors, by module name: entries of ``diba.checkpoints``, which
+            ``save_pretrained`` writes.
         modules_to_not_convert: As other quantizers of transformers take it: beginnings, ends or patterns of
             names of layers that stay dense, besides those of ``skip``.
         format_version: Of the checkpoint.
@@ -51,6 +49,7 @@ class DibaConfig(QuantizationConfigMixin):
     Raises:
         TypeError: a value is of the wrong kind.
         ValueError: a key is unknown, a value out of range, or the checkpoint of a newer diba.
+        FormatError: ``factors`` are damaged.
     """
 
     def __init__(
@@ -79,7 +78,7 @@ class DibaConfig(QuantizationConfigMixin):
                 )
         self.quant_method = METHOD  # type: ignore[assignment]  # a plain string serves
         self.format_version = format_version
-        self.factors = _factors(factors or {})
+        self.factors = check_entries({} if factors is None else factors)
         self.modules_to_not_convert = _names(modules_to_not_convert)
         if isinstance(settings.get("layers"), list):
             settings["layers"] = dict(settings["layers"])
@@ -116,7 +115,10 @@ class DibaConfig(QuantizationConfigMixin):
 
         Raises:
             ValueError: a key of ``config_dict`` is unknown.
+            FormatError: its ``factors`` are damaged.
         """
+        if config_dict.get("factors", {}) is None:  # no default, but a value that was lost
+            check_entries(None)
         config = cls(**config_dict)
         unused = config.update(**kwargs)
         return (config, unused) if return_unused_kwargs else config
@@ -141,30 +143,6 @@ class DibaConfig(QuantizationConfigMixin):
 
 
 # ---------------------------------------------------------------- checks
-
-
-def _factors(value: Any) -> dict[str, dict[str, Any]]:
-    if not isinstance(value, Mapping):
-        raise TypeError(
-            f"factors is {describe(value)}; it must be a dict of layers, as save_pretrained writes it"
-        )
-    result: dict[str, dict[str, Any]] = {}
-    for name, layer in value.items():
-        if not isinstance(layer, Mapping) or not {"kind", "k", "alphabet"} <= set(layer) <= _LAYER:
-            raise ValueError(
-                f"factors[{name!r}] is {layer!r}; it must have kind, k and alphabet, and may have shared: "
-                "is config.json damaged?"
-            )
-        _check.positive_int(layer["k"], f"k of factors[{name!r}]")
-        _check.alphabet(layer["alphabet"], f"alphabet of factors[{name!r}]")
-        result[name] = dict(layer)
-    for name, layer in result.items():
-        owner = layer.get("shared")
-        if owner is not None and "shared" in result.get(owner, {"shared": None}):
-            raise ValueError(
-                f"factors[{name!r}] shares those of {owner!r}, which has none: is config.json damaged?"
-            )
-    return result
 
 
 def _names(value: Any) -> list[str] | None:

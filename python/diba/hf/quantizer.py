@@ -5,6 +5,7 @@ Only hooks that transformers has from 5.0 on are used; methods stand in the orde
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,20 +13,24 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.quantizers.base import HfQuantizer
 
-from .. import _check
+from ..checkpoints import factored_in
+from ..errors import FormatError
 from ..torch import swap
-from ..torch.config import Config
 from ..torch.unfuse import fuse
 from . import checkpoint
 from .config import METHOD, DibaConfig
 from .loading import Compress, Compression
+from .stored import Stored
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ..torch.report import Report
 
-__all__ = ["DibaQuantizer", "attach"]
+__all__ = ["DibaQuantizer", "given_tensors", "models", "set_quantizer"]
+
+given_tensors: ContextVar[dict[str, Tensor] | None] = ContextVar("given_tensors", default=None)
+"""``state_dict`` of the call of ``save_pretrained`` under way."""
 
 
 class DibaQuantizer(HfQuantizer):
@@ -46,6 +51,9 @@ class DibaQuantizer(HfQuantizer):
         super().__init__(quantization_config, **kwargs)
         self.report: Report | None = None
         self._loading: Compression | None = None
+        self._stored = Stored(())
+        self._entries: dict[str, dict[str, Any]] = {}
+        self._unchecked: set[str] = set()
         self._names: dict[str, str] = {}  # in the checkpoint -> in the model
         self._forms: dict[str, dict[str, tuple[torch.Size, torch.dtype]]] = {}  # in the model
 
@@ -68,25 +76,43 @@ class DibaQuantizer(HfQuantizer):
                 "and save the model first, then load the compressed checkpoint"
             )
 
-    def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        """The model is on the meta device."""
+    def _process_model_before_weight_loading(
+        self, model: Any, checkpoint_files: list[str] | None = None, **kwargs: Any
+    ) -> Any:
+        """The model is on the meta device.
+
+        Raises:
+            FormatError: the checkpoint is damaged.
+        """
+        self._stored = Stored(checkpoint_files or ())
         if not self.pre_quantized:
+            self._require_dense()
             for target, source in model.all_tied_weights_keys.items():  # transformers does so later
                 checkpoint.put(model, target, model.get_parameter(source))
             self._loading = Compression(model, self.quantization_config)
             return model
         entries = self.quantization_config.factors
+        self._unchecked = checkpoint.check_stored(entries, self._stored)
         checkpoint.take_apart(model, entries)
-        self._names = checkpoint.names_in(model, entries)
+        names = checkpoint.names_in(model, entries)
+        self._names, self._entries = checkpoint.tied(model, names, entries, self._stored)
         for name, here in self._names.items():
-            layer = checkpoint.empty(model.get_submodule(here), here, entries[name])
+            layer = checkpoint.empty(model.get_submodule(here), here, self._entries[name])
             self._forms[here] = checkpoint.forms(layer)
             checkpoint.put(model, here, layer)
-        checkpoint.expect(model, self._names, entries)
+        checkpoint.expect(model, self._names, self._entries)
         weights = {f"{here}.weight" for here in self._names.values()}
         tied = model.all_tied_weights_keys.items()
         model.all_tied_weights_keys = {a: b for a, b in tied if a not in weights and b not in weights}
         return model
+
+    def _require_dense(self) -> None:
+        factored = factored_in(self._stored.tensors)
+        if factored:
+            raise FormatError(
+                f"{self._stored.where}: {factored[0]} is factored in the files, and config.json has no "
+                "quantization_config that says so; it cannot be compressed again: is config.json damaged?"
+            )
 
     def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
         """Whether a tensor of a dense checkpoint is a weight to compress while it is read."""
@@ -101,11 +127,14 @@ class DibaQuantizer(HfQuantizer):
         if self._loading is not None:
             self.report = self._loading.finish()
             self._loading = None
-        checkpoint.check_loaded(model, self._forms)
-        sharing = checkpoint.share(model, self._names, self.quantization_config.factors)
+        unchecked = {self._names[name]: self._entries[name] for name in self._unchecked & self._names.keys()}
+        checkpoint.check_loaded(model, self._forms, unchecked)
+        sharing = checkpoint.share(model, self._names, self._entries, self._stored)
         if sharing:
             swap._retie(model, sharing)
-        _set_quantizer(model, self)
+        self._stored, self._entries = Stored(()), {}
+        set_quantizer(model, self)
+        self.describe(model, checkpoint.describe_layers(model))
         return model
 
     # ------------------------------------------------------------ saving, dense again
@@ -116,15 +145,22 @@ class DibaQuantizer(HfQuantizer):
         """Tensors to save; the config, which transformers writes next, is made to describe the layers."""
         if getattr(model, "_hf_peft_config_loaded", False):  # only adapters are saved
             return None, {}
-        factors = checkpoint.describe_layers(model)
-        if not factors:
+        if not checkpoint.factored(model):
             if hasattr(model.config, "quantization_config"):
                 del model.config.quantization_config
-            return None, {}
-        config = DibaConfig.of(self.quantization_config.settings, factors)
+            return given_tensors.get(), {}
+        tensors, entries = checkpoint.state_dict(model, given_tensors.get())
+        model.config.quantization_config = config = self._described(entries)
+        return tensors, {"diba_format_version": str(config.format_version)}
+
+    def describe(self, model: Any, entries: dict[str, dict[str, Any]]) -> None:
+        """Make these the layers of the config, which is the model's."""
+        model.config.quantization_config = self.quantization_config = self._described(entries)
+
+    def _described(self, entries: dict[str, dict[str, Any]]) -> DibaConfig:
+        config = DibaConfig.of(self.quantization_config.settings, entries)
         config.modules_to_not_convert = self.quantization_config.modules_to_not_convert
-        model.config.quantization_config = config
-        return checkpoint.state_dict(model), {"diba_format_version": str(config.format_version)}
+        return config
 
     def _dequantize(self, model: Any, dtype: Any = None, **kwargs: Any) -> Any:
         """Dense layers again, those that shared factors share a weight."""
@@ -135,7 +171,7 @@ class DibaQuantizer(HfQuantizer):
             dense.weight = weights.setdefault(id(layer.b1), dense.weight)
             checkpoint.put(model, name, dense)
         fuse(model)
-        for inner in _models(model):
+        for inner in models(model):
             inner.__dict__.pop("_tied_weights_keys", None)  # of weights again, as the class has them
             inner.all_tied_weights_keys = inner.get_expanded_tied_weights_keys(all_submodels=True)
             _unset_quantizer(inner)
@@ -163,67 +199,15 @@ class DibaQuantizer(HfQuantizer):
         return True
 
 
-def attach(model: nn.Module, settings: Config | None = None) -> nn.Module:
-    """Prepare a converted model for ``save_pretrained``; the same model is returned.
-
-    :func:`diba.torch.convert` does so by itself; it is for layers that were put in by other means. Models of
-    transformers inside of another module, as in sentence-transformers, are prepared, too.
-
-    Args:
-        model: With layers of ``diba.torch``, in one or more ``transformers.PreTrainedModel``.
-        settings: What the layers were made with, for the record in ``config.json``.
-
-    Raises:
-        TypeError: ``model`` is no module, or ``settings`` no ``diba.torch.Config``.
-        ValueError: it has no model of transformers with such layers, or one that is quantized by other means.
-    """
-    _check.instance(model, "model", nn.Module, "use the model itself")
-    if settings is not None:
-        _check.instance(settings, "settings", Config, "use diba.torch.Config(...)")
-    attached = 0
-    for outer in _outermost(model):
-        factors = checkpoint.describe_layers(outer)
-        if factors:
-            quantizer = getattr(outer, "hf_quantizer", None)
-            if quantizer is None:
-                quantizer = DibaQuantizer(DibaConfig.of(settings, factors), pre_quantized=True)
-            elif not isinstance(quantizer, DibaQuantizer):
-                method = quantizer.quantization_config.quant_method
-                raise ValueError(
-                    f"model is quantized with {getattr(method, 'value', method)}; its other layers must be "
-                    "dense: use its dequantize() before diba.torch.convert"
-                )
-            elif settings is not None:
-                quantizer.quantization_config.settings = settings
-            outer.config.quantization_config = quantizer.quantization_config
-            _set_quantizer(outer, quantizer)
-            attached += 1
-    if not attached:
-        raise ValueError(
-            f"model, a {type(model).__name__}, has no transformers.PreTrainedModel with layers of "
-            "diba.torch; use diba.torch.convert(model, bits_per_weight=2) first"
-        )
-    return model
-
-
-def _outermost(model: nn.Module) -> Iterator[PreTrainedModel]:
-    """Models of transformers that are not part of another one."""
-    if isinstance(model, PreTrainedModel):
-        yield model
-    else:
-        for child in model.children():
-            yield from _outermost(child)
-
-
-def _models(model: nn.Module) -> Iterator[PreTrainedModel]:
+def models(model: nn.Module) -> Iterator[PreTrainedModel]:
     """Models of transformers in a model, itself included."""
     return (module for module in model.modules() if isinstance(module, PreTrainedModel))
 
 
-def _set_quantizer(model: nn.Module, quantizer: DibaQuantizer) -> None:
+def set_quantizer(model: nn.Module, quantizer: DibaQuantizer) -> None:
     """For all inner models, too: they can be saved by themselves."""
     inner: Any
-    for inner in _models(model):
+    for inner in models(model):
         inner.hf_quantizer, inner.is_quantized, inner.quantization_method = quantizer, True, METHOD
 
 

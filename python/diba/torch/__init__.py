@@ -15,11 +15,13 @@ try:
 except ImportError as error:
     raise ImportError("diba.torch needs PyTorch; use python -m pip install 'diba[torch]'") from error
 
+from diba_autoload import after_import as _after_import
+
 from .allocation import allocate, keep_best
 from .calibrate import calibrate
 from .config import Config
 from .conv import DiBAConv1d, DiBAConv2d
-from .convert import convert
+from .convert import convert, meet_transformers
 from .embedding import DiBAEmbedding
 from .factors import Factors
 from .fisher import fisher
@@ -56,4 +58,5 @@ __all__ = [
     "trainable",
 ]
 
+_after_import("transformers.modeling_utils", meet_transformers)
 _torch.ops.diba.linear.default  # noqa: B018  # registered by the imports above

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import diba
 
     from .._check import Alphabet
+    from .factors import Sizes
 
 __all__ = ["Convolution", "DiBAConv1d", "DiBAConv2d"]
 
@@ -179,12 +180,12 @@ class Convolution(Factors):
         """
         if bias is not None:
             device, dtype = device or bias.device, dtype or bias.dtype
+        check_factorization(f)
         layer = cls._meta(f, kernel_size, {"bias": bias is not None, "dtype": dtype, **settings})
         return layer._fill(f, bias, device)
 
     @classmethod
-    def _meta(cls, f: diba.Factorization, kernel_size: Any, settings: dict[str, Any]) -> Self:
-        check_factorization(f)
+    def _meta(cls, f: Sizes | diba.Factorization, kernel_size: Any, settings: dict[str, Any]) -> Self:
         (m, n), pixels = f.shape, math.prod(cls._sizes(kernel_size, "kernel_size", 1))
         if n % pixels:
             raise ValueError(f"f has {n} columns; they must be a multiple of the kernel's {pixels} pixels")
@@ -209,7 +210,7 @@ class Convolution(Factors):
         return super().obstacle(module)
 
     @classmethod
-    def _settings_of(cls, module: Any, f: diba.Factorization) -> Self:
+    def _settings_of(cls, module: Any, f: Sizes | diba.Factorization) -> Self:
         settings = {name: getattr(module, name) for name in _SETTINGS}
         settings |= {"bias": module.bias is not None, "dtype": module.weight.dtype}
         return cls._meta(f, module.kernel_size, settings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,14 +25,18 @@ from .solving import dense_matrix, factorization, objective, output_snr
 from .swap import replace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from ..progress import Progress
     from .accounts import Skipped
     from .moments import Moments
     from .propagate import Wanted
 
-__all__ = ["Conversion"]
+__all__ = ["Conversion", "prepare"]
+
+prepare: list[Callable[[nn.Module, Config], object]] = []
+"""Called by :func:`diba.torch.convert` with the model and its settings, once the first layer is replaced and
+at the end: ``diba.hf`` registers here what lets models of transformers be saved."""
 
 _ROWS_FOR_THREADS = 1024  # below, in rows or columns, a second layer gains more than a second thread
 _DB_PER_BIT = 5.0  # a guess, for the share of work of layers with a target SNR
@@ -55,6 +60,7 @@ class Conversion:
         moments: Of inputs, for layers whose inputs are known; the others count the error of their weights.
         config: Of the conversion; here only its threads.
         progress: As of :func:`diba.torch.convert`.
+        begun: Called once, when the first layer has been replaced.
 
     Attributes:
         reports: By name, of the layers that have been replaced.
@@ -68,7 +74,9 @@ class Conversion:
         moments: dict[str, Moments],
         config: Config,
         progress: bool | Callable[[LayerReport, int, int], object],
+        begun: Callable[[], object] | None = None,
     ) -> None:
+        self._begun = begun
         self.reports: dict[str, LayerReport] = {}
         self._began = time.perf_counter()
         self._model, self._order = model, [target.name for target in targets]
@@ -186,6 +194,8 @@ class Conversion:
         snr = solved.f.snr(dense_matrix(target.module))
         new = replace(self._model, target, solved.f)
         del self._pending[name]
+        if self._begun is not None and not self.reports:
+            self._begun()
         self.reports[name] = layer = LayerReport(
             name=name,
             kind=target.kind,

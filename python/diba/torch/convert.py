@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 import warnings
@@ -11,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from .. import _check
+from . import conversion
 from .config import Config
-from .conversion import Conversion
 from .coverage import moments_of, reads, unreached, warn_unreached
 from .factors import Factors
 from .gradients import check_loss
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from .moments import Moments
     from .unfuse import Unfused
 
-__all__ = ["convert"]
+__all__ = ["convert", "meet_transformers"]
 
 _PLAIN = (
     "of these the error of the weights is made small (objective 'plain' in the report): give batches that "
@@ -114,7 +115,8 @@ def _convert(
     if batches is None and calibration is not None:
         warn_unreached(unreached(watched, moments), len(selection.targets), _PLAIN)
     expected = {target.name for target in watched if reads(target)}
-    run = Conversion(model, selection.targets, moments, config, progress)
+    begun = functools.partial(_prepare, model, config)  # the model may be saved at any time from then on
+    run = conversion.Conversion(model, selection.targets, moments, config, progress, begun)
     order, skipped = [target.name for target in selection.targets], selection.skipped
     parts.forget(target.module for target in selection.targets)  # what is done shall be free
     del selection, watched  # the run has the dense layers; other lists of them would keep them alive
@@ -135,25 +137,35 @@ def _convert(
     finally:
         run.display.close()
         run.release()
-        _prepare_saving(model, config)
+        _prepare(model, config)
     if batches is not None:
         missed = [name for name in order if name in expected and run.reports[name].objective == "plain"]
         warn_unreached(missed, len(order), _PLAIN)
     return run.report(skipped)
 
 
-def _prepare_saving(model: nn.Module, config: Config) -> None:
-    """Let ``save_pretrained`` of a transformers model write what ``from_pretrained`` needs (diba.hf)."""
-    transformers = sys.modules.get("transformers")
-    models = [] if transformers is None else [transformers.PreTrainedModel]
-    factored = any(isinstance(module, Factors) for module in model.modules())
-    if not factored or not any(isinstance(module, tuple(models)) for module in model.modules()):
-        return
+def _prepare(model: nn.Module, config: Config) -> None:
+    """Let the layers above, :mod:`diba.hf`, see to it that the model can be saved and loaded."""
+    if any(isinstance(module, Factors) for module in model.modules()):
+        for prepare in conversion.prepare:
+            prepare(model, config)
+
+
+def meet_transformers() -> None:
+    """Import ``diba.hf``, the layer above, into a process with models of transformers, to be saved."""
     try:
-        importlib.import_module("diba.hf").attach(model, config)  # the layer above
-    except (ImportError, ValueError) as error:  # transformers 4, or another library's layers in the model
-        text = f"save_pretrained of this model will not write what from_pretrained needs: {error}"
-        warnings.warn(text, stacklevel=3)
+        importlib.import_module("diba.hf")
+    except Exception as error:  # transformers 4 first of all, and its import is not ours to end
+        if not isinstance(error, ImportError):
+            warnings.warn(f"diba.hf cannot be imported: {error!r}", stacklevel=2)
+        conversion.prepare.append(functools.partial(_warn, str(error)))
+
+
+def _warn(reason: str, model: nn.Module, config: Config) -> None:
+    kind = sys.modules["transformers.modeling_utils"].PreTrainedModel
+    if any(isinstance(module, kind) for module in model.modules()):
+        text = f"save_pretrained of this model will not write what from_pretrained needs: {reason}"
+        warnings.warn(text, stacklevel=4)
 
 
 def _config(config: Any, settings: dict[str, Any]) -> Config:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import diba
 
     from .._check import Alphabet
+    from .factors import Sizes
 
 __all__ = ["DiBAEmbedding"]
 
@@ -111,11 +112,11 @@ class DiBAEmbedding(Factors):
         dtype: torch.dtype | None = None,
     ) -> Self:
         """The layer of these factors, shape (num_embeddings, embedding_dim)."""
+        check_factorization(f)
         return cls._meta(f, padding_idx, dtype)._fill(f, None, device)
 
     @classmethod
-    def _meta(cls, f: diba.Factorization, padding_idx: int | None, dtype: torch.dtype | None) -> Self:
-        check_factorization(f)
+    def _meta(cls, f: Sizes | diba.Factorization, padding_idx: int | None, dtype: torch.dtype | None) -> Self:
         m, n = f.shape
         return cls(m, n, f.k, padding_idx=padding_idx, alphabet=f.alphabet, device="meta", dtype=dtype)
 
@@ -137,7 +138,7 @@ class DiBAEmbedding(Factors):
         return super().obstacle(module)
 
     @classmethod
-    def _settings_of(cls, module: Any, f: diba.Factorization) -> Self:
+    def _settings_of(cls, module: Any, f: Sizes | diba.Factorization) -> Self:
         return cls._meta(f, module.padding_idx, module.weight.dtype)
 
     def _empty_dense(self) -> Any:

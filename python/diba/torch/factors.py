@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,15 @@ if TYPE_CHECKING:
 
     from .._check import Alphabet
 
-__all__ = ["Factors", "as_numpy", "check_factorization"]
+__all__ = ["Factors", "Sizes", "as_numpy", "check_factorization"]
+
+
+class Sizes(NamedTuple):
+    """What a layer's tensors are made for; a ``diba.Factorization`` says the same."""
+
+    shape: tuple[int, int]
+    k: int
+    alphabet: Alphabet
 
 
 class Factors(FactorState):
@@ -304,7 +312,7 @@ class Factors(FactorState):
     """What from_dense takes, for its message."""
 
     @classmethod
-    def _settings_of(cls, module: Any, f: diba.Factorization) -> Self:
+    def _settings_of(cls, module: Any, f: Sizes | diba.Factorization) -> Self:
         """A layer on the meta device with the settings of a dense one and the sizes of ``f``."""
         raise NotImplementedError
 

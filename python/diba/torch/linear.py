@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import diba
 
     from .._check import Alphabet
+    from .factors import Sizes
 
 __all__ = ["DiBALinear", "is_conv1d", "multiply"]
 
@@ -102,14 +103,14 @@ class DiBALinear(Factors):
         """
         if bias is not None:
             device, dtype = device or bias.device, dtype or bias.dtype
+        check_factorization(f)
         layer = cls._meta(f, bias is not None, fan_in_fan_out, dtype)
         return layer._fill(f, bias, device)
 
     @classmethod
     def _meta(
-        cls, f: diba.Factorization, bias: bool, fan_in_fan_out: bool, dtype: torch.dtype | None
+        cls, f: Sizes | diba.Factorization, bias: bool, fan_in_fan_out: bool, dtype: torch.dtype | None
     ) -> Self:
-        check_factorization(f)
         m, n = f.shape
         options: dict[str, Any] = {"bias": bias, "alphabet": f.alphabet, "fan_in_fan_out": fan_in_fan_out}
         return cls(n, m, f.k, **options, device="meta", dtype=dtype)
@@ -134,7 +135,7 @@ class DiBALinear(Factors):
         return weight.T if is_conv1d(module) else weight
 
     @classmethod
-    def _settings_of(cls, module: Any, f: diba.Factorization) -> Self:
+    def _settings_of(cls, module: Any, f: Sizes | diba.Factorization) -> Self:
         return cls._meta(f, module.bias is not None, is_conv1d(module), module.weight.dtype)
 
     def _empty_dense(self) -> Any:
