@@ -1,8 +1,6 @@
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <limits>
-#include <mutex>
 #include <stdexcept>
 #include <utility>
 #include <vector>
@@ -12,6 +10,7 @@
 #include "diba/file.hpp"
 #include "diba/prepared.hpp"
 #include "diba/products.hpp"
+#include "diba/published.hpp"
 
 namespace diba {
 namespace {
@@ -49,22 +48,17 @@ class Factorization::Implementation {
 
   const StoredFactors& stored() const { return stored_; }
 
-  // Made by the first caller; others wait for it.
   const Prepared& prepared() const {
-    if (const Prepared* made = made_.load(std::memory_order_acquire)) return *made;
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (prepared_ == nullptr) {
+    return prepared_.get([&] {
       const StoredFactors& s = stored_;
-      prepared_ = std::make_unique<const Prepared>(
+      return std::make_unique<const Prepared>(
           Factors{s.d1.data(), s.left(), s.d2.data(), s.right(), s.d3.data(), s.signs}, active());
-      made_.store(prepared_.get(), std::memory_order_release);
-    }
-    return *prepared_;
+    });
   }
 
   std::size_t bytes() const {
     const StoredFactors& s = stored_;
-    const Prepared* made = made_.load(std::memory_order_acquire);
+    const Prepared* made = prepared_.get();
     return sizeof(float) * (s.d1.size() + s.d2.size() + s.d3.size()) +
            sizeof(std::uint64_t) * (s.b1.size() + s.b2.size()) + (made == nullptr ? 0 : made->bytes());
   }
@@ -103,9 +97,7 @@ class Factorization::Implementation {
   }
 
   StoredFactors stored_;
-  mutable std::mutex mutex_;  // of prepared_, until made_ points to it
-  mutable std::unique_ptr<const Prepared> prepared_;
-  mutable std::atomic<const Prepared*> made_{nullptr};
+  mutable MadeOnce<Prepared> prepared_;
 };
 
 Factorization::Factorization(std::unique_ptr<const Implementation> implementation) noexcept

@@ -61,44 +61,43 @@ Layer::Layer(const LayerFactors& f, std::size_t rows, std::size_t inner, std::si
       }()) {}
 
 std::size_t Layer::bytes() const {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  return forward_.bytes() + (transposed_ == nullptr ? 0 : transposed_->bytes());
+  const PreparedBits* transposed = transposed_.get();
+  return forward_.bytes() + (transposed == nullptr ? 0 : transposed->bytes());
 }
 
 std::shared_ptr<const Diagonals> Layer::forward_diagonals(const LayerFactors& f) const {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  if (last_ == nullptr || !same(last_->d1, f.d1) || !same(last_->d2, f.d2) || !same(last_->d3, f.d3)) {
+  std::shared_ptr<const Diagonals> d = last_.get();
+  if (d == nullptr || !same(d->d1, f.d1) || !same(d->d2, f.d2) || !same(d->d3, f.d3)) {
     const std::vector<std::uint64_t> left =
         signs_ ? std::vector<std::uint64_t>() : words_of_bytes(f.b1, rows(), inner());
     const BitView b1{left.data(), rows(), inner()}, b2{nullptr, inner(), cols()};
-    last_ = std::make_shared<const Diagonals>(Factors{f.d1, b1, f.d2, b2, f.d3, signs_});
+    d = std::make_shared<const Diagonals>(Factors{f.d1, b1, f.d2, b2, f.d3, signs_});
+    last_.set(d);
   }
-  return last_;
+  return d;
 }
 
 std::shared_ptr<const Diagonals> Layer::transposed_diagonals(const LayerFactors& f) const {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  const Diagonals* d = last_transposed_.get();
+  std::shared_ptr<const Diagonals> d = last_transposed_.get();
   if (d == nullptr || !same(d->d1, f.d3) || !same(d->d2, f.d2) || !same(d->d3, f.d1)) {
     const std::vector<std::uint64_t> right =
         signs_ ? std::vector<std::uint64_t>()
                : transposed_words(words_of_bytes(f.b2, inner(), cols()), inner(), cols());
     const BitView b1{right.data(), cols(), inner()}, b2{nullptr, inner(), rows()};
-    last_transposed_ = std::make_shared<const Diagonals>(Factors{f.d3, b1, f.d2, b2, f.d1, signs_});
+    d = std::make_shared<const Diagonals>(Factors{f.d3, b1, f.d2, b2, f.d1, signs_});
+    last_transposed_.set(d);
   }
-  return last_transposed_;
+  return d;
 }
 
 const PreparedBits& Layer::transposed(const LayerFactors& f) const {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  if (transposed_ == nullptr) {
+  return transposed_.get([&] {
     const BitsOfLayer bits(f, rows(), inner(), cols());
     const std::vector<std::uint64_t> left = transposed_words(bits.right, inner(), cols());
     const std::vector<std::uint64_t> right = transposed_words(bits.left, rows(), inner());
     const BitView b1{left.data(), cols(), inner()}, b2{right.data(), inner(), rows()};
-    transposed_ = std::make_unique<const PreparedBits>(b1, b2, signs_, kernels());
-  }
-  return *transposed_;
+    return std::make_unique<const PreparedBits>(b1, b2, signs_, kernels());
+  });
 }
 
 void Layer::multiply(const LayerFactors& f, const float* x, std::size_t count, const float* bias, float* y,

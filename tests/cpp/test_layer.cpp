@@ -2,7 +2,9 @@
 // against float64, equal bytes on every instruction set and thread count; no access past the end of any buffer.
 
 #include <cmath>
+#include <deque>
 #include <string>
+#include <thread>
 
 #include "check.hpp"
 #include "data.hpp"
@@ -177,6 +179,31 @@ void check_sizes(const Sizes& sizes) {
   });
 }
 
+// Several threads in one new layer, each with diagonals of its own.
+void check_threads(bool signs) {
+  constexpr std::size_t kThreads = 3, kCount = 4;
+  const Sizes sizes{97, 70, 65, signs};
+  const std::vector<float> x = data::normals(kCount * sizes.cols, 8), g = data::normals(kCount * sizes.rows, 9);
+  std::deque<Model> models;
+  std::vector<std::vector<float>> expected;
+  for (std::size_t i = 0; i < kThreads; ++i) {
+    models.emplace_back(sizes).set_diagonals(static_cast<unsigned>(10 * i + 1));
+    const diba::Layer alone(models[i].factors(), sizes.rows, sizes.k, sizes.cols, signs, diba::active());
+    expected.push_back(all_gradients(models[i], alone, x, g, kCount, 1, true));
+  }
+  const diba::Layer layer(models[0].factors(), sizes.rows, sizes.k, sizes.cols, signs, diba::active());
+  bool same[kThreads] = {};
+  std::vector<std::thread> threads;
+  for (std::size_t i = 0; i < kThreads; ++i)
+    threads.emplace_back([&, i] {
+      same[i] = true;
+      for (int round = 0; round < 50; ++round)
+        same[i] &= data::same_bytes(all_gradients(models[i], layer, x, g, kCount, 1, true), expected[i]);
+    });
+  for (std::thread& thread : threads) thread.join();
+  for (const bool one : same) CHECK(one);
+}
+
 // One bit matrix by itself: y = x B', and its transpose.
 void check_matrix(bool signs) {
   const Model model({70, 45, 10, signs});
@@ -214,6 +241,7 @@ int main() {
     check_sizes({97, 70, 65, signs});
     check_sizes({64, 33, 130, signs});
     check_matrix(signs);
+    check_threads(signs);
   }
   return check::done();
 }

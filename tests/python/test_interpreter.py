@@ -190,3 +190,64 @@ for by, action in itertools.product((by_signal, by_finalizer, by_thread), (multi
 def test_signal_handlers_finalizers_threads_and_children_multiply_while_something_is_packed() -> None:
     done = python(FACTORS + INTERRUPTED, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+# ---------------------------------------------------------------- children of a process whose other thread is busy
+
+# `work()` in a thread, again and again, and in children that are made meanwhile.
+CHILDREN = """
+def go_on():
+    while not stop.is_set():
+        work()
+
+stop, thread = threading.Event(), threading.Thread(target=go_on)
+thread.start()
+for _ in range(30):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)  # a hang is a failure
+        work()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+stop.set()
+thread.join()
+"""
+
+PACKING = """
+x = np.ones(300)
+expected = large.matvec(x).tobytes(), large.rmatvec(np.ones(500)).tobytes()
+
+def work():
+    f = fresh(large)
+    assert (f.matvec(x).tobytes(), f.rmatvec(np.ones(500)).tobytes()) == expected
+"""
+
+# One layer whose diagonals differ from call to call, as in training.
+TRAINING = """
+def addresses(*arrays):
+    return tuple(array.ctypes.data for array in arrays)
+
+shapes = (500, 400), (400, 300)
+b1, b2 = (random.integers(0, 256, (m, -(-n // 8)), dtype=np.uint8) for m, n in shapes)
+b2[:, -1] &= 0x0F
+layer = _core.Layer(*addresses(b1, b2), 500, 400, 300, False)
+diagonals = [[random.standard_normal(n, np.float32) for n in (500, 400, 300)] for _ in range(2)]
+x, g = np.ones((1, 300), np.float32), np.ones((1, 500), np.float32)
+
+def one(d1, d2, d3):
+    out = [np.empty(n, np.float32) for n in (300, 500, 400, 300)]
+    layer.gradients(addresses(d1, b1, d2, b2, d3), *addresses(x, g), 1, addresses(*out), 1)
+    return b"".join(array.tobytes() for array in out)
+
+expected = [one(*d) for d in diagonals]
+
+def work():
+    assert [one(*d) for d in diagonals] == expected
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.parametrize("work", [PACKING, TRAINING], ids=["packing", "training"])
+def test_children_of_a_process_whose_other_thread_packs(work: str) -> None:
+    done = python(FACTORS + work + CHILDREN, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -84,7 +84,8 @@ class DIBA_API Factorization {
   double bits_per_weight() const noexcept;  // [k (rows + cols) + diagonal_bits (rows + k + cols)] / (rows cols)
   std::size_t bytes() const noexcept;       // of memory held, what prepare() made included
 
-  // Packs the bits for the fast products. The first fast product does so by itself, and then takes longer.
+  // Packs the bits for the fast products. The first fast product does so by itself, and then takes longer; threads that
+  // come at once may each pack them, nobody waits for another.
   void prepare() const;
 
   // y = M x + bias. x (cols), y (rows), which must not overlap. Where x and bias are finite, y is too: what is beyond

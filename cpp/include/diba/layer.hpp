@@ -8,11 +8,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <vector>
 
 #include "diba/fingerprint.hpp"
 #include "diba/prepared.hpp"
+#include "diba/published.hpp"
 
 namespace diba {
 
@@ -70,9 +70,8 @@ class Layer {
   bool signs_;
   Fingerprint left_, right_;
   PreparedBits forward_;
-  mutable std::mutex mutex_;  // of what follows
-  mutable std::unique_ptr<const PreparedBits> transposed_;
-  mutable std::shared_ptr<const Diagonals> last_, last_transposed_;  // of the last call: the next one's, as a rule
+  mutable MadeOnce<PreparedBits> transposed_;
+  mutable Latest<Diagonals> last_, last_transposed_;  // of the last call: the next one's, as a rule
 };
 
 }  // namespace diba
