@@ -6,6 +6,7 @@ Nothing is unpickled. Of a safetensors file only the tensor asked for is read.
 from __future__ import annotations
 
 import math
+import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,7 @@ def locate(argument: str) -> tuple[Path, str | None]:
 def _read_npy(file: BinaryIO, path: Path, tensor: str | None) -> tuple[NDArray[Any], str]:
     if tensor is not None:
         raise ValueError(f"{path}: an npy file holds one array without a name; leave out ':{tensor}'")
-    entries = _numpy_array(file, str(path))
+    entries = _numpy_array(file, str(path), os.fstat(file.fileno()).st_size)
     return entries, str(entries.dtype)
 
 
@@ -99,26 +100,36 @@ def _read_npz(file: BinaryIO, path: Path, tensor: str | None) -> tuple[NDArray[A
                     shapes[name.removesuffix(".npy")] = _npy_shape(member)
             tensor = _choose(path, tensor, shapes)
             with archive.open(tensor + ".npy") as member:
-                entries = _numpy_array(member, f"{path}:{tensor}")
+                size = archive.getinfo(tensor + ".npy").file_size
+                entries = _numpy_array(member, f"{path}:{tensor}", size)
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"{path}: is damaged or not an npz file ({error})") from error
     return entries, str(entries.dtype), tensor
 
 
-def _numpy_array(file: Any, name: str) -> NDArray[Any]:
+def _numpy_array(file: Any, name: str, size: int) -> NDArray[Any]:
+    """The array of an npy file of so many bytes, which may hold fewer than its header announces."""
     try:
+        shape, dtype = _npy_header(file)
+        announced = file.tell() + math.prod(shape) * dtype.itemsize
+        if announced > size:
+            raise ValueError(f"it has {size} bytes, its header announces {announced}")
+        file.seek(0)
         return np.lib.format.read_array(file, allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise ValueError(f"{name}: cannot be read as an array of numbers ({error})") from error
 
 
+def _npy_header(file: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    return tuple(shape), dtype
+
+
 def _npy_shape(file: Any) -> tuple[int, ...]:
     try:
-        version = np.lib.format.read_magic(file)
-        read = (
-            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        )
-        return tuple(read(file)[0])
+        return _npy_header(file)[0]
     except ValueError:
         return ()  # not a candidate; naming it will say why
 

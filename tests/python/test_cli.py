@@ -6,12 +6,15 @@ import fcntl
 import json
 import os
 import pty
+import re
 import signal
 import struct
 import subprocess
 import sys
 import termios
 import time
+import zipfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +26,6 @@ from diba import cli, inputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 A = np.random.default_rng(0).standard_normal((24, 16)).astype(np.float32)
 
@@ -227,6 +229,15 @@ def test_inputs_that_do_not_fit(folder: Path, refused: Callable[..., str]) -> No
     assert solve("a.npy:w") == "a.npy: an npy file holds one array without a name; leave out ':w'"
     np.save("cube.npy", np.ones((2, 2, 2)))
     assert solve("cube.npy") == "cube.npy: has shape (2, 2, 2), must be a matrix (2-D)"
+    announced = np.lib.format.header_data_from_array_1_0(A) | {"shape": (1 << 30, 1 << 20)}
+    with Path("huge.npy").open("wb") as file:  # which claims petabytes
+        np.lib.format.write_array_header_1_0(file, announced)
+    with zipfile.ZipFile("huge.npz", "w") as archive:
+        archive.write("huge.npy", "w.npy")
+    for name in ("huge.npy", "huge.npz:w"):
+        assert re.match(
+            rf"{name}: cannot be read .*it has \d+ bytes, its header announces \d{{16}}", solve(name)
+        )
     np.save("objects.npy", np.array([[None]]), allow_pickle=True)
     assert solve("objects.npy").startswith("objects.npy: cannot be read as an array of numbers")
     np.savez("objects.npz", w=np.array([[None]]))

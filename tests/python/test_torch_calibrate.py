@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -285,7 +287,8 @@ def test_a_saved_calibration_is_read_back_to_the_last_bit(tmp_path):
     assert read[names[0]].second is read[names[1]].second
 
 
-def test_damaged_files_say_so(tmp_path):
+def test_damaged_files_say_so(tmp_path, source_root):
+    """Every kind of damage is in tests/corpus/calibration; here: file, layer and tensor are named."""
     from safetensors.numpy import save_file
 
     path = tmp_path / "x.safetensors"
@@ -293,14 +296,77 @@ def test_damaged_files_say_so(tmp_path):
     with pytest.raises(diba.FormatError, match="not a safetensors file"):
         Calibration.load(path)
     save_file({"a": np.zeros(2)}, path)
-    with pytest.raises(diba.FormatError, match="not a calibration"):
+    with pytest.raises(
+        diba.FormatError, match="is not a calibration: metadata 'format' is missing, expected"
+    ):
         Calibration.load(path)
-    for layers in ('{"a": {"second": 0, "n": 3, "count": 1}}', '{"a": {"second": 0}}', "[", '{"a": 1}'):
-        save_file({"second.0": np.zeros(2)}, path, {"diba.calibration": layers})
-        with pytest.raises(diba.FormatError, match="damaged"):
-            Calibration.load(path)
     with pytest.raises(FileNotFoundError):
         Calibration.load(tmp_path / "none")
+    corpus = source_root / "tests" / "corpus" / "calibration" / "bad"
+    for name, message in (
+        ("nan", "layer 'layers.0.é': tensor 'second.0' has NaN or infinite entries"),
+        (
+            "negative-mean-square",
+            "layer 'layers.0.é': tensor 'second.0' has negative entries on its diagonal",
+        ),
+        ("large-off-the-diagonal", "tensor 'second.0' has its largest entries off the diagonal"),
+        (
+            "negative-gradient",
+            "layer 'layers.0.é': tensor 'gradient.0' has negative, NaN or infinite entries",
+        ),
+        ("count-zero", "layer 'layers.0.é': its row of tensor 'layers' is 0, 2, 0, 7; expected"),
+        ("huge-size", "tensor 'second.0' has dtype and shape"),
+        ("other-tensor", "tensor 'gradient.1' is unexpected, it belongs to no layer"),
+    ):
+        with pytest.raises(diba.FormatError, match=message) as caught:
+            Calibration.load(corpus / name)
+        assert str(caught.value).startswith(f"{corpus / name}: ")
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path):
+    path = tmp_path / "x"
+    good = Moments(np.eye(2), 1)
+    Calibration({"a": good}).save(path)
+    before = path.read_bytes()
+    skew = np.array([[1.0, 0.5], [0.25, 1.0]])
+    for wrong, message in (
+        (Moments(np.full((2, 2), np.nan), 1), "layer 'b': second has NaN"),
+        (Moments(np.diag([1.0, -1.0]), 1), "layer 'b': second has negative entries on its diagonal"),
+        (Moments(skew, 1), "layer 'b': second is not symmetric"),
+        (
+            Moments(np.eye(2, dtype=np.float32), 1),
+            r"second is of float32, shape \(2, 2\); it must be a float64",
+        ),
+        (Moments(np.eye(2, 3), 1), r"second is of float64, shape \(2, 3\); it must be"),
+        (Moments(np.eye(2), 0), "layer 'b': count is 0; it must be an integer of at least 1"),
+        (Moments(np.eye(2), 1, np.array([-1.0]), 1), "layer 'b': gradient_rms has negative"),
+        (Moments(np.eye(2), 1, np.ones((1, 1)), 1), "layer 'b': gradient_rms is of float64, shape"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Calibration({"a": good, "b": wrong}).save(path)
+        assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x"]
+
+
+def test_reading_and_writing_take_little_memory(tmp_path):
+    """Reading: the matrices and one triangle, half of one; writing: one triangle."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((300, 300))
+    seconds = [x.T @ x / k for k in (100, 200, 300)]
+    path = tmp_path / "x"
+    tracemalloc.start()
+    try:
+        Calibration({str(i): Moments(second, 300) for i, second in enumerate(seconds)}).save(path)
+        written = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        read = Calibration.load(path)
+        peak = tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+    matrix = seconds[0].nbytes
+    assert written < 2 * matrix
+    assert peak < len(read) * matrix + 2 * path.stat().st_size / len(read)
 
 
 def test_merging_is_calibrating_on_all_batches():
