@@ -230,6 +230,40 @@ def test_all_linear_leaves_the_classifier_out():
     assert targets(True) == targets(False)
 
 
+@pytest.mark.filterwarnings("ignore:.*(rank|alpha)_pattern keys did not match:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:.*target_parameters.*no parameter was matched:RuntimeWarning")
+def test_experts_take_adapters_by_their_names():
+    torch.manual_seed(0)
+    config = transformers.MixtralConfig(
+        **SIZES, num_local_experts=2, num_experts_per_tok=1, num_key_value_heads=4
+    )
+    model = transformers.MixtralForCausalLM(config).eval()
+    size = model.num_parameters()
+    convert(model, progress=False, bits_per_weight=2, effort="fast")
+    assert model.num_parameters() == size
+    base = logits(model)
+    down = [
+        name for name, module in model.named_modules() if ".down." in name and isinstance(module, Factors)
+    ]
+    assert len(down) == 2
+    adapted = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(target_modules=down, r=2))
+    fill(adapted)
+    assert {name for name, p in adapted.named_parameters() if p.requires_grad} == {
+        f"base_model.model.{name}.lora_{side}.default.weight" for name in down for side in "AB"
+    }
+    assert not torch.equal(logits(adapted), base)
+    with pytest.warns(
+        UserWarning, match=r"down_proj, gate_up_proj of .*experts get no adapters.*experts\.down\.0"
+    ):
+        adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules="all-linear", r=2))
+    assert {name.split(".")[-1] for name in adapted.targeted_module_names} == {
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+    }
+
+
 def test_saved_modules_are_factored_layers(tmp_path):
     model = packed()
     dense_before = model.lm_head.dense_weight().clone()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from peft import LoraConfig, PeftModel, TaskType
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel
 from ..torch.embedding import DiBAEmbedding
 from ..torch.factors import Factors
 from ..torch.linear import DiBALinear
+from ..torch.parts import Parts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,6 +28,9 @@ __all__ = ["LoraDiBALinear", "teach"]
 
 _CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Ways to start LoRA that subtract the first adapter from the weight."""
+
+_ADAPTERS = (tuners_utils.BaseTunerLayer, AuxiliaryTrainingWrapper)
+"""Modules of PEFT around layers."""
 
 _MERGING = (
     "a LoRA adapter cannot be merged into packed factors; keep it beside them (unload() removes it), or make "
@@ -87,12 +92,14 @@ def _including(original: Callable[..., Any]) -> Callable[..., Any]:
         wish = getattr(peft_config, "target_modules", None)
         everything = isinstance(wish, str) and wish.lower() == INCLUDE_LINEAR_LAYERS_SHORTHAND
         peft_config = original(peft_config, model)
-        factored = dict(_outside_adapters(model))
+        factored = dict(_outside(model, _ADAPTERS))
         if everything and factored:
-            linear = {name for name, layer in factored.items() if isinstance(layer, DiBALinear)}
+            single = _outside(model, (*_ADAPTERS, Parts))  # fused matrices are no linear layers to PEFT
+            linear = {name for name, layer in single if isinstance(layer, DiBALinear)}
             peft_config.target_modules = {*peft_config.target_modules, *linear} - _heads(peft_config, model)
         if factored and getattr(peft_config, "target_modules", None):
             _refuse(peft_config, factored)
+        _warn_of_experts(peft_config, model)
         if isinstance(peft_config, LoraConfig) and DiBALinear not in (peft_config._custom_modules or {}):
             peft_config._register_custom_module({DiBALinear: LoraDiBALinear})
         return peft_config
@@ -100,13 +107,29 @@ def _including(original: Callable[..., Any]) -> Callable[..., Any]:
     return include
 
 
-def _outside_adapters(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, Factors]]:
-    """Factored layers that no adapter is around, by their names."""
+def _outside(model: nn.Module, of: tuple[type, ...], prefix: str = "") -> Iterator[tuple[str, Factors]]:
+    """Factored layers that are in no module of some kinds, by their names."""
     for name, child in model.named_children():
         if isinstance(child, Factors):
             yield prefix + name, child
-        elif not isinstance(child, (tuners_utils.BaseTunerLayer, AuxiliaryTrainingWrapper)):
-            yield from _outside_adapters(child, f"{prefix}{name}.")
+        elif not isinstance(child, of):
+            yield from _outside(child, of, f"{prefix}{name}.")
+
+
+def _warn_of_experts(peft_config: Any, model: nn.Module) -> None:
+    """Where PEFT means a fused matrix, and the model has factors of its parts."""
+    meant = set(getattr(peft_config, "target_parameters", None) or ())
+    for name, part in model.named_modules():
+        fused = sorted(meant & part.sources().keys()) if isinstance(part, Parts) else []
+        if fused:
+            layer = f"{name}.{part.sources()[fused[0]][0][0]}"
+            warnings.warn(
+                f"{', '.join(fused)} of {name} get no adapters: diba has factored each of their matrices. "
+                f"Name those layers in a list, as target_modules=[{layer!r}, ...]; model.named_modules() has "
+                "them",
+                stacklevel=3,
+            )
+            return
 
 
 def _heads(peft_config: Any, model: Any) -> set[str]:

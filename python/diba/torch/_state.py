@@ -51,6 +51,12 @@ class FactorState(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Keep the dtypes where loaded tensors replace the old ones (``assign=True``)."""
         errors: list[str] = args[-1]
+        dense = state_dict.get(prefix + "weight")  # empty in checkpoints of diba.hf
+        if isinstance(dense, Tensor) and dense.numel() and prefix + "d1" not in state_dict:
+            errors.append(
+                f"{prefix}weight is that of a dense layer, and this {type(self).__name__} has factors; load "
+                "it into the dense model, before diba.torch.convert."
+            )
         for name in BITS:
             bits = state_dict.get(prefix + name)
             if isinstance(bits, Tensor) and bits.dtype != torch.uint8:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .extras import runs_its_class
 from .parts import Parts, linear
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Attention(Parts):
     @classmethod
     def recognises(cls, module: nn.Module) -> bool:
         """Whether a module is an ``nn.MultiheadAttention`` itself, with its own parameters and forward."""
-        if type(module) is not nn.MultiheadAttention or "forward" in module.__dict__:
+        if type(module) is not nn.MultiheadAttention or not runs_its_class(module):
             return False
         known = {"in_proj_weight", "in_proj_bias", "bias_k", "bias_v", *(f"{p}_weight" for p in _PROJECTIONS)}
         held = {name for name, p in module._parameters.items() if p is not None}

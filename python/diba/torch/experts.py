@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .extras import runs_its_class
 from .parts import Parallel, Parts, linear
 from .vectors import mark
 
@@ -37,7 +38,7 @@ class Experts(Parts):
     def recognises(cls, module: nn.Module) -> bool:
         """Whether a module is of a class that ``use_experts_implementation`` of transformers marks."""
         code = getattr(type(module).forward, "__code__", None)
-        if code is None or "experts_interface" not in code.co_freevars or "forward" in module.__dict__:
+        if code is None or "experts_interface" not in code.co_freevars or not runs_its_class(module):
             return False
         m: Any = module
         if not all(hasattr(m, name) for name in _FLAGS) or getattr(m, "_is_expert_parallel", False):

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["forward_owner", "kept", "lost"]
+__all__ = ["forward_owner", "kept", "lost", "runs_its_class"]
 
 _PLAIN: dict[type[nn.Module], tuple[int, ...]] = {
     nn.Linear: (1, 1),
@@ -32,9 +32,15 @@ def forward_owner(module: nn.Module) -> type:
     return next(cls for cls in type(module).__mro__ if "forward" in vars(cls))
 
 
+def runs_its_class(module: nn.Module) -> bool:
+    """Whether a call runs the ``forward`` of the class: hooks that were removed may leave that one behind."""
+    forward: Any = vars(module).get("forward", module.forward)
+    return getattr(forward, "__func__", None) is type(module).forward
+
+
 def kept(module: nn.Module) -> dict[str, Any]:
     """Attributes that somebody set on a dense layer, to be set on the one in its place."""
-    own = _own(forward_owner(module))
+    own = _own(forward_owner(module)) | ({"forward"} if runs_its_class(module) else set())
     return {name: value for name, value in vars(module).items() if name not in own and name[:2] != "__"}
 
 

@@ -218,6 +218,26 @@ class Factors(FactorState):
             )
         super().__setattr__(name, value)
 
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As in ``nn.Module``, but for what ``torch.nn.utils.prune`` makes of a weight."""
+        if name == "weight_orig":
+            raise AttributeError(
+                f"weight of {type(self).__name__} cannot be pruned, it is computed from diba's factors; "
+                "prune the dense layer, before diba.torch.convert, or that of to_dense_module()"
+            )
+        super().register_parameter(name, param)
+
+    def __prepare_scriptable__(self) -> Any:
+        """Called by ``torch.jit.script``, which compiles source that it cannot follow here.
+
+        Raises:
+            TypeError: always, with what to use instead.
+        """
+        raise TypeError(
+            f"torch.jit.script cannot compile {type(self).__name__}: diba's layers run on operators of their "
+            "own; use torch.jit.trace(model, example), torch.export.export or torch.compile"
+        )
+
     # ------------------------------------------------------------ from and to dense layers
 
     @classmethod

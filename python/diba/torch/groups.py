@@ -57,8 +57,14 @@ def trainable(model: nn.Module, biases: bool = True, norms: bool = False, lr: fl
 def parameter_groups(model: nn.Module, *, biases: bool, norms: bool, lr: float) -> list[Group]:
     """The groups of ``trainable``; changes nothing."""
     sized: list[tuple[nn.Parameter | None, float]] = []
-    for module in model.modules():
+    for name, module in model.named_modules():
         if isinstance(module, Factors):
+            if module.d1.is_meta:
+                raise ValueError(
+                    f"the factors of {name} are on the meta device, where accelerate keeps what it "
+                    "offloads; load the model without device_map, or first call "
+                    "accelerate.hooks.remove_hook_from_module(model, recurse=True)"
+                )
             factor = _BINARY_SCALE if module.alphabet == "binary" else 1.0
             sized += [(d, factor * typical_size(d)) for d in module.diagonals()]
             sized += [(module.bias, typical_size(module.bias, _SMALLEST_SCALE))] if biases else []

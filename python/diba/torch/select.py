@@ -15,6 +15,7 @@ from .. import _check
 from ..solvers.budget import inner_dimension
 from .accounts import CONVERTED, Accounts, listed
 from .config import Config, Settings, suggestion
+from .extras import runs_its_class
 from .factors import Factors
 from .layers import factored_matrix, layer_class, obstacle
 from .unfuse import unfused
@@ -149,8 +150,8 @@ def check(found: Iterable[Target]) -> None:
         weight = target.module.weight
         if weight.is_meta:
             raise ValueError(
-                f"the weight of {target.name} is on the meta device, without values; load the "
-                "model's weights before it is converted"
+                f"the weight of {target.name} is on the meta device, without values; load the model's "
+                "weights before it is converted, without device_map or offloading"
             )
         if weight.device.type != "cpu":
             raise ValueError(
@@ -252,7 +253,13 @@ def _unfit(layer: _Layer, inside_attention: set[int]) -> str | None:
         return "nn.MultiheadAttention reads its weight itself"
     if "weight" not in module._parameters or parametrize.is_parametrized(module, "weight"):
         return "its weight is computed from other parameters (parametrized, pruned or normalised)"
-    if layer_class(module) is None or "forward" in module.__dict__:
+    if hasattr(module, "_hf_hook"):
+        raise ValueError(
+            f"{layer.names[0]} has a hook of accelerate, which moves its weight between devices, memory and "
+            "disk, and would be lost; load the model without device_map, or first call "
+            "accelerate.hooks.remove_hook_from_module(model, recurse=True)"
+        )
+    if layer_class(module) is None or not runs_its_class(module):
         return f"its {type(module).__name__} has a forward of its own"
     return obstacle(module) or (None if module.weight.numel() else "its weight is empty")
 
