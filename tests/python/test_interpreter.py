@@ -192,7 +192,7 @@ def test_signal_handlers_finalizers_threads_and_children_multiply_while_somethin
     assert (done.returncode, done.stderr) == (0, "")
 
 
-# ---------------------------------------------------------------- children of a process whose other thread is busy
+# ---------------------------------------------------------------- children of a process that is busy
 
 # `work()` in a thread, again and again, and in children that are made meanwhile.
 CHILDREN = """
