@@ -8,6 +8,7 @@ microseconds, imports nothing, and no failure of it reaches anybody.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import sys
 from typing import TYPE_CHECKING, Any
@@ -17,14 +18,23 @@ if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
     from types import ModuleType
 
-__all__ = ["after_import", "register"]
+__all__ = ["LOCK", "LOCKED", "after_import", "register"]
 
 METHOD = "diba"
+LOCK = "transformers_weights"
+LOCKED = "this model is compressed by diba; python -m pip install 'diba[hf]', then import diba.hf"
+"""``config.json`` of a compressed checkpoint has this key and value. transformers takes it for the name of
+the file with the weights, and refuses it with a message that shows it; with diba it never comes to see it.
+The guards of ``diba.hf.checkpoint`` alone would be passed by with ``ignore_mismatched_sizes=True``."""
 
 
 def register() -> None:
-    """Let ``from_pretrained`` of transformers import ``diba.hf`` where it meets a checkpoint of diba."""
-    after_import("transformers.quantizers.auto", _offer)
+    """Let ``from_pretrained`` of transformers import ``diba.hf`` where it meets a checkpoint of diba.
+
+    No failure of it reaches whoever imports torch.
+    """
+    with contextlib.suppress(Exception):
+        after_import("transformers.quantizers.auto", _meet)
 
 
 def after_import(name: str, action: Callable[[], object]) -> None:
@@ -84,15 +94,25 @@ class _After:
             self._action()
 
 
-class _Config:
-    """In transformers' mapping until ``diba.hf``, which puts its own class there, has been imported."""
+def _meet() -> None:
+    """Wrap what ``from_pretrained`` asks for the quantizer of a model."""
+    auto, modeling = (
+        sys.modules.get(f"transformers.{name}") for name in ("quantizers.auto", "modeling_utils")
+    )
+    original: Any = getattr(auto, "get_hf_quantizer", None)
+    if original is None or hasattr(original, "_meets_diba"):
+        return
 
-    @staticmethod
-    def from_dict(values: Any, **options: Any) -> Any:
-        return importlib.import_module("diba.hf").DibaConfig.from_dict(values, **options)
+    @functools.wraps(original)
+    def get_hf_quantizer(config: Any, *args: Any, **kwargs: Any) -> Any:
+        settings = getattr(config, "quantization_config", None)
+        if isinstance(settings, dict) and settings.get("quant_method") == METHOD:
+            importlib.import_module("diba.hf")
+            if getattr(config, LOCK, None) == LOCKED:
+                delattr(config, LOCK)
+        return original(config, *args, **kwargs)
 
-
-def _offer() -> None:
-    with contextlib.suppress(Exception):  # no business of who imports it
-        auto = sys.modules["transformers.quantizers.auto"]
-        auto.AUTO_QUANTIZATION_CONFIG_MAPPING.setdefault(METHOD, _Config)
+    get_hf_quantizer._meets_diba = True  # type: ignore[attr-defined]
+    for module in (auto, modeling):
+        if getattr(module, "get_hf_quantizer", None) is original:
+            module.get_hf_quantizer = get_hf_quantizer  # type: ignore[union-attr]

@@ -6,10 +6,13 @@ import dataclasses
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
+
+from run_python import python
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 torch = pytest.importorskip("torch")
@@ -264,13 +267,22 @@ def test_loading_without_diba_is_an_error_and_dequantized_models_need_none(tmp_p
         model = converted(make())
         size = "3KB" if name in ("llama", "gpt2") else "1GB"
         cases.append((type(model).__name__, saved(model, tmp_path / name, max_shard_size=size)))
-    cases.append(("BertForSequenceClassification", tmp_path / "bert"))
+    cases.append(("BertForSequenceClassification", shutil.copytree(tmp_path / "bert", tmp_path / "classes")))
     dense = saved(model.dequantize(), tmp_path / "plain")
     assert "quantization_config" not in json.loads((dense / "config.json").read_text())
     code = """
-import sys, transformers
+import json, pathlib, sys, transformers
 *cases, plain = zip(sys.argv[1::2], sys.argv[2::2])
 for cls, folder in cases:
+    for options in ({}, {"ignore_mismatched_sizes": True}):
+        try:
+            getattr(transformers, cls).from_pretrained(folder, **options)
+        except ValueError as error:
+            print("locked", str(error).rpartition(": ")[2])
+    path = pathlib.Path(folder, "config.json")
+    config = json.loads(path.read_text())
+    del config["transformers_weights"]
+    path.write_text(json.dumps(config))
     try:
         getattr(transformers, cls).from_pretrained(folder)
     except RuntimeError as error:
@@ -281,12 +293,12 @@ assert "diba" not in sys.modules
 """
     cases.append((type(model).__name__, dense))
     arguments = [str(part) for case in cases for part in case]
-    run = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
-    )
+    run = python(code, *arguments, TORCH_DEVICE_BACKEND_AUTOLOAD="0", HF_HUB_OFFLINE="1")
     assert run.returncode == 0, run.stderr
-    refused = [line.split()[0] for line in run.stdout.splitlines()]
-    assert refused == [cls for cls, _ in cases[:-1]], run.stderr
+    lines = run.stdout.splitlines()
+    way = "locked this model is compressed by diba; python -m pip install 'diba[hf]', then import diba.hf"
+    assert lines[::3] == lines[1::3] == [way] * (len(cases) - 1), run.stderr
+    assert [line.split()[0] for line in lines[2::3]] == [cls for cls, _ in cases[:-1]], run.stderr
 
 
 @pytest.mark.parametrize("name", MODELS)

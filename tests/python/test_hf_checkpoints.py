@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +21,7 @@ transformers = pytest.importorskip("transformers", minversion="5.0")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 import diba.hf  # noqa: E402
+import diba_autoload  # noqa: E402
 from diba import FormatError  # noqa: E402
 from diba.torch import DiBAEmbedding, DiBALinear, convert  # noqa: E402
 
@@ -112,11 +116,11 @@ def test_saved_while_experts_are_taken_apart(tmp_path):
         assert torch.equal(outputs(loaded(tmp_path / str(done))), logits), done
 
 
-@pytest.mark.parametrize("first", ["diba.torch", "transformers"])
-def test_layers_put_in_by_hand_without_importing_diba_hf(first, tmp_path):
-    code = f"""
-import sys, {first}
+def test_layers_put_in_by_hand_without_importing_diba_hf(tmp_path):
+    code = """
+import sys
 import diba.torch, torch, transformers
+assert "diba.hf" not in sys.modules  # transformers has no models yet
 torch.manual_seed(0)
 shape = dict(hidden_size=36, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, vocab_size=60)
 model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape)).eval()
@@ -358,6 +362,77 @@ def test_tensors_from_memory_are_checked_once_they_are_loaded(checkpoint):
     tensors[f"{LAYER}.b2"][0, 0] ^= 1
     with pytest.raises(FormatError, match=rf"{LAYER}\.b2 is missing or damaged"):
         transformers.LlamaForCausalLM.from_pretrained(None, config=config, state_dict=tensors)
+
+
+# ---------------------------------------------------------------- without importing diba.hf
+
+
+def test_from_pretrained_alone_finds_diba(checkpoint, source_root, tmp_path):
+    """By the entry point, which is written out here: tests may run from the sources, without a wheel."""
+    entry_points = tomllib.loads((source_root / "pyproject.toml").read_text())["project"]["entry-points"]
+    text = "".join(
+        f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in entries.items())
+        for group, entries in entry_points.items()
+    )
+    info = tmp_path / "diba_for_this_test-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: diba-for-this-test\nVersion: 1\n")
+    (info / "entry_points.txt").write_text(text)
+    paths = os.pathsep.join(
+        [str(tmp_path), str(Path(diba.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    )
+    code = """
+import sys
+import torch
+assert not any(name.partition(".")[0] in ("diba", "transformers") for name in sys.modules)
+from transformers import LlamaForCausalLM
+assert "diba" not in sys.modules
+model, info = LlamaForCausalLM.from_pretrained(sys.argv[1], output_loading_info=True)
+assert not any(info.values()), info
+print(type(model.lm_head).__module__, hasattr(model.config, "transformers_weights"))
+"""
+    done = python(code, str(checkpoint), PYTHONPATH=paths, HF_HUB_OFFLINE="1")
+    assert done.stdout == "diba.torch.linear False\n", done.stderr
+
+
+def test_a_module_that_is_half_imported_when_the_waiting_begins(tmp_path, monkeypatch):
+    (tmp_path / "half_imported.py").write_text(
+        "import diba_autoload, sys\n"
+        "seen = []\n"
+        "diba_autoload.after_import(__name__, lambda: seen.append(sys.modules[__name__].value))\n"
+        "value = 3\n"
+    )
+    (tmp_path / "another_module.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    import half_imported  # type: ignore[import-not-found]
+
+    assert half_imported.seen == []
+    import another_module  # type: ignore[import-not-found]  # noqa: F401
+
+    assert half_imported.seen == [3]
+    assert not any(getattr(finder, "name", None) == "half_imported" for finder in sys.meta_path)
+    for name in ("half_imported", "another_module"):
+        monkeypatch.delitem(sys.modules, name)
+
+
+def test_failures_of_the_entry_point_reach_nobody(monkeypatch):
+    def fails(*args):
+        raise RuntimeError
+
+    monkeypatch.setattr(diba_autoload, "after_import", fails)
+    diba_autoload.register()
+
+
+def test_the_lock_is_written_once_and_only_for_factors(checkpoint, tmp_path):
+    for folder, model in (("packed", loaded(checkpoint)), ("dense", loaded(checkpoint).dequantize())):
+        assert not hasattr(model.config, diba_autoload.LOCK)
+        model.save_pretrained(tmp_path / folder)
+        config = json.loads((tmp_path / folder / "config.json").read_text())
+        assert config.get(diba_autoload.LOCK) == (diba_autoload.LOCKED if folder == "packed" else None)
+    other = transformers.AutoConfig.from_pretrained(checkpoint)
+    assert getattr(other, diba_autoload.LOCK) == diba_autoload.LOCKED
+    model.save_pretrained(tmp_path / "process", is_main_process=False)
+    assert not (tmp_path / "process" / "config.json").exists()
 
 
 # ---------------------------------------------------------------- double precision, and on the disk

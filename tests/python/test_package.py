@@ -75,6 +75,12 @@ def test_it_carries_the_licences(distribution: metadata.Distribution) -> None:
     assert distribution.metadata["License-Expression"] == "Apache-2.0"
 
 
+def test_torch_is_told_how_to_find_it(distribution: metadata.Distribution) -> None:
+    found = {(point.group, point.name): point.value for point in distribution.entry_points}
+    assert found.pop(("torch.backends", "diba")) == "diba_autoload:register"
+    assert found == {("console_scripts", "diba"): "diba.cli:main"}
+
+
 def test_versions_agree(distribution: metadata.Distribution, project: dict) -> None:
     assert diba.__version__ == _core.__version__ == distribution.version == project["version"]
 

@@ -37,7 +37,7 @@ from transformers.quantizers.auto import (  # noqa: E402
     AUTO_QUANTIZER_MAPPING,
 )
 
-from diba_autoload import after_import  # noqa: E402
+from diba_autoload import after_import, register  # noqa: E402
 
 from . import pretrained  # noqa: E402
 from .config import METHOD, DibaConfig  # noqa: E402
@@ -50,6 +50,7 @@ __all__ = ["DibaConfig", "DibaQuantizer", "attach"]
 AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = DibaConfig
 AUTO_QUANTIZER_MAPPING[METHOD] = DibaQuantizer
 install()
+register()
 
 
 def _teach_peft() -> None:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import json
 import warnings
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
+from diba_autoload import LOCK, LOCKED
+
 from .. import _check
+from .._disk import replace_file
 from ..torch import conversion
 from ..torch.config import Config
 from . import checkpoint
-from .config import DibaConfig
+from .config import METHOD, DibaConfig
 from .quantizer import DibaQuantizer, given_tensors, set_quantizer
 
 if TYPE_CHECKING:
@@ -58,14 +64,27 @@ def install() -> None:
     if _prepare in conversion.prepare:  # this module has been here before
         return
     conversion.prepare.append(_prepare)
+    signature = inspect.signature(original)
 
     @functools.wraps(original)
     def save_pretrained(self: Any, save_directory: Any, *args: Any, **options: Any) -> Any:
-        given = args[1] if len(args) > 1 else options.get("state_dict")
-        with _saving(self, given):
-            return original(self, save_directory, *args, **options)
+        call = signature.bind(self, save_directory, *args, **options)
+        call.apply_defaults()
+        with _saving(self, call.arguments["state_dict"]):
+            result = original(self, save_directory, *args, **options)
+        if call.arguments["is_main_process"] and getattr(self, "hf_quantizer", None) is not None:
+            _lock(Path(save_directory, "config.json"))
+        return result
 
     PreTrainedModel.save_pretrained = save_pretrained  # type: ignore[method-assign]
+
+
+def _lock(path: Path) -> None:
+    """Make transformers without diba refuse the checkpoint: see ``diba_autoload.LOCKED``."""
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if config.get("quantization_config", {}).get("quant_method") == METHOD and LOCK not in config:
+        text = json.dumps({**config, LOCK: LOCKED}, indent=2, sort_keys=True) + "\n"  # as transformers has it
+        replace_file(path, text.encode())
 
 
 def _attach(model: nn.Module, settings: Config | None) -> int:
@@ -116,9 +135,10 @@ def _saving(model: Any, given: Any) -> Iterator[None]:
         yield
     finally:
         given_tensors.reset(token)
-        if isinstance(before, DibaConfig) and not all(
-            map(dict(model.named_modules()).__contains__, before.factors)
-        ):
+        names = dict(model.named_modules())
+        if before is None:
+            model.config.__dict__.pop("quantization_config", None)
+        elif isinstance(before, DibaConfig) and not all(name in names for name in before.factors):
             model.config.quantization_config = before
 
 
