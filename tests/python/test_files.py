@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
 import json
 import os
 import pickle
 import stat
+import tracemalloc
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,7 @@ import pytest
 import safetensors.numpy
 
 import diba
-from diba import _core, files
+from diba import _core, _safetensors, files
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -451,6 +453,60 @@ def test_headers_that_are_not_json(tmp_path: Path, header: bytes) -> None:
     path.write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(diba.FormatError, match=r"header (entry )?is damaged"):
         diba.load(path)
+
+
+def test_a_header_has_at_most_a_mebibyte(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    for blanks, message in (
+        ((1 << 20) - 2, "is not a diba file: metadata 'format' is missing"),
+        ((1 << 20) - 1, "is not a diba file: its header has 1048577 bytes, expected up to 1048576"),
+    ):
+        header = b"{}" + b" " * blanks
+        path.write_bytes(len(header).to_bytes(8, "little") + header)
+        with pytest.raises(diba.FormatError, match=message):
+            diba.load(path)
+
+
+ENTRY = b'"model.layers.%d.weight":{"dtype":"F32","shape":[0,4096],"data_offsets":[0,0]}'
+SIZE = 2_000_000
+HEADERS = {  # what it is made of, and bytes of memory for each byte of it
+    "nested": (b'{"a":' + b"[" * SIZE, 1.1),
+    "lists": (b'{"a":{"shape":[' + b"[]," * (SIZE // 3), 1.1),
+    "numbers": (b'{"a":{"dtype":"U8","shape":[' + b"1," * (SIZE // 2), 1.1),
+    "backslashes": (b'{"' + b"\\\\" * (SIZE // 2), 1.1),
+    "blanks": (b"{" + b" " * SIZE + b"}", 1.1),
+    "one text": (b'{"__metadata__":{"a":"' + b"x" * SIZE + b'"}}', 5),
+    # a name, a tuple of four, the shape, the offsets: some 500 bytes for one of 80
+    "tensors": (b"{" + b",".join(ENTRY % i for i in range(SIZE // 80)) + b"}", 7),
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_long_headers_take_little_memory(name: str) -> None:
+    """Those of other safetensors files, as models have them, and hostile ones."""
+    header, share = HEADERS[name]
+    file = io.BytesIO(len(header).to_bytes(8, "little") + header)
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(diba.FormatError):
+            _safetensors.read_header(file, "x")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < share * len(header)
+
+
+def test_reading_takes_the_memory_of_the_factors(make_factors: Callable[..., Factors]) -> None:
+    f = make_factors(900, 1000, 1100, "sign").diba
+    data = files.encode(f._stored())
+    tracemalloc.start()
+    try:
+        stored = files.decode(io.BytesIO(data), "x")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert np.array_equal(stored.b1, f._stored().b1)
+    assert peak < 1.2 * len(data) + (1 << 15)
 
 
 def test_no_pickle_is_read(tmp_path: Path) -> None:
