@@ -124,6 +124,8 @@ def test_what_counts(case: str) -> None:
 def test_features_come_before_logits_where_they_are_asked_for() -> None:
     states = {"logits": t(2, 5, 9), "hidden_states": (t(2, 5, 3), t(2, 5, 8))}
     assert kinds(states, True) == {"last_hidden_state": ("features", (2, 5, 8))}
+    normed = {"last_hidden_state": t(2, 5, 4), "hidden_states": (t(2, 5, 8),)}
+    assert kinds(normed) == kinds(normed, True) == {"last_hidden_state": ("features", (2, 5, 4))}
     decoder = {
         "logits": t(2, 5, 9),
         "decoder_hidden_states": (t(2, 5, 8),),

@@ -16,7 +16,7 @@ _BESIDE_LOGITS = ("mc_logits", "pred_boxes", "pred_masks")
 """Of models with several heads, those that ``logits`` do not tell."""
 
 _EMBEDS = re.compile(r"(^|_)(embeds|embedding|embeddings)$")
-_HIDDEN = ("hidden_states", "decoder_hidden_states", "last_hidden_state")
+_HIDDEN = ("last_hidden_state", "hidden_states", "decoder_hidden_states")
 _NO_ANSWERS = re.compile(r"loss|attention|past_key_values|hidden_states|input_ids|mask$|cache")
 
 
@@ -42,9 +42,9 @@ def answers(output: Any, model: nn.Module, features: bool) -> list[Answer]:
     - ``logits``, else all whose names end with ``_logits``; beside them ``mc_logits``, ``pred_boxes`` and
       ``pred_masks``. Classes lie along the last axis, along axis 1 of images (four axes or more). Masks, and
       all logits of a model for several labels at once, are labels. One number alone is a feature.
-    - Where there are none: all whose names end with ``_embeds`` or ``_embedding(s)``, else the last of
-      ``hidden_states`` or ``last_hidden_state``; with ``features`` the other way about. Else the first tensor
-      of a tuple, else what outputs inside of this one have, else the only tensor there is.
+    - Where there are none: all whose names end with ``_embeds`` or ``_embedding(s)``, else
+      ``last_hidden_state`` or the last of ``hidden_states``; with ``features`` the other way about. Else the
+      first tensor of a tuple, else what outputs inside of this one have, else the only tensor there is.
 
     Raises:
         ValueError: which it is cannot be known.
@@ -64,8 +64,8 @@ def answers(output: Any, model: nn.Module, features: bool) -> list[Answer]:
     raise ValueError(
         f"the output of {type(model).__name__} is {type(output).__name__} with "
         f"{', '.join(sizes) or 'no tensors'}, and which is its answer is not known; say so with forward=, a "
-        "function of model and batch that returns one tensor: diba.torch.distillation(teacher, "
-        "forward=...) or diba.torch.fisher(forward=...)"
+        "function of model and batch that returns one tensor: loss=diba.torch.distillation(teacher, "
+        "forward=...) or loss=diba.torch.fisher(forward=...)"
     )
 
 
