@@ -114,7 +114,7 @@ void replay(const std::string& folder, bool good) {
     const Bytes data{std::istreambuf_iterator<char>(file), {}};
     CHECK_IN((verdict(data.data(), data.size()) != "refused") == good, entry.path().string());
     check_any(data.data(), data.size());
-    for (std::size_t i = 0; i < data.size() && data.size() < 2000; ++i) {  // each byte in turn
+    for (std::size_t i = 0; good && i < data.size(); ++i) {  // each byte in turn
       Bytes changed = data;
       changed[i] ^= static_cast<unsigned char>(1U << i % 8);
       check_any(changed.data(), changed.size());
