@@ -104,6 +104,8 @@ def test_every_parameter_of_every_kind_of_module_is_named_with_its_size() -> Non
     assert found["volume"].kind == "Conv3d"
     assert "a module of another kind" in reasons["stranger"]
     text = str(report)
+    assert text.startswith("1 layer compressed: ")
+    assert f"; {len(found)} left as they were\n" in text
     assert all(reason in text for reason in reasons.values())
     assert {x["name"] for x in report.to_dict()["skipped"]} == set(found)
 

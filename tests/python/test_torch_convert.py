@@ -693,7 +693,7 @@ def test_texts_of_the_report(tmp_path: Any) -> None:
     lines = str(report).splitlines()
     assert lines[0] == (
         "2 layers compressed: 97.5 % of 1,312 weights in matrices, 95.0 % of 5.38 kB in the model; "
-        "1 left as they were"
+        "1 left as it was"
     )
     assert lines[1].split() == [
         "layer",

@@ -214,8 +214,8 @@ class Report:
         before = f" and {earlier} before" if earlier else ""
         weights = f"{_percent(self.weight_share)} of {self.matrix_weights:,} weights in matrices"
         sizes = f"{_percent(self.byte_share)} of {text_of_bytes(self.model_bytes)} in the model"
-        head = f"{len(self.layers)} layers compressed{before}"
-        return f"{head}: {weights}, {sizes}; {left} left as they were"
+        head = f"{len(self.layers)} layer{'s' * (len(self.layers) != 1)} compressed{before}"
+        return f"{head}: {weights}, {sizes}; {left} left as {'it was' if left == 1 else 'they were'}"
 
     def to_markdown(self) -> str:
         """Totals, one table row for every compressed layer, and one for all that was left."""

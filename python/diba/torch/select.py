@@ -137,7 +137,10 @@ def require(found: Sized, skipped: Sequence[Skipped]) -> None:
     """
     if not len(found) and not any(left.reason == CONVERTED for left in skipped):
         reasons = "; ".join(listed(skipped)[:_REASONS])
-        raise ValueError(f"nothing of the model would be compressed: {reasons}; change what these name")
+        raise ValueError(
+            f"nothing of the model would be compressed: {reasons}; change the settings that are named, or "
+            "leave this model dense"
+        )
 
 
 def check(found: Iterable[Target]) -> None:
