@@ -16,6 +16,7 @@ from torch.nn.utils import prune
 from diba.torch.config import Config
 from diba.torch.convert import convert
 from diba.torch.factors import Factors
+from diba.torch.linear import DiBALinear
 from diba.torch.select import select
 
 if TYPE_CHECKING:
@@ -163,6 +164,21 @@ def test_compressing_nothing_is_an_error_that_gives_the_reasons(
     assert all(reason in str(caught.value) for reason in reasons)
     assert not any(isinstance(module, Factors) for module in model.modules())
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_scripted_modules_are_left_with_a_reason() -> None:
+    scripted = torch.jit.script(nn.Linear(8, 8))
+    model = nn.Sequential(scripted, nn.Linear(8, 8))
+    report = convert(model, **CHEAP)
+    assert [layer.name for layer in report.layers] == ["1"]
+    [left] = report.skipped
+    assert (left.name, left.weights) == ("0", 64)
+    assert left.reason == "compiled by torch.jit, which closes it: compress the model that it was made of"
+    with pytest.raises(TypeError, match="module is a RecursiveScriptModule; it must be"):
+        DiBALinear.from_dense(scripted, k=2)
+    with pytest.raises(ValueError, match=r"no layer to compress: .*; it has: compiled by torch.jit.* \(64 "):
+        convert(torch.jit.script(nn.Sequential(nn.Linear(8, 8))), **CHEAP)
 
 
 def test_a_lazy_parameter_anywhere_is_an_error_that_names_it() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from .factors import Factors
@@ -121,6 +122,8 @@ def _holder(module: nn.Module) -> str:
     name = type(module).__name__
     if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         return f"nn.{name} reads its weights itself; written with nn.Linear layers they would be compressed"
+    if isinstance(module, torch.jit.ScriptModule):
+        return "compiled by torch.jit, which closes it: compress the model that it was made of"
     if isinstance(module, nn.MultiheadAttention):
         return "nn.MultiheadAttention reads its weight itself"
     return f"a parameter of {name}, which is no kind of layer that can be factored"

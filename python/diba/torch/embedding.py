@@ -125,7 +125,7 @@ class DiBAEmbedding(Factors):
     @classmethod
     def replaces(cls, module: nn.Module) -> bool:
         """Whether a module is an ``nn.Embedding``, and not a subclass with its own forward."""
-        return type(module).forward is nn.Embedding.forward
+        return getattr(type(module), "forward", None) is nn.Embedding.forward
 
     @classmethod
     def obstacle(cls, module: Any) -> str | None:

@@ -37,7 +37,8 @@ class Experts(Parts):
     @classmethod
     def recognises(cls, module: nn.Module) -> bool:
         """Whether a module is of a class that ``use_experts_implementation`` of transformers marks."""
-        code = getattr(type(module).forward, "__code__", None)
+        forward = getattr(type(module), "forward", None)  # a scripted module's class has none
+        code = getattr(forward, "__code__", None)
         if code is None or "experts_interface" not in code.co_freevars or not runs_its_class(module):
             return False
         m: Any = module

@@ -125,7 +125,7 @@ class DiBALinear(Factors):
         """
         # nn.MultiheadAttention reads the weight of its out_proj, a class of its own, without calling it.
         own = isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
-        plain = type(module).forward is nn.Linear.forward and not own
+        plain = getattr(type(module), "forward", None) is nn.Linear.forward and not own
         return plain or is_conv1d(module) or _is_falcon(module)
 
     @classmethod

@@ -198,9 +198,10 @@ def _layers(model: nn.Module) -> list[_Layer]:
             "module, such as torch.nn.Sequential(model), or use diba.torch.DiBALinear.from_dense"
         )
     if not modules:
+        held = "; ".join(listed(Accounts().others(model, ()))[:_REASONS])
         raise ValueError(
             "model has no layer to compress: it must hold an nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding "
-            "or a Conv1D of transformers"
+            f"or a Conv1D of transformers{f'; it has: {held}' if held else ''}"
         )
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):
