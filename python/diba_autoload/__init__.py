@@ -87,8 +87,8 @@ class _After:
         spec.loader.exec_module = exec_module
 
     def _act(self) -> None:
-        with contextlib.suppress(ValueError):  # it never had to wait
-            sys.meta_path.remove(self)
+        # A new list: an import that is under way goes through the old one, and must not skip a finder.
+        sys.meta_path = [finder for finder in sys.meta_path if finder is not self]
         if not self._acted:
             self._acted = True
             self._action()
