@@ -692,7 +692,7 @@ def test_texts_of_the_report(tmp_path: Any) -> None:
     first, second = report.layers
     lines = str(report).splitlines()
     assert lines[0] == (
-        "2 layers compressed: 97.5 % of 1,312 weights in matrices, 95.0 % of 5.38 kB in the model; "
+        "2 layers compressed: 97.5 % of 1,312 weights in matrices, 95.0 % of the model's 5.38 kB; "
         "1 left as it was"
     )
     assert lines[1].split() == [

@@ -213,7 +213,7 @@ class Report:
         left = sum(left.reason not in (CONVERTED, APART) for left in self.skipped)
         before = f" and {earlier} before" if earlier else ""
         weights = f"{_percent(self.weight_share)} of {self.matrix_weights:,} weights in matrices"
-        sizes = f"{_percent(self.byte_share)} of {text_of_bytes(self.model_bytes)} in the model"
+        sizes = f"{_percent(self.byte_share)} of the model's {text_of_bytes(self.model_bytes)}"
         head = f"{len(self.layers)} layer{'s' * (len(self.layers) != 1)} compressed{before}"
         return f"{head}: {weights}, {sizes}; {left} left as {'it was' if left == 1 else 'they were'}"
 
