@@ -129,7 +129,7 @@ def _check_size(name: str, size: int, announced: int, at_least: bool) -> None:
 def _pattern(text: str) -> re.Pattern[bytes]:
     """A regular expression; ``~`` stands for blanks, STRING for a string, NUMBER for a number.
 
-    Quantifiers are possessive: nothing is tried twice, so time is linear in the header's length.
+    Unbounded quantifiers are possessive: nothing is tried twice, so time is linear in the header's length.
     """
     string = r'"[^"\\\x00-\x1f]*+(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*+)*+"'
     text = text.replace("STRING", string).replace("NUMBER", "(?:0|[1-9][0-9]{0,18}+)")
@@ -140,10 +140,10 @@ _KEY = "~(?P<key>STRING)~:~"
 _NEXT = "~(?P<next>[,}])"
 _FIELDS = (
     r'"dtype"~:~(?P<dtype>"[^"\\\x00-\x1f]*+")',
-    r'"shape"~:~\[~(?P<shape>(?:NUMBER~(?:,~NUMBER~){0,63}+)?+)\]',
+    r'"shape"~:~\[~(?P<shape>(?:NUMBER~(?:,~NUMBER~){0,63})?)\]',
     r'"data_offsets"~:~\[~(?P<begin>NUMBER)~,~(?P<end>NUMBER)~\]',
 )
-_OPEN = _pattern(r"~\{~(?P<close>\}?+)")
+_OPEN = _pattern(r"~\{~(?P<close>\}?)")
 _START = _pattern(_KEY)
 _STRINGS = _pattern(f"{_KEY}(?P<value>STRING){_NEXT}")
 _TENSOR = _pattern(rf'{_KEY}\{{~(?:(?:{"|".join(_FIELDS)})~(?:,~(?=")|(?=\}}))){{3}}\}}{_NEXT}')

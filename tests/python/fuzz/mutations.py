@@ -90,7 +90,8 @@ def _repeat(data: bytes, rng: random.Random, others: list[bytes]) -> bytes:
 
 def _splice(data: bytes, rng: random.Random, others: list[bytes]) -> bytes:
     other = rng.choice(others)
-    return data[: rng.randint(0, len(data))] + other[rng.randint(0, len(other)) :]
+    spliced = data[: rng.randint(0, len(data))] + other[rng.randint(0, len(other)) :]
+    return data if spliced == other else spliced  # another seed, whole, is no mutant of this one
 
 
 # ---------------------------------------------------------------- JSON, and JSON before tensors
