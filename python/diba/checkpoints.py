@@ -206,7 +206,9 @@ def _shapes(layer: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 200 else f"{name[:200]}..."
+    """As it can be shown."""
+    part = name if len(name) <= 120 else f"{name[:120]}..."
+    return part if part.isprintable() else ascii(part)[1:-1]
 
 
 def _check_entry(name: Any, layer: Any, where: str) -> None:
@@ -271,7 +273,7 @@ def _check_shapes(name: str, layer: Mapping[str, Any], found: dict[str, Tensor],
             raise FormatError(f"{where}: {key} is missing; copy or download the checkpoint again")
         dtypes = ("U8",) if own in BITS else ("F32", "F64")
         if found[own].dtype not in dtypes:
-            raise FormatError(f"{where}: {key} is {found[own].dtype}, expected {' or '.join(dtypes)}")
+            raise FormatError(f"{where}: {key} is {_short(found[own].dtype)}, expected {' or '.join(dtypes)}")
         if tuple(found[own].shape) != shape:
             raise FormatError(
                 f"{where}: {key} has shape {tuple(found[own].shape)}, expected {shape} from config.json, "

@@ -2,12 +2,13 @@
 
     python tests/corpus/make.py
 
-Files in folders ``good`` are read, those in folders ``bad`` refused, whoever reads them. Each is small, and
-named by what is special in it. libFuzzer starts from those of ``files``.
+What lies in folders ``good`` is read, what lies in folders ``bad`` refused, whoever reads it.
+Each is small, and named by what is special in it. libFuzzer starts from those of ``files``.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 import struct
 import sys
@@ -18,8 +19,8 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "python"))
 
-from fuzz import calibration, files  # noqa: E402  (they lie in tests/python)
-from fuzz.mutations import join, split  # noqa: E402
+from fuzz import calibration, checkpoints, files  # noqa: E402  (they lie in tests/python)
+from fuzz.mutations import Content, join, split  # noqa: E402
 
 D1 = b'"d1":{"dtype":"F16","shape":[4],"data_offsets":[0,8]}'
 B1 = b'"b1":{"dtype":"U8","shape":[4,2],"data_offsets":[48,56]}'
@@ -217,14 +218,70 @@ def of_calibrations() -> tuple[dict[str, bytes], dict[str, bytes]]:
     return good, bad
 
 
+def of_checkpoints() -> tuple[dict[str, Content], dict[str, Content]]:
+    driver = checkpoints.CheckpointsDriver()
+    one, base = driver.seeds()
+    assert isinstance(base, dict)
+    config, tensors = (base[name] for name in (checkpoints.CONFIG, checkpoints.FILE))
+
+    def of(config: bytes = config, tensors: bytes = tensors) -> Content:
+        return {checkpoints.CONFIG: config, checkpoints.FILE: tensors}
+
+    def edited(layer: str | None, **values: object) -> bytes:
+        loaded = json.loads(config)
+        factors = loaded["quantization_config"]["factors"]
+        (loaded["quantization_config"] if layer is None else factors[layer]).update(values)
+        return json.dumps(loaded).encode()
+
+    def right(content: Content) -> Content:
+        mended = driver.mend(content)
+        assert mended is not None
+        return mended
+
+    header, data = split(tensors)  # type: ignore[misc]
+    good = {"one": one, "shared": base, "more-settings": of(edited(None, bits_per_weight=2))}
+    bad = {
+        "factors-null": of(edited(None, factors=None)),
+        "factors-list": of(edited(None, factors=[])),
+        "factors-empty": of(edited(None, factors={})),
+        "alphabet": of(edited("b.é", alphabet="binary")),
+        "k-of-fifty-million": right(of(edited("b.é", k=50_000_000))),
+        "k-of-two-to-the-70": right(of(edited("b.é", k=2**70))),
+        "k-true": right(of(edited("b.é", k=True))),
+        "more-in-an-entry": right(of(edited("b.é", more=1))),
+        "no-bias": right(of(edited("b.é", bias=True))),
+        "owner-of-another-size": right(of(edited("head", shape=[4, 12]))),
+        "no-owner": right(of(edited("head", shared="heads"))),
+        "itself-for-owner": right(of(edited("head", shared="head"))),
+        "tensor-of-another-name": of(tensors=changed(tensors, b'"model.embed.d1"', b'"model.embed.d4"')),
+        "tensor-of-another-dtype": of(tensors=changed(tensors, b'"U8"', b'"I8"')),
+        "flipped-bit": of(tensors=tensors[:-1] + bytes([tensors[-1] ^ 1])),
+        "one-byte-less": of(tensors=tensors[:-1]),
+    }
+    spans = json.loads(header)
+    for name, key, at, value in (
+        ("nan", "b.é.d1", 0, struct.pack("<f", np.nan)),
+        ("infinity", "b.é.d3", 4, struct.pack("<f", np.inf)),
+        ("bits-past-the-last-column", "model.embed.b1", 1, b"\x82"),
+    ):
+        begin = spans[key]["data_offsets"][0] + at
+        bad[name] = right(of(tensors=join(header, data[:begin] + value + data[begin + len(value) :])))
+    return good, bad
+
+
 def main() -> None:
-    for kind, contents in (("files", of_files()), ("calibration", of_calibrations())):
+    made = {"files": of_files(), "calibration": of_calibrations(), "checkpoints": of_checkpoints()}
+    for kind, contents in made.items():
         for verdict, named in zip(("good", "bad"), contents, strict=True):
             folder = HERE / kind / verdict
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-            for name, data in named.items():
-                (folder / name).write_bytes(data)
+            for name, content in named.items():
+                parts = content if isinstance(content, dict) else {"": content}
+                for file, data in parts.items():
+                    path = folder / name / file  # "" is the folder's own entry
+                    path.parent.mkdir(exist_ok=True)
+                    path.write_bytes(data)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,12 @@ if TYPE_CHECKING:
     from fuzz.mutations import Content
 
 # Driver -> folder of tests/corpus, mutants.
-RUNS = {"files": ("files", 3000), "readers": ("files", 3000), "calibration": ("calibration", 3000)}
+RUNS = {
+    "files": ("files", 3000),
+    "readers": ("files", 3000),
+    "calibration": ("calibration", 3000),
+    "checkpoints": ("checkpoints", 3000),
+}
 
 
 def make(name: str) -> Driver:

@@ -29,7 +29,7 @@ LAYERS = (
     ),
     ("_check", "_safetensors", "solvers.deadline", "solvers.target_snr"),
     ("_signed", "runtime", "inputs", "_check_objectives", "checkpoints"),
-    ("_operator", "files"),
+    ("_operator", "files", "stored"),
     ("bits", "_tuning"),
     ("dense", "_fast", "error_bound"),
     ("factorization", "onebit"),
@@ -57,7 +57,7 @@ LAYERS = (
     ("torch.convert",),
     ("torch",),
     # diba.hf
-    ("hf.config", "hf.peft", "hf.stored"),
+    ("hf.config", "hf.peft"),
     ("hf.checkpoint", "hf.loading", "hf.pretrained"),
     ("hf.quantizer",),
     ("hf.saving",),

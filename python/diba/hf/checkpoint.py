@@ -24,11 +24,10 @@ from ..torch.unfuse import unfuse
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from .stored import Stored
+    from ..stored import Stored
 
 __all__ = [
     "check_loaded",
-    "check_stored",
     "describe_layers",
     "empty",
     "expect",
@@ -114,25 +113,6 @@ def _sealed(name: str, entry: dict[str, Any], own: dict[str, Tensor | None]) -> 
 
 
 # ---------------------------------------------------------------- reading
-
-
-def check_stored(entries: Entries, stored: Stored) -> set[str]:
-    """Check the factors in the files against their entries, before anything is built or loaded.
-
-    Returns:
-        Layers that the files do not have under their names: to be checked once they are loaded.
-
-    Raises:
-        FormatError: the checkpoint is damaged; the message names the layer and the tensor.
-    """
-    if not stored.tensors:  # from a state_dict, or another kind of file
-        return {name for name, entry in entries.items() if "shared" not in entry}
-    elsewhere = checkpoints.check_headers(entries, stored.tensors, stored.where)
-    for name, entry in entries.items():
-        if "shared" not in entry and name not in elsewhere:
-            for own in _OWN:
-                checkpoints.check_tensor(name, entry, own, stored.array(f"{name}.{own}"), stored.where)
-    return elsewhere
 
 
 def names_in(model: nn.Module, entries: Entries) -> dict[str, str]:
@@ -267,7 +247,7 @@ def check_loaded(
     Args:
         model: Loaded.
         expected: By the names of layers in the model.
-        unchecked: Likewise, entries of layers that :func:`check_stored` did not find.
+        unchecked: Likewise, entries of layers that ``stored.check_stored`` did not find.
 
     Raises:
         FormatError: a tensor of the checkpoint has another shape or dtype, or is damaged.
@@ -309,7 +289,7 @@ def share(model: nn.Module, names: dict[str, str], entries: Entries, stored: Sto
             for own in _OWN:
                 if f"{owner}.{own}" not in stored.tensors:
                     raise FormatError(f"{here} shares the factors of {owner}, and {owner}.{own} is missing")
-                getattr(layer, own).copy_(torch.from_numpy(stored.array(f"{owner}.{own}")))
+                getattr(layer, own).copy_(torch.tensor(stored.array(f"{owner}.{own}")))
         source = model.get_submodule(owners[owner])
         if layer.get_parameter("d1").is_meta or source.get_parameter("d1").is_meta:
             raise ValueError(

@@ -15,12 +15,12 @@ from transformers.quantizers.base import HfQuantizer
 
 from ..checkpoints import factored_in
 from ..errors import FormatError
+from ..stored import Stored, check_stored
 from ..torch import swap
 from ..torch.unfuse import fuse
 from . import checkpoint
 from .config import METHOD, DibaConfig
 from .loading import Compress, Compression
-from .stored import Stored
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,7 +51,7 @@ class DibaQuantizer(HfQuantizer):
         super().__init__(quantization_config, **kwargs)
         self.report: Report | None = None
         self._loading: Compression | None = None
-        self._stored = Stored(())
+        self._stored = Stored({})
         self._entries: dict[str, dict[str, Any]] = {}
         self._unchecked: set[str] = set()
         self._names: dict[str, str] = {}  # in the checkpoint -> in the model
@@ -84,7 +84,7 @@ class DibaQuantizer(HfQuantizer):
         Raises:
             FormatError: the checkpoint is damaged.
         """
-        self._stored = Stored(checkpoint_files or ())
+        self._stored = Stored.at(checkpoint_files or ())
         if not self.pre_quantized:
             self._require_dense()
             for target, source in model.all_tied_weights_keys.items():  # transformers does so later
@@ -92,7 +92,9 @@ class DibaQuantizer(HfQuantizer):
             self._loading = Compression(model, self.quantization_config)
             return model
         entries = self.quantization_config.factors
-        self._unchecked = checkpoint.check_stored(entries, self._stored)
+        # From a state_dict, or another kind of file, there is nothing to check yet.
+        own = {name for name, entry in entries.items() if "shared" not in entry}
+        self._unchecked = check_stored(entries, self._stored) if self._stored.tensors else own
         checkpoint.take_apart(model, entries)
         names = checkpoint.names_in(model, entries)
         self._names, self._entries = checkpoint.tied(model, names, entries, self._stored)
@@ -132,7 +134,7 @@ class DibaQuantizer(HfQuantizer):
         sharing = checkpoint.share(model, self._names, self._entries, self._stored)
         if sharing:
             swap._retie(model, sharing)
-        self._stored, self._entries = Stored(()), {}
+        self._stored, self._entries = Stored({}), {}
         set_quantizer(model, self)
         self.describe(model, checkpoint.describe_layers(model))
         return model

@@ -21,4 +21,5 @@ DRIVERS: dict[str, Callable[[], Driver]] = {
     "files": partial(_make, "files", "FilesDriver"),
     "readers": partial(_make, "readers", "ReadersDriver"),
     "calibration": partial(_make, "calibration", "CalibrationDriver"),
+    "checkpoints": partial(_make, "checkpoints", "CheckpointsDriver"),
 }
