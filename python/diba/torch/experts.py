@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Experts"]
 
 _FLAGS = ("has_bias", "is_transposed", "num_experts", "_apply_gate")
+_LATE: list[Any] = []  # what imports torch's compiler, which is there only where something is compiled
 
 
 class Experts(Parts):
@@ -93,7 +94,11 @@ class Experts(Parts):
         """
         if kwargs:
             args = inspect.signature(self.whole.forward).bind(*args, **kwargs).args
-        tokens, chosen, weights = args
+        if torch.compiler.is_compiling():  # which experts run is known only then: one break in the graph
+            return _uncompiled()(self, *args)  # type: ignore[no-any-return]
+        return self._sum(*args)
+
+    def _sum(self, tokens: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         output = torch.zeros_like(tokens)
         first, down = (getattr(self, name) for name, _ in self.lists)
         for e in range(len(down)) if self.watched else torch.unique(chosen).tolist():
@@ -114,6 +119,13 @@ class Experts(Parts):
             mark(hidden, token, count)
         result: Tensor = down(hidden)
         return whole.post_expert_norm(result) if getattr(whole, "has_post_expert_norm", False) else result
+
+
+def _uncompiled() -> Any:
+    """``Experts._sum`` that runs as it is."""
+    if not _LATE:
+        _LATE.append(torch.compiler.disable(Experts._sum))
+    return _LATE[0]
 
 
 def _lists(module: Any) -> tuple[tuple[str, str], ...]:

@@ -315,7 +315,7 @@ class _Run:
         try:
             yield
         finally:
-            for name, layer in current.items():
+            for name, layer in reversed(current.items()):  # of two names of one place the first knows it
                 _put(self._model, name, layer)
 
 
