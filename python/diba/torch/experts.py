@@ -124,7 +124,7 @@ class Experts(Parts):
 def _uncompiled() -> Any:
     """``Experts._sum`` that runs as it is."""
     if not _LATE:
-        _LATE.append(torch.compiler.disable(Experts._sum))
+        _LATE.append(torch.compiler.disable(Experts._sum))  # type: ignore[no-untyped-call]
     return _LATE[0]
 
 
