@@ -48,6 +48,13 @@ class Parts(nn.Module):
         for name, child in whole.named_children():
             self.add_module(name, child)
 
+    def __getattr__(self, name: str) -> Any:
+        """Settings of the module, for other code that reads them."""
+        settings = vars(self.__dict__.get("whole", self))
+        if name in settings and not name.startswith("_"):
+            return settings[name]
+        return super().__getattr__(name)
+
     @classmethod
     def recognises(cls, module: nn.Module) -> bool:
         """Whether :meth:`of` takes a module."""
