@@ -60,7 +60,8 @@ void patterns() {
 }  // namespace
 
 int main() {
-  for (const std::size_t size : {1, 7, 8, 63, 64, 65, 2047, 2048, 2049, 8192, 8193, 100'000, 600'001}) one_size(size);
+  for (const std::size_t size : {1U, 7U, 8U, 63U, 64U, 65U, 2047U, 2048U, 2049U, 8192U, 8193U, 100'000U, 600'001U})
+    one_size(size);
   patterns();
   return check::done();
 }

@@ -176,3 +176,70 @@ def test_public_names_are_documented_and_typed(name: str) -> None:
     for member in members:
         function = member.fget if isinstance(member, property) else member
         assert "return" in function.__annotations__, f"{name}.{function.__name__}"
+
+
+# ---------------------------------------------------------------- building without what it takes
+
+BACKEND = """
+import json, os, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import diba_build
+if len(sys.argv) == 2:
+    diba_build.get_requires_for_build_wheel()
+    print(os.environ.get("CXX"))
+else:
+    print(diba_build.problem(dict(os.environ), Path(sys.argv[2])))
+"""
+
+
+def backend(source_root: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    inherited = {name: value for name, value in os.environ.items() if name not in ("CXX", "CMAKE_ARGS")}
+    return subprocess.run(
+        [sys.executable, "-c", BACKEND, str(source_root / "cmake"), *arguments],
+        env=inherited | environment,
+        cwd=source_root,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def command(folder: Path, name: str, script: str) -> None:
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    (folder / name).chmod(0o755)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere CMake looks for compilers")
+def test_a_build_that_cannot_compile_says_in_one_line_what_to_install(
+    source_root: Path, tmp_path: Path
+) -> None:
+    command(tmp_path, "old", "echo \"old: error: unrecognized option '-std=c++17'\" >&2; exit 1")
+    headers = str(tmp_path / "none")
+    cases = [
+        ((), {"PATH": str(tmp_path)}, "there is no C++ compiler: apt-get install g++"),
+        ((), {"CXX": "no-such-compiler -m64"}, "CXX is 'no-such-compiler -m64', which is no command here"),
+        ((), {"CXX": str(tmp_path / "old")}, "cannot compile C++17 (old: error: unrecognized option"),
+        ((headers,), {}, f"are not in {headers}: apt-get install python3."),
+    ]
+    for arguments, environment, message in cases:
+        done = backend(source_root, *arguments, **environment)
+        (line,) = (done.stdout + done.stderr).splitlines()
+        assert line.startswith("diba is compiled while it is installed, and ")
+        assert message in line
+        assert done.returncode == (0 if arguments else 1)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere CMake looks for compilers")
+def test_a_build_takes_the_compiler_that_is_there(source_root: Path, tmp_path: Path) -> None:
+    real = shutil.which("c++")
+    assert real is not None
+    command(tmp_path, "clang++", f'exec {real} "$@"')
+    for environment, chosen in (
+        ({"PATH": str(tmp_path)}, "clang++"),
+        ({"CXX": real}, real),
+        ({"PATH": str(tmp_path), "CMAKE_ARGS": f"-DCMAKE_CXX_COMPILER={real}"}, "None"),
+    ):
+        done = backend(source_root, **environment)
+        assert (done.returncode, done.stdout.strip(), done.stderr) == (0, chosen, "")
