@@ -10,7 +10,7 @@ import numpy as np
 
 from . import _check, _check_objectives
 from ._check_arrays import describe
-from .solvers.solve import solve
+from .solvers.solve import no_advice, solve
 from .waterfill import NoiseCurve, uniform_k, waterfill
 
 if TYPE_CHECKING:
@@ -95,9 +95,11 @@ def allocate(
         matrix = _check.real_matrix(values, f"source[{name!r}]")
         energy = float(np.vdot(matrix.astype(np.float64), matrix))
         k = sorted({uniform_k(matrix.shape, size * asked) for size in sizes})
-        snr = [solve(matrix, size, **given).snr(matrix) for size in k]
+        with no_advice():
+            snr = [solve(matrix, size, **given).snr(matrix) for size in k]
         weight = _check.number((weights or {}).get(name, 1.0), f"weights[{name!r}]", minimum=0)
-        curves[name] = NoiseCurve(matrix.shape, k, [weight * energy * 10 ** (-value / 10) for value in snr])
+        scale = _check.number(weight * energy, f"weights[{name!r}] |A|^2", minimum=0)
+        curves[name] = NoiseCurve(matrix.shape, k, [scale * 10 ** (-value / 10) for value in snr])
         if progress is not None:
             progress(name, len(curves), len(source))
     return waterfill(curves, bits_per_weight=asked)

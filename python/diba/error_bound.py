@@ -23,7 +23,7 @@ its own error to; a 0/1 factorization also takes ``sum(d3 x) / 2`` times
 
 A factor (1 + 2^-10) on the whole covers the second-order terms and the rounding
 of the bound itself, 2^-148 what underflow takes from the last steps. Where a step
-may overflow, beyond 2^126, the bound is NaN.
+may overflow, beyond 2^126, the bound is NaN: such products are made in float64.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def bound(
 ) -> NDArray[np.float64]:
     """Bound of ``|fast - exact|`` for each row of ``D1 B1 D2 B2 D3 x``, of shape (m,).
 
-    NaN where the fast product is NaN or may be beyond float32: ``x`` is not finite, or
-    the product itself or a step on the way too large.
+    NaN where nothing is stated: ``x`` is not finite, or the product itself or a step on
+    the way may be beyond float32.
     """
     gain = 2.0 if b1.signs else 1.0
     with np.errstate(invalid="ignore"):  # inf * 0

@@ -8,7 +8,8 @@ until the budget is used up. Where all hulls are cut, their slopes are then equa
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Allocation", "NoiseCurve", "noise_curve", "stored_bits", "uniform_k", "waterfill"]
 
+_LARGEST_EXPONENT = 900
 _PIECES = 64  # of a curve between two measured points, at most
 
 
@@ -87,9 +89,10 @@ def noise_curve(curve: Curve, energy: float, weight: float = 1.0) -> NoiseCurve:
 
     Raises:
         TypeError: ``energy`` or ``weight`` is no number.
-        ValueError: one of them is negative.
+        ValueError: one of them is negative, or their product too large.
     """
     scale = _check.number(energy, "energy", minimum=0) * _check.number(weight, "weight", minimum=0)
+    scale = _check.number(scale, "energy times weight", minimum=0)
     return NoiseCurve(curve.shape, curve.k.tolist(), (scale * 10 ** (-curve.snr / 10)).tolist())
 
 
@@ -151,18 +154,25 @@ def waterfill(
             left -= taken * step
             if k[name] < end:
                 ended.add(name)
-    noise = sum(_noise_at(curve, k[name]) for name, curve in checked.items())
+    noise = _total(_noise_at(curve, k[name]) for name, curve in checked.items())
     entries = sum(math.prod(curve.shape) for curve in checked.values())
     uniform = None if bits_per_weight is None else _uniform_noise(checked, bits_per_weight)
     return Allocation(k, budget - left, (budget - left) / entries, noise, uniform)
 
 
+def _total(noises: Iterable[float]) -> float:
+    """Their sum, at most float64's largest number."""
+    return min(sum(noises), sys.float_info.max)
+
+
 def _pieces(curves: Mapping[str, _Curve]) -> list[tuple[float, str, int]]:
     """(Noise gained per bit, name, k at its end) of every falling piece of the lower convex hulls."""
     pieces = []
+    largest = max(float(curve.noise.max()) for curve in curves.values())
+    lowered = min(0, _LARGEST_EXPONENT - math.frexp(largest)[1])  # so that no product leaves float64
     for name, curve in curves.items():
         k = np.array(_sampled(curve.k))
-        noise = np.array([_noise_at(curve, size) for size in k.tolist()])
+        noise = np.ldexp([_noise_at(curve, size) for size in k.tolist()], lowered)
         hull = _lower_hull(k, noise)
         step = stored_bits(curve.shape, 1) - stored_bits(curve.shape, 0)
         for start, end in pairwise(hull):
@@ -225,7 +235,7 @@ def _uniform_noise(curves: Mapping[str, _Curve], bits_per_weight: float) -> floa
     sizes = {name: uniform_k(curve.shape, bits_per_weight) for name, curve in curves.items()}
     if any(not curve.k[0] <= sizes[name] <= curve.k[-1] for name, curve in curves.items()):
         return None
-    return sum(_noise_at(curve, sizes[name]) for name, curve in curves.items())
+    return _total(_noise_at(curve, sizes[name]) for name, curve in curves.items())
 
 
 def _checked(name: str, curve: Any) -> _Curve:

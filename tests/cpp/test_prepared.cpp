@@ -119,6 +119,35 @@ void check_not_finite() {
   }
 }
 
+// Where float32 overflows on the way, the vector is multiplied in float64; results beyond float32 are its largest
+// number.
+void check_overflow() {
+  for (const bool signs : {false, true}) {
+    const Case c{40, 70, 50, signs};
+    Matrix matrix(c);
+    for (float& d : matrix.d1) d *= 1e-30F;
+    for (float& d : matrix.d2) d *= 1e30F;
+    for (float& d : matrix.d3) d *= 1e30F;
+    std::vector<float> x = data::normals(3 * c.cols, 8);
+    for (std::size_t j = c.cols; j < 2 * c.cols; ++j) x[j] *= 1e-15F;
+    for (std::size_t j = 2 * c.cols; j < 3 * c.cols; ++j) x[j] *= 1e30F;  // beyond in the end, too
+    std::vector<float> bias(c.rows, 1.0F);
+    for (const std::string& isa : diba::supported()) {
+      diba::select(isa);
+      const diba::Prepared prepared(matrix.factors(), diba::active());
+      const std::vector<float> y = multiply(prepared, x, 3, bias.data(), 2);
+      for (std::size_t v = 0; v < 3; ++v) {
+        const std::vector<double> exact = matrix.exact(x.data() + v * c.cols, bias);
+        for (std::size_t i = 0; i < c.rows; ++i) {
+          const double largest = 3.4028234663852886e38, wanted = std::fmax(-largest, std::fmin(largest, exact[i]));
+          const double found = static_cast<double>(y[v * c.rows + i]);
+          CHECK_IN(std::fabs(found - wanted) <= 1e-6 * std::fabs(wanted), c.name(isa));
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -127,5 +156,6 @@ int main() {
   for (const auto& [rows, k, cols] : shapes)
     for (const bool signs : {false, true}) check_case({rows, k, cols, signs});
   check_not_finite();
+  check_overflow();
   return check::done();
 }

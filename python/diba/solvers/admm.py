@@ -18,6 +18,7 @@ with any number of threads.
 from __future__ import annotations
 
 import math
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -181,6 +182,7 @@ class Admm:
     Attributes:
         objective: ``|A - L R'|^2`` of the iterate last measured.
         best: The best iterate so far.
+        pace: Seconds of the last whole step.
     """
 
     def __init__(
@@ -207,6 +209,7 @@ class Admm:
         self.left = SignSide(scaled, k, random, weights[0], threads)
         self.right = SignSide(np.ascontiguousarray(scaled.T), k, random, weights[1], threads)
         self.objective = math.inf
+        self.pace = 0.0
         self.best = self._iterate(np.zeros(k, dtype=np.float32))
 
     def iterate(self, steps: int, deadline: Deadline) -> Iterator[int]:
@@ -215,11 +218,11 @@ class Admm:
         The ramp is hurried so that it ends by the deadline. Steps from the previous iterate may diverge
         where k is far beyond what A needs: the run then ends.
         """
-        used = deadline.part_used()
+        used, pace, began = deadline.part_used(), 0.0, time.perf_counter()
         for step in range(steps + 1):
             hurried = (deadline.part_used() - used) / max(1 - used, 1e-9)
             part = max(step / max(1, steps - _SETTLED), hurried)
-            last = step == steps or deadline.over()
+            last = step == steps or not deadline.leaves(pace)
             if self.published:
                 penalties = (min(1.0, part) ** 3,) + (1.0,) * (_PUBLISHED_INNER - 1)
                 self._step(penalties, _POWER_STEPS, last)
@@ -230,6 +233,8 @@ class Admm:
             yield step
             if last:
                 break
+            self.pace = pace = time.perf_counter() - began
+            began += pace
 
     def _step(self, penalties: tuple[float, ...], power_steps: int, last: bool) -> None:
         """Measure the iterate and, unless it is the last, replace it."""

@@ -211,6 +211,8 @@ class Correlated(Greedy):
         weights = self._S.diagonal()
         W = aims - right.image @ gram  # (n, k), row q: correlations of the residual with column q
         for first in range(0, right.rows, _BLOCK):
+            if self._deadline.over():
+                break
             block = range(first, min(first + _BLOCK, right.rows))
             steps = np.zeros((len(block), right.k), dtype=np.float32)
             for q in block:
@@ -288,6 +290,8 @@ def descend(
     Returns:
         Factors with 16-bit diagonals, never worse than ``start`` (rounded so, too) in float64.
     """
+    if deadline.over():
+        return start.round_diagonals()
     began = time.perf_counter()
     exponents = math.frexp(float(np.abs(A).max()))[1], math.frexp(float(S.diagonal().max()))[1]
     scaled, weights = (
@@ -306,12 +310,8 @@ def descend(
     report(0)
     for iteration in range(1, iterations + 1):
         before = run.objective
-        run.flips = 0
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is not taken
-            for step in run.steps():
-                if deadline.over():
-                    break
-                step()
+            run.sweep(deadline)
         if not math.isfinite(run.objective):
             break
         report(iteration)

@@ -41,5 +41,9 @@ class Deadline:
         """A deadline after that part of the time."""
         return Deadline(None if self.limit is None else part * self.limit, self.started)
 
+    def rest(self, part: float = 1.0) -> Deadline:
+        """A deadline after that part of the time that is left, which starts now."""
+        return Deadline(None if self.limit is None else max(0.0, part * (self.limit - self.elapsed())))
+
 
 NEVER = Deadline(None)

@@ -27,7 +27,9 @@ __all__ = ["Options", "factor", "factor_at", "scaled_to_one"]
 
 _START_SHARE = 0.6  # of a time limit, for the start of a descent under a covariance
 _FAST_TOL = 2e-3  # of that descent at effort "fast": a third of its steps, within 0.05 dB
-_TIME_FOR_NEXT = 2  # times what a size took must be left for one of twice its k, which is hurried then
+_TRIAL_SHARE = 1 / 16  # of the time that is left, for a size that a larger one follows
+_GROWTH, _USEFUL_STEPS = 8, 10  # a step of twice the k takes up to 8 times as long; fewer steps gain nothing
+_HURRY = 4
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,10 @@ class _Course:
         if self._options.progress is not None:
             self._options.progress(self._last)
 
+    @property
+    def iterations(self) -> int:
+        return self._before
+
     def next_stage(self) -> None:
         self._before = self._last.iteration
 
@@ -91,23 +97,32 @@ def factor_at(matrix: FloatArray, k: int, options: Options) -> Factorization:
 
 
 def _best_of(sizes: list[int], matrix: FloatArray, k: int, options: Options) -> Factorization:
-    """The best of several inner dimensions, rising, as far as the time goes; filled up to k with zeros."""
+    """The best of several inner dimensions, rising, as far as the time goes; filled up to k with zeros.
+
+    Under a time limit, a share of it tells how long a step takes; the largest size that it is enough for has
+    the rest.
+    """
     m, n = matrix.shape
     _check.fits_in_memory(
         _bytes_needed(m, n, sizes[-1], options.objective) + (k * (m + n) // 4 if k > sizes[-1] else 0),
         f"a {m} x {n} matrix with k = {k}",
         "use a smaller k, or split A by rows",
     )
-    course = _Course(options)
-    best: _Result | None = None
-    for size in sizes:
-        began = options.deadline.elapsed()
-        found = _at(size, matrix, options, course)
-        if best is None or found.error < best.error:
-            best = found
-        if not options.deadline.leaves(_TIME_FOR_NEXT * (options.deadline.elapsed() - began)):
+    deadline, course = options.deadline, _Course(options)
+    found: list[_Result] = []
+    for size in sizes[:-1]:
+        began, before = deadline.elapsed(), course.iterations
+        hurried = replace(options, deadline=deadline.rest(_TRIAL_SHARE))
+        found.append(_at(size, matrix, hurried, course))
+        took = deadline.elapsed() - began
+        needed = _GROWTH * took * min(1.0, _USEFUL_STEPS / (course.iterations - before + 1))
+        ended = not hurried.deadline.over()  # by itself: what follows may be hurried
+        if not deadline.leaves(needed / _HURRY if ended else needed):
+            sizes = [size]  # once more, in all the time that is left
             break
-    assert best is not None, "sizes are given"
+    if not found or not deadline.over():
+        found.append(_at(sizes[-1], matrix, replace(options, deadline=deadline.rest()), course))
+    best = min(found, key=lambda result: result.error)
     course.end(best)
     return _padded(best.f, k)
 

@@ -12,6 +12,7 @@ B2 being the rows of B2' for A'. A :class:`Side` is one of them.
 from __future__ import annotations
 
 import math
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["Greedy", "Side", "snr"]
 
 _WORK_PER_CALL = 1 << 30  # rows * k^2 of one C++ call: a fraction of a second, so that Ctrl-C is prompt
+_ROWS_AT_FIRST = 16  # of a call under a time limit; then as many as take
+_CALL_SHARE = 0.01  # of the limit
 _EXACT = 1e-11  # of |A|^2: an objective this small is rounding
 
 
@@ -135,6 +138,8 @@ class Greedy:
         self._threads = threads
         self._buffers = {side: np.empty((side.rows, side.k), np.float32) for side in (self.left, self.right)}
         self._rows_aim: Aim | None = None  # what fit_rows leaves for flip_rows
+        self._deadline = NEVER
+        self._took: dict[str, float] = {}  # seconds of a step, by its name
         if d2 is None:
             self.fit_inner()
         else:
@@ -149,12 +154,21 @@ class Greedy:
             if deadline.over():
                 break
             before = self.objective
-            self.flips = 0
-            for step in self.steps():
-                step()
+            self.sweep(deadline)
             yield iteration
             if before - self.objective <= tol * before or self.objective <= _EXACT * self.energy:
                 break
+
+    def sweep(self, deadline: Deadline = NEVER) -> None:
+        """One iteration, or as much of it as ends in time: flips see to that themselves."""
+        self._deadline, self.flips = deadline, 0
+        for step in self.steps():
+            flips = step.__name__.startswith("flip")
+            if not deadline.leaves(0.0 if flips else self._took.get(step.__name__, 0.0)):
+                break
+            began = time.perf_counter()
+            step()
+            self._took[step.__name__] = time.perf_counter() - began
 
     def steps(self) -> tuple[Callable[[], None], ...]:
         """One iteration: the diagonals d3, d2, d1, then rows, then columns."""
@@ -173,6 +187,7 @@ class Greedy:
 
     def fit_inner(self) -> None:
         """d2 in closed form; kept as it is where rounding would make it worse."""
+        began = time.perf_counter()
         objective = _core.fit_inner(
             self.left.gram,
             self.right.gram,
@@ -185,6 +200,7 @@ class Greedy:
         )
         self.objective = max(objective, 0.0)
         self._rows_aim = None
+        self._took["fit_inner"] = time.perf_counter() - began
 
     def flip_rows(self) -> None:
         """Bits of B1, row by row."""
@@ -239,8 +255,11 @@ class Greedy:
         side.bits_changed()
 
     def _flip(self, side: Side, aim: Aim) -> None:
-        rows = max(64, _WORK_PER_CALL // side.k**2)
-        for first in range(0, side.rows, rows):
+        limit = self._deadline.limit
+        most = max(64, _WORK_PER_CALL // side.k**2)
+        first, rows = 0, most if limit is None else min(most, _ROWS_AT_FIRST)
+        while first < side.rows and not (first and self._deadline.over()):
+            began = time.perf_counter()
             part = slice(first, first + rows)
             flips, decrease = _core.greedy_rows(
                 aim.gram,
@@ -254,6 +273,10 @@ class Greedy:
             )
             self.flips += flips
             self._lower_objective(decrease)
+            first += rows
+            if limit is not None:
+                pace = (time.perf_counter() - began) / rows
+                rows = max(1, min(most, 2 * rows, int(_CALL_SHARE * limit / max(pace, 1e-9))))
         side.bits_changed()
 
     def _lower_objective(self, decrease: float) -> None:
@@ -267,6 +290,11 @@ class Greedy:
         along = _core.product_along(left.words, left.signs, left.scale, right.correlations, self.d2)
         square = _core.product_energy(left.gram, right.gram, self.d2)
         return max(self.energy - 2 * along + square, 0.0)
+
+    @property
+    def seconds_to_fit(self) -> float:
+        """What the last fit of the inner diagonal took."""
+        return self._took.get("fit_inner", 0.0)
 
     @property
     def snr(self) -> float:

@@ -32,6 +32,8 @@ _MANY_BITS = 7  # of the binary factors for each weight, above this
 _USUAL_DB = 8  # for each bit, and an SNR above it: a few entries or a low rank make up most of the matrix
 _FAR_BEYOND = 2.0**40  # of a start's inner diagonal, the matrix being scaled to 1: it is fitted anew
 _RAMP_SHARE = 0.8  # of a time limit; the rest is for the polish
+_PUBLISHED_SHARE = 0.95
+_FIT_SHARE = 1.25  # of a step of the ramp: what the fit of the inner diagonal takes at most
 
 
 class Effort(NamedTuple):
@@ -149,13 +151,15 @@ def run(task: Task) -> Greedy:
     if task.method == "greedy":
         return _descend(task, _random(task), progress)
     result = _ramped(task, progress)
-    if task.method == "auto" and _unusual(task, result) and not task.deadline.over():
+    if task.method == "auto" and _unusual(task, result) and task.deadline.leaves(2 * result.seconds_to_fit):
         other = _random(task)
         for _ in other.iterate(GREEDY_ITERATIONS, task.tol, task.deadline):
             pass
-        further = _from(task, other.factors())  # with pairs, and rows of zeros begin again
-        for _ in further.iterate(GREEDY_ITERATIONS, task.tol, task.deadline):
-            pass
+        further = other
+        if task.deadline.leaves(result.seconds_to_fit):
+            further = _from(task, other.factors())  # with pairs, and rows of zeros begin again
+            for _ in further.iterate(GREEDY_ITERATIONS, task.tol, task.deadline):
+                pass
         result = max(result, other, further, key=lambda candidate: _reached(task, candidate))
     return result
 
@@ -180,17 +184,18 @@ def _ramped(task: Task, progress: Run) -> Greedy:
     published = task.method == "dbf"
     balance = BALANCE if task.alphabet == "binary" else 0.0
     ramp = Admm(task.matrix, task.k, task.seed, balance, task.threads, published=published)
-    share = task.deadline if published else task.deadline.share(_RAMP_SHARE)
+    share = task.deadline.share(_PUBLISHED_SHARE if published else _RAMP_SHARE)
     for step in ramp.iterate(steps, share):
         progress.report(ramp.energy, ramp.objective, step)
     d1, b1, d2, b2, d3 = ramp.factors(task.alphabet)
+    fitted = not published and task.deadline.leaves(_FIT_SHARE * ramp.pace)
     result = Greedy(
         task.matrix,
         b1,
         b2,
         task.threads,
         d1=d1,
-        d2=d2 if published and ramp.energy else None,
+        d2=None if fitted or not ramp.energy else d2,
         d3=d3,
         pairs=not published,
     )

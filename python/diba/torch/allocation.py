@@ -12,6 +12,7 @@ import diba
 
 from .. import _check
 from ..allocate import SIZES, STEPS, check_sizes
+from ..solvers.solve import no_advice
 from ..waterfill import NoiseCurve, uniform_k, waterfill
 from .config import Config
 from .coverage import moments_of, unreached, warn_unreached
@@ -131,7 +132,8 @@ def _measured(
     relative, known = [], []
     for k in sizes:
         importance = None if cols is None else (rows, cols)
-        f = diba.solve(matrix, k, effort="fast", max_iter=STEPS, importance=importance, **options)
+        with no_advice():
+            f = diba.solve(matrix, k, effort="fast", max_iter=STEPS, importance=importance, **options)
         error = matrix.astype(np.float64) - f.to_dense()
         relative.append(float(np.vdot(error, error)) / energy * math.prod(matrix.shape))
         if moments is not None:

@@ -82,7 +82,8 @@ class DiBAEmbedding(Factors):
         scale = functional.embedding(ids, self.d1[:, None])
         inner = reference.unpack(bits, self.k, self.sign, self.d2.dtype) * self.d2
         rows: Tensor = _times_bits(inner, self.b2, self.embedding_dim, self.sign, True) * self.d3 * scale
-        rows = rows.to(self.dtype)
+        largest = torch.finfo(self.dtype).max  # as the dense rows are finite
+        rows = rows.clamp(-largest, largest).to(self.dtype)
         if self.padding_idx is not None and rows.requires_grad:
             rows = torch.where((ids == self.padding_idx)[..., None], rows.detach(), rows)
         return rows

@@ -189,10 +189,14 @@ class Factors(FactorState):
     # ------------------------------------------------------------ dense weight
 
     def dense_weight(self) -> Tensor:
-        """The weight as the dense layer had it, in ``dtype``; differentiable in the diagonals."""
+        """The weight as the dense layer had it, in ``dtype``; differentiable in the diagonals.
+
+        What is beyond the range of ``dtype`` is its largest number.
+        """
         self._settle()
         matrix = reference.to_dense(self.d1, self.b1, self.d2, self.b2, self.d3, self.sign)
-        return self._as_weight(matrix).to(self.dtype)
+        largest = torch.finfo(self.dtype).max
+        return self._as_weight(matrix.clamp(-largest, largest)).to(self.dtype)
 
     def _as_weight(self, matrix: Tensor) -> Tensor:
         """From the matrix, shape (m, n), to the weight, shape ``weight_shape``."""

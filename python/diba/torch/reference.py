@@ -11,6 +11,8 @@ from torch import Tensor
 
 __all__ = ["linear", "linear_backward", "times_bits", "to_dense", "unpack"]
 
+_ROOM = 2.0**20  # for sums on the way to a result near the end of the range; a power of two rounds nothing
+
 
 def unpack(bits: Tensor, columns: int, sign: bool, dtype: torch.dtype) -> Tensor:
     """Entries 0/1 or -1/+1, shape (rows, columns), of rows of ceil(columns / 8) bytes, low bit first."""
@@ -61,4 +63,4 @@ def linear_backward(
 def to_dense(d1: Tensor, b1: Tensor, d2: Tensor, b2: Tensor, d3: Tensor, sign: bool) -> Tensor:
     """The dense m x n matrix, in the dtype of the diagonals."""
     left = unpack(b1, d2.numel(), sign, d1.dtype) * d1[:, None] * d2
-    return left @ (unpack(b2, d3.numel(), sign, d1.dtype) * d3)
+    return (left @ (unpack(b2, d3.numel(), sign, d1.dtype) * (d3 / _ROOM))).mul_(_ROOM)

@@ -10,6 +10,7 @@ import torch
 
 import diba
 
+from .. import diagonal16
 from ..solvers.covariance import missing_power, shrinkage
 from .layers import factored_matrix
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["dense_matrix", "factorization", "objective", "output_snr", "tells"]
 
+_LARGEST_EXPONENT = 120  # of an entry to solve for
 _ROWS_AT_ONCE = 1024  # of error matrices in float64
 
 
@@ -66,8 +68,10 @@ def factorization(
         return diba.solve(matrix, **options)
     # sum_i o_i^2 (A - F)_i S (A - F)_i': the covariance objective of o A, whose factors have d1 = o d1.
     rows = rows / np.sqrt(np.mean(rows**2))
-    f = diba.solve(matrix * rows[:, None], **options)
-    return diba.Factorization(f.d1 / rows, f.b1, f.d2, f.b2, f.d3).round_diagonals()
+    excess = max(0, math.frexp(float(np.abs(matrix).max()) * rows.max())[1] - _LARGEST_EXPONENT)
+    f = diba.solve(matrix * np.ldexp(rows, -excess)[:, None], **options)
+    d1, d2, d3 = diagonal16.spread(f.d1 / rows, f.d2, f.d3, excess)
+    return diba.Factorization(d1, f.b1, d2, f.b2, d3).round_diagonals()
 
 
 def output_snr(matrix: NDArray[Any], f: diba.Factorization, second: Any) -> float:
