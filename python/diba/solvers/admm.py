@@ -222,7 +222,7 @@ class Admm:
         for step in range(steps + 1):
             hurried = (deadline.part_used() - used) / max(1 - used, 1e-9)
             part = max(step / max(1, steps - _SETTLED), hurried)
-            last = step == steps or not deadline.leaves(pace)
+            last = step == steps or deadline.over() or not deadline.leaves(pace)
             if self.published:
                 penalties = (min(1.0, part) ** 3,) + (1.0,) * (_PUBLISHED_INNER - 1)
                 self._step(penalties, _POWER_STEPS, last)
