@@ -8,7 +8,8 @@ values for JSON::
      false, "crc32": {"d1": 8 hex digits over the tensor's bytes, ...}, "crc32_entry": over all other keys}
 
 ``"shared": name`` takes the place of ``crc32`` where the factors are those of another layer, saved once,
-under its name. An entry in memory has no ``crc32``: values change.
+under its name. An entry in memory has no ``crc32``: values change. :func:`crc32_of_all` tells whether all
+entries are there.
 
 Nothing here knows torch or transformers; whoever reads a checkpoint calls :func:`check_entries`,
 :func:`check_headers`, :func:`check_tensor`, in this order, and allocates nothing before the first two.
@@ -35,9 +36,11 @@ __all__ = [
     "BITS",
     "DIAGONALS",
     "Tensor",
+    "check_all",
     "check_entries",
     "check_headers",
     "check_tensor",
+    "crc32_of_all",
     "entry",
     "factored_in",
     "sealed",
@@ -89,7 +92,24 @@ def sealed(name: str, layer: Mapping[str, Any], tensors: Mapping[str, NDArray[An
     return result
 
 
+def crc32_of_all(entries: Mapping[str, Mapping[str, Any]]) -> str:
+    """8 hex digits over names and CRCs of checked entries, in whatever order they are."""
+    pairs = sorted((name, layer["crc32_entry"]) for name, layer in entries.items())
+    return _crc32(json.dumps(pairs).encode())
+
+
 # ---------------------------------------------------------------- reading
+
+
+def check_all(value: Any, crc32: Any, where: str = "config.json") -> dict[str, dict[str, Any]]:
+    """:func:`check_entries`, and that they are all that were written, by their :func:`crc32_of_all`."""
+    entries = check_entries(value, where)
+    if crc32 != crc32_of_all(entries):
+        raise FormatError(
+            f"{where}: some of the {len(entries)} entries in factors are missing or renamed: their CRC-32 "
+            "differs from crc32_factors; copy or download the checkpoint again"
+        )
+    return entries
 
 
 def check_entries(value: Any, where: str = "config.json") -> dict[str, dict[str, Any]]:

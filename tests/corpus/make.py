@@ -233,6 +233,11 @@ def of_checkpoints() -> tuple[dict[str, Content], dict[str, Content]]:
         (loaded["quantization_config"] if layer is None else factors[layer]).update(values)
         return json.dumps(loaded).encode()
 
+    def without(config: bytes, layer: str) -> bytes:
+        loaded = json.loads(config)
+        del loaded["quantization_config"]["factors"][layer]
+        return json.dumps(loaded).encode()
+
     def right(content: Content) -> Content:
         mended = driver.mend(content)
         assert mended is not None
@@ -244,6 +249,7 @@ def of_checkpoints() -> tuple[dict[str, Content], dict[str, Content]]:
         "factors-null": of(edited(None, factors=None)),
         "factors-list": of(edited(None, factors=[])),
         "factors-empty": of(edited(None, factors={})),
+        "an-entry-missing": of(without(config, "head")),
         "alphabet": of(edited("b.é", alphabet="binary")),
         "k-of-fifty-million": right(of(edited("b.é", k=50_000_000))),
         "k-of-two-to-the-70": right(of(edited("b.é", k=2**70))),

@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 
 from diba import FormatError
-from diba.checkpoints import Tensor, check_entries, check_headers, check_tensor, entry, factored_in, sealed
+from diba.checkpoints import (
+    Tensor,
+    check_all,
+    check_entries,
+    check_headers,
+    check_tensor,
+    crc32_of_all,
+    entry,
+    factored_in,
+    sealed,
+)
 
 M, N, K = 5, 11, 3
 
@@ -85,6 +95,15 @@ def test_every_change_of_an_entry_is_found(entries):
 def test_what_is_no_dict_of_entries(value):
     with pytest.raises(FormatError, match="factors"):
         check_entries(value)
+
+
+def test_missing_and_renamed_entries_are_found(entries):
+    crc32 = crc32_of_all(entries)
+    assert check_all(dict(reversed(entries.items())), crc32) == entries
+    kept = {"a.b": entries["a.b"]}
+    for changed, value in ((kept, crc32), (entries, None), (entries, "00000000"), ({}, crc32), ({}, None)):
+        with pytest.raises(FormatError, match="entries in factors are missing or renamed"):
+            check_all(changed, value)
 
 
 def test_shared_factors_must_be_there_and_alike(entries):

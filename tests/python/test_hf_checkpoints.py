@@ -282,8 +282,9 @@ CASES = {
         rf"factors\['{LAYER}'\] is damaged",
     ),
     "k": ({"factors": lambda f: f[LAYER].update(k=50_000_000)}, rf"factors\['{LAYER}'\] is damaged"),
-    "an entry is missing": ({"factors": lambda f: f.pop(LAYER)}, f"{LAYER} is factored in the files"),
+    "an entry is missing": ({"factors": lambda f: f.pop(LAYER)}, "entries in factors are missing"),
     "all entries are": ({"config": lambda c: c.pop("factors")}, "factored in the files"),
+    "their CRC": ({"config": lambda c: c.pop("crc32_factors")}, "entries in factors are missing"),
     "no entries": ({"config": lambda c: c.update(factors=None)}, "factors is null"),
     "a layer is missing": (
         {"tensors": lambda t: [t.pop(f"{LAYER}.{own}") for own in (*FACTORS, "weight")]},
@@ -323,16 +324,17 @@ def test_shards_and_files_that_are_cut_short(checkpoint, tmp_path):
 
 def test_a_claim_of_fifty_million_takes_no_memory(checkpoint, tmp_path):
     """Even with an entry that is right by its CRC, and tensors under other names."""
-    from diba.checkpoints import entry
+    from diba.checkpoints import crc32_of_all, entry
 
-    def claim(factors):
-        factors[LAYER] = entry(LAYER, "DiBALinear", (48, 36), 50_000_000, "binary", False)
+    def claim(settings):
+        settings["factors"][LAYER] = entry(LAYER, "DiBALinear", (48, 36), 50_000_000, "binary", False)
+        settings["crc32_factors"] = crc32_of_all(settings["factors"])
 
-    folder = damage(checkpoint, tmp_path / "shapes", factors=claim)
+    folder = damage(checkpoint, tmp_path / "shapes", config=claim)
     with pytest.raises(FormatError, match=rf"{LAYER}\.d2 has shape \(\d+,\), expected \(50000000,\)"):
         loaded(folder)
     moved = {"tensors": lambda t: [t.pop(f"{LAYER}.{own}") for own in (*FACTORS, "weight")]}
-    folder = damage(checkpoint, tmp_path / "moved", factors=claim, **moved)
+    folder = damage(checkpoint, tmp_path / "moved", config=claim, **moved)
     with pytest.raises(FormatError, match=f"{LAYER} is not in the files, which hold"):
         loaded(folder)
 

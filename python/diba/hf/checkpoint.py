@@ -239,6 +239,7 @@ def check_loaded(
     model: nn.Module,
     expected: dict[str, dict[str, tuple[torch.Size, torch.dtype]]],
     unchecked: dict[str, dict[str, Any]],
+    where: str,
 ) -> None:
     """Require the :func:`forms` that were built, and the values that were saved.
 
@@ -248,6 +249,7 @@ def check_loaded(
         model: Loaded.
         expected: By the names of layers in the model.
         unchecked: Likewise, entries of layers that ``stored.check_stored`` did not find.
+        where: The folder, for messages.
 
     Raises:
         FormatError: a tensor of the checkpoint has another shape or dtype, or is damaged.
@@ -259,12 +261,12 @@ def check_loaded(
             if found[own] != form:
                 (shape, dtype), (wanted, kind) = found[own], form
                 raise FormatError(
-                    f"{name}.{own} is {dtype} of shape {tuple(shape)} in the checkpoint; it must be {kind} "
-                    f"of shape {tuple(wanted)}, by config.json: is the checkpoint damaged?"
+                    f"{where}: {name}.{own} is {dtype} of shape {tuple(shape)}; it must be {kind} of shape "
+                    f"{tuple(wanted)}, by config.json: is the checkpoint damaged?"
                 )
             tensor = getattr(layer, own)
             if name in unchecked and not tensor.is_meta:
-                checkpoints.check_tensor(name, unchecked[name], own, as_numpy(tensor), "the checkpoint")
+                checkpoints.check_tensor(name, unchecked[name], own, as_numpy(tensor), where)
 
 
 @torch.no_grad()

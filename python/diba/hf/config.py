@@ -10,7 +10,7 @@ from typing import Any
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .. import _check
-from ..checkpoints import check_entries
+from ..checkpoints import check_all, check_entries, crc32_of_all
 from ..torch.config import Config, suggestion
 
 __all__ = ["FORMAT_VERSION", "METHOD", "DibaConfig"]
@@ -101,6 +101,7 @@ class DibaConfig(QuantizationConfigMixin):
             result["modules_to_not_convert"] = list(self.modules_to_not_convert)
         if self.factors:
             result["factors"] = copy.deepcopy(self.factors)
+            result["crc32_factors"] = crc32_of_all(self.factors)
         return result
 
     def to_diff_dict(self) -> dict[str, Any]:
@@ -117,9 +118,11 @@ class DibaConfig(QuantizationConfigMixin):
             ValueError: a key of ``config_dict`` is unknown.
             FormatError: its ``factors`` are damaged.
         """
-        if config_dict.get("factors", {}) is None:  # no default, but a value that was lost
-            check_entries(None)
-        config = cls(**config_dict)
+        values = dict(config_dict)
+        crc32 = values.pop("crc32_factors", None)
+        if "factors" in values:  # None is no default here, but a value that was lost
+            check_all(values["factors"], crc32)
+        config = cls(**values)
         unused = config.update(**kwargs)
         return (config, unused) if return_unused_kwargs else config
 

@@ -130,7 +130,7 @@ class DibaQuantizer(HfQuantizer):
             self.report = self._loading.finish()
             self._loading = None
         unchecked = {self._names[name]: self._entries[name] for name in self._unchecked & self._names.keys()}
-        checkpoint.check_loaded(model, self._forms, unchecked)
+        checkpoint.check_loaded(model, self._forms, unchecked, self._stored.where)
         sharing = checkpoint.share(model, self._names, self._entries, self._stored)
         if sharing:
             swap._retie(model, sharing)

@@ -45,18 +45,20 @@ def example(sizes: dict[str, tuple[int, int, int, str]], shared: dict[str, str])
         m, k, n, alphabet = sizes[owner]
         entries[name] = checkpoints.entry(name, "DiBAEmbedding", (m, n), k, alphabet, False, shared=owner)
     guards = {f"{name}.weight": np.empty(0, np.float32) for name in entries}
-    config = {"hidden_size": 3, "quantization_config": {"quant_method": "diba", "factors": entries}}
+    quantization = {"factors": entries, "crc32_factors": checkpoints.crc32_of_all(entries)}
+    config = {"hidden_size": 3, "quantization_config": {"quant_method": "diba", **quantization}}
     return {CONFIG: json.dumps(config).encode(), FILE: save({**tensors, **guards}, {"format": "pt"})}
 
 
 def read(content: dict[str, bytes]) -> tuple[dict[str, Any], Stored] | None:
     """Entries and files that are whole; None where others refuse them, before or after."""
     try:
-        factors = json.loads(content[CONFIG])["quantization_config"]["factors"]
+        quantization = json.loads(content[CONFIG])["quantization_config"]
+        factors, crc32 = quantization["factors"], quantization.get("crc32_factors")
         data = content[FILE]
-    except (ValueError, TypeError, KeyError, IndexError, RecursionError):
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
         return None  # transformers' business, or nothing that diba is asked to read
-    entries = checkpoints.check_entries(factors, "the file")
+    entries = checkpoints.check_all(factors, crc32, "the file")
     stored = Stored({"the file": functools.partial(io.BytesIO, data)}, "the file")
     elsewhere = check_stored(entries, stored)
     return None if elsewhere else (entries, stored)  # which transformers would not find
@@ -98,6 +100,8 @@ class CheckpointsDriver(Driver):
                 rest = {key: value for key, value in layer.items() if key != "crc32_entry"}
                 text = json.dumps([name, rest], sort_keys=True)
                 layer["crc32_entry"] = f"{zlib.crc32(text.encode()):08x}"
+            factors = config["quantization_config"]["factors"]
+            config["quantization_config"]["crc32_factors"] = checkpoints.crc32_of_all(factors)
             return {**mutant, CONFIG: json.dumps(config).encode()}
         except (TypeError, KeyError, ValueError, IndexError, AttributeError, RecursionError):
             return None
