@@ -92,12 +92,22 @@ def state_dict(model: nn.Module, given: Mapping[str, Tensor] | None) -> tuple[di
 
 
 def _join(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Modules that are taken apart while no part of them is factored, as they were and will be loaded."""
+    """Modules that are taken apart while no part of them is factored, as they were and will be loaded.
+
+    Of the others, dense parts get memory of their own, which they may not have during a conversion.
+    """
     for name, module in model.named_modules():
-        if isinstance(module, Parts) and not factored(module):
-            for whole, parts in module.sources().items():
-                found = [tensors.pop(f"{name}.{layer}.{own}") for layer, own in parts]
-                tensors[f"{name}.{whole}"] = module.joined(whole, found)
+        if not isinstance(module, Parts):
+            continue
+        whole = not factored(module)
+        for source, parts in module.sources().items():
+            keys = [f"{name}.{layer}.{own}" for layer, own in parts]
+            if whole:
+                tensors[f"{name}.{source}"] = module.joined(source, [tensors.pop(key) for key in keys])
+                continue
+            for key in keys:
+                if key in tensors and tensors[key].untyped_storage().nbytes() > tensors[key].nbytes:
+                    tensors[key] = tensors[key].clone(memory_format=torch.contiguous_format)
 
 
 def _sealed(name: str, entry: dict[str, Any], own: dict[str, Tensor | None]) -> dict[str, Any]:
