@@ -262,6 +262,7 @@ std::pair<std::uint64_t, double> greedy_rows(const Floats& gram, Floats& correla
 
 #if PY_VERSION_HEX < 0x030E0000
 std::terminate_handler other_terminations = nullptr;
+unsigned long main_thread = 0;
 
 bool is_finalizing() {
 #if PY_VERSION_HEX >= 0x030D0000
@@ -271,16 +272,20 @@ bool is_finalizing() {
 #endif
 }
 
+// The thread that finalizes has the GIL, and is the main one.
 void hold_or_terminate() {
-  if (is_finalizing() && std::current_exception() == nullptr) diba::hold_thread();
+  if (is_finalizing() && std::current_exception() == nullptr && PyThread_get_thread_ident() != main_thread &&
+      PyGILState_Check() == 0)
+    diba::hold_thread();
   other_terminations();
 }
 #endif
 
 // Holds the threads that Python ends in frames of other libraries, as Unlocked does in those of this module: their
 // unwinding stops at the first destructor, with std::terminate and no exception, while the interpreter is finalizing.
-void hold_threads_at_exit() {
+void hold_threads_at_exit([[maybe_unused]] unsigned long main) {
 #if PY_VERSION_HEX < 0x030E0000
+  main_thread = main;
   if (other_terminations == nullptr) other_terminations = std::set_terminate(hold_or_terminate);
 #endif
 }
@@ -294,7 +299,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("isa", [] { return std::string(diba::active().name); });
   m.def("supported_isas", &diba::supported);
   m.def("select_isa", &diba::select, py::arg("name"));
-  m.def("hold_threads_at_exit", &hold_threads_at_exit);
+  m.def("hold_threads_at_exit", &hold_threads_at_exit, py::arg("main_thread"));
 
   const auto words = py::arg("words").noconvert();
   const auto x = py::arg("x").noconvert();

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -113,6 +115,21 @@ def test_daemon_threads_in_operators_of_torch_do_not_change_the_exit_code() -> N
     """What they say is torch's: it takes its operators away before Python stops the threads."""
     done = python(FACTORS + TORCH + END, "0.05")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names a function of libstdc++")
+def test_the_main_thread_is_never_held() -> None:
+    code = """
+terminate = ctypes.PyDLL("libstdc++.so.6")._ZSt9terminatev
+class Last:
+    def __del__(self, terminate=terminate, is_finalizing=sys.is_finalizing):
+        if is_finalizing():
+            terminate()
+_core.hold_threads_at_exit(threading.main_thread().ident)
+last = Last()
+"""
+    done = python(f"import ctypes\n{FACTORS}{code}", timeout=60)
+    assert done.returncode == -signal.SIGABRT, done.stderr
 
 
 # ---------------------------------------------------------------- in the middle of packing

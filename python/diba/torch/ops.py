@@ -16,6 +16,7 @@ are. Threads are ``torch.get_num_threads()``.
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ _library.define(
 _library.define("times_bits(Tensor x, Tensor bits, int columns, bool sign, bool transposed) -> Tensor")
 
 # A daemon thread in an operator is inside torch's C++, too, which aborts where Python ends a thread.
-_core.hold_threads_at_exit()
+_core.hold_threads_at_exit(threading.main_thread().ident or 0)
 
 
 # ---- linear
