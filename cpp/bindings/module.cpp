@@ -292,7 +292,7 @@ void hold_threads_at_exit([[maybe_unused]] unsigned long main) {
 
 }  // namespace
 
-PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
+PYBIND11_MODULE(_core, m) {
   m.doc() = "Bit kernels of diba; the Python package checks arguments and documents them.";
   m.attr("__version__") = DIBA_VERSION;
   m.attr("compiler") = __VERSION__;
