@@ -72,7 +72,7 @@ std::unique_ptr<BoundMatrix> make_matrix(Address bits, std::size_t rows, std::si
                                          bool transposed) {
   const diba::Kernels& kernels = diba::active();
   const Unlocked unlocked;
-  std::vector<std::uint64_t> words = diba::words_of_bytes(at<const std::uint8_t>(bits), rows, cols);
+  std::vector<std::uint64_t> words = diba::columns_of_bytes(at<const std::uint8_t>(bits), rows, cols);
   if (transposed) words = diba::transposed_words(words, rows, cols);
   const diba::BitView view{words.data(), transposed ? cols : rows, transposed ? rows : cols};
   return std::unique_ptr<BoundMatrix>(

@@ -19,8 +19,8 @@ struct BitsOfLayer {
   BitView b1, b2;
 
   BitsOfLayer(const LayerFactors& f, std::size_t rows, std::size_t inner, std::size_t cols)
-      : left(words_of_bytes(f.b1, rows, inner)),
-        right(words_of_bytes(f.b2, inner, cols)),
+      : left(columns_of_bytes(f.b1, rows, inner)),
+        right(columns_of_bytes(f.b2, inner, cols)),
         b1{left.data(), rows, inner},
         b2{right.data(), inner, cols} {}
 };
@@ -69,7 +69,7 @@ std::shared_ptr<const Diagonals> Layer::forward_diagonals(const LayerFactors& f)
   std::shared_ptr<const Diagonals> d = last_.get();
   if (d == nullptr || !same(d->d1, f.d1) || !same(d->d2, f.d2) || !same(d->d3, f.d3)) {
     const std::vector<std::uint64_t> left =
-        signs_ ? std::vector<std::uint64_t>() : words_of_bytes(f.b1, rows(), inner());
+        signs_ ? std::vector<std::uint64_t>() : columns_of_bytes(f.b1, rows(), inner());
     const BitView b1{left.data(), rows(), inner()}, b2{nullptr, inner(), cols()};
     d = std::make_shared<const Diagonals>(Factors{f.d1, b1, f.d2, b2, f.d3, signs_});
     last_.set(d);
@@ -82,7 +82,7 @@ std::shared_ptr<const Diagonals> Layer::transposed_diagonals(const LayerFactors&
   if (d == nullptr || !same(d->d1, f.d3) || !same(d->d2, f.d2) || !same(d->d3, f.d1)) {
     const std::vector<std::uint64_t> right =
         signs_ ? std::vector<std::uint64_t>()
-               : transposed_words(words_of_bytes(f.b2, inner(), cols()), inner(), cols());
+               : transposed_words(columns_of_bytes(f.b2, inner(), cols()), inner(), cols());
     const BitView b1{right.data(), cols(), inner()}, b2{nullptr, inner(), rows()};
     d = std::make_shared<const Diagonals>(Factors{f.d3, b1, f.d2, b2, f.d1, signs_});
     last_transposed_.set(d);

@@ -13,6 +13,13 @@ std::vector<std::uint64_t> words_of_bytes(const std::uint8_t* bytes, std::size_t
   return words;
 }
 
+std::vector<std::uint64_t> columns_of_bytes(const std::uint8_t* bytes, std::size_t rows, std::size_t cols) {
+  std::vector<std::uint64_t> words = words_of_bytes(bytes, rows, cols);
+  if (cols % 64 != 0)
+    for (std::size_t i = 1; i <= rows; ++i) words[i * words_for(cols) - 1] &= (std::uint64_t{1} << cols % 64) - 1;
+  return words;
+}
+
 std::vector<std::uint64_t> transposed_words(const std::vector<std::uint64_t>& words, std::size_t rows,
                                             std::size_t cols) {
   std::vector<std::uint64_t> out(cols * words_for(rows));

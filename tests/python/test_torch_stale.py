@@ -201,6 +201,22 @@ def test_embeddings_and_convolutions() -> None:
     assert torch.equal(conv(image), copy.deepcopy(conv)(image))
 
 
+@pytest.mark.parametrize("alphabet", ["binary", "sign"])
+def test_bits_past_the_last_column_do_not_count(alphabet: str) -> None:
+    module, x = layer((50, 30, 20), 0, alphabet), torch.randn(4, 50)  # of 3 bytes a row, 20 bits; of 7, 50
+    with torch.no_grad():
+        wanted = module(x), torch.ops.diba.times_bits(x, module.b2, 50, module.sign, False)
+        module.b1[:, -1] |= 0xF0
+        module.b2[:, -1] |= 0xFC
+        assert torch.equal(module(x), wanted[0])
+        assert torch.equal(torch.ops.diba.times_bits(x, module.b2, 50, module.sign, False), wanted[1])
+    found = torch.autograd.grad(module(x).square().sum(), module.parameters())
+    module.b1[:, -1] &= 0x0F
+    module.b2[:, -1] &= 0x03
+    clean = torch.autograd.grad(module(x).square().sum(), module.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(found, clean, strict=True))
+
+
 # ---------------------------------------------------------------- equal bits are not packed again
 
 
