@@ -2,9 +2,12 @@
 """What a call of torch.ops.diba.linear costs beside its kernel: microseconds, one vector, one thread.
 
     python benchmarks/op_overhead.py --json benchmarks/results/op_overhead.json
+    python benchmarks/op_overhead.py --against "other/.venv/bin/python other/benchmarks/op_overhead.py"
 
 The kernel is the compiled layer called with addresses; "operator" and "layer" are what a model calls, without
 gradients. Short windows of calls take turns; the least time of each kind is what it takes undisturbed.
+``--against`` names this script of another version, in an environment that has it: both run in turn, five
+times each, and the medians of these least times stand beside each other.
 """
 
 from __future__ import annotations
@@ -12,7 +15,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
+import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,13 +32,17 @@ from diba.torch import DiBALinear, packed
 
 SHAPES = ((64, 64), (384, 384), (576, 576), (1536, 576), (576, 1536))  # (outputs, inputs)
 WINDOWS, CALLS = 400, 40
+ROUNDS = 5
 BAR = 15.0  # us
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--against", metavar="COMMAND")
     args = parser.parse_args(argv)
+    if args.against:
+        return compare(args.against, args.json)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     rows = [measure(m, n) for m, n in SHAPES]
@@ -46,6 +57,31 @@ def main(argv: list[str] | None = None) -> int:
     print(table(report))
     if args.json:
         args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def compare(other: str, path: Path | None) -> int:
+    """This version and another one in turn; medians of layer calls, and of operator less kernel."""
+    commands = {"before": shlex.split(other), "now": [sys.executable, __file__]}
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(ROUNDS):
+            for name, command in commands.items():
+                file = Path(folder, "run.json")
+                subprocess.run([*command, "--json", str(file)], check=True, stdout=subprocess.DEVNULL)
+                runs[name].append(json.loads(file.read_text(encoding="utf-8")))
+    rows = []
+    for i, shape in enumerate(SHAPES):
+        row: dict[str, Any] = {"shape": shape}
+        for name, reports in runs.items():
+            us = [report["rows"][i]["us"] for report in reports]
+            row[f"layer_{name}_us"] = statistics.median(one["layer"] for one in us)
+            row[f"overhead_{name}_us"] = statistics.median(one["operator"] - one["kernel"] for one in us)
+        rows.append(row)
+        print(*(f"{key}={value:.1f}" if isinstance(value, float) else value for key, value in row.items()))
+    if path:
+        report = {"machine": runs["now"][0]["machine"], "rounds": ROUNDS, "rows": rows}
+        path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return 0
 
 
