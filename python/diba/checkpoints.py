@@ -9,7 +9,7 @@ values for JSON::
 
 ``"shared": name`` takes the place of ``crc32`` where the factors are those of another layer, saved once,
 under its name. An entry in memory has no ``crc32``: values change. :func:`crc32_of_all` tells whether all
-entries are there.
+entries are there, :func:`crc32_of_names` whether all tensors are.
 
 Nothing here knows torch or transformers; whoever reads a checkpoint calls :func:`check_entries`,
 :func:`check_headers`, :func:`check_tensor`, in this order, and allocates nothing before the first two.
@@ -21,7 +21,7 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -39,8 +39,10 @@ __all__ = [
     "check_all",
     "check_entries",
     "check_headers",
+    "check_names",
     "check_tensor",
     "crc32_of_all",
+    "crc32_of_names",
     "entry",
     "factored_in",
     "sealed",
@@ -99,6 +101,35 @@ def crc32_of_all(entries: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 # ---------------------------------------------------------------- reading
+
+
+def crc32_of_names(names: Iterable[str]) -> str:
+    """What tells whether the files still hold all tensors that were saved, dense ones among them."""
+    return _crc32(json.dumps(sorted(names)).encode())
+
+
+def check_names(names: Iterable[str], crc32: Any, elsewhere: Iterable[str], where: str) -> None:
+    """Require the tensors that were saved, by :func:`crc32_of_names`; None: it is not known.
+
+    Args:
+        names: Of all tensors in the files.
+        crc32: Of those that were saved.
+        elsewhere: Layers without a tensor of their name, to be named first.
+        where: The folder, for messages.
+
+    Raises:
+        FormatError: some are missing, renamed, or new. Without it, transformers would fill what is missing
+            with random numbers.
+    """
+    if crc32 is None or crc32 == crc32_of_names(names):
+        return
+    for layer in elsewhere:
+        raise FormatError(f"{where}: {_short(layer)}.d1 is missing; copy or download the checkpoint again")
+    raise FormatError(
+        f"{where}: the files hold other tensors than were saved, some are missing or renamed: their names "
+        "differ from crc32_names in config.json; copy or download the checkpoint again (after a change on "
+        "purpose, remove crc32_names)"
+    )
 
 
 def check_all(value: Any, crc32: Any, where: str = "config.json") -> dict[str, dict[str, Any]]:

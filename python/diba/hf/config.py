@@ -52,6 +52,8 @@ class DibaConfig(QuantizationConfigMixin):
         FormatError: ``factors`` are damaged.
     """
 
+    crc32_names: Any = None  # of the checkpoint it was read from; written when one is saved
+
     def __init__(
         self,
         *,
@@ -119,10 +121,11 @@ class DibaConfig(QuantizationConfigMixin):
             FormatError: its ``factors`` are damaged.
         """
         values = dict(config_dict)
-        crc32 = values.pop("crc32_factors", None)
+        crc32, crc32_names = (values.pop(key, None) for key in ("crc32_factors", "crc32_names"))
         if "factors" in values:  # None is no default here, but a value that was lost
             check_all(values["factors"], crc32)
         config = cls(**values)
+        config.crc32_names = crc32_names
         unused = config.update(**kwargs)
         return (config, unused) if return_unused_kwargs else config
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.quantizers.base import HfQuantizer
 
-from ..checkpoints import factored_in
+from ..checkpoints import check_names, factored_in
 from ..errors import FormatError
 from ..stored import Stored, check_stored
 from ..torch import swap
@@ -95,6 +95,9 @@ class DibaQuantizer(HfQuantizer):
         # From a state_dict, or another kind of file, there is nothing to check yet.
         own = {name for name, entry in entries.items() if "shared" not in entry}
         self._unchecked = check_stored(entries, self._stored) if self._stored.tensors else own
+        if self._stored.tensors:
+            crc32, where = self.quantization_config.crc32_names, self._stored.where
+            check_names(self._stored.tensors, crc32, self._unchecked, where)
         checkpoint.take_apart(model, entries)
         names = checkpoint.names_in(model, entries)
         self._names, self._entries = checkpoint.tied(model, names, entries, self._stored)

@@ -17,6 +17,8 @@ from diba_autoload import LOCK, LOCKED
 
 from .. import _check
 from .._disk import replace_file
+from ..checkpoints import crc32_of_names
+from ..stored import Stored
 from ..torch import conversion
 from ..torch.config import Config
 from . import checkpoint
@@ -73,18 +75,34 @@ def install() -> None:
         with _saving(self, call.arguments["state_dict"]):
             result = original(self, save_directory, *args, **options)
         if call.arguments["is_main_process"] and getattr(self, "hf_quantizer", None) is not None:
-            _lock(Path(save_directory, "config.json"))
+            _lock(Path(save_directory), call.arguments.get("variant"))
         return result
 
     PreTrainedModel.save_pretrained = save_pretrained  # type: ignore[method-assign]
 
 
-def _lock(path: Path) -> None:
-    """Make transformers without diba refuse the checkpoint: see ``diba_autoload.LOCKED``."""
+def _lock(folder: Path, variant: str | None) -> None:
+    """Finish ``config.json``, now that the tensors are there.
+
+    It gets what makes transformers without diba refuse the checkpoint (``diba_autoload.LOCKED``), and what
+    tells whether all tensors are there.
+    """
+    path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if config.get("quantization_config", {}).get("quant_method") == METHOD and LOCK not in config:
+    settings = config.get("quantization_config", {})
+    if settings.get("quant_method") == METHOD and LOCK not in config:
+        settings["crc32_names"] = crc32_of_names(_names(folder, variant))
         text = json.dumps({**config, LOCK: LOCKED}, indent=2, sort_keys=True) + "\n"  # as transformers has it
         replace_file(path, text.encode())
+
+
+def _names(folder: Path, variant: str | None) -> list[str]:
+    """Of the tensors that ``from_pretrained`` will find in a folder."""
+    infix = f".{variant}" if variant else ""
+    whole, index = folder / f"model{infix}.safetensors", folder / f"model.safetensors.index{infix}.json"
+    if whole.is_file():
+        return list(Stored.at([str(whole)]).tensors)
+    return list(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
 
 
 def _attach(model: nn.Module, settings: Config | None) -> int:
