@@ -20,21 +20,20 @@ from __future__ import annotations
 import json
 import math
 import re
-import zlib
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ._check import ALPHABETS
+from ._signed import crc32
 from .errors import FormatError
+from .storage import BITS, DIAGONALS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
-    "BITS",
-    "DIAGONALS",
     "Tensor",
     "check_all",
     "check_entries",
@@ -48,8 +47,6 @@ __all__ = [
     "sealed",
 ]
 
-DIAGONALS = ("d1", "d2", "d3")
-BITS = ("b1", "b2")
 _TENSORS = (*DIAGONALS, *BITS)
 _LARGEST_SIZE = 2**40
 _REQUIRED = {"kind", "shape", "k", "alphabet", "bias", "crc32_entry"}
@@ -87,7 +84,7 @@ def sealed(name: str, layer: Mapping[str, Any], tensors: Mapping[str, NDArray[An
     Raises:
         FormatError: a tensor could not be loaded: it is not finite, or has ones past its last column.
     """
-    crcs = {own: _crc32(np.ascontiguousarray(tensors[own]).data) for own in _TENSORS}
+    crcs = {own: crc32(np.ascontiguousarray(tensors[own]).data) for own in _TENSORS}
     result = _closed(name, {**layer, "crc32": crcs})
     for own in _TENSORS:
         check_tensor(name, result, own, tensors[own], "the model")
@@ -97,7 +94,7 @@ def sealed(name: str, layer: Mapping[str, Any], tensors: Mapping[str, NDArray[An
 def crc32_of_all(entries: Mapping[str, Mapping[str, Any]]) -> str:
     """8 hex digits over names and CRCs of checked entries, in whatever order they are."""
     pairs = sorted((name, layer["crc32_entry"]) for name, layer in entries.items())
-    return _crc32(json.dumps(pairs).encode())
+    return crc32(json.dumps(pairs).encode())
 
 
 # ---------------------------------------------------------------- reading
@@ -105,7 +102,7 @@ def crc32_of_all(entries: Mapping[str, Mapping[str, Any]]) -> str:
 
 def crc32_of_names(names: Iterable[str]) -> str:
     """What tells whether the files still hold all tensors that were saved, dense ones among them."""
-    return _crc32(json.dumps(sorted(names)).encode())
+    return crc32(json.dumps(sorted(names)).encode())
 
 
 def check_names(names: Iterable[str], crc32: Any, elsewhere: Iterable[str], where: str) -> None:
@@ -223,7 +220,7 @@ def check_tensor(name: str, layer: Mapping[str, Any], own: str, values: NDArray[
             f"{'uint8' if own in BITS else 'float32'} of shape {_shapes(layer)[own]}"
         )
     expected = layer.get("crc32", {}).get(own)
-    if expected is not None and _crc32(np.ascontiguousarray(values).data) != expected:
+    if expected is not None and crc32(np.ascontiguousarray(values).data) != expected:
         raise FormatError(
             f"{where}: {key} is missing or damaged: its CRC-32 differs from that in config.json; copy or "
             "download the checkpoint again"
@@ -244,11 +241,7 @@ def _closed(name: str, plain: dict[str, Any]) -> dict[str, Any]:
 
 def _crc32_of_entry(name: str, layer: Mapping[str, Any]) -> str:
     rest = {key: value for key, value in layer.items() if key != "crc32_entry"}
-    return _crc32(json.dumps([name, rest], sort_keys=True).encode())
-
-
-def _crc32(data: bytes | memoryview) -> str:
-    return f"{zlib.crc32(data):08x}"
+    return crc32(json.dumps([name, rest], sort_keys=True).encode())
 
 
 def _shapes(layer: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

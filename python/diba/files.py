@@ -32,6 +32,7 @@ from . import _check, _signed, diagonal16
 from ._check import ALPHABETS, Alphabet
 from ._disk import PathLike, open_regular, replace_file
 from ._signed import SignedFile, StoredTensor
+from .storage import BITS, DIAGONALS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,8 +51,6 @@ __all__ = [
 
 FORMAT_VERSION = 1
 _FORMAT = _signed.Format("diba", "a diba file", FORMAT_VERSION, longest_header=1 << 20)
-_DIAGONALS = ("d1", "d2", "d3")
-_BITS = ("b1", "b2")
 _LARGEST_SIZE = 2**40
 
 
@@ -87,14 +86,14 @@ def write(path: PathLike, stored: StoredFactors) -> None:
 
 def encode(stored: StoredFactors, written_by: str | None = None) -> bytes:
     """The bytes of the file; ``written_by`` defaults to this version of diba."""
-    diagonals = {name: getattr(stored, name) for name in _DIAGONALS}
-    exponents = dict.fromkeys(_DIAGONALS, 0)
+    diagonals = {name: getattr(stored, name) for name in DIAGONALS}
+    exponents = dict.fromkeys(DIAGONALS, 0)
     narrow = all(diagonal16.fits(d) for d in diagonals.values())
     arrays: dict[str, NDArray[Any]] = {}
     for name, d in diagonals.items():
         arrays[name], exponents[name] = diagonal16.encode(d) if narrow else (d, 0)
     arrays |= {"b1": stored.b1, "b2": stored.b2}
-    dtypes = dict.fromkeys(_BITS, "U8") | dict.fromkeys(_DIAGONALS, "F16" if narrow else "F32")
+    dtypes = dict.fromkeys(BITS, "U8") | dict.fromkeys(DIAGONALS, "F16" if narrow else "F32")
     tensors = {
         name: StoredTensor(dtypes[name], array.shape, partial(np.asarray, array))
         for name, array in arrays.items()
@@ -135,7 +134,7 @@ def decode(file: BinaryIO, name: str) -> StoredFactors:
     """Read an open file, or bytes in memory, as :func:`read` does; ``name`` is for messages."""
     signed = _open_checked(file, name)
     b1, b2 = _bits(signed, "b1", "k"), _bits(signed, "b2", "cols")
-    d1, d2, d3 = (_diagonal(signed, key) for key in _DIAGONALS)
+    d1, d2, d3 = (_diagonal(signed, key) for key in DIAGONALS)
     return StoredFactors(_check.alphabet(signed.metadata["alphabet"]), d1, b1, d2, b2, d3)
 
 
@@ -152,7 +151,7 @@ def _open_checked(file: BinaryIO, name: str) -> SignedFile:
             signed.fail(f"tensor {key[:40]!r} is unexpected; a diba file has b1, b2, d1, d2, d3 only")
     for key, shape in shapes.items():
         _check_entry(signed, key, shape)
-    dtypes = {signed.tensors[key].dtype for key in _DIAGONALS}
+    dtypes = {signed.tensors[key].dtype for key in DIAGONALS}
     if len(dtypes) > 1:
         signed.fail(f"tensors d1, d2, d3 have dtypes {sorted(dtypes)}, expected one for all three")
     signed.value("written_by")
@@ -164,7 +163,7 @@ def _check_entry(signed: SignedFile, key: str, shape: tuple[int, ...]) -> None:
     if key not in signed.tensors:
         signed.fail(f"tensor {key!r} is missing")
     entry = signed.tensors[key]
-    dtypes = ("U8",) if key in _BITS else ("F16", "F32")
+    dtypes = ("U8",) if key in BITS else ("F16", "F32")
     if entry.dtype not in dtypes:
         signed.fail(f"tensor {key!r} has dtype {entry.dtype[:40]}, expected {' or '.join(dtypes)}")
     if entry.shape != shape:

@@ -1,8 +1,11 @@
-"""What factors take to store: the one place of the formula that every report prints."""
+"""What factors take to store: their names, and the one place of the formula that every report prints."""
 
 from __future__ import annotations
 
-__all__ = ["bits_per_weight", "padding_bits"]
+__all__ = ["BITS", "DIAGONALS", "bits_per_weight", "padding_bits"]
+
+DIAGONALS = ("d1", "d2", "d3")
+BITS = ("b1", "b2")
 
 
 def bits_per_weight(m: int, n: int, k: int, diagonal_bits: int) -> float:

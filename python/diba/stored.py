@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 import numpy as np
 
 from . import _disk, _safetensors
-from .checkpoints import BITS, DIAGONALS, Tensor, check_headers, check_tensor
+from .checkpoints import Tensor, check_headers, check_tensor
 from .errors import FormatError
+from .storage import BITS, DIAGONALS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

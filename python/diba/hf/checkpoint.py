@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .. import checkpoints
 from ..errors import FormatError
-from ..torch._state import BITS, DIAGONALS
+from ..storage import BITS, DIAGONALS
 from ..torch.factors import Factors, Sizes, as_numpy
 from ..torch.layers import factored_matrix, layer_class
 from ..torch.parts import Parts

@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..storage import BITS, DIAGONALS
 from . import packed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Self
 
-__all__ = ["BITS", "DIAGONALS", "FactorState"]
-
-DIAGONALS = ("d1", "d2", "d3")
-BITS = ("b1", "b2")
+__all__ = ["FactorState"]
 
 
 class FactorState(nn.Module):

@@ -11,8 +11,9 @@ from torch.nn.parameter import is_lazy
 import diba
 
 from .. import _check, diagonal16, storage
+from ..storage import BITS, DIAGONALS
 from . import reference
-from ._state import BITS, DIAGONALS, FactorState
+from ._state import FactorState
 from .extras import kept, lost
 from .weight import Weight
 

@@ -79,11 +79,10 @@ def version(bits: Tensor) -> int:
 
 
 def forget(bits: Tensor) -> None:
-    """Drop what was made of these bits, if anything was."""
+    """Drop what was made of these bits, if anything was: of a layer, by its b1."""
     if bits.device.type == "cpu" and type(bits) is Tensor:
         place = bits.data_ptr()
-        for key in (place, *(key for key, kept in [*_layers.items()] if place in kept.places)):
-            _layers.pop(key, None)
+        _layers.pop(place, None)
         for transposed in (False, True):
             _matrices.pop((place, transposed), None)
 
