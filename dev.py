@@ -283,7 +283,7 @@ def test_python(args: Sequence[str]) -> None:
             raise Failure(f"diba is imported from {where}, it must be the wheel in {VENV}")
         pytest = (PYTHON, "-m", "pytest", "-p", "no:cacheprovider", "-c", ROOT / "pyproject.toml")
         places = {"DIBA_SOURCE_ROOT": str(ROOT), "DIBA_BUILD_DIR": str(BUILD / "release")}
-        run(*pytest, ROOT / "tests" / "python", *args, show=True, cwd=outside, **places)
+        run(*pytest, ROOT / "tests", *args, show=True, cwd=outside, **places)
 
 
 # ---- commands
@@ -347,7 +347,7 @@ def command_fuzz(args: list[str]) -> None:
     except Skipped as reason:
         print(f"   skipped: {reason}", flush=True)
     seconds, faults = f"--seconds={options.seconds}", f"--faults={BUILD / 'fuzz' / 'faults'}"
-    places = {"PYTHONPATH": str(ROOT / "tests" / "python"), "DIBA_BUILD_DIR": str(BUILD / "release")}
+    places = {"PYTHONPATH": str(ROOT / "tests" / "support"), "DIBA_BUILD_DIR": str(BUILD / "release")}
     fuzz = (PYTHON, "-m", "fuzz", seconds, faults, *rest)
     timed("drivers", lambda: run(*fuzz, show=True, cwd=ROOT, **places))
 

@@ -27,8 +27,9 @@ import numpy as np
 
 import matvec_bars
 import matvec_table
-from diba import _system, info, set_num_threads
-from diba._timing import (
+from diba import info, set_num_threads
+from diba._internal import machine as _system
+from diba._internal.timing import (
     activations,
     blas_threads,
     fastest,

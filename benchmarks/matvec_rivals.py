@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 import diba
-from diba._timing import exact_product
+from diba._internal.timing import exact_product
 
 __all__ = ["RIVALS", "Call", "Contestant", "diba_contestant"]
 

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 import diba.torch
-from diba.torch.factors import Factors
-from diba.waterfill import stored_bits
+from diba.allocation.waterfill import stored_bits
+from diba.torch.modules.factors import Factors
 from models_control import convert_random
 from models_data import Task
 from models_plan import PLAN, Cell

@@ -8,16 +8,16 @@ binaries' work.
 from __future__ import annotations
 
 import numpy as np
+from diba.torch.conversion.solving import dense_matrix
 from numpy.typing import NDArray
 from torch import nn
 
 import diba
 import diba.torch
-from diba.solvers.budget import inner_dimension
 from diba.solvers.greedy import Greedy
-from diba.torch.select import Target, targets
-from diba.torch.solving import dense_matrix
-from diba.torch.swap import replace
+from diba.solvers.size import inner_dimension
+from diba.torch.model.selection import Target, targets
+from diba.torch.model.swap import replace
 
 __all__ = ["convert_random", "random_factors"]
 

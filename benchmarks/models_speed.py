@@ -27,7 +27,7 @@ from typing import Any
 
 import diba
 import models_speed_table as table
-from diba._timing import blas_threads
+from diba._internal.timing import blas_threads
 from models_speed_table import CONTESTANTS, JOBS
 from results_file import earlier_report, write_whole
 

@@ -15,16 +15,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from diba.torch.conversion.solving import dense_matrix
 from scipy.signal import resample_poly
 from torch import nn
 
 import diba
 import diba.torch
 import models_speech as speech
-from diba._timing import activations, random_factorization
-from diba.torch.select import Target, targets
-from diba.torch.solving import dense_matrix
-from diba.torch.swap import replace
+from diba._internal.timing import activations, random_factorization
+from diba.torch.model.selection import Target, targets
+from diba.torch.model.swap import replace
 from minilm_inputs import news
 from models_data import prompts, vader
 from models_text import embed, load_minilm, load_smollm2, spread, windows

@@ -28,7 +28,8 @@ from typing import Any
 import torch
 
 import diba
-from diba.torch import DiBALinear, packed
+from diba.torch import DiBALinear
+from diba.torch.ops.operators import packed
 
 SHAPES = ((64, 64), (384, 384), (576, 576), (1536, 576), (576, 1536))  # (outputs, inputs)
 WINDOWS, CALLS = 400, 40

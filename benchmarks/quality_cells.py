@@ -63,7 +63,7 @@ def run_dbf(A: NDArray[np.float32], bits: float, threads: int) -> Result:
 
     import diba
     import torch_dbf
-    from diba.solvers.budget import inner_dimension
+    from diba.solvers.size import inner_dimension
 
     torch.set_num_threads(threads)
     m, n = A.shape

@@ -11,12 +11,12 @@ from torch import nn
 from torch.nn import functional as F
 
 import diba.torch
-from diba.torch.course import Course, run_course
-from diba.torch.groups import grouped, of_norms, typical_size
-from diba.torch.layers import factored_matrix
-from diba.torch.losses import differentiable
-from diba.torch.select import targets
-from diba.torch.steps import Run
+from diba.torch.model.selection import targets
+from diba.torch.modules.kinds import factored_matrix
+from diba.torch.retuning.course import Course, run_course
+from diba.torch.retuning.groups import grouped, of_norms, typical_size
+from diba.torch.retuning.losses import differentiable
+from diba.torch.retuning.steps import Run
 
 __all__ = ["Rounded", "convert_rounded", "retune_scales", "round_groups"]
 

@@ -75,9 +75,9 @@ def run_torch(A: np.ndarray, bits: float, alphabet: str, drop_finished: bool) ->
     import torch
 
     import torch_greedy
-    from diba.solvers.budget import inner_dimension
-    from diba.solvers.factor import scaled_to_one
-    from diba.solvers.solve import random_start
+    from diba.solvers.factoring import scaled_to_one
+    from diba.solvers.size import inner_dimension
+    from diba.solvers.solver import random_start
 
     torch.set_num_threads(1)
     m, n = A.shape

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-THRESHOLD = 2.0**-20  # as in cpp/include/diba/kernels.hpp
+THRESHOLD = 2.0**-20  # as in cpp/src/kernels/kernels.hpp
 
 
 def flip_rows(

@@ -6,15 +6,15 @@ set(generated ${PROJECT_BINARY_DIR}/library)
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/diba)
 
 add_library(diba
-  cpp/src/factorization.cpp
-  cpp/src/file.cpp
-  cpp/src/json.cpp
-  cpp/src/safetensors.cpp
-  cpp/src/source.cpp
+  cpp/src/product/factorization.cpp
+  cpp/src/file/file.cpp
+  cpp/src/file/json.cpp
+  cpp/src/file/safetensors.cpp
+  cpp/src/file/source.cpp
   $<TARGET_OBJECTS:diba_core>)
 add_library(diba::diba ALIAS diba)
 target_compile_features(diba PUBLIC cxx_std_17)
-target_include_directories(diba PUBLIC
+target_include_directories(diba PRIVATE cpp/src PUBLIC
   $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/cpp/include>
   $<BUILD_INTERFACE:${generated}/include>
   $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)

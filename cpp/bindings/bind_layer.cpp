@@ -8,9 +8,9 @@
 #include <vector>
 
 #include "bindings.hpp"
-#include "diba/dispatch.hpp"
-#include "diba/layer.hpp"
-#include "diba/words.hpp"
+#include "layout/words.hpp"
+#include "product/layer.hpp"
+#include "runtime/dispatch.hpp"
 
 namespace py = pybind11;
 

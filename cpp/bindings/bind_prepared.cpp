@@ -10,10 +10,10 @@
 #include <vector>
 
 #include "bindings.hpp"
-#include "diba/bandwidth.hpp"
-#include "diba/dispatch.hpp"
-#include "diba/prepared.hpp"
-#include "diba/tuning.hpp"
+#include "product/prepared.hpp"
+#include "runtime/bandwidth.hpp"
+#include "runtime/dispatch.hpp"
+#include "runtime/tuning.hpp"
 
 namespace py = pybind11;
 

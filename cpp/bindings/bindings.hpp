@@ -8,9 +8,9 @@
 #include <cstdint>
 #include <stdexcept>
 
-#include "diba/bit_matrix.hpp"
-#include "diba/dispatch.hpp"
-#include "diba/parallel.hpp"
+#include "layout/bit_matrix.hpp"
+#include "runtime/dispatch.hpp"
+#include "runtime/parallel.hpp"
 
 using Floats = pybind11::array_t<float, pybind11::array::c_style>;
 using Words = pybind11::array_t<std::uint64_t, pybind11::array::c_style>;

@@ -13,15 +13,15 @@
 #include <utility>
 
 #include "bindings.hpp"
-#include "diba/admm.hpp"
-#include "diba/bit_matrix.hpp"
-#include "diba/diagonals.hpp"
-#include "diba/dispatch.hpp"
-#include "diba/greedy.hpp"
-#include "diba/inverse.hpp"
-#include "diba/parallel.hpp"
-#include "diba/products.hpp"
-#include "diba/quantized.hpp"
+#include "layout/bit_matrix.hpp"
+#include "product/products.hpp"
+#include "runtime/dispatch.hpp"
+#include "runtime/parallel.hpp"
+#include "solve/admm.hpp"
+#include "solve/diagonals.hpp"
+#include "solve/greedy.hpp"
+#include "solve/inverse.hpp"
+#include "solve/quantized.hpp"
 
 namespace py = pybind11;
 

@@ -21,17 +21,17 @@ except ImportError as error:
         "with 'python -m pip install .' in its source folder, and do not import it from inside that folder"
     ) from error
 
-from ._tuning import Tuning, calibrate, set_tuning, tuning
-from .allocate import allocate
+from ._internal.tuning import Tuning, calibrate, set_tuning, tuning
+from .allocation.curves import Curve, curve
+from .allocation.matrices import allocate
+from .allocation.waterfill import Allocation
 from .bits import BitMatrix
-from .curve import Curve, curve
 from .errors import FormatError
 from .factorization import Factorization, load
-from .onebit import OneBit, onebit
 from .progress import Progress, ProgressCallback
 from .runtime import info, isa, num_threads, set_num_threads, supported_isas
 from .solvers import solve
-from .waterfill import Allocation
+from .svid import OneBit, onebit
 
 __version__: str = _core.__version__
 

@@ -1,6 +1,6 @@
 """Bit matrices: packed 0/1 or -1/+1 matrices and their exact products.
 
-The storage layout is stated in ``cpp/include/diba/bit_matrix.hpp``: row-major,
+The storage layout is stated in ``cpp/src/layout/bit_matrix.hpp``: row-major,
 bit j of a row is bit ``j % 64`` of its 64-bit word ``j // 64``, every row starts
 on a new word, bits past the last column are zero.
 """
@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import _check, _core
-from ._operator import PackedOperator
+from . import _core
+from ._internal import check
+from ._internal.operator import PackedOperator
 from .runtime import resolve_threads
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-    from ._check import Alphabet, FloatArray
+    from ._internal.check import Alphabet, FloatArray
 
 __all__ = ["BitMatrix"]
 
@@ -57,14 +58,14 @@ class BitMatrix(PackedOperator):
     def __init__(
         self, words: NDArray[np.uint64], cols: int, alphabet: Alphabet, *, copy: bool = True
     ) -> None:
-        cols = _check.positive_int(cols, "cols")
-        _check.packed_words(words, cols)
+        cols = check.positive_int(cols, "cols")
+        check.packed_words(words, cols)
         own = np.array(words, order="C", copy=True) if copy else np.ascontiguousarray(words)
         own.flags.writeable = False
-        _check.zero_tails(_core.tails_are_zero(own, cols), cols)
+        check.zero_tails(_core.tails_are_zero(own, cols), cols)
         self._words: NDArray[np.uint64] = own
         self._cols = cols
-        self._alphabet = _check.alphabet(alphabet)
+        self._alphabet = check.alphabet(alphabet)
 
     # ------------------------------------------------------------ other representations
 
@@ -76,8 +77,8 @@ class BitMatrix(PackedOperator):
             TypeError: ``entries`` is not of a real number type.
             ValueError: not a non-empty matrix, or an entry outside the alphabet.
         """
-        alphabet = _check.alphabet(alphabet)
-        return cls._pack(_check.alphabet_matrix(entries, "entries", alphabet), alphabet, threads)
+        alphabet = check.alphabet(alphabet)
+        return cls._pack(check.alphabet_matrix(entries, "entries", alphabet), alphabet, threads)
 
     @classmethod
     def _pack(cls, entries: FloatArray, alphabet: Alphabet, threads: int | None = None) -> BitMatrix:
@@ -101,8 +102,8 @@ class BitMatrix(PackedOperator):
             TypeError: ``packed`` is not a uint8 array.
             ValueError: wrong shape, or a bit past the last column is set.
         """
-        cols = _check.positive_int(cols, "cols")
-        _check.packed_bytes(packed, cols)
+        cols = check.positive_int(cols, "cols")
+        check.packed_bytes(packed, cols)
         rows = packed.shape[0]
         padded = np.zeros((rows, 8 * _words_per_row(cols)), dtype=np.uint8)
         padded[:, : packed.shape[1]] = packed
@@ -119,7 +120,7 @@ class BitMatrix(PackedOperator):
 
     def to_dense(self, dtype: DTypeLike = np.float32) -> NDArray[Any]:
         """The entries as a dense matrix of shape (rows, cols): 0/1 or -1/+1."""
-        wanted = _check.entry_dtype(dtype, self._alphabet)
+        wanted = check.entry_dtype(dtype, self._alphabet)
         dense = np.empty(self.shape, dtype=np.float32)
         zero = -1.0 if self.signs else 0.0
         _core.unpack(self._words, self._cols, zero, 1.0, dense, resolve_threads(None))

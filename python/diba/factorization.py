@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import _check, _core, diagonal16, error_bound, files
-from ._fast import FastOperator
+from . import _core, files
+from ._internal import check, diagonal16, error_bound
+from ._internal.dense import dense_blocks, snr_of_blocks
+from ._internal.fast import FastOperator
+from ._internal.storage import bits_per_weight, padding_bits
 from .bits import BitMatrix
-from .dense import dense_blocks, snr_of_blocks
-from .storage import bits_per_weight, padding_bits
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
     from scipy.sparse.linalg import LinearOperator
 
-    from ._check import Alphabet
+    from ._internal.check import Alphabet
 
 __all__ = ["Factorization", "load"]
 
@@ -63,13 +64,13 @@ class Factorization(FastOperator):
 
     def __init__(self, d1: ArrayLike, b1: BitMatrix, d2: ArrayLike, b2: BitMatrix, d3: ArrayLike) -> None:
         for name, b in {"b1": b1, "b2": b2}.items():
-            _check.instance(b, name, BitMatrix, "use Factorization.from_factors for plain arrays")
-        _check.equal(b2.shape[0], "the number of rows of b2", b1.shape[1], "number of columns of b1")
-        _check.equal(b2.alphabet, "the alphabet of b2", b1.alphabet, "alphabet of b1")
+            check.instance(b, name, BitMatrix, "use Factorization.from_factors for plain arrays")
+        check.equal(b2.shape[0], "the number of rows of b2", b1.shape[1], "number of columns of b1")
+        check.equal(b2.alphabet, "the alphabet of b2", b1.alphabet, "alphabet of b1")
         self._b1, self._b2 = b1, b2
-        self._d1 = _check.diagonal(d1, "d1", b1.shape[0], "rows of b1")
-        self._d2 = _check.diagonal(d2, "d2", b1.shape[1], "columns of b1")
-        self._d3 = _check.diagonal(d3, "d3", b2.shape[1], "columns of b2")
+        self._d1 = check.diagonal(d1, "d1", b1.shape[0], "rows of b1")
+        self._d2 = check.diagonal(d2, "d2", b1.shape[1], "columns of b1")
+        self._d3 = check.diagonal(d3, "d3", b2.shape[1], "columns of b2")
         self._diagonal_bits: int | None = None
         self._transposed: dict[str, Factorization] = {}  # one entry, once asked for
         self._prepared = None
@@ -90,9 +91,9 @@ class Factorization(FastOperator):
             TypeError: a factor is no array of real numbers.
             ValueError: wrong shapes, an entry outside the alphabet, a diagonal entry not finite.
         """
-        alphabet = _check.alphabet(alphabet)
-        packed1 = BitMatrix._pack(_check.alphabet_matrix(b1, "b1", alphabet), alphabet)
-        packed2 = BitMatrix._pack(_check.alphabet_matrix(b2, "b2", alphabet), alphabet)
+        alphabet = check.alphabet(alphabet)
+        packed1 = BitMatrix._pack(check.alphabet_matrix(b1, "b1", alphabet), alphabet)
+        packed2 = BitMatrix._pack(check.alphabet_matrix(b2, "b2", alphabet), alphabet)
         return cls(d1, packed1, d2, packed2, d3)
 
     # ------------------------------------------------------------ factors
@@ -212,7 +213,7 @@ class Factorization(FastOperator):
         return result
 
     def _pack(self) -> _core.Prepared:
-        _check.fits_tables(max(self.k, self.shape[1]))
+        check.fits_tables(max(self.k, self.shape[1]))
         return _core.Prepared(
             self._d1, self._b1.words, self._d2, self._b2.words, self._d3, self.alphabet == "sign"
         )
@@ -230,7 +231,7 @@ class Factorization(FastOperator):
             TypeError: ``x`` is complex or no array of numbers.
             ValueError: ``x`` has the wrong shape.
         """
-        vector = _check.operand(x, "x", self.shape[1], 1, "columns")
+        vector = check.operand(x, "x", self.shape[1], 1, "columns")
         return error_bound.bound(*self._parts(), vector)
 
     # ------------------------------------------------------------ dense forms
@@ -252,8 +253,8 @@ class Factorization(FastOperator):
             TypeError: ``A`` is no array of real numbers.
             ValueError: ``A`` is not of this shape or not finite.
         """
-        A = _check.real_matrix(A, "A")
-        _check.equal(A.shape, "the shape of A", self.shape, "shape of the factorization")
+        A = check.real_matrix(A, "A")
+        check.equal(A.shape, "the shape of A", self.shape, "shape of the factorization")
         return snr_of_blocks(A, dense_blocks(*self._parts()))
 
     # ------------------------------------------------------------ other forms
@@ -291,7 +292,7 @@ class Factorization(FastOperator):
             TypeError: ``path`` is no path.
             OSError: the folder does not exist or cannot be written.
         """
-        files.write(_check.path(path), self._stored())
+        files.write(check.path(path), self._stored())
 
     def _stored(self) -> files.StoredFactors:
         b1, b2 = self._b1.packed_rows(), self._b2.packed_rows()
@@ -305,7 +306,7 @@ class Factorization(FastOperator):
             OSError: the file cannot be opened.
             diba.FormatError: it is not a diba file, is damaged, or is of a newer version.
         """
-        stored = files.read(_check.path(path))
+        stored = files.read(check.path(path))
         b1 = BitMatrix.from_packed_rows(stored.b1, stored.d2.size, stored.alphabet)
         b2 = BitMatrix.from_packed_rows(stored.b2, stored.d3.size, stored.alphabet)
         return cls(stored.d1, b1, stored.d2, b2, stored.d3)

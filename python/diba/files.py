@@ -13,10 +13,10 @@ or "sign"), rows, cols, k (1 to 2^40), d1_exponent, d2_exponent, d3_exponent (-1
 crc32_metadata (the same over the lines ``key=value`` of all other keys, sorted),
 written_by. Integers are ``0|-?[1-9][0-9]*``; other keys are allowed.
 
-The header has at most 2^20 bytes; what JSON it may be, ``_safetensors`` says. Tensors
+The header has at most 2^20 bytes; what JSON it may be, ``_internal/container.py`` says. Tensors
 follow one another without gap, in any order, up to the end of the file.
 
-Exactly such files are read, here and in ``cpp/src/file.cpp``: the same checks in the
+Exactly such files are read, here and in ``cpp/src/file/file.cpp``: the same checks in the
 same order. Equal factors give equal bytes. No pickle is involved anywhere.
 """
 
@@ -28,11 +28,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from . import _check, _signed, diagonal16
-from ._check import ALPHABETS, Alphabet
-from ._disk import PathLike, open_regular, replace_file
-from ._signed import SignedFile, StoredTensor
-from .storage import BITS, DIAGONALS
+from ._internal import check, diagonal16, signed
+from ._internal.check import ALPHABETS, Alphabet
+from ._internal.disk import PathLike, open_regular, replace_file
+from ._internal.signed import SignedFile, StoredTensor
+from ._internal.storage import BITS, DIAGONALS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,7 +50,7 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1
-_FORMAT = _signed.Format("diba", "a diba file", FORMAT_VERSION, longest_header=1 << 20)
+_FORMAT = signed.Format("diba", "a diba file", FORMAT_VERSION, longest_header=1 << 20)
 _LARGEST_SIZE = 2**40
 
 
@@ -105,7 +105,7 @@ def encode(stored: StoredFactors, written_by: str | None = None) -> bytes:
         "k": str(stored.d2.size),
         **{f"{name}_exponent": str(e) for name, e in exponents.items()},
     }
-    return b"".join(_signed.encode(_FORMAT, metadata, tensors, written_by))
+    return b"".join(signed.encode(_FORMAT, metadata, tensors, written_by))
 
 
 # ---------------------------------------------------------------- reading
@@ -118,45 +118,45 @@ def read(path: PathLike) -> StoredFactors:
         OSError: the file cannot be opened, or is no regular file.
         FormatError: it is not a diba file, is damaged, or is of a newer format version.
     """
-    name = _check.path(path)
+    name = check.path(path)
     with open_regular(name) as file:
         return decode(file, name)
 
 
 def read_metadata(path: PathLike) -> dict[str, str]:
     """The checked metadata of a file, without its tensors; raises as :func:`read`."""
-    name = _check.path(path)
+    name = check.path(path)
     with open_regular(name) as file:
         return _open_checked(file, name).metadata
 
 
 def decode(file: BinaryIO, name: str) -> StoredFactors:
     """Read an open file, or bytes in memory, as :func:`read` does; ``name`` is for messages."""
-    signed = _open_checked(file, name)
-    b1, b2 = _bits(signed, "b1", "k"), _bits(signed, "b2", "cols")
-    d1, d2, d3 = (_diagonal(signed, key) for key in DIAGONALS)
-    return StoredFactors(_check.alphabet(signed.metadata["alphabet"]), d1, b1, d2, b2, d3)
+    found = _open_checked(file, name)
+    b1, b2 = _bits(found, "b1", "k"), _bits(found, "b2", "cols")
+    d1, d2, d3 = (_diagonal(found, key) for key in DIAGONALS)
+    return StoredFactors(check.alphabet(found.metadata["alphabet"]), d1, b1, d2, b2, d3)
 
 
 def _open_checked(file: BinaryIO, name: str) -> SignedFile:
     """Check all that the header alone can tell, before any tensor is read."""
-    signed = _signed.open_signed(file, name, _FORMAT)
-    alphabet = signed.value("alphabet")
+    found = signed.open_signed(file, name, _FORMAT)
+    alphabet = found.value("alphabet")
     if alphabet not in ALPHABETS:
-        signed.fail(f"metadata 'alphabet' is {alphabet[:40]!r}, expected one of {', '.join(ALPHABETS)}")
-    rows, cols, k = (signed.integer(key, 1, _LARGEST_SIZE) for key in ("rows", "cols", "k"))
+        found.fail(f"metadata 'alphabet' is {alphabet[:40]!r}, expected one of {', '.join(ALPHABETS)}")
+    rows, cols, k = (found.integer(key, 1, _LARGEST_SIZE) for key in ("rows", "cols", "k"))
     shapes = {"b1": (rows, -(-k // 8)), "b2": (k, -(-cols // 8)), "d1": (rows,), "d2": (k,), "d3": (cols,)}
-    for key in signed.tensors:
+    for key in found.tensors:
         if key not in shapes:
-            signed.fail(f"tensor {key[:40]!r} is unexpected; a diba file has b1, b2, d1, d2, d3 only")
+            found.fail(f"tensor {key[:40]!r} is unexpected; a diba file has b1, b2, d1, d2, d3 only")
     for key, shape in shapes.items():
-        _check_entry(signed, key, shape)
-    dtypes = {signed.tensors[key].dtype for key in DIAGONALS}
+        _check_entry(found, key, shape)
+    dtypes = {found.tensors[key].dtype for key in DIAGONALS}
     if len(dtypes) > 1:
-        signed.fail(f"tensors d1, d2, d3 have dtypes {sorted(dtypes)}, expected one for all three")
-    signed.value("written_by")
-    signed.check_entries()
-    return signed
+        found.fail(f"tensors d1, d2, d3 have dtypes {sorted(dtypes)}, expected one for all three")
+    found.value("written_by")
+    found.check_entries()
+    return found
 
 
 def _check_entry(signed: SignedFile, key: str, shape: tuple[int, ...]) -> None:

@@ -17,7 +17,7 @@ __all__ = ["best_flips", "best_inner_scale", "best_row_scale", "greedy", "object
 Array = NDArray[np.float64]
 Factors = tuple[Array, Array, Array, Array, Array]
 
-FLIP_THRESHOLD = 2.0**-20  # kFlipThreshold of cpp/include/diba/kernels.hpp
+FLIP_THRESHOLD = 2.0**-20  # kFlipThreshold of cpp/src/kernels/kernels.hpp
 EXACT = 1e-11  # of |A|^2: an objective this small is rounding
 
 

@@ -6,7 +6,8 @@ import os
 import sys
 from functools import cache
 
-from . import _check, _core, _system
+from . import _core
+from ._internal import check, machine
 
 __all__ = ["info", "isa", "num_threads", "resolve_threads", "set_num_threads", "supported_isas"]
 
@@ -45,13 +46,13 @@ def num_threads() -> int:
         return _chosen_threads
     text = os.environ.get(_ENVIRONMENT_THREADS, "").strip()
     if not text:
-        return min(_system.available_cpus(), _check.MAX_THREADS)
+        return min(machine.available_cpus(), check.MAX_THREADS)
     if not (text.isascii() and text.isdigit()):
         raise ValueError(
-            f"{_ENVIRONMENT_THREADS} is {text!r}; it must be an integer from 1 to {_check.MAX_THREADS}, "
+            f"{_ENVIRONMENT_THREADS} is {text!r}; it must be an integer from 1 to {check.MAX_THREADS}, "
             "or be unset to use every processor granted to this process"
         )
-    return _check.thread_count(int(text), _ENVIRONMENT_THREADS)
+    return check.thread_count(int(text), _ENVIRONMENT_THREADS)
 
 
 def set_num_threads(count: int | None) -> None:
@@ -62,7 +63,7 @@ def set_num_threads(count: int | None) -> None:
         ValueError: ``count`` is not from 1 to 1024.
     """
     global _chosen_threads  # the one setting a caller may change
-    _chosen_threads = None if count is None else _check.thread_count(count, "count")
+    _chosen_threads = None if count is None else check.thread_count(count, "count")
 
 
 def resolve_threads(threads: int | None) -> int:
@@ -72,7 +73,7 @@ def resolve_threads(threads: int | None) -> int:
     longer than a small product.
     """
     if threads is not None:
-        return _check.thread_count(threads)
+        return check.thread_count(threads)
     if _chosen_threads is None and _ENVIRONMENT_THREADS not in os.environ:
         return _granted_threads()
     return num_threads()
@@ -96,11 +97,11 @@ def info() -> dict[str, object]:
         "torch": _version("torch"),
         "platform": platform.platform(),
         "compiler": _core.compiler,
-        "cpu": _system.cpu_model(),
+        "cpu": machine.cpu_model(),
         "isa": isa(),
         "supported_isas": supported_isas(),
         "threads": num_threads(),
-        "available_memory_bytes": _system.available_memory(),
+        "available_memory_bytes": machine.available_memory(),
         "byteorder": sys.byteorder,
     }
 

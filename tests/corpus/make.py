@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "python"))
+sys.path.insert(0, str(HERE.parent / "support"))
 
-from fuzz import calibration, checkpoints, files  # noqa: E402  (they lie in tests/python)
+from fuzz import calibration, checkpoints, files  # noqa: E402  (they lie in tests/support)
 from fuzz.mutations import Content, join, split  # noqa: E402
 
 D1 = b'"d1":{"dtype":"F16","shape":[4],"data_offsets":[0,8]}'

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "diba/dispatch.hpp"
+#include "runtime/dispatch.hpp"
 
 namespace check {
 

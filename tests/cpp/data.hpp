@@ -10,7 +10,7 @@
 #include <random>
 #include <vector>
 
-#include "diba/bit_matrix.hpp"
+#include "layout/bit_matrix.hpp"
 
 namespace data {
 

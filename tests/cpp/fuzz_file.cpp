@@ -18,12 +18,12 @@
 #include <vector>
 
 #include "check.hpp"
-#include "crc32.hpp"
-#include "diba/bit_matrix.hpp"
 #include "diba/diba.hpp"
-#include "diba/file.hpp"
-#include "safetensors.hpp"
-#include "source.hpp"
+#include "file/crc32.hpp"
+#include "file/file.hpp"
+#include "file/safetensors.hpp"
+#include "file/source.hpp"
+#include "layout/bit_matrix.hpp"
 
 namespace {
 

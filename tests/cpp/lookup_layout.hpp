@@ -1,8 +1,8 @@
 // What the tests of the lookup kernels share.
 #pragma once
 
-#include "diba/dispatch.hpp"
-#include "diba/kernels.hpp"
+#include "kernels/kernels.hpp"
+#include "runtime/dispatch.hpp"
 
 namespace lookup {
 

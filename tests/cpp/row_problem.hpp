@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "data.hpp"
-#include "diba/bit_matrix.hpp"
+#include "layout/bit_matrix.hpp"
 
 // A (rows, n) ~ diag(d) B C with C (k, n): what the search sees is H = C C^T, G = C R^T, d and the bits.
 struct RowProblem {

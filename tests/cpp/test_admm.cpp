@@ -8,9 +8,9 @@
 
 #include "check.hpp"
 #include "data.hpp"
-#include "diba/admm.hpp"
-#include "diba/diagonals.hpp"
-#include "diba/dispatch.hpp"
+#include "runtime/dispatch.hpp"
+#include "solve/admm.hpp"
+#include "solve/diagonals.hpp"
 
 namespace {
 

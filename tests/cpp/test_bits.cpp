@@ -5,7 +5,7 @@
 
 #include "check.hpp"
 #include "data.hpp"
-#include "diba/bit_matrix.hpp"
+#include "layout/bit_matrix.hpp"
 
 namespace {
 

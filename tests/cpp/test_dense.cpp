@@ -8,9 +8,9 @@
 
 #include "check.hpp"
 #include "data.hpp"
-#include "diba/dispatch.hpp"
-#include "diba/inverse.hpp"
-#include "diba/quantized.hpp"
+#include "runtime/dispatch.hpp"
+#include "solve/inverse.hpp"
+#include "solve/quantized.hpp"
 
 namespace {
 

@@ -5,7 +5,7 @@
 
 #include "check.hpp"
 #include "data.hpp"
-#include "diba/diagonals.hpp"
+#include "solve/diagonals.hpp"
 
 namespace {
 

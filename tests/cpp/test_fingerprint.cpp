@@ -6,7 +6,7 @@
 
 #include "check.hpp"
 #include "data.hpp"
-#include "diba/fingerprint.hpp"
+#include "layout/fingerprint.hpp"
 
 namespace {
 

@@ -10,7 +10,7 @@
 #include <thread>
 
 #include "check.hpp"
-#include "diba/parallel.hpp"
+#include "runtime/parallel.hpp"
 
 namespace {
 

@@ -6,8 +6,8 @@
 
 #include "check.hpp"
 #include "data.hpp"
-#include "diba/greedy.hpp"
 #include "row_problem.hpp"
+#include "solve/greedy.hpp"
 
 namespace {
 

@@ -8,10 +8,10 @@
 
 #include "check.hpp"
 #include "data.hpp"
-#include "diba/dispatch.hpp"
-#include "diba/layer.hpp"
-#include "diba/prepared.hpp"
-#include "diba/words.hpp"
+#include "layout/words.hpp"
+#include "product/layer.hpp"
+#include "product/prepared.hpp"
+#include "runtime/dispatch.hpp"
 
 namespace {
 

@@ -16,7 +16,7 @@
 #include <vector>
 
 #include "check.hpp"
-#include "diba/parallel.hpp"
+#include "runtime/parallel.hpp"
 
 namespace {
 

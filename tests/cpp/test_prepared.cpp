@@ -6,9 +6,9 @@
 
 #include "check.hpp"
 #include "data.hpp"
-#include "diba/dispatch.hpp"
-#include "diba/prepared.hpp"
-#include "diba/tuning.hpp"
+#include "product/prepared.hpp"
+#include "runtime/dispatch.hpp"
+#include "runtime/tuning.hpp"
 
 namespace {
 

@@ -7,7 +7,7 @@
 
 #include "check.hpp"
 #include "data.hpp"
-#include "diba/products.hpp"
+#include "product/products.hpp"
 
 namespace {
 

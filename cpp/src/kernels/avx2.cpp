@@ -2,9 +2,9 @@
 
 #include <immintrin.h>
 
-#include "common.hpp"
-#include "dense_rows.hpp"
-#include "integer_256.hpp"
+#include "kernels/common.hpp"
+#include "kernels/dense_rows.hpp"
+#include "kernels/integer_256.hpp"
 
 #if !defined(__AVX2__) || !defined(__FMA__)
 #error "avx2.cpp needs -mavx2 -mfma"

@@ -2,9 +2,9 @@
 
 #include <immintrin.h>
 
-#include "common.hpp"
-#include "dense_rows.hpp"
-#include "integer_256.hpp"
+#include "kernels/common.hpp"
+#include "kernels/dense_rows.hpp"
+#include "kernels/integer_256.hpp"
 
 #if !defined(__AVX512F__) || !defined(__AVX512BW__) || !defined(__AVX512DQ__) || !defined(__AVX512VL__)
 #error "avx512.cpp needs -mavx512f -mavx512bw -mavx512dq -mavx512vl"

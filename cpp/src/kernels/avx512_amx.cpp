@@ -4,7 +4,7 @@
 
 #include <cstring>
 
-#include "common.hpp"
+#include "kernels/common.hpp"
 
 #if !defined(__AMX_TILE__) || !defined(__AMX_INT8__)
 #error "avx512_amx.cpp needs -mamx-tile -mamx-int8"

@@ -2,7 +2,7 @@
 
 #include <immintrin.h>
 
-#include "common.hpp"
+#include "kernels/common.hpp"
 
 #if !defined(__AVX512F__) || !defined(__AVX512BW__) || !defined(__AVX512VNNI__)
 #error "avx512_vnni.cpp needs -mavx512f -mavx512bw -mavx512vnni"

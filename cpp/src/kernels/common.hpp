@@ -2,8 +2,8 @@
 // flags and no copy can reach the linker.
 #pragma once
 
-#include "diba/kernels.hpp"
-#include "pairs.hpp"
+#include "kernels/kernels.hpp"
+#include "kernels/pairs.hpp"
 
 namespace diba {
 namespace {

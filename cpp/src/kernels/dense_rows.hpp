@@ -4,7 +4,7 @@
 // sums whatever the vector length is.
 #pragma once
 
-#include "common.hpp"
+#include "kernels/common.hpp"
 
 namespace diba {
 namespace {

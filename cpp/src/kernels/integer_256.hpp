@@ -3,7 +3,7 @@
 
 #include <immintrin.h>
 
-#include "common.hpp"
+#include "kernels/common.hpp"
 
 namespace diba {
 namespace {

@@ -2,7 +2,7 @@
 
 #include <immintrin.h>
 
-#include "lookup_common.hpp"
+#include "kernels/lookup_common.hpp"
 
 #if !defined(__AVX2__)
 #error "lookup_avx2.cpp needs -mavx2"

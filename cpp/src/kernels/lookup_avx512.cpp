@@ -2,7 +2,7 @@
 
 #include <immintrin.h>
 
-#include "lookup_common.hpp"
+#include "kernels/lookup_common.hpp"
 
 #if !defined(__AVX512F__) || !defined(__AVX512BW__) || !defined(__AVX512DQ__) || !defined(__AVX512VL__)
 #error "lookup_avx512.cpp needs -mavx512f -mavx512bw -mavx512dq -mavx512vl"

@@ -3,7 +3,7 @@
 
 #include <immintrin.h>
 
-#include "lookup_common.hpp"
+#include "kernels/lookup_common.hpp"
 
 #if !defined(__AVX512F__) || !defined(__AVX512BW__) || !defined(__AVX512VBMI__) || !defined(__AVX512VNNI__)
 #error "lookup_avx512_vbmi.cpp needs -mavx512f -mavx512bw -mavx512vbmi -mavx512vnni"

@@ -1,7 +1,7 @@
 // What the files of lookup kernels share, compiled in each with its own flags (see common.hpp).
 #pragma once
 
-#include "diba/lookup.hpp"
+#include "kernels/lookup.hpp"
 
 namespace diba {
 namespace {

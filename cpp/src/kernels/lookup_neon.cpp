@@ -2,7 +2,7 @@
 
 #include <arm_neon.h>
 
-#include "lookup_common.hpp"
+#include "kernels/lookup_common.hpp"
 
 #if !defined(__aarch64__) || !defined(__ARM_NEON)
 #error "lookup_neon.cpp is for 64-bit Arm with NEON"

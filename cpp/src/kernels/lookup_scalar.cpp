@@ -1,6 +1,6 @@
 // The specification of the lookup kernels, in plain loops.
 
-#include "lookup_common.hpp"
+#include "kernels/lookup_common.hpp"
 
 namespace diba {
 namespace {

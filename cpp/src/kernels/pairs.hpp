@@ -1,7 +1,7 @@
 // The best pair of flips of a row. Written once; the order of what it compares is the same on every instruction set.
 #pragma once
 
-#include "diba/kernels.hpp"
+#include "kernels/kernels.hpp"
 
 namespace diba {
 namespace {

@@ -1,7 +1,7 @@
 // The specification: plain loops that state what every kernel computes and in which order it adds.
 
-#include "common.hpp"
-#include "dense_rows.hpp"
+#include "kernels/common.hpp"
+#include "kernels/dense_rows.hpp"
 
 namespace diba {
 namespace {

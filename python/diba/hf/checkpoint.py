@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .. import checkpoints
+from .._internal.storage import BITS, DIAGONALS
+from ..checkpoints import entries as checkpoints
 from ..errors import FormatError
-from ..storage import BITS, DIAGONALS
-from ..torch.factors import Factors, Sizes, as_numpy
-from ..torch.layers import factored_matrix, layer_class
-from ..torch.parts import Parts
-from ..torch.unfuse import unfuse
+from ..torch.model.parts import Parts
+from ..torch.model.unfuse import unfuse
+from ..torch.modules.factors import Factors, Sizes, as_numpy
+from ..torch.modules.kinds import factored_matrix, layer_class
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ..stored import Stored
+    from ..checkpoints.stored import Stored
 
 __all__ = [
     "check_loaded",

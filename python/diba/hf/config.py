@@ -9,9 +9,9 @@ from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from .. import _check
-from ..checkpoints import check_all, check_entries, crc32_of_all
-from ..torch.config import Config, suggestion
+from .._internal import check
+from ..checkpoints.entries import check_all, check_entries, crc32_of_all
+from ..torch.model.config import Config, suggestion
 
 __all__ = ["FORMAT_VERSION", "METHOD", "DibaConfig"]
 
@@ -65,7 +65,7 @@ class DibaConfig(QuantizationConfigMixin):
     ) -> None:
         if quant_method != METHOD:
             raise ValueError(f"quant_method is {quant_method!r}; it must be {METHOD!r}")
-        _check.positive_int(format_version, "format_version")
+        check.positive_int(format_version, "format_version")
         if format_version > FORMAT_VERSION:  # before its keys are judged: they may be new
             raise ValueError(
                 f"format_version is {format_version}, written by a newer diba; this one reads up to "

@@ -10,17 +10,17 @@ from torch import Tensor, nn
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from ..torch.accounts import Accounts
-from ..torch.conversion import Conversion
-from ..torch.parts import Parts, places
-from ..torch.propagate import Wanted
-from ..torch.report import Report
-from ..torch.select import Target, check, kind, require, select
-from ..torch.solving import dense_matrix
-from ..torch.unfuse import factored, settle, unfused
+from ..torch.calibration.propagate import Wanted
+from ..torch.conversion.report import Report
+from ..torch.conversion.run import Conversion
+from ..torch.conversion.solving import dense_matrix
+from ..torch.model.accounts import Accounts
+from ..torch.model.parts import Parts, places
+from ..torch.model.selection import Target, check_weights, kind, require, select
+from ..torch.model.unfuse import factored, settle, unfused
 
 if TYPE_CHECKING:
-    from ..torch.config import Config
+    from ..torch.model.config import Config
     from .config import DibaConfig
 
 __all__ = ["Compress", "Compression"]
@@ -104,7 +104,7 @@ class Compression:
 
     def _factor(self, target: Target) -> nn.Module:
         """Replace a layer that has its weight; returns what took its place."""
-        check([target])
+        check_weights([target])
         (owner, name), *_ = places(self._model, target.module)
         self._run.factor([Wanted(target.name, dense_matrix(target.module), None)])
         return owner.get_submodule(name)

@@ -16,10 +16,10 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..torch.embedding import DiBAEmbedding
-from ..torch.factors import Factors
-from ..torch.linear import DiBALinear
-from ..torch.parts import Parts
+from ..torch.model.parts import Parts
+from ..torch.modules.embedding import DiBAEmbedding
+from ..torch.modules.factors import Factors
+from ..torch.modules.linear import DiBALinear
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..torch.embedding import DiBAEmbedding
-from ..torch.factors import Factors
-from ..torch.layers import dense_numbers_more, distinct
+from ..torch.modules.embedding import DiBAEmbedding
+from ..torch.modules.factors import Factors
+from ..torch.modules.kinds import dense_numbers_more, distinct
 from .config import METHOD
 
 __all__ = ["teach"]

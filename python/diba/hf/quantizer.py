@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.quantizers.base import HfQuantizer
 
-from ..checkpoints import check_names, factored_in
+from ..checkpoints.entries import check_names, factored_in
+from ..checkpoints.stored import Stored, check_stored
 from ..errors import FormatError
-from ..stored import Stored, check_stored
-from ..torch import swap
-from ..torch.unfuse import fuse
+from ..torch.model import swap
+from ..torch.model.unfuse import fuse
 from . import checkpoint
 from .config import METHOD, DibaConfig
 from .loading import Compress, Compression
@@ -25,7 +25,7 @@ from .loading import Compress, Compression
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ..torch.report import Report
+    from ..torch.conversion.report import Report
 
 __all__ = ["DibaQuantizer", "given_tensors", "models", "set_quantizer"]
 

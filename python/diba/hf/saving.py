@@ -15,12 +15,12 @@ from transformers import PreTrainedModel
 
 from diba_autoload import LOCK, LOCKED
 
-from .. import _check
-from .._disk import replace_file
-from ..checkpoints import crc32_of_names
-from ..stored import Stored
-from ..torch import conversion
-from ..torch.config import Config
+from .._internal import check
+from .._internal.disk import replace_file
+from ..checkpoints.entries import crc32_of_names
+from ..checkpoints.stored import Stored
+from ..torch.conversion import run
+from ..torch.model.config import Config
 from . import checkpoint
 from .config import METHOD, DibaConfig
 from .quantizer import DibaQuantizer, given_tensors, set_quantizer
@@ -49,9 +49,9 @@ def attach(model: nn.Module, settings: Config | None = None) -> nn.Module:
         TypeError: ``model`` is no module, or ``settings`` no ``diba.torch.Config``.
         ValueError: it has no model of transformers with such layers, or one that is quantized by other means.
     """
-    _check.instance(model, "model", nn.Module, "use the model itself")
+    check.instance(model, "model", nn.Module, "use the model itself")
     if settings is not None:
-        _check.instance(settings, "settings", Config, "use diba.torch.Config(...)")
+        check.instance(settings, "settings", Config, "use diba.torch.Config(...)")
     if not _attach(model, settings):
         raise ValueError(
             f"model, a {type(model).__name__}, has no transformers.PreTrainedModel with layers of "
@@ -63,9 +63,9 @@ def attach(model: nn.Module, settings: Config | None = None) -> nn.Module:
 def install() -> None:
     """Let ``save_pretrained`` attach first, and :func:`diba.torch.convert` as soon as there is a layer."""
     original: Any = PreTrainedModel.save_pretrained
-    if _prepare in conversion.prepare:  # this module has been here before
+    if _prepare in run.prepare:  # this module has been here before
         return
-    conversion.prepare.append(_prepare)
+    run.prepare.append(_prepare)
     signature = inspect.signature(original)
 
     @functools.wraps(original)

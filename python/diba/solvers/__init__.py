@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from .methods import EFFORTS, METHODS
-from .solve import solve
+from .solver import solve
 
 __all__ = ["EFFORTS", "METHODS", "solve"]

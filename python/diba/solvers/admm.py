@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from .._check import Alphabet
+    from .._internal.check import Alphabet
     from .deadline import Deadline
 
 __all__ = ["PUBLISHED_STEPS", "Admm"]

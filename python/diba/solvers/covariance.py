@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .. import _core, diagonal16
+from .. import _core
+from .._internal import diagonal16
 from ..bits import BitMatrix
 from ..factorization import Factorization
 from ..progress import Progress
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from .._check import FloatArray
+    from .._internal.check import FloatArray
     from ..progress import ProgressCallback
     from .deadline import Deadline
 

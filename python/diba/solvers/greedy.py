@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from .._check import Alphabet
+    from .._internal.check import Alphabet
     from .deadline import Deadline
 
 __all__ = ["Greedy", "Side", "snr"]

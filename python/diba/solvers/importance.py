@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .. import diagonal16
+from .._internal import diagonal16
 from ..factorization import Factorization
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from .._check import FloatArray
+    from .._internal.check import FloatArray
 
 __all__ = ["Importance"]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from .. import diagonal16
+from .._internal import diagonal16
 from ..bits import BitMatrix
 from ..progress import Progress
 from .admm import PUBLISHED_STEPS, Admm
@@ -16,7 +16,7 @@ from .greedy import Greedy, snr
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from .._check import Alphabet
+    from .._internal.check import Alphabet
     from ..factorization import Factorization
     from ..progress import ProgressCallback
     from .deadline import Deadline

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import _check_objectives, diagonal16
+from .._internal import check_objectives, diagonal16
 from ..factorization import Factorization
 from .covariance import SHRINK, descend, input_scales, output_error, shrunk
 from .importance import Importance
@@ -15,7 +15,7 @@ from .importance import Importance
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from .._check import FloatArray
+    from .._internal.check import FloatArray
     from ..progress import ProgressCallback
     from .deadline import Deadline
 
@@ -132,9 +132,9 @@ def checked(importance: Any, covariance: Any, m: int, n: int) -> Objective:
             "importance and covariance are both given; give one: a covariance weighs the columns by itself"
         )
     if importance is not None:
-        return Objective(Importance(*_check_objectives.importance(importance, m, n)), None)
+        return Objective(Importance(*check_objectives.importance(importance, m, n)), None)
     if covariance is not None:
-        S, shrink = _check_objectives.covariance(covariance, n, SHRINK)
+        S, shrink = check_objectives.covariance(covariance, n, SHRINK)
         S = shrunk(S, shrink)
         return Objective(Importance(None, input_scales(S)), S)
     return Objective(None, None)

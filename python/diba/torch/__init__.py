@@ -17,21 +17,21 @@ except ImportError as error:
 
 from diba_autoload import after_import as _after_import
 
-from .allocation import allocate, keep_best
-from .calibrate import calibrate
-from .config import Config
-from .conv import DiBAConv1d, DiBAConv2d
-from .convert import convert, meet_transformers
-from .embedding import DiBAEmbedding
-from .factors import Factors
-from .fisher import fisher
-from .flips import Flips
-from .linear import DiBALinear
-from .losses import distillation, model_loss
-from .moments import Calibration, Moments
-from .report import LayerReport, Report
-from .retune import RetuneReport, retune, trainable
-from .scores import scores
+from .calibration.collect import calibrate
+from .calibration.moments import Calibration, Moments
+from .conversion.allocation import allocate, keep_best
+from .conversion.convert import convert, meet_transformers
+from .conversion.report import LayerReport, Report
+from .conversion.scores import scores
+from .model.config import Config
+from .modules.conv import DiBAConv1d, DiBAConv2d
+from .modules.embedding import DiBAEmbedding
+from .modules.factors import Factors
+from .modules.linear import DiBALinear
+from .retuning.fisher import fisher
+from .retuning.flips import Flips
+from .retuning.losses import distillation, model_loss
+from .retuning.retune import RetuneReport, retune, trainable
 
 __all__ = [
     "Calibration",

@@ -1,0 +1,143 @@
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <stdexcept>
+#include <utility>
+#include <vector>
+
+#include "diba/diba.hpp"
+#include "file/file.hpp"
+#include "product/prepared.hpp"
+#include "product/products.hpp"
+#include "runtime/dispatch.hpp"
+#include "runtime/published.hpp"
+
+namespace diba {
+namespace {
+
+bool all_finite(const float* x, std::size_t count) {
+  return std::all_of(x, x + count, [](float value) { return std::isfinite(value); });
+}
+
+// B x for x of any size: sums in float32, the exponent in float64.
+std::vector<double> matvec_wide(BitView bits, bool signs, const std::vector<double>& x, int threads) {
+  double largest = 0.0;
+  for (const double value : x) largest = std::max(largest, std::fabs(value));
+  int exponent = 0;
+  std::frexp(largest, &exponent);
+  std::vector<float> scaled(x.size()), sums(bits.rows);
+  for (std::size_t j = 0; j < x.size(); ++j) scaled[j] = static_cast<float>(std::ldexp(x[j], -exponent));
+  matvec(bits, signs, scaled.data(), sums.data(), threads);
+  std::vector<double> result(bits.rows);
+  for (std::size_t i = 0; i < bits.rows; ++i) result[i] = std::ldexp(static_cast<double>(sums[i]), exponent);
+  return result;
+}
+
+}  // namespace
+
+const char* version() noexcept { return DIBA_VERSION_TEXT; }
+
+std::string isa() { return active().name; }
+
+FormatError::FormatError(const FormatError&) noexcept = default;
+FormatError::~FormatError() = default;
+
+class Factorization::Implementation {
+ public:
+  explicit Implementation(StoredFactors stored) : stored_(std::move(stored)) {}
+
+  const StoredFactors& stored() const { return stored_; }
+
+  const Prepared& prepared() const {
+    return prepared_.get([&] {
+      const StoredFactors& s = stored_;
+      return std::make_unique<const Prepared>(
+          Factors{s.d1.data(), s.left(), s.d2.data(), s.right(), s.d3.data(), s.signs}, active());
+    });
+  }
+
+  std::size_t bytes() const {
+    const StoredFactors& s = stored_;
+    const Prepared* made = prepared_.get();
+    return sizeof(float) * (s.d1.size() + s.d2.size() + s.d3.size()) +
+           sizeof(std::uint64_t) * (s.b1.size() + s.b2.size()) + (made == nullptr ? 0 : made->bytes());
+  }
+
+  // d1 * (B1 (d2 * (B2 (d3 * x)))), as Factorization._apply of Python has it, for one vector after another.
+  void multiply_exactly(const float* x, std::size_t count, float* y, const Options& options) const {
+    const StoredFactors& s = stored_;
+    std::vector<float> scaled(s.cols), inner(s.k);
+    for (std::size_t c = 0; c < count; ++c, x += s.cols, y += s.rows) {
+      for (std::size_t j = 0; j < s.cols; ++j) scaled[j] = s.d3[j] * x[j];
+      matvec(s.right(), s.signs, scaled.data(), inner.data(), options.threads);
+      for (std::size_t l = 0; l < s.k; ++l) inner[l] *= s.d2[l];
+      matvec(s.left(), s.signs, inner.data(), y, options.threads);
+      for (std::size_t i = 0; i < s.rows; ++i) y[i] *= s.d1[i];
+      if (options.bias != nullptr)
+        for (std::size_t i = 0; i < s.rows; ++i) y[i] += options.bias[i];
+      if (all_finite(y, s.rows) || !all_finite(x, s.cols)) continue;
+      if (options.bias == nullptr || all_finite(options.bias, s.rows)) multiply_wide(x, y, options);
+    }
+  }
+
+ private:
+  // As Factorization._apply_wide of Python has it, where float32 overflows on the way.
+  void multiply_wide(const float* x, float* y, const Options& options) const {
+    const StoredFactors& s = stored_;
+    std::vector<double> scaled(s.cols);
+    for (std::size_t j = 0; j < s.cols; ++j) scaled[j] = static_cast<double>(s.d3[j]) * static_cast<double>(x[j]);
+    std::vector<double> inner = matvec_wide(s.right(), s.signs, scaled, options.threads);
+    for (std::size_t l = 0; l < s.k; ++l) inner[l] *= static_cast<double>(s.d2[l]);
+    const std::vector<double> sums = matvec_wide(s.left(), s.signs, inner, options.threads);
+    constexpr double kLargest = std::numeric_limits<float>::max();
+    for (std::size_t i = 0; i < s.rows; ++i) {
+      const double shift = options.bias == nullptr ? 0.0 : static_cast<double>(options.bias[i]);
+      y[i] = static_cast<float>(std::clamp(static_cast<double>(s.d1[i]) * sums[i] + shift, -kLargest, kLargest));
+    }
+  }
+
+  StoredFactors stored_;
+  mutable MadeOnce<Prepared> prepared_;
+};
+
+Factorization::Factorization(std::unique_ptr<const Implementation> implementation) noexcept
+    : implementation_(std::move(implementation)) {}
+Factorization::Factorization(Factorization&&) noexcept = default;
+Factorization& Factorization::operator=(Factorization&&) noexcept = default;
+Factorization::~Factorization() = default;
+
+Factorization Factorization::load(const std::string& path) {
+  return Factorization(std::make_unique<const Implementation>(read_file(path)));
+}
+
+Factorization Factorization::parse(const void* data, std::size_t size, const std::string& name) {
+  return Factorization(std::make_unique<const Implementation>(read_memory(data, size, name)));
+}
+
+std::size_t Factorization::rows() const noexcept { return implementation_->stored().rows; }
+std::size_t Factorization::cols() const noexcept { return implementation_->stored().cols; }
+std::size_t Factorization::k() const noexcept { return implementation_->stored().k; }
+bool Factorization::signs() const noexcept { return implementation_->stored().signs; }
+int Factorization::diagonal_bits() const noexcept { return implementation_->stored().diagonal_bits; }
+std::size_t Factorization::bytes() const noexcept { return implementation_->bytes(); }
+
+double Factorization::bits_per_weight() const noexcept {
+  const auto m = static_cast<double>(rows()), n = static_cast<double>(cols()), inner = static_cast<double>(k());
+  return (inner * (m + n) + diagonal_bits() * (m + inner + n)) / (m * n);
+}
+
+void Factorization::prepare() const { implementation_->prepared(); }
+
+void Factorization::multiply(const float* x, float* y, const Options& options) const { multiply(x, 1, y, options); }
+
+void Factorization::multiply(const float* x, std::size_t count, float* y, const Options& options) const {
+  if (options.threads < 1)
+    throw std::invalid_argument("threads is " + std::to_string(options.threads) + ", it must be at least 1");
+  if (options.precision == Precision::kExact) {
+    implementation_->multiply_exactly(x, count, y, options);
+  } else {
+    implementation_->prepared().multiply(x, count, options.bias, y, options.threads);
+  }
+}
+
+}  // namespace diba

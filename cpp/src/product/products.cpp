@@ -1,0 +1,204 @@
+#include "product/products.hpp"
+
+#include <algorithm>
+#include <vector>
+
+#include "layout/transpose.hpp"
+#include "runtime/dispatch.hpp"
+#include "runtime/parallel.hpp"
+
+namespace diba {
+namespace {
+
+double additions(BitView bits, std::size_t p) {
+  return static_cast<double>(bits.rows) * static_cast<double>(bits.cols) * static_cast<double>(p);
+}
+
+// S x = 2 B x - sum(x)
+float to_sign(float y, float sum) { return 2.0F * y - sum; }
+
+// sum of x in the order of row_sums for a row of ones.
+float total(const float* x, std::size_t count) {
+  float lanes[kWordBits] = {};
+  for (std::size_t j = 0; j < count; ++j) lanes[j % kWordBits] += x[j];
+  for (std::size_t half = kWordBits / 2; half > 0; half /= 2)
+    for (std::size_t l = 0; l < half; ++l) lanes[l] += lanes[l + half];
+  return lanes[0];
+}
+
+void to_signs(float* y, std::size_t count, float sum) {
+  for (std::size_t i = 0; i < count; ++i) y[i] = to_sign(y[i], sum);
+}
+
+// One row of a tile. Whole rows are copied by inline moves: calls would cost as much as the product.
+void copy_row(const float* from, std::size_t width, float* to) {
+  if (width == kTile) {
+    for (std::size_t c = 0; c < kTile; ++c) to[c] = from[c];
+  } else {
+    for (std::size_t c = 0; c < width; ++c) to[c] = from[c];
+  }
+}
+
+// Y = B W X for tiles of kTile columns, in the layout of Kernels::row_sums_tile.
+class TileProduct {
+ public:
+  // No weights are ones.
+  TileProduct(BitView bits, bool signs, const float* weights)
+      : kernels_(active()),
+        bits_(bits),
+        signs_(signs),
+        weights_(padded_cols(bits.cols)),
+        y_(bits.rows * kTile),
+        table_(table_floats()) {
+    if (weights != nullptr) {
+      std::copy_n(weights, bits.cols, weights_.data());
+    } else {
+      std::fill_n(weights_.data(), bits.cols, 1.0F);
+    }
+    std::fill(weights_.data() + bits.cols, weights_.data() + padded_cols(bits.cols), 0.0F);
+    if (bits.cols == 0) std::fill_n(y_.data(), bits.rows * kTile, 0.0F);  // sums of nothing
+  }
+
+  // Y for the first `rows` rows of B; x as row_sums_tile wants it.
+  void multiply(const float* x, std::size_t rows) {
+    kernels_.row_sums_tile(bits_.words, rows, bits_.cols, x, weights_.data(), y_.data(), table_.data());
+    if (!signs_) return;
+    float sums[4][kTile] = {};  // of the columns of W X, in four lanes of rows
+    for (std::size_t j = 0; j < bits_.cols; ++j)
+      for (std::size_t c = 0; c < kTile; ++c) sums[j % 4][c] += x[j * kTile + c] * weights_.data()[j];
+    for (std::size_t c = 0; c < kTile; ++c) sums[0][c] = (sums[0][c] + sums[1][c]) + (sums[2][c] + sums[3][c]);
+    for (std::size_t i = 0; i < rows; ++i)
+      for (std::size_t c = 0; c < kTile; ++c) y_.data()[i * kTile + c] = to_sign(y_row(i)[c], sums[0][c]);
+  }
+
+  const float* y_row(std::size_t i) const { return y_.data() + i * kTile; }
+
+  // to(i, c) = y(i, c) for c < width; to has rows of `stride`.
+  void store(std::size_t rows, std::size_t width, float* to, std::size_t stride) const {
+    for (std::size_t i = 0; i < rows; ++i) copy_row(y_row(i), width, to + i * stride);
+  }
+
+  // to(c, i) = y(i, c) for c < width; to has rows of `stride`. Strips of 16 fill the cache lines they touch.
+  void store_transposed(std::size_t rows, std::size_t width, float* to, std::size_t stride) const {
+    constexpr std::size_t kStrip = 16;
+    std::size_t first = 0;
+    for (; width == kTile && first + kStrip <= rows; first += kStrip)
+      for (std::size_t c = 0; c < kTile; c += 4)
+        for (std::size_t i = first; i < first + kStrip; i += 4)
+          transpose_4x4(y_row(i) + c, kTile, to + c * stride + i, stride);
+    for (; first < rows; ++first)
+      for (std::size_t c = 0; c < width; ++c) to[c * stride + first] = y_row(first)[c];
+  }
+
+ private:
+  const Kernels& kernels_;
+  BitView bits_;
+  bool signs_;
+  AlignedFloats weights_, y_, table_;
+};
+
+// Columns [first, first + kTile) of X (rows, p) as a tile, zero past the ends of X.
+void fill_tile(const float* x, std::size_t rows, std::size_t p, std::size_t first, float* tile) {
+  const std::size_t width = std::min(kTile, p - first);
+  const std::size_t filled = width == kTile ? rows : 0;
+  std::fill(tile + filled * kTile, tile + padded_cols(rows) * kTile, 0.0F);
+  for (std::size_t j = 0; j < rows; ++j) copy_row(x + j * p + first, width, tile + j * kTile);
+}
+
+}  // namespace
+
+void matvec(BitView bits, bool signs, const float* x, float* y, int threads) {
+  const Kernels& kernels = active();
+  const float sum = signs ? total(x, bits.cols) : 0.0F;
+  parallel_for(bits.rows, 1, additions(bits, 1) / 4, threads, [&](std::size_t begin, std::size_t end) {
+    kernels.row_sums(bits.row(begin), end - begin, bits.cols, x, y + begin);
+    if (signs) to_signs(y + begin, end - begin, sum);
+  });
+}
+
+void matvec_t(BitView bits, bool signs, const float* x, float* y, int threads) {
+  const Kernels& kernels = active();
+  const float sum = signs ? total(x, bits.rows) : 0.0F;
+  parallel_for(bits.row_words(), 1, additions(bits, 1) / 4, threads, [&](std::size_t begin, std::size_t end) {
+    kernels.column_sums(bits.words, bits.rows, bits.cols, begin, end, x, y);
+    const std::size_t first = begin * kWordBits;
+    if (signs) to_signs(y + first, std::min(bits.cols, end * kWordBits) - first, sum);
+  });
+}
+
+void matmul(BitView bits, bool signs, const float* x, std::size_t p, float* y, int threads) {
+  parallel_for(bits.rows, 1, additions(bits, p) / 16, threads, [&](std::size_t begin, std::size_t end) {
+    const BitView part{bits.row(begin), end - begin, bits.cols};
+    TileProduct product(part, signs, nullptr);
+    const AlignedFloats tile(padded_cols(bits.cols) * kTile);
+    for (std::size_t first = 0; first < p; first += kTile) {
+      fill_tile(x, bits.cols, p, first, tile.data());
+      product.multiply(tile.data(), part.rows);
+      product.store(part.rows, std::min(kTile, p - first), y + begin * p + first, p);
+    }
+  });
+}
+
+void matmul_t(BitView bits, bool signs, const float* x, std::size_t p, float* y, int threads) {
+  std::vector<std::uint64_t> words(bits.cols * words_for(bits.rows));
+  transpose(bits, {words.data(), bits.cols, bits.rows});
+  matmul({words.data(), bits.cols, bits.rows}, signs, x, p, y, threads);
+}
+
+TiledMatrix::TiledMatrix(const float* x, std::size_t rows_, std::size_t cols_)
+    : rows(rows_), cols(cols_), tile_floats_(padded_cols(rows) * kTile), data_(tiles() * tile_floats_) {
+  for (std::size_t t = 0; t < tiles(); ++t) fill_tile(x, rows, cols, t * kTile, data_.data() + t * tile_floats_);
+}
+
+TiledMatrix::TiledMatrix(std::size_t rows_, std::size_t cols_)
+    : rows(rows_), cols(cols_), tile_floats_(padded_cols(rows) * kTile), data_(tiles() * tile_floats_) {
+  std::fill_n(data_.data(), tiles() * tile_floats_, 0.0F);
+}
+
+void correlate(BitView bits, bool signs, const TiledMatrix& x, const float* weights, float* y, int threads) {
+  parallel_for(x.tiles(), 1, additions(bits, x.cols) / 16, threads, [&](std::size_t begin, std::size_t end) {
+    TileProduct product(bits, signs, weights);
+    for (std::size_t t = begin; t < end; ++t) {
+      product.multiply(x.tile(t), bits.rows);
+      const std::size_t first = t * kTile;
+      product.store_transposed(bits.rows, std::min(kTile, x.cols - first), y + first * bits.rows, bits.rows);
+    }
+  });
+}
+
+void gram(BitView bits, bool signs, const float* weights, float* h, int threads) {
+  const Kernels& kernels = active();
+  const std::size_t k = bits.rows;
+  std::vector<std::uint64_t> turned_words(bits.cols * words_for(k));
+  transpose(bits, {turned_words.data(), bits.cols, k});
+  const BitView turned{turned_words.data(), bits.cols, k};
+  // Tile t: columns [first, first + width) of H, rows up to its own end only; the rest is their mirror image.
+  const auto one_tile = [&](TileProduct& product, float* tile, std::size_t t) {
+    const std::size_t first = t * kTile;
+    const std::size_t width = std::min(kTile, k - first);
+    for (std::size_t j = 0; j < bits.cols; ++j) {
+      const std::uint64_t word = turned.row(j)[first / kWordBits] >> (first % kWordBits);
+      kernels.unpack_row(&word, width, signs ? -1.0F : 0.0F, 1.0F, tile + j * kTile);
+      for (std::size_t c = width; c < kTile; ++c) tile[j * kTile + c] = 0.0F;
+    }
+    product.multiply(tile, first + width);
+    product.store(first, width, h + first, k);
+    product.store_transposed(first, width, h + first * k, k);
+    for (std::size_t i = 0; i < width; ++i)
+      for (std::size_t c = i; c < width; ++c)
+        h[(first + i) * k + first + c] = h[(first + c) * k + first + i] = product.y_row(first + i)[c];
+  };
+  // Tiles are dealt in pairs of equal work, first with last.
+  const std::size_t tiles = (k + kTile - 1) / kTile;
+  parallel_for((tiles + 1) / 2, 1, additions(bits, k) / 32, threads, [&](std::size_t begin, std::size_t end) {
+    TileProduct product(bits, signs, weights);
+    const AlignedFloats tile(padded_cols(bits.cols) * kTile);
+    std::fill_n(tile.data(), padded_cols(bits.cols) * kTile, 0.0F);
+    for (std::size_t t = begin; t < end; ++t) {
+      one_tile(product, tile.data(), t);
+      if (tiles - 1 - t != t) one_tile(product, tile.data(), tiles - 1 - t);
+    }
+  });
+}
+
+}  // namespace diba

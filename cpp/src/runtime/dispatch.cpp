@@ -1,0 +1,155 @@
+// The only file that asks the processor or reads DIBA_ISA. Baseline code only.
+
+#include "runtime/dispatch.hpp"
+
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
+
+#ifdef DIBA_AMX_KERNELS
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace diba {
+namespace {
+
+bool always() { return true; }
+
+#ifdef DIBA_X86_KERNELS
+// Each predicate names exactly the flags that CMakeLists.txt gives the file; the builtins ask the operating system too.
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
+#ifdef DIBA_X86_KERNELS
+bool has_avx512_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
+bool has_avx512_vbmi() { return has_avx512_vnni() && __builtin_cpu_supports("avx512vbmi"); }
+
+// A table that differs from another in some members.
+Kernels with_vnni() {
+  Kernels kernels = kAvx512;
+  kernels.name = "avx512vnni";
+  kernels.integer_tile = integer_tile_vnni;
+  return kernels;
+}
+Kernels with_vbmi() {
+  Kernels kernels = with_vnni();
+  kernels.name = "avx512vbmi";
+  kernels.lookup = &kLookupAvx512Vbmi;
+  return kernels;
+}
+
+#ifdef DIBA_AMX_KERNELS
+// The state of tile registers is large: Linux wants to be asked before a process uses them.
+bool may_use_tiles() {
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return granted;
+}
+bool has_amx() {
+  return has_avx512_vbmi() && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-int8") &&
+         may_use_tiles();
+}
+
+const Kernels& amx() {
+  static const Kernels table = [] {
+    Kernels kernels = with_vbmi();
+    kernels.name = "amx";
+    kernels.integer_tile = integer_tile_amx;
+    return kernels;
+  }();
+  return table;
+}
+#endif
+
+const Kernels& avx512_vbmi() {
+  static const Kernels table = with_vbmi();
+  return table;
+}
+const Kernels& avx512_vnni() {
+  static const Kernels table = with_vnni();
+  return table;
+}
+const Kernels& avx512() { return kAvx512; }
+const Kernels& avx2() { return kAvx2; }
+#endif
+#ifdef DIBA_NEON_KERNELS
+const Kernels& neon() {
+  static const Kernels table = [] {
+    Kernels kernels = kScalar;
+    kernels.name = "neon";
+    kernels.lookup = &kLookupNeon;
+    return kernels;
+  }();
+  return table;
+}
+#endif
+const Kernels& scalar() { return kScalar; }
+
+struct Candidate {
+  const Kernels& (*kernels)();
+  bool (*runs_here)();
+};
+
+constexpr Candidate kCandidates[] = {
+#ifdef DIBA_AMX_KERNELS
+    {amx, has_amx},
+#endif
+#ifdef DIBA_X86_KERNELS
+    {avx512_vbmi, has_avx512_vbmi},
+    {avx512_vnni, has_avx512_vnni},
+    {avx512, has_avx512},
+    {avx2, has_avx2},
+#endif
+#ifdef DIBA_NEON_KERNELS
+    {neon, always},
+#endif
+    {scalar, always},
+};
+
+const Kernels& find(const std::string& name, const char* asked_by) {
+  std::string valid;
+  for (const Candidate& candidate : kCandidates) {
+    if (!candidate.runs_here()) continue;
+    if (name == candidate.kernels().name) return candidate.kernels();
+    valid += std::string(valid.empty() ? "" : ", ") + candidate.kernels().name;
+  }
+  throw std::invalid_argument(std::string(asked_by) + " is '" + name + "', must be one of: " + valid +
+                              " (what this build and this CPU support)");
+}
+
+const Kernels& first_choice() {
+  const char* name = std::getenv("DIBA_ISA");
+  if (name != nullptr && *name != '\0') return find(name, "DIBA_ISA");
+  for (const Candidate& candidate : kCandidates)
+    if (candidate.runs_here()) return candidate.kernels();
+  return kScalar;
+}
+
+std::atomic<const Kernels*> chosen{nullptr};
+
+}  // namespace
+
+std::vector<std::string> supported() {
+  std::vector<std::string> names;
+  for (const Candidate& candidate : kCandidates)
+    if (candidate.runs_here()) names.emplace_back(candidate.kernels().name);
+  return names;
+}
+
+const Kernels& active() {
+  const Kernels* kernels = chosen.load(std::memory_order_acquire);
+  if (kernels == nullptr) {
+    kernels = &first_choice();
+    chosen.store(kernels, std::memory_order_release);
+  }
+  return *kernels;
+}
+
+void select(const std::string& name) { chosen.store(&find(name, "isa"), std::memory_order_release); }
+
+}  // namespace diba

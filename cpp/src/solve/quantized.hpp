@@ -1,0 +1,36 @@
+// Products with a square matrix in 8-bit integers: exact sums, so the same bytes on every processor.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/kernels.hpp"
+#include "layout/aligned.hpp"
+#include "product/products.hpp"
+
+namespace diba {
+
+// A symmetric matrix, its diagonal in float32 and the rest in 8-bit integers with one scale a column.
+class QuantizedMatrix {
+ public:
+  explicit QuantizedMatrix(std::size_t size_);
+
+  // From the tiles of a symmetric matrix (size, size).
+  void assign(const TiledMatrix& x, int threads);
+
+  // Y = T X; t (rows, size), y (rows, size). Rows of T, too, are rounded to 8 bits, but for the diagonal's part.
+  // Error: |y - exact| <= 1.01 / 127 * size * max|t_i| * max|X off the diagonal, column c| + float32 rounding.
+  // Scratch: q (rows * padded_bytes(size)), sums (rows * kTile), both 64-byte aligned.
+  void multiply(const float* t, std::size_t rows, float* y, std::int8_t* q, std::int32_t* sums) const;
+
+  const std::size_t size;
+
+ private:
+  void assign_tile(const TiledMatrix& x, std::size_t t);
+
+  const std::size_t tile_words_;    // four entries a word
+  AlignedFloats diagonal_, scale_;  // (padded_cols(size))
+  Aligned<std::uint32_t> words_;    // tile by tile, as Kernels::integer_tile reads them
+};
+
+}  // namespace diba

@@ -1,0 +1,247 @@
+"""Every rule about arguments, and every message about a broken one.
+
+A message says which argument, what it is, what it must be and how to mend it.
+``TypeError`` is for the wrong kind of object or dtype, ``ValueError`` for a
+wrong shape, size or value. Rules about arrays are in ``_check_arrays`` and are
+part of this module's names.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+
+from . import machine
+from .check_arrays import (
+    ALPHABETS,
+    Alphabet,
+    FloatArray,
+    alphabet_matrix,
+    columns,
+    describe,
+    diagonal,
+    entry_dtype,
+    matrix_shape,
+    may_copy,
+    operand,
+    packed_bytes,
+    packed_words,
+    real_array,
+    real_matrix,
+    rows,
+    zero_tails,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = [
+    "ALPHABETS",
+    "MAX_THREADS",
+    "Alphabet",
+    "BudgetName",
+    "FloatArray",
+    "alphabet",
+    "alphabet_matrix",
+    "callback",
+    "columns",
+    "diagonal",
+    "entry_dtype",
+    "equal",
+    "exactly_one_budget",
+    "fits_in_memory",
+    "fits_tables",
+    "instance",
+    "integer",
+    "matrix_shape",
+    "may_copy",
+    "method",
+    "number",
+    "one_of",
+    "operand",
+    "packed_bytes",
+    "packed_words",
+    "path",
+    "positive_int",
+    "precision",
+    "real_array",
+    "real_matrix",
+    "rows",
+    "seed",
+    "thread_count",
+    "zero_tails",
+]
+
+MAX_THREADS = 1024
+
+
+# ---------------------------------------------------------------- numbers and names
+
+
+def integer(value: Any, name: str, *, minimum: int, maximum: int | None = None) -> int:
+    """A Python or NumPy integer within bounds; booleans are not integers here."""
+    wanted = f"an integer of at least {minimum}"
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} is {value}, a boolean; it must be {wanted}")
+    if isinstance(value, np.ndarray) and value.ndim != 0:
+        raise TypeError(f"{name} is an array of shape {value.shape}; it must be {wanted}")
+    try:
+        result = operator.index(value)
+    except TypeError:
+        mend = (
+            f"; use int({name}) if a whole number is meant" if isinstance(value, (float, np.floating)) else ""
+        )
+        raise TypeError(f"{name} is {describe(value)}; it must be {wanted}{mend}") from None
+    if maximum is not None and result > maximum:
+        raise ValueError(f"{name} is {result}; it must be an integer from {minimum} to {maximum}")
+    if result < minimum:
+        raise ValueError(f"{name} is {result}; it must be {wanted}")
+    return result
+
+
+def positive_int(value: Any, name: str) -> int:
+    """An integer of at least 1."""
+    return integer(value, name, minimum=1, maximum=2**62)
+
+
+def seed(value: Any) -> int:
+    """A seed for ``numpy.random.default_rng``: 0 <= seed < 2^64."""
+    return integer(value, "seed", minimum=0, maximum=2**64 - 1)
+
+
+def thread_count(value: Any, name: str = "threads") -> int:
+    """A number of worker threads; ``runtime.resolve_threads`` also takes None."""
+    return integer(value, name, minimum=1, maximum=MAX_THREADS)
+
+
+def number(value: Any, name: str, *, minimum: float, exclusive: bool = False) -> float:
+    """A finite real number of at least (``exclusive``: above) ``minimum``."""
+    wanted = f"a finite number {'above' if exclusive else 'of at least'} {minimum:g}"
+    if isinstance(value, (bool, np.bool_, str, bytes, complex, np.complexfloating)):
+        raise TypeError(f"{name} is {describe(value)}; it must be {wanted}")
+    try:
+        result = float(value)
+    except OverflowError:
+        result = math.inf
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} is {describe(value)}; it must be {wanted}") from None
+    if not math.isfinite(result) or result < minimum or (exclusive and result == minimum):
+        raise ValueError(f"{name} is {result:g}; it must be {wanted}")
+    return result
+
+
+def one_of(value: Any, name: str, choices: Sequence[str]) -> str:
+    """One of a few names, spelt exactly."""
+    listed = ", ".join(repr(choice) for choice in choices)
+    if not isinstance(value, str):
+        raise TypeError(f"{name} is {describe(value)}; it must be one of {listed}")
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; it must be one of {listed}")
+    return value
+
+
+def alphabet(value: Any, name: str = "alphabet") -> Alphabet:
+    """``"binary"`` (entries 0/1) or ``"sign"`` (entries -1/+1)."""
+    return cast("Alphabet", one_of(value, name, ALPHABETS))
+
+
+def precision(value: Any) -> str:
+    """``"fast"`` or ``"exact"`` products."""
+    if value == "fast":  # most calls; the check below is slow for a product of microseconds
+        return "fast"
+    return one_of(value, "precision", ("fast", "exact"))
+
+
+def fits_tables(cols: int) -> None:
+    """Whether the sums of a fast product fit 32 bits (``kLookupMaxCols`` in lookup.hpp)."""
+    if cols > 1 << 20:
+        raise ValueError(
+            f"a factor has {cols} columns; the fast products take at most 2^20: use precision='exact'"
+        )
+
+
+def method(value: Any, known: Sequence[str]) -> str:
+    """The name of a solver."""
+    return one_of(value, "method", known)
+
+
+def callback(value: Any, name: str = "progress") -> None:
+    """A callable or None."""
+    if value is not None and not callable(value):
+        raise TypeError(
+            f"{name} is {describe(value)}; it must be None or a callable that takes one diba.Progress"
+        )
+
+
+# ---------------------------------------------------------------- objects
+
+
+def instance(value: Any, name: str, kind: type, mend: str) -> None:
+    """Require an object of one class."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} is {describe(value)}; it must be a {kind.__name__}; {mend}")
+
+
+def equal(found: object, name: str, expected: object, against: str) -> None:
+    """Require two sizes or names of the arguments to agree."""
+    if found != expected:
+        raise ValueError(f"{name} is {found}; it must be {expected}, the {against}")
+
+
+def path(value: Any, name: str = "path") -> str:
+    """A file's path: str, bytes or ``os.PathLike``."""
+    try:
+        result = os.fsdecode(value)
+    except TypeError:
+        raise TypeError(f"{name} is {describe(value)}; it must be a str, bytes or a pathlib.Path") from None
+    if "\0" in result:
+        raise ValueError(f"{name} is {result!r}; it must have no zero byte")
+    return result
+
+
+# ---------------------------------------------------------------- sizes
+
+
+BudgetName = Literal["k", "bits_per_weight", "storage_ratio", "snr_db"]
+
+
+def exactly_one_budget(
+    k: Any, bits_per_weight: Any, storage_ratio: Any, snr_db: Any
+) -> tuple[BudgetName, float]:
+    """The one size a caller asked for, as (name, checked value); k stays an int."""
+    asked = {"k": k, "bits_per_weight": bits_per_weight, "storage_ratio": storage_ratio, "snr_db": snr_db}
+    given = {name: value for name, value in asked.items() if value is not None}
+    if len(given) != 1:
+        found = " and ".join(f"{name}={value!r}" for name, value in given.items()) or "no size"
+        raise ValueError(
+            f"{found} {'is' if not given else 'are'} given; give exactly one of k, bits_per_weight, "
+            f"storage_ratio and snr_db, for example bits_per_weight=1"
+        )
+    name, value = next(iter(given.items()))
+    if name == "k":
+        return "k", positive_int(k, "k")
+    return cast("BudgetName", name), number(value, name, minimum=0, exclusive=True)
+
+
+def fits_in_memory(needed: int, what: str, mend: str) -> None:
+    """Refuse work whose estimated bytes exceed what the process can still allocate.
+
+    Args:
+        needed: Estimated bytes.
+        what: What needs them, as in ``"solve with k = 900000"``.
+        mend: What the caller can do, as in ``"use a smaller k"``.
+    """
+    available = machine.available_memory()
+    if available is not None and needed > available:
+        raise ValueError(
+            f"{what} needs about {_gigabytes(needed)} of memory, "
+            f"{_gigabytes(available)} are available; {mend}"
+        )
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.3g} GB"

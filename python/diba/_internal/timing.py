@@ -1,0 +1,171 @@
+"""How products are timed: random factors, calls that take turns, the machine's read bandwidth.
+
+For ``diba bench`` and ``benchmarks/matvec.py``.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import statistics
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import _core
+from ..bits import BitMatrix
+from ..factorization import Factorization
+from ..solvers.size import inner_dimension
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from numpy.typing import NDArray
+
+    Call = Callable[[], Any]
+
+__all__ = [
+    "activations",
+    "blas_threads",
+    "exact_product",
+    "fastest",
+    "interleaved",
+    "random_factorization",
+    "read_bandwidth",
+    "snr_db",
+]
+
+HEAVY_ENTRIES, HEAVY_FACTOR = 4, 50
+
+# ---------------------------------------------------------------- what is multiplied
+
+
+def random_factorization(m: int, n: int, bits: float, seed: int = 0) -> Factorization:
+    """Random 0/1 factors of an m x n matrix at ``bits`` bits per weight, diagonals of either sign.
+
+    Raises:
+        ValueError: even k = 1 takes more bits.
+    """
+    k = inner_dimension(m, n, "bits_per_weight", bits)
+    random = np.random.default_rng(seed)
+    b1, b2 = (_random_bits(random, rows, cols) for rows, cols in ((m, k), (k, n)))
+    d1, d2, d3 = (np.exp(0.25 * random.standard_normal(size)) for size in (m, k, n))
+    d2 *= random.choice([-1.0, 1.0], k)  # balances the ones of B1, which solved factors do by themselves
+    return Factorization(d1, b1, d2, b2, d3).round_diagonals()
+
+
+def _random_bits(random: np.random.Generator, rows: int, cols: int) -> BitMatrix:
+    words = random.integers(0, 2**64, (rows, -(-cols // 64)), dtype=np.uint64)
+    if cols % 64:
+        words[:, -1] &= np.uint64(2 ** (cols % 64) - 1)
+    return BitMatrix(words, cols, "binary", copy=False)
+
+
+def activations(count: int, n: int, heavy: bool = False, seed: int = 0) -> NDArray[np.float32]:
+    """Gaussian activations of shape (count, n); ``heavy``: a few entries of each are 50 times larger."""
+    random = np.random.default_rng(seed)
+    X = random.standard_normal((count, n), dtype=np.float32)
+    if heavy:
+        for row in X:
+            row[random.choice(n, min(HEAVY_ENTRIES, n), replace=False)] *= HEAVY_FACTOR
+    return X
+
+
+def exact_product(f: Factorization, X: NDArray[np.float32]) -> NDArray[np.float64]:
+    """``X f'`` in float64 for X of shape (count, n), from the factors: shape (count, m)."""
+    Z = _bit_product(f.b2, X.astype(np.float64) * f.d3) * f.d2
+    return _bit_product(f.b1, Z) * f.d1
+
+
+def _bit_product(b: BitMatrix, X: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``X B'``, some rows of B at a time: a dense float64 B would be large."""
+    rows, cols = b.shape
+    step = max(1, 2**22 // cols)
+    parts = [BitMatrix(b.words[i : i + step], cols, b.alphabet) for i in range(0, rows, step)]
+    return np.concatenate([X @ part.to_dense(np.float64).T for part in parts], axis=1)
+
+
+def snr_db(exact: NDArray[np.float64], found: NDArray[Any]) -> float:
+    """``10 log10(|exact|^2 / |exact - found|^2)``; inf where they are equal."""
+    noise = float(np.square(exact - found).sum())
+    return 10 * math.log10(float(np.square(exact).sum()) / noise) if noise else math.inf
+
+
+# ---------------------------------------------------------------- how time is taken
+
+
+def interleaved(
+    calls: Mapping[str, Call], rounds: int, seconds: float, rest: float = 0.0
+) -> dict[str, list[float]]:
+    """Seconds of one call, several samples of each: the calls take turns, so that noise meets all alike.
+
+    Args:
+        calls: What is timed, by name.
+        rounds: Samples of each; a call that would need more than ``seconds`` for them gets fewer, at least 3.
+        seconds: For all samples of one call.
+        rest: Seconds before every sample in which the threads of the one before give up their processors.
+    """
+    once = {name: _first_seconds(call, seconds) for name, call in calls.items()}
+    loops = {name: max(1, round(seconds / rounds / taken)) for name, taken in once.items()}
+    turns = {name: min(rounds, max(3, round(seconds / loops[name] / once[name]))) for name in calls}
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(rounds):
+        for name, call in calls.items():
+            if turn < turns[name]:
+                time.sleep(rest)
+                if once[name] < seconds:
+                    call()  # brings its weights back into the cache and wakes its threads
+                samples[name].append(_seconds(call, loops[name]))
+    return samples
+
+
+def _first_seconds(call: Call, limit: float) -> float:
+    """About how long a call takes: only a slow one is judged by its first."""
+    first = _seconds(call, 1)
+    return first if first > limit else min(_seconds(call, 1) for _ in range(3))
+
+
+def fastest(*calls: Call) -> Call:
+    """The fastest of several ways to compute the same thing."""
+    if len(calls) == 1:
+        return calls[0]
+    taken = interleaved({str(i): call for i, call in enumerate(calls)}, 3, 0.01)
+    return calls[min(range(len(calls)), key=lambda i: min(taken[str(i)]))]
+
+
+def _seconds(call: Call, count: int) -> float:
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        start = time.perf_counter()
+        for _ in range(count):
+            call()
+        return (time.perf_counter() - start) / count
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def read_bandwidth(size: int, threads: int = 1, seconds: float = 0.03) -> float:
+    """Bytes a second at which ``threads`` threads together read the same ``size`` bytes again and again."""
+    parts = np.array_split(np.ones(max(size // 8, 8 * threads), dtype=np.uint64), threads)
+    with ThreadPoolExecutor(threads) as pool:
+        return sum(pool.map(partial(_read_rate, seconds=seconds), parts))
+
+
+def _read_rate(part: NDArray[np.uint64], seconds: float) -> float:
+    _core.read_seconds(part)
+    taken: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(taken) < 3 or time.perf_counter() < end:
+        taken.append(max(_core.read_seconds(part), 1e-9))
+    return part.nbytes / statistics.median(taken)
+
+
+def blas_threads(threads: int) -> dict[str, str]:
+    """Environment variables that tell NumPy's and torch's libraries how many threads to use."""
+    names = ("MKL_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+    return dict.fromkeys(names, str(threads))

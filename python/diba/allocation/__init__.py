@@ -1,0 +1,1 @@
+"""How many bits each of several matrices gets: noise curves, and what shares them out."""

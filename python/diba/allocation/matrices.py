@@ -1,0 +1,115 @@
+"""diba.allocate: one budget of bits for many matrices, or for the layers of a model."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .._internal import check, check_objectives
+from .._internal.check_arrays import describe
+from ..solvers.solver import no_advice, solve
+from .waterfill import NoiseCurve, uniform_k, waterfill
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from .waterfill import Allocation
+
+__all__ = ["SIZES", "STEPS", "allocate", "check_sizes"]
+
+SIZES = (0.5, 0.75, 1.0, 1.5, 2.25)
+"""Sizes at which noise is measured, as shares of the bits per weight asked for."""
+
+STEPS = 40
+"""Steps of the ramp of every measuring solve: what counts is how the noise falls, not how low it gets."""
+
+
+def allocate(
+    source: Mapping[str, ArrayLike] | Any,
+    bits_per_weight: float,
+    *,
+    weights: Mapping[str, float] | None = None,
+    sizes: tuple[float, ...] = SIZES,
+    progress: Callable[[str, int, int], None] | None = None,
+    **options: Any,
+) -> Allocation:
+    """Choose k for every matrix so that they take ``bits_per_weight`` together and lose least.
+
+    Each matrix is factored quickly at several sizes; water-filling then spends every bit where it removes
+    most noise. A model is handed to :func:`diba.torch.allocate`, which weighs noise by what calibration saw.
+
+    Args:
+        source: Name -> matrix, or a torch module.
+        bits_per_weight: Mean over all entries, diagonals counted.
+        weights: Name -> how much a unit of ``|A - F|^2`` matters there; 1 where it says nothing.
+        sizes: Where noise is measured, as shares of ``bits_per_weight``; no k falls outside of them.
+        progress: Called with (name, matrices done, matrices) after each.
+        **options: Of :func:`diba.solve` for the measuring solves, but none that sets the size; for a model,
+            of ``diba.torch.allocate``.
+
+    Returns:
+        The :class:`diba.waterfill.Allocation`; its ``k`` maps names to inner dimensions.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: there is no matrix, a size is not positive, or a name in ``weights`` is unknown.
+
+    Source:
+        Reverse water-filling (Shannon).
+
+    Example:
+        >>> import numpy as np
+        >>> import diba
+        >>> random = np.random.default_rng(0)
+        >>> quiet, loud = random.standard_normal((2, 64, 64)) * [[[1]], [[3]]]
+        >>> matrices = {"loud": loud, "quiet": quiet}
+        >>> k = diba.allocate(matrices, 1.5).k
+        >>> k["loud"] > k["quiet"]
+        True
+    """
+    sizes = check_sizes(sizes)
+    model: Any = source
+    if hasattr(model, "named_modules"):
+        if weights is not None:
+            raise TypeError("weights are for matrices; give a model's through calibration=")
+        above = importlib.import_module("diba.torch")  # the layer above: whoever has a model has torch
+        found: Allocation = above.allocate(model, bits_per_weight, sizes=sizes, progress=progress, **options)
+        return found
+    if not isinstance(source, Mapping):
+        raise TypeError(
+            f"source is {describe(source)}; it must be a dict of names to matrices, or a torch module"
+        )
+    if not source:
+        raise ValueError("source is empty; it must hold at least one matrix")
+    check_objectives.no_sizes(options, "diba.allocate", "its second argument")
+    unknown = sorted(set(weights or ()) - set(source))
+    if unknown:
+        raise ValueError(f"weights has {unknown[0]!r}, which is no name of a matrix; use the names of source")
+    asked = check.number(bits_per_weight, "bits_per_weight", minimum=0, exclusive=True)
+    given: dict[str, Any] = {"effort": "fast", "max_iter": STEPS} | options
+    curves: dict[str, NoiseCurve] = {}
+    for name, values in source.items():
+        matrix = check.real_matrix(values, f"source[{name!r}]")
+        energy = float(np.vdot(matrix.astype(np.float64), matrix))
+        k = sorted({uniform_k(matrix.shape, size * asked) for size in sizes})
+        with no_advice():
+            snr = [solve(matrix, size, **given).snr(matrix) for size in k]
+        weight = check.number((weights or {}).get(name, 1.0), f"weights[{name!r}]", minimum=0)
+        scale = check.number(weight * energy, f"weights[{name!r}] |A|^2", minimum=0)
+        curves[name] = NoiseCurve(matrix.shape, k, [scale * 10 ** (-value / 10) for value in snr])
+        if progress is not None:
+            progress(name, len(curves), len(source))
+    return waterfill(curves, bits_per_weight=asked)
+
+
+def check_sizes(sizes: Any) -> tuple[float, ...]:
+    """Positive numbers, 1 among them, so that the uniform allocation lies on the curves."""
+    checked = sorted({check.number(size, "an entry of sizes", minimum=0, exclusive=True) for size in sizes})
+    if not checked or checked[0] > 1 or checked[-1] < 1:
+        raise ValueError(
+            f"sizes is {tuple(sizes)}; it must hold shares of the budget around 1, such as (0.5, 1, 2)"
+        )
+    return tuple(checked)

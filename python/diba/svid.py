@@ -1,0 +1,240 @@
+"""OneBit: a matrix as its signs between two diagonals, ``A ~ diag(a) sign(A) diag(b)``."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import _core
+from ._internal import check, diagonal16
+from ._internal.check_arrays import saturated
+from ._internal.dense import snr_of_blocks
+from ._internal.operator import PackedOperator
+from .bits import BitMatrix
+from .runtime import resolve_threads
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+__all__ = ["OneBit", "onebit"]
+
+_POWER_STEPS = 1000
+_SETTLED = 1e-9  # of |A|^2: growth of the fitted part in a step
+_BLOCK_WORDS = 16  # columns of a dense block, by 64
+
+
+class OneBit(PackedOperator):
+    """An immutable product ``diag(a) S diag(b)`` of a sign matrix and two diagonals.
+
+    It multiplies like the m x n matrix it stands for, as :class:`diba.Factorization` does.
+
+    Args:
+        a: m finite numbers, stored as float32.
+        signs: Bit matrix of shape (m, n) and alphabet ``"sign"``.
+        b: n finite numbers.
+
+    Raises:
+        TypeError: ``signs`` is no BitMatrix, or a diagonal is not of real numbers.
+        ValueError: lengths disagree, the alphabet is not ``"sign"``, an entry is not finite in float32.
+
+    Source:
+        Xu et al., "OneBit", arXiv 2402.11295.
+    """
+
+    __slots__ = ("__weakref__", "_a", "_b", "_signs")
+
+    def __init__(self, a: ArrayLike, signs: BitMatrix, b: ArrayLike) -> None:
+        check.instance(signs, "signs", BitMatrix, "use BitMatrix.from_dense for plain arrays")
+        check.equal(signs.alphabet, "the alphabet of signs", "sign", "alphabet of entries -1 and +1")
+        self._signs = signs
+        self._a = check.diagonal(a, "a", signs.shape[0], "rows of signs")
+        self._b = check.diagonal(b, "b", signs.shape[1], "columns of signs")
+
+    @property
+    def a(self) -> NDArray[np.float32]:
+        """Row scales, read-only, of shape (m,)."""
+        return self._a
+
+    @property
+    def signs(self) -> BitMatrix:
+        """The signs, of shape (m, n)."""
+        return self._signs
+
+    @property
+    def b(self) -> NDArray[np.float32]:
+        """Column scales, read-only, of shape (n,)."""
+        return self._b
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n) of the matrix it stands for."""
+        return self._signs.shape
+
+    @property
+    def diagonal_bits(self) -> int:
+        """16 if both diagonals are one power of two times float16 values exactly, else 32."""
+        return 16 if diagonal16.fits(self._a) and diagonal16.fits(self._b) else 32
+
+    @property
+    def bits_per_weight(self) -> float:
+        """``[m n + q (m + n)] / (m n)`` with q = ``diagonal_bits``; padding not counted."""
+        m, n = self.shape
+        return (m * n + self.diagonal_bits * (m + n)) / (m * n)
+
+    @property
+    def storage_ratio(self) -> float:
+        """``bits_per_weight / 32``: size relative to a float32 matrix."""
+        return self.bits_per_weight / 32
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory, ``8 * nbytes == m n + 32 (m + n) + padding_bits``: diagonals are float32."""
+        return self._signs.nbytes + self._a.nbytes + self._b.nbytes
+
+    @property
+    def padding_bits(self) -> int:
+        """Unused bits in memory, where rows fill whole 64-bit words."""
+        m, n = self.shape
+        return m * (-n % 64)
+
+    @property
+    def T(self) -> OneBit:
+        """The transposed matrix ``diag(b) S' diag(a)``, a new object (not a view)."""
+        return OneBit(self._b, self._signs.T, self._a)
+
+    def to_dense(self, dtype: DTypeLike = np.float32) -> NDArray[Any]:
+        """The matrix it stands for, computed in float32, of shape (m, n)."""
+        dense = np.empty(self.shape, dtype=dtype)
+        for columns, block in self._blocks():
+            dense[:, columns] = block
+        return dense
+
+    def snr(self, A: ArrayLike) -> float:
+        """Signal-to-noise ratio against A in dB, sums in float64: as :meth:`diba.Factorization.snr`.
+
+        Raises:
+            TypeError: ``A`` is no array of real numbers.
+            ValueError: ``A`` is not of this shape or not finite.
+        """
+        A = check.real_matrix(A, "A")
+        check.equal(A.shape, "the shape of A", self.shape, "shape of the approximation")
+        return snr_of_blocks(A, self._blocks())
+
+    def _blocks(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        n, words = self.shape[1], self._signs.words
+        for first in range(0, words.shape[1], _BLOCK_WORDS):
+            columns = slice(64 * first, min(n, 64 * (first + _BLOCK_WORDS)))
+            part = BitMatrix(words[:, first : first + _BLOCK_WORDS], columns.stop - columns.start, "sign")
+            block = part.to_dense()
+            block *= self._a[:, None]
+            with np.errstate(over="ignore"):
+                block *= self._b[columns]
+            yield columns, saturated(block)
+
+    def _apply(self, x: NDArray[np.float32], transposed: bool, threads: int) -> NDArray[np.float32]:
+        first, last = (self._a, self._b) if transposed else (self._b, self._a)
+        column = slice(None) if x.ndim == 1 else (slice(None), None)
+        result = self._signs._apply(first[column] * x, transposed, threads)
+        result *= last[column]
+        return result
+
+    def _apply_wide(self, x: NDArray[np.float64], transposed: bool, threads: int) -> NDArray[np.float64]:
+        first, last = (self._a, self._b) if transposed else (self._b, self._a)
+        result = self._signs._apply_wide(first[:, None] * x, transposed, threads)
+        result *= last[:, None]
+        return result
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, OneBit):
+            return NotImplemented
+        return self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> tuple[object, ...]:
+        return self._signs, self._a.tobytes(), self._b.tobytes()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return OneBit, (self._a, self._signs, self._b)
+
+    def __copy__(self) -> OneBit:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OneBit:
+        return self
+
+    def __repr__(self) -> str:
+        m, n = self.shape
+        return f"OneBit({m}x{n}, {self.bits_per_weight:.2f} bits/weight)"
+
+
+def onebit(A: ArrayLike, *, threads: int | None = None) -> OneBit:
+    """Approximate ``A ~ diag(a) sign(A) diag(b)`` with the least squared error (SVID).
+
+    For the signs of A (+1 for 0) the error is ``| |A| - a b' |^2``, so that a b' is the best rank-one
+    fit of the magnitudes: by power iteration in float64 from their row sums, the same for every run.
+
+    Args:
+        A: Real matrix of shape (m, n): anything NumPy can read, or a torch CPU tensor.
+        threads: Threads of the bit kernels; None uses ``diba.num_threads()``.
+
+    Returns:
+        Signs and diagonals, rounded to what 16 bits an entry hold exactly.
+
+    Raises:
+        TypeError: ``A`` is no array of real numbers.
+        ValueError: ``A`` is not a finite non-empty matrix.
+
+    Source:
+        Xu et al., "OneBit", arXiv 2402.11295, section 3.2 (sign-value-independent decomposition).
+
+    Example:
+        >>> import numpy as np
+        >>> import diba
+        >>> f = diba.onebit([[1.0, -2.0], [-3.0, 6.0]])
+        >>> f
+        OneBit(2x2, 17.00 bits/weight)
+        >>> f.to_dense().round(2)
+        array([[ 1., -2.],
+               [-3.,  6.]], dtype=float32)
+    """
+    matrix = check.real_matrix(A, "A")
+    threads = resolve_threads(threads)
+    m, n = matrix.shape
+    check.fits_in_memory(
+        14 * m * n, f"the rank-one fit of a {m} x {n} matrix", "split A by rows"
+    )  # |A| in float64, signs as float32, a mask
+    signs = np.empty((m, -(-n // 64)), dtype=np.uint64)
+    _core.pack(np.where(matrix < 0, np.float32(-1), np.float32(1)), signs, threads)
+    magnitudes = np.abs(matrix, dtype=np.float64)
+    exponent = math.frexp(float(magnitudes.max()))[1]
+    np.ldexp(magnitudes, -exponent, out=magnitudes)
+    a, b = _rank_one(magnitudes)
+    half = exponent // 2
+    diagonals = (np.ldexp(d, e).astype(np.float32) for d, e in ((a, half), (b, exponent - half)))
+    rounded = [diagonal16.round_to_16(d) for d in diagonals]
+    return OneBit(rounded[0], BitMatrix(signs, n, "sign", copy=False), rounded[1])
+
+
+def _rank_one(X: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(a, b) of equal lengths with a b' the best rank-one fit of X >= 0, whose entries are up to 1."""
+    b = np.ones(X.shape[1])
+    captured, energy = 0.0, float(np.vdot(X, X))
+    for _ in range(_POWER_STEPS):
+        a = X @ b
+        length = float(np.linalg.norm(a))
+        if not length:
+            return np.zeros(X.shape[0]), np.zeros(X.shape[1])
+        a /= length
+        b = a @ X
+        value = float(np.linalg.norm(b))
+        b /= value
+        if value**2 - captured <= _SETTLED * energy:
+            break
+        captured = value**2
+    return a * math.sqrt(value), b * math.sqrt(value)

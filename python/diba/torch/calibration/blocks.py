@@ -1,0 +1,328 @@
+"""In which order a model reads its dense layers, and where its repeated blocks are.
+
+A run over one batch tells, or over more where that does not reach all layers: layers that read the same
+tensor form a group; the elements of an ``nn.ModuleList`` or ``nn.Sequential`` form a sequence where every
+one is called once, on the output of the one before, with the same further arguments. A sequence can be run
+block by block, from its own inputs (``Item``), without the rest of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..model.parts import Parallel
+from ..modules.vectors import input_of, input_size, kind, vectors
+from ..retuning.batches import call, plain_grad
+
+__all__ = ["Block", "Group", "Item", "Plan", "captured", "collect", "plan", "run_block"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Layers that read the same tensor, in the order of their calls; each is called ``calls`` times a run.
+
+    Groups that follow each other and are in the same list (``parts.Parallel``) do not read each other's
+    outputs, and may be compressed together; ``together`` is the list's name, None for other layers.
+    """
+
+    names: tuple[str, ...]
+    calls: int = 1
+    together: str | None = None
+
+
+@dataclass(frozen=True)
+class Block:
+    """One element of a sequence, and the groups of layers inside it."""
+
+    name: str
+    groups: tuple[Group, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Groups outside of blocks and sequences of blocks, in execution order; layers that no run reached."""
+
+    steps: tuple[Group | tuple[Block, ...], ...]
+    unreached: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Item:
+    """What a block was called with: the tensor that goes from block to block, and the rest."""
+
+    hidden: Tensor
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
+class _Stop(Exception):
+    """Ends a run of which everything has been seen."""
+
+
+@dataclass
+class _Call:
+    """One call of a module: its number among all calls, and what it got and gave."""
+
+    number: float
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    version: int | None = None
+    output: Tensor | None = None
+    output_version: int | None = None
+    changed: bool = False
+
+
+@dataclass
+class _Trace:
+    """All calls of the modules of interest during one run."""
+
+    calls: dict[str, list[_Call]] = field(default_factory=dict)
+    count: int = 0
+
+    def before(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        made = _Call(self.count, args, kwargs, _version(args))
+        self.calls.setdefault(name, []).append(made)
+        self.count += 1
+
+    def after(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        made = self.calls[name][-1]
+        made.output = _first(output)
+        made.output_version = _version((made.output,))
+        made.changed = _version(args) != made.version
+
+    def extend(self, later: _Trace, names: Sequence[str]) -> None:
+        """Take over calls of layers that a later run reached first, each after the known call before it."""
+        known = {name: calls[0].number for name, calls in self.calls.items()}
+        step, place = 1 / (later.count + 1), -1.0
+        for name, made in sorted(later.each(), key=lambda entry: entry[1].number):
+            if name in known:
+                place = known[name]
+            elif name in names:
+                place += step
+                made.number = place
+                self.calls.setdefault(name, []).append(made)
+
+    def each(self) -> Iterator[tuple[str, _Call]]:
+        """Every call with the name of its module."""
+        return ((name, made) for name, calls in self.calls.items() for made in calls)
+
+
+def plan(model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable[Any]) -> Plan:
+    """Run the model and say in which order its layers are to be compressed.
+
+    Args:
+        model: In evaluation mode.
+        layers: Name -> dense layer.
+        batches: See :func:`diba.torch.batches.call`; as many are read as it takes to reach every layer.
+
+    Raises:
+        ValueError: there is no batch.
+    """
+    candidates = _containers(model, layers)
+    modules = {name: model.get_submodule(name) for blocks in candidates.values() for name in blocks}
+    trace, missing = None, list(layers)
+    for batch in batches:
+        run = _traced(model, {**modules, **layers}, batch)
+        if trace is None:
+            trace = run
+        else:
+            trace.extend(run, missing)
+        missing = [name for name in missing if name not in trace.calls]
+        if not missing:
+            break
+    if trace is None:
+        raise ValueError("batches is empty; it must have at least one batch")
+    steps: list[tuple[float, Group | tuple[Block, ...]]] = []
+    inside: set[str] = set()
+    for container, names in candidates.items():
+        if not any(container.startswith(f"{taken}.") for taken in inside) and _is_sequence(
+            names, layers, trace
+        ):
+            blocks = tuple(Block(name, _groups(_within(name, layers), trace, model)) for name in names)
+            steps.append((trace.calls[names[0]][0].number, blocks))
+            inside.update(names)
+    outside = [name for name in layers if not any(_is_within(name, block) for block in inside)]
+    groups = _groups(outside, trace, model)
+    begin = {group.together: trace.calls[group.names[0]][0].number for group in reversed(groups)}
+    for group in groups:
+        first = trace.calls[group.names[0]][0].number
+        steps.append((begin[group.together] if group.together else first, group))
+    steps.sort(key=lambda step: step[0])
+    return Plan(tuple(step for _, step in steps), tuple(missing))
+
+
+def _traced(model: nn.Module, modules: Mapping[str, nn.Module], batch: Any) -> _Trace:
+    """All calls of these modules while the model runs on a batch."""
+    trace = _Trace()
+    with ExitStack() as stack, plain_grad(False):
+        for name, module in modules.items():
+            before, after = partial(trace.before, name), partial(trace.after, name)
+            stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(after, with_kwargs=True).remove)
+        call(model, batch)
+    return trace
+
+
+def _containers(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, list[str]]:
+    """Name of a container -> names of its elements, outer containers first; at least two must hold layers."""
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.ModuleList, nn.Sequential)) and not isinstance(module, Parallel):
+            elements = [f"{name}.{key}" if name else key for key in module._modules]
+            if sum(bool(_within(element, layers)) for element in elements) >= 2:
+                found[name] = elements
+    return found
+
+
+def _is_within(name: str, block: str) -> bool:
+    return name == block or name.startswith(f"{block}.")
+
+
+def _within(block: str, layers: Mapping[str, nn.Module]) -> list[str]:
+    return [name for name in layers if _is_within(name, block)]
+
+
+def _is_sequence(names: list[str], layers: Mapping[str, nn.Module], trace: _Trace) -> bool:
+    """Whether the model does no more than run the elements, each on the output of the one before."""
+    inner = [layer for name in names for layer in _within(name, layers) if layer in trace.calls]
+    if any(len(trace.calls.get(name, [])) != 1 for name in [*names, *inner]):
+        return False
+    blocks = [trace.calls[name][0] for name in names]
+    if any(block.changed or not block.args or not isinstance(block.args[0], Tensor) for block in blocks):
+        return False
+    chained = all(b.args[0] is a.output and b.version == a.output_version for a, b in pairwise(blocks))
+    rest = [(block.args[1:], block.kwargs) for block in blocks]
+    return chained and all(_same(rest[0], other) for other in rest)
+
+
+def _groups(names: Sequence[str], trace: _Trace, model: nn.Module) -> tuple[Group, ...]:
+    """The layers that were called, by what they read, in the order of the first calls.
+
+    Those of one list stand where its first is: what a later one reads depends on none that comes between.
+    """
+    called = sorted(
+        (name for name in names if name in trace.calls), key=lambda name: trace.calls[name][0].number
+    )
+    found: dict[object, list[str]] = {}
+    for name in called:
+        inputs = [input_of(made.args, made.kwargs) for made in trace.calls[name]]
+        versions = [made.version for made in trace.calls[name]]
+        layer = model.get_submodule(name)
+        found.setdefault((tuple(map(id, inputs)), tuple(versions), kind(layer)), []).append(name)
+    groups = [
+        Group(tuple(names), len(trace.calls[names[0]]), _list(names[0], model)) for names in found.values()
+    ]
+    lists = [group.together or group.names[0] for group in groups]
+    order = sorted(range(len(groups)), key=lambda i: lists.index(lists[i]))
+    return tuple(groups[i] for i in order)
+
+
+def _list(name: str, model: nn.Module) -> str | None:
+    parent = name.rpartition(".")[0]
+    return parent if isinstance(model.get_submodule(parent), Parallel) else None
+
+
+def _version(args: tuple[Any, ...]) -> int | None:
+    x = args[0] if args else None
+    return x._version if isinstance(x, Tensor) and not x.is_inference() else None
+
+
+def _first(output: Any) -> Tensor | None:
+    if isinstance(output, (tuple, list)) and output:
+        output = output[0]
+    return output if isinstance(output, Tensor) else None
+
+
+def _is_cache(value: Any) -> bool:
+    """A cache of keys and values, as transformers makes them; known by its methods, for want of an import."""
+    return hasattr(value, "get_seq_length") and hasattr(value, "update")
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two blocks got the same arguments: the same tensors, equal settings; caches do not matter."""
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return a is b
+    if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
+        return len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+    return a is b or (_is_cache(a) and _is_cache(b)) or (isinstance(a, (bool, int, float, str)) and a == b)
+
+
+def captured(model: nn.Module, block: str, batch: Any) -> Item | None:
+    """What a block is called with, the model being run on a batch as far as that; None: it is not called.
+
+    The layers of an expert may be such blocks, which only some batches reach.
+    """
+    found: list[Item] = []
+
+    def take(module: nn.Module, args: Any, kwargs: Any) -> None:
+        rest = tuple(None if _is_cache(value) else value for value in args[1:])
+        named = {key: None if _is_cache(value) else value for key, value in kwargs.items()}
+        found.append(Item(args[0], rest, named))
+        raise _Stop
+
+    hook = model.get_submodule(block).register_forward_pre_hook(take, with_kwargs=True)
+    with _stopped(hook.remove):
+        call(model, batch)
+    return found[0] if found else None
+
+
+def run_block(model: nn.Module, block: str, item: Item) -> Item:
+    """What the next block is called with."""
+    with plain_grad(False):
+        output = _first(model.get_submodule(block)(item.hidden, *item.args, **item.kwargs))
+    if output is None:
+        raise TypeError(f"block {block!r} returned no tensor, which it did when it was first called")
+    return replace(item, hidden=output)
+
+
+def collect(
+    model: nn.Module, run: Callable[[], Any], groups: Sequence[Group], masks: Sequence[Tensor], *, stop: bool
+) -> tuple[list[list[Tensor]], Any]:
+    """The input vectors of every group during a run, one tensor (count, n) a call, and the run's result.
+
+    Args:
+        model: What the names belong to.
+        run: Runs the model or one block of it.
+        groups: Whose first layers are watched.
+        masks: See :func:`diba.torch.vectors.vectors`.
+        stop: End the run (result None) once all calls that are expected have been seen.
+    """
+    seen: list[list[Tensor]] = [[] for _ in groups]
+    result = None
+
+    def take(number: int, module: nn.Module, args: Any, kwargs: Any) -> None:
+        seen[number].append(vectors(module, input_of(args, kwargs), masks))
+        if stop and all(len(got) >= group.calls for got, group in zip(seen, groups, strict=True)):
+            raise _Stop
+
+    with ExitStack() as stack:
+        hooks = []
+        for number, group in enumerate(groups):
+            module = model.get_submodule(group.names[0])
+            assert input_size(module) is not None, "a group is read before it is replaced"
+            hooks.append(module.register_forward_pre_hook(partial(take, number), with_kwargs=True))
+        stack.enter_context(_stopped(*(hook.remove for hook in hooks)))
+        result = run()
+    return seen, result
+
+
+@contextmanager
+def _stopped(*removals: Callable[[], None]) -> Iterator[None]:
+    """Without gradients, to the end or to _Stop; hooks are removed either way."""
+    try:
+        with plain_grad(False):
+            yield
+    except _Stop:
+        pass
+    finally:
+        for remove in removals:
+            remove()

@@ -1,0 +1,201 @@
+"""Second moments of the inputs of every dense layer, and gradients of its outputs, from batches of data."""
+
+from __future__ import annotations
+
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..._internal import check
+from ..model.unfuse import unfused
+from ..modules.vectors import Products, input_of, input_size, kind, vectors
+from ..retuning.batches import call, evaluating, plain_grad, repeatable, shown, token_masks
+from .gradients import backward, check_loss, frozen, output_gradients, row_squares
+from .moments import Calibration, Moments
+
+__all__ = ["calibrate", "dense_layers"]
+
+Loss = Callable[[nn.Module, Any], Tensor]
+
+
+def calibrate(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    config: Any = None,
+    loss: Loss | None = None,
+    tokens: int | None = None,
+    progress: bool = True,
+) -> Calibration:
+    """Run the model on batches and collect the second moments E[x x'] of the inputs of its dense layers.
+
+    Args:
+        model: Any module; it runs in evaluation mode; its modes, gradients and hooks are left as they were.
+        batches: What the model is called with: mappings, tuples or tensors, in a list, a ``DataLoader`` or a
+            generator. With ``attention_mask`` of shape (batch, tokens) in a mapping, padding is not counted.
+        config: A ``diba.torch.Config``: only layers it would convert. None: every dense layer.
+        loss: ``loss(model, batch)``, a scalar: the RMS gradient of every output is collected too. Parameters
+            get no ``.grad``.
+        tokens: End after the batch by which some layer has seen this many input vectors; None reads all.
+        progress: Show a bar on a terminal, where tqdm is installed.
+
+    Returns:
+        Layer name -> :class:`Moments`. Layers that no batch reached are missing, and so are embeddings, which
+        read rows and multiply nothing. Of convolutions, at most ``vectors.PATCHES`` patches a call are taken.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: no batch, no dense layer, a loss without gradient, or inputs that are not finite; the
+            message names the layer.
+
+    Notes:
+        Products are summed in float32 over 4096 vectors at a time and in float64 above that. Memory: 8 n^2
+        bytes for every distinct input; with a loss, what a backward pass without gradients of weights keeps.
+    """
+    check.instance(model, "model", nn.Module, "use the torch model itself")
+    if tokens is not None:
+        tokens = check.positive_int(tokens, "tokens")
+    check_loss(loss)
+    data = repeatable(batches)
+    with unfused(model):
+        layers = dense_layers(model, config)
+        if not layers:
+            raise ValueError("model has no dense layer to calibrate; it must have a Linear or a convolution")
+        # Layers found to read one tensor share their sum. If one day they do not, a second run keeps them
+        # apart.
+        recorder = _Recorder(layers, share=True)
+        if not recorder.read(model, data, loss, tokens, progress):
+            recorder = _Recorder(layers, share=False)
+            recorder.read(model, data, loss, tokens, progress)
+        return recorder.result()
+
+
+def dense_layers(model: nn.Module, config: Any = None) -> dict[str, nn.Module]:
+    """Name -> layer with input vectors: those a config converts, or all."""
+    if config is None:
+        found = dict(model.named_modules())
+    else:
+        from ..model.selection import targets
+
+        found = {target.name: target.module for target in targets(model, config)}
+    return {name: module for name, module in found.items() if input_size(module) is not None}
+
+
+class _Recorder:
+    """Sums over the calls of all layers, through hooks."""
+
+    def __init__(self, layers: dict[str, nn.Module], share: bool) -> None:
+        self._layers = layers
+        self._share = share
+        self._leaders: dict[str, str] = {}  # layer -> the layer whose sums are its own too
+        self._started: dict[str, int] = {}  # layer -> the batch that first reached it
+        self._products: dict[str, Products] = {}
+        self._squares: dict[str, Tensor] = {}
+        self._gradients: dict[str, int] = defaultdict(int)
+        self._batch = -1
+        self._masks: Sequence[Tensor] = ()
+        self._inputs: dict[object, tuple[weakref.ref[Tensor], int, str]] = {}
+        self._calls: dict[str, list[int]] = {}  # inputs of this batch, numbered, in the order of the calls
+
+    def read(
+        self, model: nn.Module, batches: Iterable[Any], loss: Loss | None, tokens: int | None, progress: bool
+    ) -> bool:
+        """Read the batches; False as soon as layers that share their sums no longer read the same tensors."""
+        with ExitStack() as stack:
+            stack.enter_context(evaluating(model))
+            stack.enter_context(plain_grad(loss is not None))
+            stack.enter_context(frozen(model))
+            stack.enter_context(self._hooks(loss is not None))
+            for batch in shown(batches, "calibrate", progress):
+                self._start(batch)
+                if loss is None:
+                    call(model, batch)
+                else:
+                    backward(loss(model, batch), self._batch)
+                if any(
+                    self._calls.get(name) != self._calls.get(lead) for name, lead in self._leaders.items()
+                ):
+                    return False
+                if (
+                    tokens is not None
+                    and max((p.count for p in self._products.values()), default=0) >= tokens
+                ):
+                    break
+        return True
+
+    def result(self) -> Calibration:
+        """The moments so far, in the order of the layers."""
+        seconds = {}
+        for name, products in self._products.items():
+            if products.count:
+                mean = products.mean()
+                seconds[name] = ((mean + mean.T) / 2).numpy()
+        found = {}
+        for name in self._layers:
+            leader = self._leaders.get(name, name)
+            if leader in seconds:
+                count = self._products[leader].count
+                rms = self._gradient_rms(name)
+                found[name] = Moments(seconds[leader], count, rms, self._gradients[name])
+        return Calibration(found)
+
+    def _gradient_rms(self, name: str) -> Any:
+        if not self._gradients[name]:
+            return None
+        return (self._squares[name] / self._gradients[name]).sqrt().numpy()
+
+    @contextmanager
+    def _hooks(self, gradients: bool) -> Iterator[None]:
+        with ExitStack() as stack:
+            for name, module in self._layers.items():
+                before = module.register_forward_pre_hook(partial(self._before, name), with_kwargs=True)
+                stack.callback(before.remove)
+            if gradients:
+                stack.enter_context(output_gradients(self._layers, self._gradient))
+            yield
+
+    def _start(self, batch: Any) -> None:
+        self._batch += 1
+        self._masks = token_masks(batch)
+        self._inputs.clear()
+        self._calls.clear()
+
+    def _before(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        x = input_of(args, kwargs)
+        number, reader = self._numbered(name, module, x)
+        self._calls.setdefault(name, []).append(number)
+        if name not in self._started:
+            self._started[name] = self._batch
+            if self._share and reader != name and self._started[reader] == self._batch:
+                self._leaders[name] = self._leaders.get(reader, reader)
+        if name not in self._leaders:
+            if name not in self._products:
+                self._products[name] = Products(input_size(module) or 0)
+            products = self._products[name]
+            rows = vectors(module, x, self._masks)
+            products.add(rows, rows)
+            if not products.finite():
+                raise ValueError(
+                    f"the inputs of layer {name!r} are not finite in batch {self._batch} (or too large to "
+                    f"square); they must be: look for broken weights or data, or run the model in float32"
+                )
+
+    def _numbered(self, name: str, module: nn.Module, x: Tensor) -> tuple[int, str]:
+        """The number of this input in the batch, and the first layer that read it."""
+        key = (id(x), 0 if x.is_inference() else x._version, kind(module))
+        known = self._inputs.get(key)
+        if known is None or known[0]() is not x:  # an id is given anew once its tensor is gone
+            known = weakref.ref(x), sum(map(len, self._calls.values())), name
+            self._inputs[key] = known
+        return known[1], known[2]
+
+    def _gradient(self, name: str, number: int, gradient: Tensor) -> None:
+        where = f"layer {name!r} in batch {self._batch}"
+        squares = row_squares(self._layers[name], gradient, self._masks, where)
+        self._squares[name] = self._squares.get(name, 0) + squares.sum(0).cpu()
+        self._gradients[name] += len(squares)

@@ -1,0 +1,1 @@
+"""Dense layers replaced by factored ones, and the report of it."""

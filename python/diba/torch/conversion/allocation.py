@@ -1,0 +1,238 @@
+"""Bits of a model where they matter: k of every layer from noise curves, or from retuning scores."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+import diba
+
+from ..._internal import check
+from ...allocation.matrices import SIZES, STEPS, check_sizes
+from ...allocation.waterfill import NoiseCurve, uniform_k, waterfill
+from ...solvers.solver import no_advice
+from ..model.config import Config
+from ..model.selection import select
+from ..model.unfuse import unfused
+from ..modules.factors import Factors
+from .coverage import moments_of, unreached, warn_unreached
+from .solving import dense_matrix
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from ...allocation.waterfill import Allocation
+    from ..calibration.moments import Moments
+
+__all__ = ["allocate", "keep_best"]
+
+
+def allocate(
+    model: nn.Module,
+    bits_per_weight: float,
+    *,
+    config: Config | None = None,
+    calibration: Mapping[str, Moments] | None = None,
+    sizes: tuple[float, ...] = SIZES,
+    progress: Callable[[str, int, int], None] | None = None,
+    threads: int | None = None,
+) -> Allocation:
+    """Choose k for every layer that :func:`convert` would replace, all together at ``bits_per_weight``.
+
+    The noise of a layer is ``|A - F|^2``, relative to ``|A|^2`` so that layers of large weights do not take
+    all, times its weights m n. With ``calibration`` it is that of the layer's outputs,
+    ``tr((A - F) S (A - F)')``; where that saw gradients too, each output is weighed by its mean squared
+    gradient, and each layer by how many vectors it multiplied, so that the sum estimates, to second order and
+    with a diagonal Fisher matrix, what the loss of the model rises by.
+
+    All noise is in that one unit. A layer whose inputs the calibration did not reach, or saw as zeros alone,
+    such as an expert that no token was sent to, has noise 0 by the data: it gets the smallest size, and a
+    warning names it. So does, without one, a layer whose gradients were all 0. A layer that the calibration
+    cannot know, an embedding, or one without gradients beside others that have them, counts as much as the
+    middle one of those it knows: its noise is ``c m n |A - F|^2 / |A|^2``, where c is the median over the
+    known layers of their noise divided by ``m n |A - F|^2 / |A|^2``, both summed over the sizes measured.
+
+    Args:
+        model: Dense; nothing in it is changed.
+        bits_per_weight: Mean over the weights of these layers, diagonals counted.
+        config: Which layers, and alphabet, method, seed; its own sizes are not used.
+        calibration: Of :func:`calibrate`, best with ``loss=diba.torch.fisher()``.
+        sizes: Where noise is measured, as shares of ``bits_per_weight``; no k falls outside of them.
+        progress: Called with (name, layers done, layers) after each.
+        threads: For the solver; None uses ``diba.num_threads()``.
+
+    Returns:
+        The allocation: ``convert(model, layers={name: {"k": k} for name, k in allocation.k.items()}, ...)``.
+
+    Raises:
+        TypeError, ValueError: as ``convert`` and ``diba.waterfill.waterfill`` say.
+    """
+    asked = check.number(bits_per_weight, "bits_per_weight", minimum=0, exclusive=True)
+    sizes = check_sizes(sizes)
+    if config is not None:
+        check.instance(config, "config", Config, "use diba.torch.Config(...)")
+    with unfused(model):
+        targets = select(model, config or Config(bits_per_weight=asked)).targets
+        if not targets:
+            raise ValueError(
+                "config leaves no layer of the model to compress; see the reasons in convert's report"
+            )
+        known = moments_of(targets, calibration)
+        if calibration is not None:
+            idle = unreached(targets, known)
+            warn_unreached(
+                idle, len(targets), "they get the smallest size, for by these data they never matter"
+            )
+        measured: dict[str, _Measured] = {}
+        for target in targets:
+            options = {
+                "alphabet": target.settings.alphabet,
+                "method": target.settings.method,
+                "seed": target.settings.seed,
+                "threads": threads,
+            }
+            bits = [size * asked for size in sizes]
+            measured[target.name] = _measured(
+                dense_matrix(target.module), known.get(target.name), bits, options
+            )
+            if progress is not None:
+                progress(target.name, len(measured), len(targets))
+    if calibration is None:
+        return waterfill(
+            {name: found.curve(found.relative) for name, found in measured.items()}, bits_per_weight=asked
+        )
+    return waterfill(_in_one_unit(measured, known, idle), bits_per_weight=asked)
+
+
+class _Measured(NamedTuple):
+    """What a layer costs at several sizes: relative to its weights, and by what calibration knows of it."""
+
+    shape: tuple[int, int]
+    k: list[int]
+    relative: list[float]  # m n |A - F|^2 / |A|^2
+    known: list[float]  # empty without moments
+
+    def curve(self, noise: list[float]) -> NoiseCurve:
+        return NoiseCurve(self.shape, self.k, noise)
+
+
+def _measured(
+    matrix: NDArray[Any], moments: Moments | None, bits: list[float], options: dict[str, Any]
+) -> _Measured:
+    m, n = matrix.shape
+    rows, cols = (None, None) if moments is None else moments.importance
+    sizes = sorted({uniform_k((m, n), size) for size in bits})
+    energy = float(np.vdot(matrix.astype(np.float64), matrix)) or 1.0
+    relative, known = [], []
+    for k in sizes:
+        importance = None if cols is None else (rows, cols)
+        with no_advice():
+            f = diba.solve(matrix, k, effort="fast", max_iter=STEPS, importance=importance, **options)
+        error = matrix.astype(np.float64) - f.to_dense()
+        relative.append(float(np.vdot(error, error)) / energy * math.prod(matrix.shape))
+        if moments is not None:
+            known.append(_noise(error, moments, rows))
+    return _Measured((m, n), sizes, relative, known)
+
+
+def _noise(error: NDArray[np.float64], moments: Moments, rows: NDArray[np.float64] | None) -> float:
+    """What the error costs at the outputs, weighed by gradients if those are known."""
+    if rows is not None:
+        error = error * (rows * math.sqrt(moments.outputs))[:, None]
+    elif moments.gradient_rms is not None:  # all 0: no output ever mattered
+        return 0.0
+    return max(0.0, float(np.vdot(error @ np.asarray(moments.second), error)))
+
+
+def _in_one_unit(
+    measured: dict[str, _Measured], known: Mapping[str, Moments], idle: Sequence[str]
+) -> dict[str, NoiseCurve]:
+    """Noise curves of all layers in the unit of those that calibration knows: see :func:`allocate`."""
+    weighed = any(moments.gradient_rms is not None for moments in known.values())
+    usable = {
+        name: found
+        for name, found in measured.items()
+        if name in known and (known[name].gradient_rms is not None or not weighed)
+    }
+    costs = [
+        sum(found.known) / sum(found.relative)
+        for found in usable.values()
+        if sum(found.known) > 0 and sum(found.relative) > 0
+    ]
+    typical = float(np.median(costs)) if costs else 1.0
+    curves = {}
+    for name, found in measured.items():
+        if name in idle:
+            noise = [0.0] * len(found.k)
+        elif name in usable:
+            noise = found.known
+        else:
+            noise = [typical * value for value in found.relative]
+        curves[name] = found.curve(noise)
+    return curves
+
+
+def keep_best(
+    model: nn.Module, scores: Mapping[str, NDArray[np.float64]], bits_per_weight: float
+) -> dict[str, int]:
+    """Share inner components out by their scores: of layers of one shape together, the best stay.
+
+    Factor and score the model at more bits than wanted, half as many again, say; then ask here what each
+    layer should keep, and convert the dense model anew.
+
+    Args:
+        model: Holds the factored layers that were scored.
+        scores: Of :func:`diba.torch.scores`.
+        bits_per_weight: Of every group of layers of one shape, diagonals counted.
+
+    Returns:
+        Name -> k. Each layer keeps at least a quarter of its even share.
+
+    Raises:
+        TypeError: a name is not of a factored layer.
+        ValueError: a layer has another number of components than scores, or a group has fewer than it
+            should keep.
+
+    Source:
+        Boza and Macko, "Double binary factorization", arXiv 2505.11076, section 3.5.
+    """
+    asked = check.number(bits_per_weight, "bits_per_weight", minimum=0, exclusive=True)
+    layers = dict(model.named_modules())
+    groups: dict[tuple[int, int], list[str]] = defaultdict(list)
+    for name, values in scores.items():
+        layer = layers.get(name)
+        if not isinstance(layer, Factors):
+            raise TypeError(
+                f"scores has {name!r}, a {type(layer).__name__}; it must name a factored layer of model"
+            )
+        check.equal(len(values), f"the number of scores of {name!r}", layer.k, "k of the layer")
+        groups[layer.d1.numel(), layer.d3.numel()].append(name)
+    kept: dict[str, int] = {}
+    for (m, n), names in groups.items():
+        even = uniform_k((m, n), asked)
+        found = sum(len(scores[name]) for name in names)
+        if found < even * len(names):
+            raise ValueError(
+                f"the {len(names)} layers of {m} x {n} have {found} components, fewer than the "
+                f"{even * len(names)} of {asked:g} bits per weight; score a model of more bits"
+            )
+        kept |= _best_of_group({name: scores[name] for name in names}, even)
+    return {name: kept[name] for name in scores}
+
+
+def _best_of_group(scores: dict[str, NDArray[np.float64]], even: int) -> dict[str, int]:
+    """How many of each layer are among the best, ``even`` a layer on average."""
+    counts = {name: min(len(values), max(1, even // 4)) for name, values in scores.items()}
+    ranked = {name: np.sort(values)[::-1] for name, values in scores.items()}
+    rest = sorted(
+        ((value, name) for name, values in ranked.items() for value in values[counts[name] :]), reverse=True
+    )
+    for _, name in rest[: even * len(scores) - sum(counts.values())]:
+        counts[name] += 1
+    return counts

@@ -1,0 +1,273 @@
+"""What to compress, and how far: one configuration, its rules for single layers, and its JSON form."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..._internal import check
+from ..._internal.check_arrays import describe
+from ...solvers import EFFORTS, METHODS
+
+__all__ = ["OBJECTIVES", "OVERRIDES", "Config", "Settings", "suggestion"]
+
+OBJECTIVES = ("auto", "plain", "importance", "covariance")
+_SIZES = ("bits_per_weight", "k", "snr_db")
+_PATTERN = "re:"
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """`` (did you mean 'x'?)`` for the known names that look like ``name``; empty without any."""
+    close = difflib.get_close_matches(name, list(known), n=3)
+    return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How one layer is compressed: a :class:`Config` with the layer's overrides applied.
+
+    Attributes:
+        bits_per_weight: Stored bits for each weight, or None where k or snr_db is given.
+        k: Inner dimension, or None.
+        snr_db: Signal-to-noise ratio to reach, in dB, or None.
+        alphabet: ``"binary"`` or ``"sign"``.
+        method: Of :func:`diba.solve`.
+        effort: Of :func:`diba.solve`.
+        objective: One of ``OBJECTIVES``.
+        seed: Of the random start.
+    """
+
+    bits_per_weight: float | None = None
+    k: int | None = None
+    snr_db: float | None = None
+    alphabet: str = "binary"
+    method: str = "auto"
+    effort: str = "normal"
+    objective: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _size(self.bits_per_weight, self.k, self.snr_db)
+        check.alphabet(self.alphabet)
+        check.method(self.method, METHODS)
+        if self.method == "dbf" and self.alphabet != "sign":
+            raise ValueError(f"alphabet is {self.alphabet!r}; it must be 'sign' for method='dbf'")
+        check.one_of(self.effort, "effort", tuple(EFFORTS))
+        check.one_of(self.objective, "objective", OBJECTIVES)
+        check.seed(self.seed)
+
+    def solve_options(self) -> dict[str, Any]:
+        """The arguments of :func:`diba.solve`, without objective and threads."""
+        options = dataclasses.asdict(self)
+        del options["objective"]
+        return options
+
+
+OVERRIDES = tuple(f.name for f in dataclasses.fields(Settings))
+"""What a rule for single layers may set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    r"""What :func:`diba.torch.convert` does to a model.
+
+    Layers are named as ``model.named_modules()`` names them. Where a name is asked for, ``"re:..."`` is a
+    regular expression that must match the whole name. An exact name comes before every pattern; of the
+    patterns, those of ``skip`` come first, then those of ``layers`` in their order; the first match wins.
+    A name or pattern that matches no layer is an error when the model is converted.
+
+    Args:
+        bits_per_weight: Largest number of stored bits for each weight, diagonals counted at 16 bits an
+            entry. Give exactly one of ``bits_per_weight``, ``k`` and ``snr_db``.
+        k: Inner dimension.
+        snr_db: Signal-to-noise ratio to reach, in dB, of what ``objective`` says; each layer is solved
+            several times.
+        alphabet: Entries of the binary factors: ``"binary"`` (0/1) or ``"sign"`` (-1/+1).
+        method: Of :func:`diba.solve`.
+        effort: Of :func:`diba.solve`: ``"fast"``, ``"normal"`` or ``"best"``.
+        objective: ``"plain"``: the error of the weights. ``"importance"``: weighted by the size of every
+            input, and of every output's gradient where it is known. ``"covariance"``: the error of the
+            outputs, likewise. ``"auto"``: covariance for layers with calibration moments, else plain.
+        skip: Names of layers that stay dense.
+        layers: Name to a dict of overrides (keys of ``OVERRIDES``), or to None for a layer that stays
+            dense. An exact name also selects an embedding or convolution that the flags below leave out.
+        tied: Whether layers that share their weight are compressed. All of them then share one
+            factorization, embeddings too. They stay dense if not.
+        embeddings: Whether ``nn.Embedding`` is compressed.
+        convolutions: Whether ``nn.Conv1d`` and ``nn.Conv2d`` are compressed.
+        seed: Of the random starts.
+        threads: Threads in all; None for those of torch, at most those of diba. No effect on the result.
+
+    Raises:
+        TypeError: a value is of the wrong kind, or a keyword is unknown.
+        ValueError: a value is out of range, not exactly one size is given, or a pattern is no regular
+            expression.
+
+    Example:
+        >>> config = Config(bits_per_weight=2, skip=["lm_head"], layers={r"re:.*\.mlp\..*": {"k": 64}})
+        >>> config.settings("model.layers.0.mlp.up_proj").k
+        64
+    """
+
+    bits_per_weight: float | None = None
+    k: int | None = None
+    snr_db: float | None = None
+    alphabet: str = "binary"
+    method: str = "auto"
+    effort: str = "normal"
+    objective: str = "auto"
+    skip: Sequence[str] = ()
+    layers: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
+    tied: bool = False
+    embeddings: bool = False
+    convolutions: bool = True
+    seed: int = 0
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        default = Settings(**{name: getattr(self, name) for name in OVERRIDES})
+        for name in ("tied", "embeddings", "convolutions"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} is {describe(getattr(self, name))}; it must be True or False")
+        if self.threads is not None:
+            check.thread_count(self.threads)
+        object.__setattr__(self, "skip", _names(self.skip))
+        object.__setattr__(self, "layers", _rules(self.layers, default))
+        both = [name for name in self.skip if self.layers.get(name) is not None]
+        if both:
+            raise ValueError(f"{both[0]!r} is in skip and has overrides in layers; leave one of them out")
+
+    # ------------------------------------------------------------ rules
+
+    def rule(self, name: str) -> str | None:
+        """The entry of ``skip`` or ``layers`` that decides about a layer; None if none names it."""
+        if name in self.skip or name in self.layers:
+            return name
+        return next((pattern for pattern in self.rules() if _matches(pattern, name)), None)
+
+    def rules(self) -> list[str]:
+        """All entries of ``skip``, then of ``layers``."""
+        return list(dict.fromkeys([*self.skip, *self.layers]))
+
+    def unmatched(self, names: Iterable[str]) -> list[str]:
+        """Entries of ``skip`` and ``layers`` that match none of these names."""
+        names = list(names)
+        return [rule for rule in self.rules() if not any(_matches(rule, name) for name in names)]
+
+    def settings(self, name: str) -> Settings | None:
+        """How the layer of that name is compressed; None if a rule says that it stays dense."""
+        rule = self.rule(name)
+        default = Settings(**{key: getattr(self, key) for key in OVERRIDES})
+        if rule is None:
+            return default
+        overrides = None if rule in self.skip else self.layers[rule]
+        return None if overrides is None else _override(default, overrides)
+
+    # ------------------------------------------------------------ other forms
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; :meth:`from_dict` takes them back."""
+        result = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        result["skip"] = list(self.skip)
+        result["layers"] = {name: rule and dict(rule) for name, rule in self.layers.items()}
+        return result
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Config:
+        """A configuration from the values of :meth:`to_dict`; missing ones take their defaults.
+
+        Raises:
+            TypeError: ``values`` is no mapping, or a value of the wrong kind.
+            ValueError: an unknown key, or a value out of range.
+        """
+        if not isinstance(values, Mapping):
+            raise TypeError(
+                f"values is {describe(values)}; it must be a dict, such as Config.to_dict() gives"
+            )
+        _known_keys(values, [f.name for f in dataclasses.fields(cls)], "the configuration")
+        return cls(**values)
+
+
+# ---------------------------------------------------------------- checks
+
+
+def _size(bits_per_weight: Any, k: Any, snr_db: Any) -> None:
+    asked = dict(zip(_SIZES, (bits_per_weight, k, snr_db), strict=True))
+    given = {name: value for name, value in asked.items() if value is not None}
+    if len(given) != 1:
+        found = " and ".join(f"{name}={value!r}" for name, value in given.items()) or "no size"
+        raise ValueError(
+            f"{found} {'are' if len(given) > 1 else 'is'} given; give exactly one of "
+            f"{', '.join(_SIZES)}, for example bits_per_weight=2"
+        )
+    (name, value), *_ = given.items()
+    if name == "k":
+        check.positive_int(value, name)
+    else:
+        check.number(value, name, minimum=0, exclusive=True)
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise TypeError(f"skip is {describe(value)}; it must be several names, such as ['lm_head']")
+    return tuple(_name(name, "an entry of skip") for name in value)
+
+
+def _name(value: Any, what: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise TypeError(
+            f"{what} is {describe(value)}; it must be the name of a layer, or 're:' and a pattern"
+        )
+    if value.startswith(_PATTERN):
+        try:
+            re.compile(value[len(_PATTERN) :])
+        except re.error as error:
+            raise ValueError(f"{what} is {value!r}, no regular expression: {error}") from None
+    return value
+
+
+def _rules(value: Any, default: Settings) -> dict[str, dict[str, Any] | None]:
+    if not isinstance(value, Mapping):
+        raise TypeError(
+            f"layers is {describe(value)}; it must be a dict of names, such as {{'lm_head': None}} or "
+            "{'re:.*mlp.*': {'bits_per_weight': 1}}"
+        )
+    result: dict[str, dict[str, Any] | None] = {}
+    for name, overrides in value.items():
+        _name(name, "a key of layers")
+        if overrides is not None and not isinstance(overrides, Mapping):
+            raise TypeError(
+                f"layers[{name!r}] is {describe(overrides)}; it must be a dict of overrides, or None to skip"
+            )
+        if overrides is not None:
+            _known_keys(overrides, OVERRIDES, f"layers[{name!r}]")
+            try:
+                _override(default, overrides)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"layers[{name!r}]: {error}") from None
+        result[name] = None if overrides is None else dict(overrides)
+    return result
+
+
+def _override(default: Settings, overrides: Mapping[str, Any]) -> Settings:
+    """The default with overrides; a size of their own replaces the default's, whatever its name."""
+    own = any(overrides.get(name) is not None for name in _SIZES)
+    return dataclasses.replace(default, **{**(dict.fromkeys(_SIZES) if own else {}), **overrides})
+
+
+def _known_keys(values: Mapping[str, Any], known: Sequence[str], what: str) -> None:
+    for key in values:
+        if key not in known:
+            raise ValueError(
+                f"{what} has the unknown key {key!r}{suggestion(str(key), known)}; known: {', '.join(known)}"
+            )
+
+
+def _matches(rule: str, name: str) -> bool:
+    if rule.startswith(_PATTERN):
+        return re.fullmatch(rule[len(_PATTERN) :], name) is not None
+    return rule == name

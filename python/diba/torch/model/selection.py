@@ -1,0 +1,312 @@
+"""Which layers of a model are compressed, how, and why the others are not."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+
+from ..._internal import check
+from ...solvers.size import inner_dimension
+from ..modules.extras import runs_its_class
+from ..modules.factors import Factors
+from ..modules.kinds import factored_matrix, layer_class, obstacle
+from .accounts import CONVERTED, Accounts, listed
+from .config import Config, Settings, suggestion
+from .unfuse import unfused
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence, Sized
+
+    from .accounts import Skipped
+
+__all__ = ["Selection", "Target", "check_weights", "kind", "require", "select", "targets"]
+
+_REASONS = 4  # named in an error
+_KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding)
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """One layer that is to be compressed, or several that share one weight.
+
+    Attributes:
+        name: Of the layer as ``model.named_modules()`` has it.
+        module: The dense layer.
+        kind: ``"Linear"``, ``"Conv1D"``, ``"Conv1d"``, ``"Conv2d"`` or ``"Embedding"``.
+        shape: (m, n) of its matrix.
+        settings: How it is compressed.
+        aliases: Other names of this very module.
+        tied: Name -> other layers with the same weight, to share the factors.
+    """
+
+    name: str
+    module: nn.Module
+    kind: str
+    shape: tuple[int, int]
+    settings: Settings
+    aliases: tuple[str, ...] = ()
+    tied: dict[str, nn.Module] = field(default_factory=dict)
+
+
+class Selection(NamedTuple):
+    """Targets in module order; the layers that stay as they are, then all other weights."""
+
+    targets: list[Target]
+    skipped: list[Skipped]
+
+
+class _Layer(NamedTuple):
+    names: tuple[str, ...]
+    module: nn.Module
+    kind: str
+
+
+def targets(model: nn.Module, config: Config) -> list[Target]:
+    """The layers that :func:`diba.torch.convert` would compress, in module order."""
+    return select(model, config).targets
+
+
+def select(model: nn.Module, config: Config) -> Selection:
+    """Sort the layers of a model into those to compress and those to leave, with reasons.
+
+    Layers that are parts of fused parameters have the names that they get (``unfuse``); unless the model is
+    ``unfused`` already, their modules are no part of it.
+
+    Raises:
+        TypeError: ``model`` is no module, or ``config`` no Config.
+        ValueError: the model is itself a layer, has none, or a lazy one; a name in ``config`` matches none.
+    """
+    check.instance(model, "model", nn.Module, "use the torch model itself")
+    check.instance(config, "config", Config, "use diba.torch.Config(bits_per_weight=2)")
+    with unfused(model):
+        return _select(model, config)
+
+
+def _select(model: nn.Module, config: Config) -> Selection:
+    layers = _layers(model)
+    _rules_match(model, config, [name for layer in layers for name in layer.names])
+    attention = {
+        id(child)
+        for module in model.modules()
+        if isinstance(module, nn.MultiheadAttention)
+        for child in module.children()
+    }
+    chosen: dict[int, Settings] = {}  # of layers that can be replaced, by the id of the module
+    reasons: dict[int, str] = {}  # of the others
+    for layer in layers:
+        found = _settings(layer, config)
+        reason = found if isinstance(found, str) else _unfit(layer, attention)
+        if isinstance(found, Settings) and reason is None:
+            chosen[id(layer.module)] = found
+        else:
+            reasons[id(layer.module)] = reason or ""
+    owners = _owners(model)
+    made: dict[int, Target] = {}  # by the id of every module that takes part
+    for layer in layers:
+        key = id(layer.module)
+        if key in chosen and key not in made:
+            result = _target(layer, owners[id(layer.module.weight)], layers, chosen, config)
+            if isinstance(result, str):
+                reasons[key] = result
+            else:
+                made |= {id(module): result for module in (result.module, *result.tied.values())}
+    leads = [
+        made[id(x.module)] for x in layers if id(x.module) in made and made[id(x.module)].module is x.module
+    ]
+    accounts = Accounts(target.module for target in leads)
+    left = [layer for layer in layers if id(layer.module) in reasons]
+    skipped = [accounts.layer(x.names[0], x.kind, x.module, reasons[id(x.module)]) for x in left]
+    return Selection(leads, [*skipped, *accounts.others(model, (layer.module for layer in layers))])
+
+
+def require(found: Sized, skipped: Sequence[Skipped]) -> None:
+    """Refuse to compress nothing, unless something of the model is converted already: a call that goes on.
+
+    Args:
+        found: Targets, or what became of them.
+        skipped: All that stays as it is.
+
+    Raises:
+        ValueError: with the reasons.
+    """
+    if not len(found) and not any(left.reason == CONVERTED for left in skipped):
+        reasons = "; ".join(listed(skipped)[:_REASONS])
+        raise ValueError(
+            f"nothing of the model would be compressed: {reasons}; change the settings that are named, or "
+            "leave this model dense"
+        )
+
+
+def check_weights(found: Iterable[Target]) -> None:
+    """Require weights that can be read and factored.
+
+    Raises:
+        ValueError: a weight has no values (meta device), is not on the CPU, or not finite.
+    """
+    for target in found:
+        weight = target.module.weight
+        if weight.is_meta:
+            raise ValueError(
+                f"the weight of {target.name} is on the meta device, without values; load the model's "
+                "weights before it is converted, without device_map or offloading"
+            )
+        if weight.device.type != "cpu":
+            raise ValueError(
+                f"the weight of {target.name} is on device '{weight.device}'; it must be on the CPU to be "
+                "factored: use model.cpu() first"
+            )
+        finite = torch.isfinite(weight.detach())
+        if not finite.all():
+            raise ValueError(
+                f"the weight of {target.name} has {int((~finite).sum())} NaN or infinite entries, of "
+                f"{weight.numel()}; all must be finite: repair it, or use skip=[{target.name!r}]"
+            )
+
+
+def kind(module: nn.Module) -> str | None:
+    """The kind of a layer that may be compressed, or is already; None for any other module."""
+    if isinstance(module, Factors):
+        return type(module).__name__
+    for cls in _KINDS:
+        if isinstance(module, cls):
+            return cls.__name__
+    if type(module).__name__ == "Conv1D" and getattr(getattr(module, "weight", None), "ndim", 0) == 2:
+        return "Conv1D"  # of transformers, which is not imported
+    return None
+
+
+# ---------------------------------------------------------------- layers and their weights
+
+
+def _layers(model: nn.Module) -> list[_Layer]:
+    names: dict[int, list[str]] = defaultdict(list)
+    modules: dict[int, tuple[nn.Module, str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        found = kind(module)
+        if found is not None:
+            names[id(module)].append(name)
+            modules[id(module)] = module, found
+    if id(model) in modules:
+        raise ValueError(
+            f"model is itself a {modules[id(model)][1]}, which cannot be replaced in place; put it into a "
+            "module, such as torch.nn.Sequential(model), or use diba.torch.DiBALinear.from_dense"
+        )
+    if not modules:
+        held = "; ".join(listed(Accounts().others(model, ()))[:_REASONS])
+        raise ValueError(
+            "model has no layer to compress: it must hold an nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding "
+            f"or a Conv1D of transformers{f'; it has: {held}' if held else ''}"
+        )
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            owner, _, own = name.rpartition(".")
+            raise ValueError(
+                f"the {own} of {owner or 'model'} is lazy, without a shape yet; run a batch through the model"
+            )
+    return [_Layer(tuple(names[key]), module, found) for key, (module, found) in modules.items()]
+
+
+def _owners(model: nn.Module) -> dict[int, list[nn.Module]]:
+    """Modules that hold each parameter, by its id."""
+    owners: dict[int, list[nn.Module]] = defaultdict(list)
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            owners[id(parameter)].append(module)
+    return owners
+
+
+def _rules_match(model: nn.Module, config: Config, names: list[str]) -> None:
+    for rule in config.unmatched(names):
+        below = [name for name in names if name.startswith(f"{rule}.")]
+        if below:
+            mend = f"it holds {len(below)} layers: use 're:{rule}\\..*' for all of them"
+        else:
+            mend = f"use a name from model.named_modules(){suggestion(rule.removeprefix('re:'), names)}"
+        raise ValueError(f"{rule!r} in skip or layers names no layer of the model; {mend}")
+
+
+# ---------------------------------------------------------------- reasons
+
+
+def _settings(layer: _Layer, config: Config) -> Settings | str:
+    """Settings of a layer, or why it stays dense: by its names, exact ones first."""
+    if isinstance(layer.module, Factors):
+        return CONVERTED
+    exact = [name for name in layer.names if config.rule(name) == name]
+    ruled = [name for name in layer.names if config.rule(name) is not None]
+    settings = config.settings((exact or ruled or layer.names)[0])
+    if settings is None:
+        return f"left out by {config.rule((exact or ruled)[0])!r}"
+    if not exact and not config.tied and layer.kind == "Embedding" and not config.embeddings:
+        return "embeddings=False"
+    if not exact and layer.kind in ("Conv1d", "Conv2d") and not config.convolutions:
+        return "convolutions=False"
+    return settings
+
+
+def _unfit(layer: _Layer, inside_attention: set[int]) -> str | None:
+    """Why a layer cannot be replaced by one with factors."""
+    module: Any = layer.module
+    if id(module) in inside_attention:
+        return "nn.MultiheadAttention reads its weight itself"
+    if "weight" not in module._parameters or parametrize.is_parametrized(module, "weight"):
+        return "its weight is computed from other parameters (parametrized, pruned or normalised)"
+    if hasattr(module, "_hf_hook"):
+        raise ValueError(
+            f"{layer.names[0]} has a hook of accelerate, which moves its weight between devices, memory and "
+            "disk, and would be lost; load the model without device_map, or first call "
+            "accelerate.hooks.remove_hook_from_module(model, recurse=True)"
+        )
+    if layer_class(module) is None or not runs_its_class(module):
+        return f"its {type(module).__name__} has a forward of its own"
+    return obstacle(module) or (None if module.weight.numel() else "its weight is empty")
+
+
+def _target(
+    layer: _Layer,
+    group: list[nn.Module],
+    layers: list[_Layer],
+    chosen: dict[int, Settings],
+    config: Config,
+) -> Target | str:
+    """The target of a layer and those that share its weight, or why there is none."""
+    members = [other for other in layers if any(other.module is owner for owner in group)]
+    others = [other for other in members if other.module is not layer.module]
+    if len(group) > 1 and not config.tied:
+        return f"shares its weight with {_listed(others, group, layer)}; tied=True compresses both"
+    if len(group) == 1 and layer.kind == "Embedding" and not _asked(layer, config):
+        return "embeddings=False"
+    if any(id(owner) not in chosen for owner in group):
+        return f"shares its weight with {_listed(others, group, layer)}, which stays dense"
+    shapes = {tuple(factored_matrix(member.module).shape) for member in members}  # type: ignore[union-attr]
+    if len(shapes) > 1:
+        return f"shares its weight with {_listed(others, group, layer)}, which uses it transposed or reshaped"
+    # Inputs of an embedding are no vectors: calibration knows the other layer.
+    lead = next((member for member in members if member.kind != "Embedding"), members[0])
+    ruled = [member for member in members if any(config.rule(name) for name in member.names)]
+    settings = chosen[id((ruled or [layer])[0].module)]
+    (m, n), *_ = shapes
+    if settings.bits_per_weight is not None:
+        try:
+            inner_dimension(m, n, "bits_per_weight", settings.bits_per_weight)
+        except ValueError as error:
+            return str(error)
+    tied = {member.names[0]: member.module for member in members if member is not lead}
+    return Target(lead.names[0], lead.module, lead.kind, (m, n), settings, lead.names[1:], tied)
+
+
+def _asked(layer: _Layer, config: Config) -> bool:
+    return config.embeddings or any(config.rule(name) == name for name in layer.names)
+
+
+def _listed(others: list[_Layer], group: list[nn.Module], layer: _Layer) -> str:
+    """Names of the other owners of a weight."""
+    named = [other.names[0] for other in others]
+    strangers = len(group) - 1 - len(named)
+    return ", ".join([*named, *(["a module of another kind"] if strangers else [])])

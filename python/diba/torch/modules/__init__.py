@@ -1,0 +1,1 @@
+"""Layers with binary factors, and which dense layer becomes which."""

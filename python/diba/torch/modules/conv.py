@@ -1,0 +1,237 @@
+"""Convolutions on packed factors: the kernel as a matrix with one row for each output channel."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..._internal import check
+from .factors import Factors, check_factorization
+from .linear import multiply
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Self
+
+    import diba
+
+    from ..._internal.check import Alphabet
+    from .factors import Sizes
+
+__all__ = ["Convolution", "DiBAConv1d", "DiBAConv2d"]
+
+_PADDINGS = ("same", "valid")
+_SETTINGS = ("stride", "padding", "dilation", "padding_mode")
+_PADDING_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
+
+
+class Convolution(Factors):
+    """What both convolutions share; ``axes`` is the number of spatial axes.
+
+    A patch of the input, flattened as ``weight.flatten(1)`` is, is a vector of n = in_channels * kernel
+    entries. Kernels of one pixel take the pixels as they lie; others gather the patches, one copy of
+    kernel / stride times the input.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: m, channels of the output.
+        kernel_size: Pixels along each axis; one number stands for all axes, here and below.
+        k: Inner dimension.
+        stride: Steps between patches.
+        padding: Pixels added on each side, ``"same"`` or ``"valid"``.
+        dilation: Steps between the pixels of a patch.
+        groups: Must be 1: a group's matrix is small, and would be a factorization of its own.
+        bias: Whether a bias is added.
+        padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
+        alphabet: ``"binary"`` (entries 0/1) or ``"sign"`` (-1/+1).
+        device: Where the tensors are made; None: torch's default.
+        dtype: Of the bias and of the dense weight; None: torch's default. Diagonals are float32: ``Factors``.
+
+    Raises:
+        TypeError: a size is not an integer, or ``dtype`` is not floating.
+        ValueError: ``groups`` is not 1, or a size, a padding or a name is not possible.
+    """
+
+    axes: ClassVar[int]
+    _dense_class: ClassVar[Any]
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        k: int,
+        *,
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] | str = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        alphabet: Alphabet = "binary",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        channels = check.positive_int(in_channels, "in_channels")
+        m = check.positive_int(out_channels, "out_channels")
+        if groups != 1:
+            raise ValueError(f"groups is {groups}; it must be 1: leave grouped convolutions dense")
+        kernel = self._sizes(kernel_size, "kernel_size", 1)
+        n = channels * math.prod(kernel)
+        super().__init__(m, n, k, alphabet=alphabet, bias=bias, device=device, dtype=dtype)
+        self.in_channels, self.out_channels, self.groups = channels, m, 1
+        self.kernel_size = kernel
+        self.stride = self._sizes(stride, "stride", 1)
+        self.dilation = self._sizes(dilation, "dilation", 1)
+        self.padding_mode = check.one_of(padding_mode, "padding_mode", tuple(_PADDING_MODES))
+        named = isinstance(padding, str)
+        self.padding = (
+            check.one_of(padding, "padding", _PADDINGS) if named else self._sizes(padding, "padding", 0)
+        )
+        if self.padding == "same" and any(step != 1 for step in self.stride):
+            raise ValueError(f"stride is {self.stride}; it must be 1 where padding is 'same'")
+        self._pads = self._pads_of_axes()
+
+    @classmethod
+    def _sizes(cls, value: Any, name: str, minimum: int) -> tuple[int, ...]:
+        """One number for each axis."""
+        values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * cls.axes
+        if len(values) != cls.axes:
+            raise ValueError(f"{name} is {values}; it must be one number, or {cls.axes}")
+        return tuple(check.integer(size, name, minimum=minimum) for size in values)
+
+    def _pads_of_axes(self) -> list[int]:
+        """Pixels before and after, last axis first, as ``functional.pad`` takes them."""
+        pads: list[int] = []
+        for axis in reversed(range(self.axes)):
+            if self.padding == "same":
+                total = self.dilation[axis] * (self.kernel_size[axis] - 1)
+                pads += [total // 2, total - total // 2]
+            else:
+                pads += [0 if isinstance(self.padding, str) else self.padding[axis]] * 2
+        return pads
+
+    def forward(self, x: Tensor) -> Tensor:
+        """From (batch, in_channels, *pixels) to (batch, out_channels, *pixels), with or without a batch axis.
+
+        The output is contiguous where ``x`` is; where not, its channels are next to each other, as in the
+        channels-last format.
+
+        Raises:
+            ValueError: ``x`` has another number of channels or axes.
+        """
+        channel = x.dim() - self.axes - 1
+        if channel not in (0, 1) or x.shape[channel] != self.in_channels:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}; it must be (batch, {self.in_channels} channels, and "
+                f"{self.axes} axes of pixels), or the same without a batch"
+            )
+        y = multiply(self, self._patches(x, channel)).movedim(-1, channel)
+        return y.contiguous() if x.is_contiguous() else y
+
+    def _patches(self, x: Tensor, channel: int) -> Tensor:
+        """The input of each output pixel, shape (batch, *pixels, n)."""
+        if any(self._pads):
+            x = functional.pad(x, self._pads, mode=_PADDING_MODES[self.padding_mode])
+        sizes = zip(self.kernel_size, self.stride, self.dilation, strict=True)
+        for axis, (size, stride, dilation) in enumerate(sizes, channel + 1):
+            # Views: windows along an axis become a further last axis, in the order of weight.flatten(1).
+            x = x.unfold(axis, dilation * (size - 1) + 1, stride)[..., ::dilation]
+        return x.movedim(channel, channel + self.axes).flatten(channel + self.axes)
+
+    @property
+    def weight_shape(self) -> torch.Size:
+        """(out_channels, in_channels, *kernel_size)."""
+        return torch.Size((self.out_channels, self.in_channels, *self.kernel_size))
+
+    def extra_repr(self) -> str:
+        """The arguments of the layer and its size."""
+        facts = (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+        )
+        usual = {"padding": (0,) * self.axes, "dilation": (1,) * self.axes, "padding_mode": "zeros"}
+        for name, value in usual.items():
+            found = getattr(self, name)
+            facts += "" if found == value else f", {name}={found!r}"
+        return f"{facts}, bias={self.bias is not None}, {super().extra_repr()}"
+
+    @classmethod
+    def from_factorization(
+        cls,
+        f: diba.Factorization,
+        kernel_size: int | Sequence[int],
+        *,
+        bias: Tensor | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **settings: Any,
+    ) -> Self:
+        """The layer of these factors of ``weight.flatten(1)``; ``bias`` (m) is copied.
+
+        ``settings`` are stride, padding, dilation and padding_mode; ``device`` and ``dtype`` None are those
+        of ``bias`` if there is one, else torch's default.
+
+        Raises:
+            ValueError: the number of columns is no multiple of the kernel's pixels.
+        """
+        if bias is not None:
+            device, dtype = device or bias.device, dtype or bias.dtype
+        check_factorization(f)
+        layer = cls._meta(f, kernel_size, {"bias": bias is not None, "dtype": dtype, **settings})
+        return layer._fill(f, bias, device)
+
+    @classmethod
+    def _meta(cls, f: Sizes | diba.Factorization, kernel_size: Any, settings: dict[str, Any]) -> Self:
+        (m, n), pixels = f.shape, math.prod(cls._sizes(kernel_size, "kernel_size", 1))
+        if n % pixels:
+            raise ValueError(f"f has {n} columns; they must be a multiple of the kernel's {pixels} pixels")
+        return cls(n // pixels, m, kernel_size, f.k, alphabet=f.alphabet, device="meta", **settings)
+
+    # ------------------------------------------------------------ from and to dense layers
+
+    @classmethod
+    def replaces(cls, module: nn.Module) -> bool:
+        """Whether a module is torch's convolution of this kind, and not a subclass with its own forward."""
+        kind: Any = type(module)
+        dense = cls._dense_class
+        if not isinstance(module, dense):
+            return False
+        return kind.forward is dense.forward and kind._conv_forward is dense._conv_forward
+
+    @classmethod
+    def obstacle(cls, module: Any) -> str | None:
+        """Groups."""
+        if module.groups != 1:
+            return f"groups is {module.groups}, must be 1"
+        return super().obstacle(module)
+
+    @classmethod
+    def _settings_of(cls, module: Any, f: Sizes | diba.Factorization) -> Self:
+        settings = {name: getattr(module, name) for name in _SETTINGS}
+        settings |= {"bias": module.bias is not None, "dtype": module.weight.dtype}
+        return cls._meta(f, module.kernel_size, settings)
+
+    def _empty_dense(self) -> Any:
+        settings = {name: getattr(self, name) for name in _SETTINGS}
+        settings |= {"bias": self.bias is not None, "device": "meta", "dtype": self.dtype}
+        return self._dense_class(self.in_channels, self.out_channels, self.kernel_size, **settings)
+
+
+class DiBAConv1d(Convolution):
+    """``nn.Conv1d`` with a factored kernel; arguments, errors and cost are those of :class:`Convolution`."""
+
+    axes = 1
+    _dense_class = nn.Conv1d
+    _dense_name = "a torch.nn.Conv1d, with its own forward"
+
+
+class DiBAConv2d(Convolution):
+    """``nn.Conv2d`` with a factored kernel; arguments, errors and cost are those of :class:`Convolution`."""
+
+    axes = 2
+    _dense_class = nn.Conv2d
+    _dense_name = "a torch.nn.Conv2d, with its own forward"

@@ -1,0 +1,373 @@
+"""What all layers share: the factors as plain parameters and buffers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+import diba
+
+from ..._internal import check, diagonal16, storage
+from ..._internal.storage import BITS, DIAGONALS
+from ..ops import reference
+from .extras import kept, lost
+from .state import FactorState
+from .weight import Weight
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from numpy.typing import NDArray
+
+    from ..._internal.check import Alphabet
+
+__all__ = ["Factors", "Sizes", "as_numpy", "check_factorization"]
+
+
+class Sizes(NamedTuple):
+    """What a layer's tensors are made for; a ``diba.Factorization`` says the same."""
+
+    shape: tuple[int, int]
+    k: int
+    alphabet: Alphabet
+
+
+class Factors(FactorState):
+    """A layer whose m x n weight is stored as ``D1 B1 D2 B2 D3``; the base of all layers of ``diba.torch``.
+
+    Everything is a plain parameter or buffer, so ``state_dict``, safetensors, ``copy.deepcopy``, pickle, the
+    meta device, optimizers and trainers treat it like any other layer:
+
+    - parameters ``d1`` (m), ``d2`` (k), ``d3`` (n), and ``bias`` (m) or None;
+    - buffers ``b1`` of shape (m, ceil(k / 8)), ``b2`` of shape (k, ceil(n / 8)), uint8: rows of bits as
+      ``numpy.packbits(bits, axis=1, bitorder="little")`` packs them, unused bits zero. They never train.
+
+    ``to(dtype)``, ``half()`` and ``bfloat16()`` change the bias and what ``weight.dtype`` says. The diagonals
+    stay float32, under any default dtype too: they are few, and rounding one would move a whole row or column
+    of weights. Only ``double()`` makes them float64, for checks; any other dtype brings them back to float32.
+    Bits are never cast. A move to another device moves everything.
+
+    Args:
+        m: Rows of the weight as a matrix: outputs.
+        n: Columns: inputs.
+        k: Inner dimension.
+        alphabet: ``"binary"`` (entries 0/1) or ``"sign"`` (-1/+1).
+        bias: Whether there is a bias of m entries.
+        device: Where the tensors are made; None: torch's default.
+        dtype: Of the bias and of the dense weight; None: torch's default.
+
+    Raises:
+        TypeError: a size is not an integer, or ``dtype`` is not floating.
+        ValueError: a size is below 1, or the alphabet is unknown.
+    """
+
+    def __init__(
+        self,
+        m: int,
+        n: int,
+        k: int,
+        *,
+        alphabet: Alphabet,
+        bias: bool,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        self.k = check.positive_int(k, "k")
+        self.sign = check.alphabet(alphabet) == "sign"
+        self._dtype = _floating(dtype)
+        # First, since transformers takes a model's dtype from its first parameter.
+        values = torch.empty(m, device=device, dtype=self._dtype) if bias else None
+        self.register_parameter("bias", None if values is None else nn.Parameter(values))
+        for name, size in zip(DIAGONALS, (m, k, n), strict=True):
+            d = torch.empty(size, device=device, dtype=torch.float32)
+            self.register_parameter(name, nn.Parameter(d))
+        for name, rows, columns in zip(BITS, (m, k), (k, n), strict=True):
+            bits = torch.empty(rows, -(-columns // 8), device=device, dtype=torch.uint8)
+            self.register_buffer(name, bits)
+        self.reset_parameters()
+
+    # ------------------------------------------------------------ facts
+
+    @property
+    def alphabet(self) -> Alphabet:
+        """``"binary"`` (0/1) or ``"sign"`` (-1/+1)."""
+        return "sign" if self.sign else "binary"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the bias and the dense weight; that of the diagonals is another matter."""
+        return self._dtype if self.bias is None else self.bias.dtype
+
+    @property
+    def weight_shape(self) -> torch.Size:
+        """Shape of the dense layer's weight."""
+        return torch.Size((self.d1.numel(), self.d3.numel()))
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of the factors for each weight; diagonals take 16 bits where those hold them, else 32."""
+        known = not self.d1.is_meta
+        fit = known and all(diagonal16.fits(as_numpy(d)) for d in self.diagonals())
+        return storage.bits_per_weight(self.d1.numel(), self.d3.numel(), self.k, 16 if fit else 32)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of bits and diagonals in memory; the bias is not counted."""
+        return sum(t.nbytes for t in (*self.diagonals(), self.b1, self.b2))
+
+    def extra_repr(self) -> str:
+        """The facts that ``print(model)`` shows."""
+        facts = f"k={self.k}, alphabet={self.alphabet!r}, bits_per_weight={self.bits_per_weight:.2f}"
+        return facts if self.dtype == torch.float32 else f"{facts}, dtype={self.dtype}"
+
+    # ------------------------------------------------------------ factors
+
+    def diagonals(self) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter]:
+        """The three trainable diagonals: shapes (m,), (k,), (n,)."""
+        return self.d1, self.d2, self.d3
+
+    def factorization(self) -> diba.Factorization:
+        """A copy of the factors, with float32 diagonals, for everything outside of torch.
+
+        Raises:
+            RuntimeError: the layer is on the meta device.
+            ValueError: a diagonal is not finite.
+        """
+        if self.d1.is_meta:
+            raise RuntimeError("the layer is on the meta device and has no values; load its state first")
+        self._settle()
+        b1 = diba.BitMatrix.from_packed_rows(as_numpy(self.b1), self.k, self.alphabet)
+        b2 = diba.BitMatrix.from_packed_rows(as_numpy(self.b2), self.d3.numel(), self.alphabet)
+        d1, d2, d3 = (as_numpy(d) for d in self.diagonals())
+        return diba.Factorization(d1, b1, d2, b2, d3)
+
+    @torch.no_grad()
+    def set_factorization(self, f: diba.Factorization) -> None:
+        """Overwrite bits and diagonals in place: whoever holds them, as optimizers do, sees the new values.
+
+        Raises:
+            TypeError: ``f`` is not a Factorization.
+            ValueError: its shape, k or alphabet is not the layer's.
+        """
+        check_factorization(f)
+        m, n = self.d1.numel(), self.d3.numel()
+        check.equal(f.shape, "the shape of f", (m, n), "shape of the layer's matrix")
+        check.equal(f.k, "k of f", self.k, "k of the layer")
+        check.equal(f.alphabet, "the alphabet of f", self.alphabet, "alphabet of the layer")
+        for mine, value in zip(self.diagonals(), (f.d1, f.d2, f.d3), strict=True):
+            mine.copy_(torch.tensor(value))
+        self.b1.copy_(torch.from_numpy(f.b1.packed_rows()))
+        self.b2.copy_(torch.from_numpy(f.b2.packed_rows()))
+        self._forget()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """A random start: random bits, and weights as large as those of a fresh dense layer."""
+        if self.d1.is_meta:  # no values to set, and torch would import its compiler to set them
+            return
+        n = self.d3.numel()
+        for bits, columns in ((self.b1, self.k), (self.b2, n)):
+            bits.random_(0, 256)
+            if columns % 8:  # unused bits are zero
+                bits[:, -1].bitwise_and_((1 << columns % 8) - 1)
+        self._forget()
+        # B1 D2 B2 sums k terms of variance 1 (signs) or 3/16 (0/1, whose means alternating signs cancel).
+        size = self._initial_rms() / (self.k * (1 if self.sign else 3 / 16)) ** 0.5
+        for d in self.diagonals():
+            d.fill_(size ** (1 / 3))
+        self.d2[1::2].neg_()
+        if self.bias is not None:
+            self.bias.uniform_(-(n**-0.5), n**-0.5)
+
+    def _initial_rms(self) -> float:
+        """Of a fresh dense layer's weights: uniform within 1 / sqrt(n)."""
+        return float((3 * self.d3.numel()) ** -0.5)
+
+    # ------------------------------------------------------------ dense weight
+
+    def dense_weight(self) -> Tensor:
+        """The weight as the dense layer had it, in ``dtype``; differentiable in the diagonals.
+
+        What is beyond the range of ``dtype`` is its largest number.
+        """
+        self._settle()
+        matrix = reference.to_dense(self.d1, self.b1, self.d2, self.b2, self.d3, self.sign)
+        largest = torch.finfo(self.dtype).max
+        return self._as_weight(matrix.clamp(-largest, largest)).to(self.dtype)
+
+    def _as_weight(self, matrix: Tensor) -> Tensor:
+        """From the matrix, shape (m, n), to the weight, shape ``weight_shape``."""
+        return matrix.view(self.weight_shape)
+
+    @property
+    def weight(self) -> Tensor:
+        """Stands for the dense weight: shape, dtype and device cost nothing, any other use builds it.
+
+        Nothing dense is kept, so give ``dense_weight()`` a name where values are used more than once. It is
+        no parameter: it cannot be assigned, and writing into it is refused; transformers' initialisers, which
+        would, pass it by.
+        """
+        if torch.compiler.is_compiling():  # what the traced code leaves unused, the compiler drops
+            return self.dense_weight()
+        return Weight.of(self)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight":
+            raise AttributeError(
+                f"weight of {type(self).__name__} cannot be set, it is computed from the factors; "
+                f"use set_factorization, or replace the layer by its to_dense_module()"
+            )
+        super().__setattr__(name, value)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As in ``nn.Module``, but for what ``torch.nn.utils.prune`` makes of a weight."""
+        if name == "weight_orig":
+            raise AttributeError(
+                f"weight of {type(self).__name__} cannot be pruned, it is computed from diba's factors; "
+                "prune the dense layer, before diba.torch.convert, or that of to_dense_module()"
+            )
+        super().register_parameter(name, param)
+
+    def __prepare_scriptable__(self) -> Any:
+        """Called by ``torch.jit.script``, which compiles source that it cannot follow here.
+
+        Raises:
+            TypeError: always, with what to use instead.
+        """
+        raise TypeError(
+            f"torch.jit.script cannot compile {type(self).__name__}: diba's layers run on operators of their "
+            "own; use torch.jit.trace(model, example), torch.export.export or torch.compile"
+        )
+
+    # ------------------------------------------------------------ from and to dense layers
+
+    @classmethod
+    def replaces(cls, module: nn.Module) -> bool:
+        """Whether a module is the dense layer of this kind, with torch's own forward."""
+        raise NotImplementedError
+
+    @classmethod
+    def obstacle(cls, module: Any) -> str | None:
+        """Which setting of a dense layer of this kind is not possible here, or what would be lost."""
+        weight = module.weight
+        if is_lazy(weight):
+            return "its weight has no shape before the first call"
+        if type(weight) not in (nn.Parameter, Tensor):
+            return f"its weight is a {type(weight).__name__}, whose values only its own library reads"
+        if not weight.is_floating_point() or weight.numel() == 0:
+            return (
+                f"its weight is {weight.dtype} of shape {tuple(weight.shape)}, must be floating and not empty"
+            )
+        return lost(module, cls)
+
+    @classmethod
+    def matrix_of(cls, module: Any) -> Tensor:
+        """The matrix, shape (m, n), that this class makes of a dense layer's weight: a view of it."""
+        weight: Tensor = module.weight
+        return weight.flatten(1)
+
+    @classmethod
+    def from_dense(cls, module: nn.Module, f: diba.Factorization | None = None, **solve_options: Any) -> Self:
+        """The layer that takes a dense one's place, on its device and in its dtype.
+
+        The bias is copied, training mode and ``requires_grad`` are kept (the diagonals take that of the
+        weight), and so are attributes that somebody set. Hooks of the dense layer are not copied.
+
+        Args:
+            module: The dense layer.
+            f: Factors of its matrix (``matrix_of``); None: ``diba.solve(matrix, **solve_options)``.
+            **solve_options: For ``diba.solve``, as ``bits_per_weight=2``.
+
+        Raises:
+            TypeError: ``module`` is no dense layer of this kind, or ``f`` and options are both given.
+            ValueError: a setting of it is not possible here, or ``f`` has another shape.
+        """
+        if not cls.replaces(module):
+            raise TypeError(f"module is a {type(module).__name__}; it must be {cls._dense_name}")
+        reason = cls.obstacle(module)
+        if reason is not None:
+            raise ValueError(f"module cannot be replaced: {reason}; leave this {type(module).__name__} dense")
+        matrix = cls.matrix_of(module).detach()
+        if f is None:
+            f = diba.solve(as_numpy(matrix), **solve_options)
+        elif solve_options:
+            options = ", ".join(solve_options)
+            raise TypeError(f"f and {options} are both given; give factors, or options for diba.solve")
+        check_factorization(f)
+        check.equal(f.shape, "the shape of f", tuple(matrix.shape), "shape of the layer's matrix")
+        layer = cls._settings_of(module, f)
+        dense: Any = module
+        layer._fill(f, dense.bias if layer.bias is not None else None, matrix.device)
+        for d in layer.diagonals():
+            d.requires_grad_(dense.weight.requires_grad)
+        if layer.bias is not None:
+            layer.bias.requires_grad_(dense.bias.requires_grad)
+        layer._keep(module)
+        return layer.train(module.training)
+
+    def _keep(self, module: nn.Module) -> None:
+        """Take over the attributes that somebody set on a dense layer."""
+        found = kept(module)
+        if found:
+            self._kept = tuple(found)
+            self.__dict__.update(found)
+
+    def to_dense_module(self) -> nn.Module:
+        """The dense layer in this one's place: of the class it had, on its device and in its dtype."""
+        dense = self._empty_dense().to_empty(device=self.d1.device)
+        with torch.no_grad():
+            dense.weight.copy_(self.dense_weight())
+            if self.bias is not None:
+                dense.bias.copy_(self.bias)
+        dense.weight.requires_grad_(any(d.requires_grad for d in self.diagonals()))
+        if self.bias is not None:
+            dense.bias.requires_grad_(self.bias.requires_grad)
+        dense.__dict__.update({name: vars(self)[name] for name in self._kept if name in vars(self)})
+        module: nn.Module = dense.train(self.training)
+        return module
+
+    _kept: tuple[str, ...] = ()
+    """Names of attributes that somebody set on the dense layer."""
+
+    _dense_name: ClassVar[str]
+    """What from_dense takes, for its message."""
+
+    @classmethod
+    def _settings_of(cls, module: Any, f: Sizes | diba.Factorization) -> Self:
+        """A layer on the meta device with the settings of a dense one and the sizes of ``f``."""
+        raise NotImplementedError
+
+    def _empty_dense(self) -> Any:
+        """A dense layer of these settings and this dtype, on the meta device."""
+        raise NotImplementedError
+
+    def _fill(self, f: diba.Factorization, bias: Tensor | None, device: torch.device | str | None) -> Self:
+        """Come from the meta device with these values."""
+        self.to_empty(device=torch.get_default_device() if device is None else device)
+        self.set_factorization(f)
+        if bias is not None and self.bias is not None:
+            with torch.no_grad():
+                self.bias.copy_(bias)
+        return self
+
+
+def as_numpy(t: Tensor) -> NDArray[Any]:
+    """The values of a tensor as NumPy has them: 16-bit floats as float32; a copy only where it must be."""
+    t = t.detach().cpu()
+    return (t.float() if t.is_floating_point() and t.itemsize < 4 else t).numpy()
+
+
+def check_factorization(f: Any) -> None:
+    """Require a ``diba.Factorization``."""
+    check.instance(f, "f", diba.Factorization, "use diba.solve")
+
+
+def _floating(dtype: Any) -> torch.dtype:
+    found = torch.get_default_dtype() if dtype is None else dtype
+    if isinstance(found, torch.dtype) and found.is_floating_point:
+        return found
+    raise TypeError(f"dtype is {found}; it must be a floating dtype of torch, as torch.bfloat16")

@@ -1,0 +1,175 @@
+"""Linear layers on packed factors, for ``nn.Linear`` and for ``Conv1D`` of transformers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..._internal import check
+from ..ops import operators
+from .extras import forward_owner
+from .factors import Factors, check_factorization
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    import diba
+
+    from ..._internal.check import Alphabet
+    from .factors import Sizes
+
+__all__ = ["DiBALinear", "is_conv1d", "multiply"]
+
+
+class DiBALinear(Factors):
+    """``nn.Linear`` with a factored weight: ``y = d1 * (B1 (d2 * (B2 (d3 * x)))) + bias``.
+
+    Args:
+        in_features: n, the size of the inputs.
+        out_features: m, the size of the outputs.
+        k: Inner dimension.
+        bias: Whether a bias is added.
+        alphabet: ``"binary"`` (entries 0/1) or ``"sign"`` (-1/+1).
+        fan_in_fan_out: The dense weight has shape (in_features, out_features), as that of transformers'
+            ``Conv1D``, instead of its transpose; only ``weight`` and what becomes of it depend on this.
+        device: Where the tensors are made; None: torch's default.
+        dtype: Of the bias and of the dense weight; None: torch's default. Diagonals are float32: ``Factors``.
+
+    Raises:
+        TypeError: a size is not an integer, or ``dtype`` is not floating.
+        ValueError: a size is below 1, or the alphabet is unknown.
+
+    Example:
+        >>> import torch
+        >>> dense = torch.nn.Linear(64, 48)
+        >>> layer = DiBALinear.from_dense(dense, bits_per_weight=2)
+        >>> layer(torch.zeros(5, 64)).shape
+        torch.Size([5, 48])
+    """
+
+    _dense_name = "a torch.nn.Linear or transformers' Conv1D, with their own forward"
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        k: int,
+        *,
+        bias: bool = True,
+        alphabet: Alphabet = "binary",
+        fan_in_fan_out: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        n = check.positive_int(in_features, "in_features")
+        m = check.positive_int(out_features, "out_features")
+        super().__init__(m, n, k, alphabet=alphabet, bias=bias, device=device, dtype=dtype)
+        self.in_features, self.out_features = n, m
+        self.fan_in_fan_out = bool(fan_in_fan_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """From (..., in_features) to (..., out_features), in the dtype of ``x``."""
+        return multiply(self, x)
+
+    @property
+    def weight_shape(self) -> torch.Size:
+        """(out_features, in_features), or the reverse for ``fan_in_fan_out``."""
+        return super().weight_shape[::-1] if self.fan_in_fan_out else super().weight_shape
+
+    def _as_weight(self, matrix: Tensor) -> Tensor:
+        return matrix.T if self.fan_in_fan_out else matrix
+
+    def extra_repr(self) -> str:
+        """The arguments of the layer and its size."""
+        facts = f"in_features={self.in_features}, out_features={self.out_features}, "
+        facts += f"bias={self.bias is not None}, {super().extra_repr()}"
+        return f"{facts}, fan_in_fan_out=True" if self.fan_in_fan_out else facts
+
+    @classmethod
+    def from_factorization(
+        cls,
+        f: diba.Factorization,
+        *,
+        bias: Tensor | None = None,
+        fan_in_fan_out: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Self:
+        """The layer of these factors, shape (out_features, in_features); ``bias`` (m) is copied.
+
+        ``device`` and ``dtype`` None are those of ``bias`` if there is one, else torch's default.
+        """
+        if bias is not None:
+            device, dtype = device or bias.device, dtype or bias.dtype
+        check_factorization(f)
+        layer = cls._meta(f, bias is not None, fan_in_fan_out, dtype)
+        return layer._fill(f, bias, device)
+
+    @classmethod
+    def _meta(
+        cls, f: Sizes | diba.Factorization, bias: bool, fan_in_fan_out: bool, dtype: torch.dtype | None
+    ) -> Self:
+        m, n = f.shape
+        options: dict[str, Any] = {"bias": bias, "alphabet": f.alphabet, "fan_in_fan_out": fan_in_fan_out}
+        return cls(n, m, f.k, **options, device="meta", dtype=dtype)
+
+    # ------------------------------------------------------------ from and to dense layers
+
+    @classmethod
+    def replaces(cls, module: nn.Module) -> bool:
+        """Whether a module is an ``nn.Linear`` or ``Conv1D``, and not a subclass with its own forward.
+
+        The ``FalconLinear`` of transformers is one, too: it adds the bias after rounding, no more.
+        """
+        # nn.MultiheadAttention reads the weight of its out_proj, a class of its own, without calling it.
+        own = isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
+        plain = getattr(type(module), "forward", None) is nn.Linear.forward and not own
+        return plain or is_conv1d(module) or _is_falcon(module)
+
+    @classmethod
+    def matrix_of(cls, module: Any) -> Tensor:
+        """The weight, transposed if the layer is a ``Conv1D``."""
+        weight: Tensor = module.weight
+        return weight.T if is_conv1d(module) else weight
+
+    @classmethod
+    def _settings_of(cls, module: Any, f: Sizes | diba.Factorization) -> Self:
+        return cls._meta(f, module.bias is not None, is_conv1d(module), module.weight.dtype)
+
+    def _empty_dense(self) -> Any:
+        if not self.fan_in_fan_out:
+            bias = self.bias is not None
+            return nn.Linear(self.in_features, self.out_features, bias, device="meta", dtype=self.dtype)
+        from transformers.pytorch_utils import Conv1D  # only a model of transformers has one
+
+        with torch.device("meta"):
+            dense: Any = Conv1D(self.out_features, self.in_features)  # type: ignore[no-untyped-call]
+        return dense.to(self.dtype)
+
+
+def multiply(layer: Factors, x: Tensor) -> Tensor:
+    """The matrix of a layer times every vector along the last axis, plus the bias."""
+    if "_origin" in layer.__dict__:
+        layer._settle()
+    p: Any = layer._parameters
+    b: Any = layer._buffers
+    try:  # nn.Module finds attributes so slowly that six of them cost a third of a small product
+        d1, d2, d3, bias, b1, b2 = p["d1"], p["d2"], p["d3"], p["bias"], b["b1"], b["b2"]
+    except KeyError:  # torch.nn.utils.parametrize has moved one
+        d1, d2, d3, bias, b1, b2 = *layer.diagonals(), layer.bias, layer.b1, layer.b2
+    return operators.linear(x, d1, b1, d2, b2, d3, bias, layer.sign)
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether a module is transformers' ``Conv1D``, recognised without importing transformers."""
+    parts = hasattr(module, "nf") and isinstance(getattr(module, "weight", None), Tensor)
+    return parts and type(module).__name__ == "Conv1D"
+
+
+def _is_falcon(module: nn.Module) -> bool:
+    """Whether a module is of Falcon's class, also as the model's own repository has it: by its name."""
+    cls = forward_owner(module)
+    home = cls.__module__.rpartition(".")[2] == "modeling_falcon"
+    return home and cls.__name__ == "FalconLinear" and issubclass(cls, nn.Linear)

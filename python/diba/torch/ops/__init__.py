@@ -1,0 +1,1 @@
+"""Operators of PyTorch on packed bits, their gradients, and their specification in plain torch."""

@@ -1,0 +1,1 @@
+"""Training of the diagonals, and of bits that move."""

@@ -1,0 +1,190 @@
+"""Batches of data: how a model is called with one, and how several are read more than once.
+
+A batch is what the model takes: a mapping of keyword arguments, a tuple or list of positional ones, or one
+tensor. Nothing is moved between devices.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import inspect
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..._internal.check_arrays import describe
+
+__all__ = [
+    "HELD_BYTES",
+    "call",
+    "digest",
+    "evaluating",
+    "plain_grad",
+    "repeatable",
+    "shown",
+    "size",
+    "some",
+    "token_masks",
+]
+
+HELD_BYTES = 2**30
+"""A generator is read once only, so its batches are held in memory, up to this many bytes of tensors."""
+
+_MASKS = ("attention_mask", "decoder_attention_mask")
+
+
+def call(model: nn.Module, batch: Any) -> Any:
+    """The model's output: ``model(**batch)``, ``model(*batch)`` or ``model(batch)``.
+
+    A model whose ``forward`` has an argument ``use_cache`` is told False, unless the batch says otherwise:
+    keys and values of tokens that nobody will ask for again only take memory.
+
+    Args:
+        model: Any module.
+        batch: A mapping of keyword arguments, a tuple or list of positional arguments, or one tensor.
+
+    Raises:
+        TypeError: the batch is none of these.
+    """
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    if isinstance(batch, Mapping):
+        kwargs = {str(key): value for key, value in batch.items()}
+    elif isinstance(batch, (tuple, list)):
+        args = tuple(batch)
+    elif isinstance(batch, Tensor):
+        args = (batch,)
+    else:
+        raise TypeError(
+            f"a batch is {describe(batch)}; it must be a mapping (called as model(**batch)), a tuple or list "
+            f"(model(*batch)) or a tensor (model(batch)): change what the data loader returns"
+        )
+    parameters = inspect.signature(model.forward).parameters
+    if "use_cache" in parameters and len(args) <= list(parameters).index("use_cache"):
+        kwargs.setdefault("use_cache", False)
+    return model(*args, **kwargs)
+
+
+def repeatable(batches: Any, name: str = "batches", *, limit: int = HELD_BYTES) -> Iterable[Any]:
+    """The same batches, as something that can be read any number of times.
+
+    Args:
+        batches: A list or tuple of batches, a ``DataLoader`` or another iterable that starts afresh whenever
+            it is read, or a generator, which is read now and held in memory.
+        name: The argument's name, for messages.
+        limit: Bytes of tensors at which holding a generator's batches is refused.
+
+    Raises:
+        TypeError: not an iterable of batches: one tensor, one mapping.
+        ValueError: no batches, or a generator of more than ``limit`` bytes.
+    """
+    if isinstance(batches, (Tensor, Mapping, str, bytes)) or not isinstance(batches, Iterable):
+        mend = f"; use [{name}] for a single batch" if isinstance(batches, (Tensor, Mapping)) else ""
+        raise TypeError(
+            f"{name} is {describe(batches)}; it must be a list, a DataLoader or another iterable of "
+            f"batches{mend}"
+        )
+    held = batches if not isinstance(batches, Iterator) else _held(batches, name, limit)
+    if size(held) == 0:
+        raise ValueError(f"{name} is empty; it must have at least one batch")
+    return held
+
+
+def some(batches: Iterable[Any], count: int) -> list[Any]:
+    """``count`` batches or fewer: evenly spaced ones of a list, the first ones of anything else."""
+    if isinstance(batches, (list, tuple)):
+        return list(batches[:: max(1, len(batches) // count)][:count])
+    return list(islice(batches, count))
+
+
+def _held(batches: Iterator[Any], name: str, limit: int) -> list[Any]:
+    result: list[Any] = []
+    used = 0
+    for batch in batches:
+        used += _bytes(batch)
+        if used > limit:
+            raise ValueError(
+                f"{name} is a generator, which can be read once only, and its first {len(result) + 1} "
+                f"batches take {used / 1e9:.3g} GB, more than the {limit / 1e9:.3g} GB held in memory; "
+                f"use a list, or a torch.utils.data.DataLoader, which can be read again"
+            )
+        result.append(batch)
+    return result
+
+
+def _bytes(batch: Any) -> int:
+    if isinstance(batch, Tensor):
+        return batch.numel() * batch.element_size()
+    if isinstance(batch, Mapping):
+        batch = batch.values()
+    elif not isinstance(batch, (tuple, list)):
+        return 0
+    return sum(map(_bytes, batch))
+
+
+def size(batches: Iterable[Any]) -> int | None:
+    """The number of batches; None where nobody knows before reading them."""
+    try:
+        return len(batches)  # type: ignore[arg-type]
+    except TypeError:  # also a DataLoader of an iterable dataset
+        return None
+
+
+def token_masks(batch: Any) -> list[Tensor]:
+    """Masks of shape (batch, tokens), True where a token is no padding; none where nothing is padded."""
+    if not isinstance(batch, Mapping):
+        return []
+    found = [batch[name] for name in _MASKS if isinstance(batch.get(name), Tensor)]
+    return [mask != 0 for mask in found if mask.ndim == 2 and not bool(mask.all())]
+
+
+def digest(batch: Any) -> bytes:
+    """The content of a batch, as a key."""
+    state = hashlib.blake2b(digest_size=16)
+    for part in (
+        batch.values()
+        if isinstance(batch, Mapping)
+        else batch
+        if isinstance(batch, (tuple, list))
+        else [batch]
+    ):
+        if isinstance(part, Tensor):
+            state.update(repr((part.shape, part.dtype)).encode())
+            state.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        else:
+            state.update(repr(part).encode())
+    return state.digest()
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode; every module's own mode is restored at the end, also after an error."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in model.modules():  # modules that came meanwhile take the model's mode
+            module.training = modes.get(module, modes[model])
+
+
+def shown(batches: Iterable[Any], text: str, progress: bool) -> Iterator[Any]:
+    """The batches, with a tqdm bar on a terminal where tqdm is installed."""
+    if progress and sys.stderr.isatty():
+        with contextlib.suppress(ImportError):
+            from tqdm import tqdm
+
+            batches = tqdm(batches, desc=text, total=size(batches), unit="batch", leave=False)
+    return iter(batches)
+
+
+@contextlib.contextmanager
+def plain_grad(enabled: bool) -> Iterator[None]:
+    """Gradients on or off whatever the caller's mode; no inference mode, which hides version counters."""
+    with torch.inference_mode(False), torch.set_grad_enabled(enabled):
+        yield

@@ -1,0 +1,248 @@
+"""Bits that move while the diagonals are retuned, in a few layers at a time.
+
+With G the gradient of the loss for a layer's outputs, and u = B2 (d3 * x), the gradient for the entries of
+its factors is ``(d1 * G)' (d2 * u)`` and ``(B1' (d1 * G) * d2)' (d3 * x)``: dense, of m k and k n numbers, so
+it is formed only for the layers whose turn it is. There every entry has a latent number, which starts at -1
+or +1 and follows Adam; where it crosses zero, the bit flips: straight-through training, with packed products.
+Adam moves latents by how much steps agree, not by how large their gradients are: the largest belong to the
+boldest entries, and flipping those does harm. At the end of a turn its flips are undone, exactly, if a batch
+that they have not seen is better off without.
+
+Source: Boza and Macko, "Double binary factorization", arXiv 2505.11076, for latents on rotating layers with
+bounded flips; Helwegen et al., "Latent weights do not exist", arXiv 1906.02107, for what latents stand for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..._internal import check
+from ..modules.factors import Factors
+from ..modules.linear import DiBALinear
+from ..ops import operators as _ops  # noqa: F401  (registers torch.ops.diba)
+from ..ops.reference import unpack
+
+__all__ = ["Flipper", "Flips", "flip"]
+
+_DECAYS = 0.9, 0.999  # of Adam
+
+
+@dataclass(frozen=True)
+class Flips:
+    """How bits move in ``retune(bits=Flips(...))``; ``bits="flip"`` takes these defaults.
+
+    Attributes:
+        share: At most this share of a factor's bits flips in a step; the others have to wait.
+        rate: Of the latents, times the schedule of ``retune``. A bit flips after 1 / rate steps at the
+            earliest.
+        every: Steps of a turn.
+        layers: Share of the layers in each turn, at least one, in random order. Meanwhile each of them takes
+            16 (m + n) k bytes.
+    """
+
+    share: float = 1e-4
+    rate: float = 0.03
+    every: int = 100
+    layers: float = 0.1
+
+    def __post_init__(self) -> None:
+        check.number(self.rate, "rate", minimum=0, exclusive=True)
+        check.positive_int(self.every, "every")
+        for name in ("share", "layers"):
+            if check.number(getattr(self, name), name, minimum=0, exclusive=True) > 1:
+                raise ValueError(f"{name} is {getattr(self, name):g}; it must be at most 1, all of them")
+
+
+@torch.no_grad()
+def flip(bits: Tensor, entries: Tensor, columns: int) -> None:
+    """Flip entries of a packed bit matrix in place; the same call again undoes it.
+
+    Args:
+        bits: uint8 of shape (rows, ceil(columns / 8)).
+        entries: Different entries, int64, as ``row * columns + column``.
+        columns: Of the matrix; bits past the last one are never touched.
+    """
+    row, column = entries.div(columns, rounding_mode="floor"), entries % columns
+    mask = torch.zeros_like(bits).view(-1)
+    value = torch.bitwise_left_shift(torch.ones_like(column), column % 8).to(torch.uint8)
+    mask.index_add_(0, row * bits.shape[1] + column // 8, value)  # different bits: their sum is their union
+    bits.bitwise_xor_(mask.view_as(bits))
+
+
+class _Latents:
+    """Of one bit matrix, during a turn; all tensors have its shape (rows, columns)."""
+
+    def __init__(self, bits: Tensor, columns: int, dtype: torch.dtype) -> None:
+        self.bits, self.start = bits, bits.clone()
+        self.value = unpack(bits, columns, True, dtype)
+        self.gradient, self.mean, self.square = (torch.zeros_like(self.value) for _ in range(3))
+        self.steps = 0
+
+    @property
+    def nbytes(self) -> int:
+        return 4 * self.value.nbytes
+
+    def step(self, rate: float, share: float) -> None:
+        """A step of Adam, and the flips that follow from it."""
+        self.steps += 1
+        self.mean.lerp_(self.gradient, 1 - _DECAYS[0])
+        self.square.mul_(_DECAYS[1]).addcmul_(self.gradient, self.gradient, value=1 - _DECAYS[1])
+        unbiased = [1 - decay**self.steps for decay in _DECAYS]
+        root = self.square.div(unbiased[1]).sqrt_().clamp_min_(torch.finfo(self.square.dtype).tiny)
+        before = self.value > 0
+        self.value.addcdiv_(self.mean, root, value=-rate / unbiased[0])
+        self.gradient.zero_()
+        crossed = (self.value > 0).ne_(before).view(-1).nonzero().view(-1)
+        most = max(1, int(share * self.value.numel()))
+        values = self.value.view(-1)
+        if len(crossed) > most:
+            order = values[crossed].abs().argsort(descending=True)
+            waiting = crossed[order[most:]]
+            values[waiting] = torch.where(before.view(-1)[waiting], 1e-6, -1e-6).to(values.dtype)
+            crossed = crossed[order[:most]]
+        if len(crossed):
+            flip(self.bits, crossed, self.value.shape[1])
+
+    def changed(self) -> int:
+        """Bits that differ from the start of the turn."""
+        return int(unpack(self.bits ^ self.start, 8 * self.bits.shape[1], False, torch.float64).sum())
+
+
+class _Turn:
+    """One layer during its turn."""
+
+    def __init__(self, layer: Factors) -> None:
+        self.layer = layer
+        _, k, n = (d.numel() for d in layer.diagonals())
+        self.left, self.right = _Latents(layer.b1, k, layer.d1.dtype), _Latents(layer.b2, n, layer.d1.dtype)
+
+    @torch.no_grad()
+    def add(self, x: Tensor, g: Tensor) -> None:
+        """Add a call of the layer: inputs (..., n), gradient for the outputs (..., m)."""
+        d1, d2, d3 = self.layer.diagonals()
+        sign = self.layer.sign
+        inner = x.reshape(-1, x.shape[-1]).to(d3.dtype) * d3
+        outer = g.reshape(-1, g.shape[-1]).to(d1.dtype) * d1
+        u = torch.ops.diba.times_bits(inner, self.layer.b2, d3.numel(), sign, False) * d2
+        v = torch.ops.diba.times_bits(outer, self.layer.b1, d2.numel(), sign, True) * d2
+        self.left.gradient.addmm_(outer.T, u)
+        self.right.gradient.addmm_(v.T, inner)
+
+
+@dataclass
+class Flipper:
+    """Trains the bits of a rotating subset of layers.
+
+    Attributes:
+        counts: Bits that changed from the start to the end of a turn and stayed so, by the name of the layer.
+        turns: Turns that ended with other bits than they began with.
+        kept: Those of them whose flips were kept.
+        seconds: Time spent on all of it.
+        peak_bytes: Of latents, gradients and moments, at most.
+    """
+
+    layers: dict[str, DiBALinear]
+    settings: Flips
+    generator: torch.Generator
+    counts: dict[str, int] = field(init=False)
+    turns: int = 0
+    kept: int = 0
+    seconds: float = 0.0
+    peak_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        self.counts = dict.fromkeys(self.layers, 0)
+        self._queue: list[str] = []
+        self._turn: dict[str, _Turn] = {}
+        self._steps = 0
+
+    def watch(self) -> ExitStack:
+        """Gather what the backward passes within this context tell about the current layers."""
+        if not self._turn:
+            self._begin()
+        stack = ExitStack()
+        for turn in self._turn.values():
+            stack.callback(turn.layer.register_forward_hook(self._hook(turn)).remove)
+        return stack
+
+    @torch.no_grad()
+    def step(self, rate: float) -> None:
+        """Move the current latents and flip bits, at ``rate`` times their learning rate."""
+        start = time.perf_counter()
+        self._steps += 1
+        for turn in self._turn.values():
+            for latents in (turn.left, turn.right):
+                latents.step(self.settings.rate * rate, self.settings.share)
+        self.seconds += time.perf_counter() - start
+
+    def drop(self) -> None:
+        """Forget the gradients of a step that is skipped."""
+        for turn in self._turn.values():
+            for latents in (turn.left, turn.right):
+                latents.gradient.zero_()
+
+    @torch.no_grad()
+    def check(self, loss: Callable[[], float], last: bool = False) -> None:
+        """At the end of a turn (or of everything), keep its flips if a batch is better off with them."""
+        if not self._turn or (self._steps < self.settings.every and not last):
+            return
+        start = time.perf_counter()
+        everything = [latents for turn in self._turn.values() for latents in (turn.left, turn.right)]
+        changed = {name: turn.left.changed() + turn.right.changed() for name, turn in self._turn.items()}
+        self._turn, self._steps = {}, 0
+        if any(changed.values()):
+            self.turns += 1
+            if _are_better(everything, loss):
+                self.kept += 1
+                for name, count in changed.items():
+                    self.counts[name] += count
+        self.seconds += time.perf_counter() - start
+
+    def _begin(self) -> None:
+        if not self._queue:
+            names = list(self.layers)
+            self._queue = [names[i] for i in torch.randperm(len(names), generator=self.generator)]
+        count = max(1, round(self.settings.layers * len(self.layers)))
+        chosen, self._queue = self._queue[:count], self._queue[count:]
+        with torch.no_grad():
+            self._turn = {name: _Turn(self.layers[name]) for name in chosen}
+        used = sum(turn.left.nbytes + turn.right.nbytes for turn in self._turn.values())
+        self.peak_bytes = max(self.peak_bytes, used)
+
+    def _hook(self, turn: _Turn) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
+        def forward(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+            if not output.requires_grad:
+                return
+            x = inputs[0].detach()
+
+            def backward(g: Tensor) -> None:
+                start = time.perf_counter()
+                turn.add(x, g.detach())
+                self.seconds += time.perf_counter() - start
+
+            output.register_hook(backward)  # type: ignore[no-untyped-call]
+
+        return forward
+
+
+def _are_better(latents: list[_Latents], loss: Callable[[], float]) -> bool:
+    """Whether the loss is lower than with the bits of the turn's start, which stay if it is not."""
+    now = [part.bits.clone() for part in latents]
+    after = loss()
+    for part in latents:
+        part.bits.copy_(part.start)
+    better = False
+    try:
+        better = after < loss()
+    finally:
+        if better:
+            for part, bits in zip(latents, now, strict=True):
+                part.bits.copy_(bits)
+    return better

@@ -1,0 +1,230 @@
+"""What a loss is: a callable ``loss(model, batch)`` that returns a scalar tensor. The usual ones are here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..._internal import check
+from .batches import call, digest, evaluating, plain_grad
+from .outputs import Answer, answers, choices, field, positions
+
+__all__ = [
+    "Distillation",
+    "Forward",
+    "Loss",
+    "batch_norms",
+    "differentiable",
+    "distillation",
+    "model_loss",
+]
+
+Loss = Callable[[nn.Module, Any], Tensor]
+"""``loss(model, batch) -> scalar tensor``; a smaller value is better."""
+
+Forward = Callable[[nn.Module, Any], Any]
+
+
+def model_loss(model: nn.Module, batch: Any) -> Tensor:
+    """The loss that a transformers model returns when its batch has labels.
+
+    Raises:
+        ValueError: the output has no loss.
+    """
+    loss = field(call(model, batch), "loss")
+    if not isinstance(loss, Tensor):
+        raise ValueError(
+            f"loss is None and {type(model).__name__} returns no loss for this batch; it must be a callable "
+            f"loss(model, batch), or a batch with labels; or give teacher=, the dense model to imitate"
+        )
+    return loss
+
+
+def distillation(
+    teacher: nn.Module,
+    *,
+    temperature: float = 1.0,
+    weight: float = 1.0,
+    features: bool = False,
+    cache: bool | int = False,
+    forward: Forward = call,
+) -> Distillation:
+    """A loss that is small where a model answers as its teacher does.
+
+    For models with logits it is the mean over positions of ``T^2 KL(teacher | student)``, both softened by
+    the temperature T. For models without it is ``|student - teacher|^2 / |teacher|^2`` of their embeddings
+    (``text_embeds`` and ``image_embeds`` of CLIP and SigLIP), else of ``last_hidden_state``. Several answers,
+    as the start and end of one to a question or classes and boxes, add up. A plain tensor counts as logits.
+    Classes lie along the last axis, in images along axis 1; labels that do not exclude each other
+    (``problem_type="multi_label_classification"``, masks) are compared one by one, a single number as the
+    values that are no logits.
+
+    Positions count where ``attention_mask``, that of the decoder if there is one, is 1 if the batch has one
+    that fits the output, else where ``labels`` are not -100, else all of them.
+
+    Args:
+        teacher: The dense model, ``copy.deepcopy(model)`` from before the conversion. It runs in eval mode
+            and without gradients.
+        temperature: T > 0.
+        weight: From 0 to 1: ``weight * distillation + (1 - weight) * model_loss``.
+        features: Compare the first output that is not a loss or logits (``last_hidden_state`` or the last of
+            ``hidden_states``) even where there are logits; a plain tensor counts as features.
+        cache: Keep the teacher's outputs, found again by the content of a batch: for few batches and many
+            epochs. They take 4 bytes x positions x vocabulary for every batch, 100 MB for 512 positions of a
+            language model, see ``Distillation.cached_bytes``. A number: keep at most so many bytes.
+        forward: ``forward(model, batch)``, for batches that hold more than a model's arguments; the default
+            is ``model(**batch)`` for a dict, ``model(*batch)`` for a tuple or list, else ``model(batch)``.
+
+    Raises:
+        TypeError: the teacher is no module.
+        ValueError: a temperature of 0, a weight outside [0, 1]; later, outputs that cannot be compared.
+
+    Source:
+        Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network", arXiv 1503.02531.
+    """
+    check.instance(teacher, "teacher", nn.Module, "use copy.deepcopy(model) from before the conversion")
+    temperature = check.number(temperature, "temperature", minimum=0, exclusive=True)
+    weight = check.number(weight, "weight", minimum=0)
+    if weight > 1:
+        raise ValueError(f"weight is {weight:g}; it must be at most 1, the share of the distillation")
+    limit = math.inf if cache is True else 0
+    if not isinstance(cache, bool):
+        limit = check.integer(cache, "cache", minimum=0, maximum=2**62)
+    return Distillation(teacher, temperature, weight, features, limit, forward)
+
+
+class Distillation:
+    """A loss made by ``distillation``.
+
+    Attributes:
+        cached_bytes: Bytes of the teacher's outputs that are kept; 0 unless ``cache`` was asked for.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        temperature: float,
+        weight: float,
+        features: bool,
+        cache: float,
+        forward: Forward,
+    ) -> None:
+        self.teacher = teacher
+        self.cached_bytes = 0
+        self._temperature, self._weight, self._features = temperature, weight, features
+        self._forward = forward
+        self._cache: dict[bytes, list[Answer]] = {}
+        self._limit = cache
+
+    def __call__(self, model: nn.Module, batch: Any) -> Tensor:
+        """The loss of a model for one batch: a scalar, float32."""
+        if model is self.teacher:
+            raise ValueError(
+                "teacher is the model itself; it must be a copy from before the conversion: "
+                "teacher = copy.deepcopy(model)"
+            )
+        output = self._forward(model, batch)
+        students, teachers = answers(output, model, self._features), self._teach(batch)
+        found, wanted = ([(x.name, tuple(x.values.shape)) for x in side] for side in (teachers, students))
+        if found != wanted:
+            raise ValueError(
+                f"the teacher's output has shape {_shown(found)}; it must be {_shown(wanted)}, "
+                f"the shape of the model's: use the model from before its conversion"
+            )
+        pairs = zip(students, teachers, strict=True)
+        loss = torch.stack([self._distance(*pair, batch, model) for pair in pairs]).sum()
+        if self._weight == 1:
+            return loss
+        own = field(output, "loss")
+        if own is None:
+            raise ValueError(
+                f"weight is {self._weight:g} and {type(model).__name__} returns no loss for this batch; "
+                f"weight must be 1, or the batch must have labels"
+            )
+        total: Tensor = self._weight * loss + (1 - self._weight) * own
+        return total
+
+    def _distance(self, student: Answer, teacher: Answer, batch: Any, model: nn.Module) -> Tensor:
+        mine, its = choices(student), choices(teacher).to(student.values.device)
+        chosen = positions(batch, mine, model)
+        between = _relative_error if student.kind == "features" else self._divergence
+        return between(mine[chosen].float(), its[chosen].float())
+
+    def _divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
+        t = self._temperature
+        log_p, log_q = (F.log_softmax(z / t, -1) for z in (teacher, student))
+        terms = log_p.exp() * (log_p - log_q)
+        terms = terms.masked_fill(log_p == -math.inf, 0)  # classes that are ruled out
+        return terms.sum() * (t * t / max(1, log_q[..., 0].numel()))
+
+    def _teach(self, batch: Any) -> list[Answer]:
+        if self._limit == 0:
+            return self._run_teacher(batch)
+        key = digest(batch)
+        found = self._cache.get(key)
+        if found is None:
+            found = self._run_teacher(batch)
+            size = sum(answer.values.nbytes for answer in found)
+            if self.cached_bytes + size <= self._limit:
+                self._cache[key] = found
+                self.cached_bytes += size
+        return found
+
+    def _run_teacher(self, batch: Any) -> list[Answer]:
+        with torch.no_grad(), evaluating(self.teacher):
+            return answers(self._forward(self.teacher, batch), self.teacher, self._features)
+
+
+def _shown(shapes: list[tuple[str, tuple[int, ...]]]) -> str:
+    return ", ".join(f"{shape} ({name})" if name else f"{shape}" for name, shape in shapes)
+
+
+def _relative_error(student: Tensor, teacher: Tensor) -> Tensor:
+    return (student - teacher).square().sum() / teacher.square().sum().clamp_min(
+        torch.finfo(teacher.dtype).tiny
+    )
+
+
+@contextmanager
+def differentiable(
+    model: nn.Module, parameters: Iterable[nn.Parameter], *, dropout: bool = False, statistics: bool = False
+) -> Iterator[None]:
+    """Let gradients reach these parameters only; everything is as before afterwards, whatever happens.
+
+    Args:
+        model: Runs in eval mode, so the loss is the one that will be measured.
+        parameters: Get gradients; the ``grad`` and ``requires_grad`` of all parameters are restored.
+        dropout: Run in training mode (dropout, layer drop), except for the batch statistics.
+        statistics: Let batch normalisation use and update its running statistics.
+    """
+    before = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        for parameter, _, _ in before:
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        for module, _ in modes:
+            module.training = dropout
+        for module in batch_norms(model):
+            module.training = statistics
+        with plain_grad(True):
+            yield
+    finally:
+        for parameter, wanted, gradient in before:
+            parameter.requires_grad_(wanted)
+            parameter.grad = gradient
+        for module, mode in modes:
+            module.training = mode
+
+
+def batch_norms(model: nn.Module) -> list[nn.Module]:
+    """Its modules that keep statistics of batches."""
+    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]

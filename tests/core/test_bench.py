@@ -1,0 +1,177 @@
+"""``diba bench``, and what it and benchmarks/matvec.py measure with."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+import diba
+from diba import _core, cli
+from diba._internal import timing
+from diba._internal.storage import bits_per_weight
+from diba.cli import bench
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+# ---------------------------------------------------------------- how products are timed
+
+
+class Clock:
+    """Stands for the time module: time passes only in calls."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def call(self, name: str, seconds: float, log: list[str]) -> Callable[[], None]:
+        def run() -> None:
+            log.append(name)
+            self.now += seconds
+
+        return run
+
+
+def test_calls_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, log = Clock(), []
+    monkeypatch.setattr(timing, "time", clock)
+    calls = {"quick": clock.call("quick", 0.25, log), "slow": clock.call("slow", 8.0, log)}
+    samples = timing.interleaved(calls, rounds=4, seconds=4.0, rest=0.5)  # which no sample contains
+    assert samples == {"quick": [0.25] * 4, "slow": [8.0] * 3}  # the slow one needs more than its 4 s
+    one_round = ["quick"] * 5 + ["slow"]  # one call to warm up, and four in a sample of a second
+    assert log[-(3 * len(one_round) + 5) :] == one_round * 3 + ["quick"] * 5
+
+
+def test_the_fastest_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, log = Clock(), []
+    monkeypatch.setattr(timing, "time", clock)
+    ways = [clock.call(str(seconds), seconds, log) for seconds in (3.0, 1.0, 2.0)]
+    assert timing.fastest(*ways) is ways[1]
+    assert timing.fastest(ways[2]) is ways[2]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_read_bandwidth_is_that_of_all_threads(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    monkeypatch.setattr(_core, "read_seconds", lambda words: words.nbytes / 5e9)
+    assert timing.read_bandwidth(2**20, threads, seconds=0) == pytest.approx(threads * 5e9, rel=1e-12)
+
+
+def test_bandwidth_is_measured() -> None:
+    assert 1e6 < timing.read_bandwidth(2**22, seconds=0) < 1e13
+
+
+@pytest.mark.parametrize(("m", "n", "bits"), [(65, 130, 1.0), (64, 200, 2.0)])
+def test_the_exact_product(m: int, n: int, bits: float) -> None:
+    f = timing.random_factorization(m, n, bits)
+    assert f.shape == (m, n)
+    assert f.bits_per_weight <= bits < bits_per_weight(m, n, f.k + 1, 16)
+    X = timing.activations(3, n)
+    b1, b2 = f.b1.to_dense(np.float64), f.b2.to_dense(np.float64)
+    assert 0.45 < b1.mean() < 0.55
+    inner = (b2 @ (f.d3[:, None].astype(np.float64) * X.T)) * f.d2[:, None]
+    expected = ((b1 @ inner) * f.d1[:, None]).T
+    magnitude = np.abs(f.d1) * (b1 @ (np.abs(f.d2)[:, None] * (b2 @ np.abs(f.d3[:, None] * X.T)))).T
+    assert np.all(np.abs(timing.exact_product(f, X) - expected) <= 2 * (n + f.k) * 2.0**-52 * magnitude)
+
+
+def test_heavy_activations() -> None:
+    plain, heavy = timing.activations(5, 300), timing.activations(5, 300, heavy=True)
+    changed = plain != heavy
+    assert np.array_equal(changed.sum(axis=1), [4] * 5)
+    assert np.array_equal(heavy[changed], 50 * plain[changed])
+
+
+def test_snr() -> None:
+    exact = np.array([3.0, 4.0])
+    assert timing.snr_db(exact, np.array([3.0, 4.5])) == pytest.approx(20, rel=1e-12)
+    assert timing.snr_db(exact, exact) == np.inf
+
+
+# ---------------------------------------------------------------- diba bench
+
+NO_SHAPE = "is no shape; it must be like 4096x1024; see 'diba bench --help'"
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    try:
+        code = cli.main(["bench", *arguments])
+    except SystemExit as error:
+        code = int(error.code or 0)
+    return code, *capsys.readouterr()
+
+
+def test_bench_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--shape", "64x96", "--bits", "2", "--batch", "3", "--threads", "2", "--json"]
+    code, out, err = run(capsys, *options)
+    assert (code, err, out.count("\n")) == (0, "", 1)
+    report = json.loads(out)
+    assert {key: report[key] for key in ("shape", "batch", "threads", "isa", "diba")} == {
+        "shape": [64, 96], "batch": 3, "threads": 2, "isa": diba.isa(), "diba": diba.__version__,
+    }  # fmt: skip
+    assert report["bits_per_weight"] == bits_per_weight(64, 96, report["k"], 16)
+    rows = {row["name"]: row for row in report["results"]}
+    assert {"diba, fast", "diba, exact", "NumPy float32"} <= rows.keys()
+    for name, row in rows.items():
+        packed = name.startswith("diba")
+        assert row["weight_bytes"] == (-(-report["k"] * (64 + 96) // 8) if packed else 4 * 64 * 96)
+        assert row["gb_per_s"] == pytest.approx(row["weight_bytes"] / row["us"] / 1e3, rel=1e-9)
+        assert row["read_share"] == pytest.approx(row["gb_per_s"] / row["read_gb_per_s"], rel=1e-9)
+        # n eps sum |x|, over at most 96 + k terms, leaves far more than 60 dB to float32
+        assert name == "diba, fast" or min(row["snr_db"], row["snr_heavy_db"]) > 60
+    dense = {name: row["us"] for name, row in rows.items() if not name.startswith("diba")}
+    assert report["fastest_dense"] == min(dense, key=dense.__getitem__)
+    assert report["speedup"] == pytest.approx(min(dense.values()) / rows["diba, fast"]["us"], rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("speedup", "sentence"),
+    [(1.25, "diba is 1.25 times as fast as NumPy float32."),
+     (0.5, "Dense is faster here: NumPy float32 takes 50% of diba's time.")],
+)  # fmt: skip
+def test_bench_says_which_is_faster(speedup: float, sentence: str) -> None:
+    row = {"name": "diba, fast", "us": 12.34, "gb_per_s": 56.7, "read_share": 0.61, "snr_db": 42.1}
+    report = {
+        "shape": [384, 1536], "bits_per_weight": 0.997, "k": 288, "batch": 1, "threads": 1, "isa": "avx2",
+        "cpu": "a processor", "results": [row | {"snr_heavy_db": None}], "fastest_dense": "NumPy float32",
+        "speedup": speedup,
+    }  # fmt: skip
+    lines = bench.table(report).splitlines()
+    assert lines[0] == "384 x 1536 at 0.997 bits per weight, k = 288, batch 1, 1 thread, avx2, a processor"
+    assert lines[2].split() == ["diba,", "fast", "12.34", "56.7", "61%", "42.1", "exact"]
+    assert lines[-1] == sentence
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--shape", "384"], f"argument --shape: '384' {NO_SHAPE}"),
+     (["--shape", "0x4"], f"argument --shape: '0x4' {NO_SHAPE}"),
+     (["--bits", "0"], "--bits is 0; it must be a finite number above 0"),
+     (["--batch", "0"], "--batch is 0; it must be an integer of at least 1"),
+     (["--threads", "0"], "threads is 0; it must be an integer of at least 1")],
+)  # fmt: skip
+def test_bench_refuses(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+    assert run(capsys, *arguments) == (2, "", f"diba: error: {message}\n")
+
+
+def test_bench_refuses_what_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "--shape", "9999999x9999999")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "a dense 9999999 x 9999999 matrix to compare with needs about" in err
+    assert err.endswith("use a smaller --shape or --batch\n")
+
+
+def test_bench_passes_on_what_fails(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIBA_ISA", "nonsense")
+    code, out, err = run(capsys, "--shape", "64x64")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("diba: error: the measurement failed: DIBA_ISA is 'nonsense', must be one of")

@@ -1,0 +1,287 @@
+"""What imports what: the layers of the package and of the core, and what a use of diba leaves alone."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from run_python import python
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# From the bottom up; a module imports only from rows above its own.
+LAYERS = (
+    (
+        "_core",
+        "_internal",
+        "allocation",
+        "checkpoints",
+        "_internal.disk",
+        "_internal.machine",
+        "_internal.diagonal16",
+        "errors",
+        "progress",
+        "reference",
+        "_internal.storage",
+        "_internal.check_arrays",
+    ),
+    ("_internal.check", "_internal.container", "solvers.deadline", "solvers.target_snr"),
+    ("_internal.signed", "runtime", "cli.inputs", "_internal.check_objectives"),
+    ("_internal.operator", "files", "checkpoints.entries"),
+    ("bits", "_internal.tuning", "checkpoints.stored"),
+    ("_internal.dense", "_internal.fast", "_internal.error_bound"),
+    ("factorization", "svid"),
+    ("solvers.size", "solvers.greedy", "solvers.admm", "solvers.importance"),
+    ("solvers.methods", "solvers.covariance", "_internal.timing"),
+    ("solvers.objective",),
+    ("solvers.factoring",),
+    ("solvers.solver",),
+    ("solvers", "allocation.curves", "cli.bench"),
+    ("cli", "allocation.waterfill"),
+    ("allocation.matrices",),
+    ("", "__main__"),
+    ("torch.ops", "torch.modules", "torch.model", "torch.retuning", "torch.calibration", "torch.conversion"),
+    # diba.torch; torch is imported here and in diba.hf alone
+    (
+        "torch.modules.extras",
+        "torch.ops.packed",
+        "torch.model.parts",
+        "torch.ops.reference",
+        "torch.modules.vectors",
+    ),
+    (
+        "torch.modules.state",
+        "torch.model.attention",
+        "torch.retuning.batches",
+        "torch.model.experts",
+        "torch.retuning.outputs",
+        "torch.modules.weight",
+    ),
+    (
+        "torch.calibration.blocks",
+        "torch.modules.factors",
+        "torch.calibration.gradients",
+        "torch.retuning.losses",
+        "torch.ops.operators",
+    ),
+    (
+        "torch.model.accounts",
+        "torch.modules.embedding",
+        "torch.retuning.fisher",
+        "torch.retuning.groups",
+        "torch.modules.linear",
+    ),
+    ("torch.model.unfuse",),
+    (
+        "torch.modules.conv",
+        "torch.retuning.flips",
+        "torch.calibration.moments",
+        "torch.conversion.report",
+        "torch.conversion.scores",
+        "torch.calibration.sensitivity",
+    ),
+    (
+        "torch.modules.kinds",
+        "torch.retuning.steps",
+        "torch.calibration.correction",
+        "torch.model.config",
+        "torch.conversion.display",
+    ),
+    (
+        "torch.retuning.course",
+        "torch.calibration.propagate",
+        "torch.model.selection",
+        "torch.conversion.solving",
+    ),
+    ("torch.conversion.coverage",),
+    ("torch.conversion.allocation", "torch.calibration.collect", "torch.retuning.retune", "torch.model.swap"),
+    ("torch.conversion.run",),
+    ("torch.conversion.convert",),
+    ("torch",),
+    # diba.hf
+    ("hf.config", "hf.peft"),
+    ("hf.checkpoint", "hf.loading", "hf.pretrained"),
+    ("hf.quantizer",),
+    ("hf.saving",),
+    ("hf",),
+)
+PACKAGES = {
+    "",
+    "_internal",
+    "allocation",
+    "checkpoints",
+    "cli",
+    "solvers",
+    "torch",
+    "torch.ops",
+    "torch.modules",
+    "torch.model",
+    "torch.retuning",
+    "torch.calibration",
+    "torch.conversion",
+    "hf",
+}
+BINDINGS = {"module.cpp", "bind_layer.cpp", "bind_prepared.cpp", "bindings.hpp"}
+AVX512 = {"avx512.cpp", "avx512_vnni.cpp", "avx512_amx.cpp", "lookup_avx512.cpp", "lookup_avx512_vbmi.cpp"}
+THIRD_PARTY = {
+    "numpy": None,
+    "safetensors": set(),
+    "tqdm": {"cli", "torch.retuning.batches", "torch.conversion.display", "torch.retuning.retune"},
+    "scipy": {"factorization"},
+    "threadpoolctl": {"torch.conversion.run"},
+    "matplotlib": {"allocation.curves"},
+}
+
+
+def modules(source_root: Path) -> Iterator[tuple[str, ast.Module]]:
+    """Names inside the package ("" is the package) and syntax trees."""
+    package = source_root / "python" / "diba"
+    for path in sorted(package.rglob("*.py")):
+        parts = path.relative_to(package).with_suffix("").parts
+        name = ".".join(part for part in parts if part != "__init__")
+        yield name, ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(name: str, tree: ast.Module, packages: set[str]) -> Iterator[tuple[str, bool]]:
+    """(module, whether it is of this package) of every import statement, wherever it stands."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, False) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module or "", False
+        elif isinstance(node, ast.ImportFrom):
+            here = name.split(".") if name in packages else name.split(".")[:-1]
+            base = [part for part in here[: len(here) + 1 - node.level] if part]
+            base += node.module.split(".") if node.module else []
+            if node.module:
+                yield ".".join(base), True
+            else:
+                yield from ((".".join([*base, alias.name]), True) for alias in node.names)
+
+
+def test_imports_go_one_way(source_root: Path) -> None:
+    rank = {name: number for number, layer in enumerate(LAYERS) for name in layer}
+    trees = dict(modules(source_root))
+    assert set(trees) | {"_core"} == set(rank), "give a new module its place in LAYERS"
+    found = 0
+    for name, tree in trees.items():
+        for module, own in imports(name, tree, PACKAGES):
+            if own:
+                found += 1
+                assert rank[module] < rank[name], f"{name or 'the package'} imports {module}"
+    assert found > 30  # the test itself sees them
+
+
+def test_other_packages_are_imported_where_they_belong(source_root: Path) -> None:
+    known = set(THIRD_PARTY)
+    for name, tree in modules(source_root):
+        for module, own in imports(name, tree, PACKAGES):
+            top = module.partition(".")[0]
+            with_torch = name.split(".")[0] in ("torch", "hf")
+            assert with_torch or top not in ("torch", "transformers", "peft", "accelerate"), (
+                f"{name} imports {top}"
+            )
+            assert name.startswith("hf") or not (own and top == "hf"), f"{name} imports diba.hf"
+            assert with_torch or not (own and top == "torch"), f"{name} imports diba.torch"
+            if not own and top in known and THIRD_PARTY[top] is not None:
+                assert name in THIRD_PARTY[top], f"{name} imports {top}"
+
+
+def test_the_core_keeps_each_thing_in_one_file(source_root: Path) -> None:
+    only = {
+        r"#include <pybind11/|#include <Python\.h>|PyObject": BINDINGS,
+        r"#include <thread>|std::thread|pthread_|#pragma omp|<omp\.h>": {"parallel.cpp"},
+        r"getenv|__builtin_cpu_supports|cpuid": {"dispatch.cpp"},
+        r"immintrin\.h|_mm256_|_mm512_": {"avx2.cpp", "integer_256.hpp", "lookup_avx2.cpp"} | AVX512,
+        r"_mm512_|__m512|__mmask": AVX512,
+        r"arm_neon\.h|\bv\w+q_[sufp]\d+\b|\b(u?int|float)\d+x\d+_t\b": {"lookup_neon.cpp"},
+    }
+    files = sorted((source_root / "cpp").rglob("*.[ch]pp"))
+    for pattern, allowed in only.items():
+        holders = {path.name for path in files if re.search(pattern, path.read_text(encoding="utf-8"))}
+        assert holders <= allowed
+        assert holders
+
+
+# ---------------------------------------------------------------- in a fresh process
+
+STATE = """
+import os, random, signal, sys, warnings, locale
+import numpy as np
+
+def state():
+    return {
+        "environment": dict(os.environ),
+        "warning filters": list(warnings.filters),
+        "numpy's random state": np.random.get_state()[1].tobytes(),
+        "random's state": random.getstate(),
+        "numpy's error handling": np.geterr(),
+        "numpy's printing": np.get_printoptions(),
+        "threads": len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else None,
+        "signal handlers": [signal.getsignal(number) for number in sorted(signal.valid_signals())],
+        "signal mask": signal.pthread_sigmask(signal.SIG_BLOCK, ()),
+        "affinity": os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None,
+        "hooks": (sys.excepthook, sys.displayhook, sys.meta_path[:], sys.path[:], sys.getswitchinterval()),
+        "folder": os.getcwd(),
+        "locale": locale.setlocale(locale.LC_ALL),
+        "recursion": sys.getrecursionlimit(),
+    }
+
+def changes(before):
+    return [name for name, value in state().items() if value != before[name]]
+"""
+
+
+def test_import_changes_nothing() -> None:
+    done = python(f"{STATE}\nbefore = state()\nimport diba\nprint(changes(before))")
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_work_changes_nothing_and_imports_nothing_heavy(threads: int) -> None:
+    """Except that the workers of the thread pool stay, asleep, if it was asked for any."""
+    code = f"""{STATE}
+import tempfile
+np.linalg.solve(np.eye(2), np.eye(2))  # what NumPy itself loads on first use
+before = state()
+import diba
+f = diba.solve(np.random.default_rng(0).standard_normal((200, 300)), bits_per_weight=1, max_iter=2)
+with tempfile.TemporaryDirectory() as folder:
+    f.save(folder + "/f.safetensors")
+    assert diba.load(folder + "/f.safetensors") == f
+f @ np.ones(300), f.matmul(np.ones((300, 20))), f.snr(np.ones((200, 300))), diba.info()
+print(changes(before), [name for name in ("torch", "scipy", "tqdm", "matplotlib") if name in sys.modules])
+"""
+    done = python(code, DIBA_NUM_THREADS=str(threads))
+    kept = ["threads"] if threads > 1 and Path("/proc/self/task").is_dir() else []
+    assert (done.stdout, done.stderr) == (f"{kept} []\n", "")
+
+
+def test_a_missing_extension_is_named_with_the_way_to_build_it() -> None:
+    code = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name == "diba._core":
+            raise ImportError("libstdc++.so.6: version `GLIBCXX_9' not found")
+sys.meta_path.insert(0, Blocker())
+import diba
+"""
+    done = python(code)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: diba's compiled extension diba._core cannot be loaded")
+    assert "GLIBCXX_9" in last  # the reason
+    assert "pip install" in last  # the mend
+
+
+@pytest.mark.parametrize("module", ["diba.reference", "diba.cli", "diba.solvers", "diba.files"])
+def test_modules_can_be_imported_first(module: str) -> None:
+    """No module works only because another was imported before it."""
+    done = python(f"import {module}")
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,75 @@
+"""Calibration files."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+import numpy as np
+from diba.engine import Driver
+
+import diba
+from diba.files import check_message, mended
+from diba.torch import Calibration
+from diba.torch.calibration import moments
+
+if TYPE_CHECKING:
+    from diba.mutations import Content
+
+
+def example(seed: int, sizes: tuple[int, ...], gradients: bool, shared: bool) -> bytes:
+    """A calibration of random layers with so many inputs."""
+    rng = np.random.default_rng(seed)
+    layers: dict[str, moments.Moments] = {}
+    for i, n in enumerate(sizes):
+        x = rng.standard_normal((5, n))
+        gradient = np.abs(rng.standard_normal(n + 1)) if gradients else None
+        layers[f"layers.{i}.é"] = moments.Moments(x.T @ x / 5, 5, gradient, 7 * gradients)
+        if shared:
+            layers[f"layers.{i}.twin"] = moments.Moments(layers[f"layers.{i}.é"].second, 5)
+    return b"".join(moments._encode(Calibration(layers)))
+
+
+def fingerprint(calibration: Calibration) -> list[tuple[object, ...]]:
+    """All that was read, to the last bit."""
+    return [
+        (name, m.second.tobytes(), m.second.shape, m.count, m.gradient_count)
+        + (() if m.gradient_rms is None else (m.gradient_rms.tobytes(),))
+        for name, m in calibration.items()
+    ]
+
+
+class CalibrationDriver(Driver):
+    """Whatever is accepted decodes to the seed, and is what moments can be."""
+
+    name = "calibration"
+
+    def seeds(self) -> list[Content]:
+        return [
+            example(0, (1,), gradients=False, shared=False),
+            example(1, (3, 2), gradients=True, shared=False),
+            example(2, (4,), gradients=True, shared=True),
+        ]
+
+    def mend(self, mutant: Content) -> Content | None:
+        return mended(mutant)
+
+    def check(self, mutant: Content, seed: Content | None) -> int | None:
+        try:
+            calibration = moments.decode(io.BytesIO(mutant), "the file")
+        except diba.FormatError as error:
+            check_message(error)
+            return None
+        for m in calibration.values():
+            assert np.isfinite(m.second).all()
+            assert np.array_equal(m.second, m.second.T)
+            assert (m.second.diagonal() >= 0).all()
+            assert m.count >= 1
+            assert m.gradient_rms is None or (m.gradient_rms >= 0).all()
+        if seed is not None:
+            original = moments.decode(io.BytesIO(seed), "the seed")
+            assert fingerprint(calibration) == fingerprint(original), "it decodes to something else"
+        arrays = {id(m.second): m.second.nbytes for m in calibration.values()}
+        return sum(arrays.values()) + sum(
+            m.gradient_rms.nbytes for m in calibration.values() if m.gradient_rms is not None
+        )

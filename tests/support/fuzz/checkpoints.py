@@ -1,0 +1,130 @@
+"""Checkpoints of transformers models: ``config.json`` and a file of tensors, as far as factors go."""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from diba.checkpoints.entries.stored import Stored, check_stored
+from diba.engine import Driver
+from diba.mutations import split
+
+import diba
+from diba.checkpoints.entries import entries as checkpoints
+from diba.files import check_message
+
+if TYPE_CHECKING:
+    from diba.mutations import Content
+
+CONFIG, FILE = "config.json", "model.safetensors"
+OWN = ("d1", "d2", "d3", "b1", "b2")
+
+
+def example(sizes: dict[str, tuple[int, int, int, str]], shared: dict[str, str]) -> dict[str, bytes]:
+    """A checkpoint of random layers, name -> (m, k, n, alphabet), and of others that share their factors."""
+    from safetensors.numpy import save
+
+    rng = np.random.default_rng(len(sizes))
+    tensors: dict[str, Any] = {"norm.weight": np.ones(3, np.float32)}
+    entries = {}
+    for name, (m, k, n, alphabet) in sizes.items():
+        own: dict[str, Any] = {
+            d: rng.standard_normal(size).astype(np.float32) for d, size in zip(OWN, (m, k, n), strict=False)
+        }
+        for b, shape in (("b1", (m, k)), ("b2", (k, n))):
+            own[b] = np.packbits(rng.integers(0, 2, shape), axis=1, bitorder="little")
+        plain = checkpoints.entry(name, "DiBALinear", (m, n), k, alphabet, False)
+        entries[name] = checkpoints.sealed(name, plain, own)
+        tensors |= {f"{name}.{key}": tensor for key, tensor in own.items()}
+    for name, owner in shared.items():
+        m, k, n, alphabet = sizes[owner]
+        entries[name] = checkpoints.entry(name, "DiBAEmbedding", (m, n), k, alphabet, False, shared=owner)
+    guards = {f"{name}.weight": np.empty(0, np.float32) for name in entries}
+    quantization = {"factors": entries, "crc32_factors": checkpoints.crc32_of_all(entries)}
+    config = {"hidden_size": 3, "quantization_config": {"quant_method": "diba", **quantization}}
+    return {CONFIG: json.dumps(config).encode(), FILE: save({**tensors, **guards}, {"format": "pt"})}
+
+
+def read(content: dict[str, bytes]) -> tuple[dict[str, Any], Stored] | None:
+    """Entries and files that are whole; None where others refuse them, before or after."""
+    try:
+        quantization = json.loads(content[CONFIG])["quantization_config"]
+        factors, crc32 = quantization["factors"], quantization.get("crc32_factors")
+        data = content[FILE]
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+        return None  # transformers' business, or nothing that diba is asked to read
+    entries = checkpoints.check_all(factors, crc32, "the file")
+    stored = Stored({"the file": functools.partial(io.BytesIO, data)}, "the file")
+    elsewhere = check_stored(entries, stored)
+    return None if elsewhere else (entries, stored)  # which transformers would not find
+
+
+def fingerprint(entries: dict[str, Any], stored: Stored) -> dict[str, Any]:
+    """All that was read of the layers, to the last bit."""
+    found = {}
+    for name, layer in entries.items():
+        source = layer.get("shared", name)
+        facts = [layer[key] for key in ("kind", "shape", "k", "alphabet", "bias")]
+        found[name] = facts, source, [stored.array(f"{source}.{own}").tobytes() for own in OWN]
+    return found
+
+
+class CheckpointsDriver(Driver):
+    """Whatever is accepted decodes to the seed, and can be multiplied by."""
+
+    name = "checkpoints"
+
+    def seeds(self) -> list[Content]:
+        return [
+            example({"a": (1, 1, 1, "sign")}, {}),
+            example(
+                {"model.embed": (4, 9, 11, "binary"), "b.é": (3, 16, 8, "sign")}, {"head": "model.embed"}
+            ),
+        ]
+
+    def mend(self, mutant: Content) -> Content | None:
+        assert isinstance(mutant, dict)
+        try:
+            config = json.loads(mutant[CONFIG])
+            parts = split(mutant[FILE])
+            header = {} if parts is None else json.loads(parts[0])
+            for name, layer in config["quantization_config"]["factors"].items():
+                for own in layer.get("crc32", ()):
+                    begin, end = header[f"{name}.{own}"]["data_offsets"]
+                    layer["crc32"][own] = f"{zlib.crc32(parts[1][begin:end]):08x}"
+                rest = {key: value for key, value in layer.items() if key != "crc32_entry"}
+                text = json.dumps([name, rest], sort_keys=True)
+                layer["crc32_entry"] = f"{zlib.crc32(text.encode()):08x}"
+            factors = config["quantization_config"]["factors"]
+            config["quantization_config"]["crc32_factors"] = checkpoints.crc32_of_all(factors)
+            return {**mutant, CONFIG: json.dumps(config).encode()}
+        except (TypeError, KeyError, ValueError, IndexError, AttributeError, RecursionError):
+            return None
+
+    def check(self, mutant: Content, seed: Content | None) -> int | None:
+        assert isinstance(mutant, dict)
+        try:
+            found = read(mutant)
+        except diba.FormatError as error:
+            check_message(error)
+            return None
+        if found is None:
+            return None
+        entries, stored = found
+        for name, layer in entries.items():
+            if "shared" not in layer:
+                tensors = {own: stored.array(f"{name}.{own}") for own in OWN}
+                assert all(np.isfinite(tensors[d]).all() for d in OWN[:3])
+                b1 = diba.BitMatrix.from_packed_rows(tensors["b1"], layer["k"], layer["alphabet"])
+                b2 = diba.BitMatrix.from_packed_rows(tensors["b2"], layer["shape"][1], layer["alphabet"])
+                assert (b1.shape[0], b2.shape[1]) == tuple(layer["shape"])
+        if seed is not None:
+            assert isinstance(seed, dict)
+            original = read(seed)
+            assert original is not None
+            assert fingerprint(entries, stored) == fingerprint(*original), "it decodes to something else"
+        return sum(map(len, mutant.values()))

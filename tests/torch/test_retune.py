@@ -1,0 +1,705 @@
+"""Retuning: what trains, what stays, what it gains over random bits; losses and scores."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diba.torch.conversion.scores import scores
+from torch import Tensor, nn
+from torch.nn import functional
+
+import diba
+from diba.torch.modules.factors import Factors
+from diba.torch.modules.linear import DiBALinear
+from diba.torch.retuning.groups import trainable
+from diba.torch.retuning.losses import distillation
+from diba.torch.retuning.retune import bits_checksum, retune
+
+SIZES = (36, 40, 28, 5)
+
+
+def dense_model(norm: bool = False) -> nn.Sequential:
+    """Weights of quickly falling spectrum, as trained ones have."""
+    rng = np.random.default_rng(0)
+    modules: list[nn.Module] = []
+    for n, m in pairwise(SIZES):
+        layer = nn.Linear(n, m)
+        with torch.no_grad():
+            low = rng.standard_normal((m, 3)) @ rng.standard_normal((3, n))
+            full = low + 0.3 * rng.standard_normal((m, n))
+            layer.weight.copy_(torch.from_numpy(full / np.sqrt(3 * n)))
+            layer.bias.copy_(torch.from_numpy(0.1 * rng.standard_normal(m)))
+        modules += [layer, nn.Tanh()] if not norm else [layer, nn.LayerNorm(m), nn.Tanh()]
+    modules = modules[: -2 if norm else -1]
+    return nn.Sequential(*modules)
+
+
+def factored(dense: nn.Sequential, alphabet: Any = "binary") -> nn.Sequential:
+    """The model with all layers but the last factored."""
+    model = copy.deepcopy(dense)
+    linear = [i for i, module in enumerate(model) if isinstance(module, nn.Linear)]
+    for i in linear[:-1]:
+        w = dense[i].weight.detach().numpy()  # type: ignore[union-attr, operator]
+        f = diba.solve(w, k=24, alphabet=alphabet, effort="fast", threads=1)
+        model[i] = DiBALinear.from_factorization(f, bias=dense[i].bias)  # type: ignore[arg-type]
+    return model
+
+
+def inputs(count: int, seed: int = 1) -> list[Tensor]:
+    rng = np.random.default_rng(seed)
+    return [torch.from_numpy(rng.standard_normal((64, SIZES[0])).astype(np.float32)) for _ in range(count)]
+
+
+def regression(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return functional.mse_loss(model(batch[0]), batch[1])
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> set[str]:
+    """The names of tensors that differ."""
+    return {name for name in a if not torch.equal(a[name], b[name])}
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def dense() -> nn.Sequential:
+    return dense_model()
+
+
+@pytest.fixture
+def model(dense: nn.Sequential) -> nn.Sequential:
+    return factored(dense)
+
+
+@pytest.fixture(scope="module")
+def batches(dense: nn.Sequential) -> list[tuple[Tensor, Tensor]]:
+    with torch.no_grad():
+        return [(x, dense(x)) for x in inputs(16)]
+
+
+FREE = {f"{layer}.{name}" for layer in (0, 2) for name in ("d1", "d2", "d3", "bias")}
+
+# ---------------------------------------------------------------- what trains
+
+
+@pytest.mark.parametrize("alphabet", ["binary", "sign"])
+def test_the_loss_falls_and_only_diagonals_and_biases_change(
+    dense: nn.Sequential, batches: list[Any], alphabet: Any
+) -> None:
+    model = factored(dense, alphabet)
+    before, bits = state(model), bits_checksum(model)
+    test = (inputs(1, seed=9)[0], dense(inputs(1, seed=9)[0]).detach())
+    start = regression(model, test).item()
+    report = retune(model, batches, regression, epochs=6, lr=0.02, progress=False)
+    assert regression(model, test).item() < 0.7 * start  # on data that it has not seen
+    assert same(before, state(model)) == FREE
+    assert bits_checksum(model) == bits
+    assert report.steps == len(report.losses) == 96
+    assert report.losses[-16:].mean() < 0.7 * report.losses[0]
+    assert report.skipped == 0
+    assert report.flips == {}
+    assert report.trained == sum(model.state_dict()[name].numel() for name in FREE)
+    assert "96 steps" in str(report)
+
+
+def test_memory_is_that_of_the_diagonals(model: nn.Sequential, batches: list[Any]) -> None:
+    report = retune(model, batches, regression, progress=False)
+    everything = sum(m * n + m for n, m in pairwise(SIZES))
+    assert report.dense_bytes == 12 * everything  # a gradient and two moments, float32
+    # The same for what trained; and a step count of 4 bytes for each of the 8 tensors.
+    assert report.training_bytes == 12 * report.trained + 8 * 4
+
+
+def test_biases_stay_unless_wanted(model: nn.Sequential, batches: list[Any]) -> None:
+    before = state(model)
+    retune(model, batches, regression, biases=False, progress=False)
+    assert same(before, state(model)) == {name for name in FREE if not name.endswith("bias")}
+
+
+def test_norms_train_if_asked() -> None:
+    dense = dense_model(norm=True)
+    model = factored(dense)
+    batches = [(x, dense(x).detach()) for x in inputs(2)]
+    before = state(model)
+    retune(model, batches, regression, norms=True, biases=False, progress=False)
+    changed = same(before, state(model))
+    assert {name for name in changed if name.endswith(("weight", "bias"))} == {
+        f"{layer}.{name}" for layer in (1, 4) for name in ("weight", "bias")
+    }
+
+
+def test_trainable_serves_any_optimizer(model: nn.Sequential, batches: list[Any]) -> None:
+    groups = trainable(model, biases=False, lr=0.02)
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == {
+        name for name in FREE if not name.endswith("bias")
+    }
+    for group in groups:  # within a factor of sqrt(2) of the median size, rounded to a power of two
+        for p in group["params"]:
+            typical = float(p.detach().abs().median()) / 2  # for the bits are 0/1
+            assert 2**-0.5 <= group["scale"] / typical <= 2**0.5
+            assert group["lr"] == 0.02 * group["scale"]
+    optimizer = torch.optim.RMSprop(groups)
+    first = None
+    for batch in batches * 3:
+        optimizer.zero_grad()
+        loss = regression(model, batch)
+        first = first or loss.item()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < first
+
+
+def test_layers_that_share_a_parameter_train_it_once(model: nn.Sequential) -> None:
+    twin = copy.deepcopy(model[0])
+    twin.d2 = model[0].d2
+    both = nn.ModuleList([model[0], twin, model[0]])
+    parameters = [p for group in trainable(both) for p in group["params"]]
+    assert len(parameters) == len({id(p) for p in parameters}) == 7  # not 8, not 12
+
+
+# ---------------------------------------------------------------- everything is put back
+
+
+def test_gradients_flags_and_random_numbers_are_as_before(model: nn.Sequential, batches: list[Any]) -> None:
+    model.train()
+    model[2].eval()
+    model[4].weight.requires_grad_(False)
+    model[0].d1.grad = torch.full_like(model[0].d1, 7)
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    modes: list[bool] = []
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        modes.append(any(module.training for module in model.modules()))
+        torch.rand(5)
+        return regression(model, batch)
+
+    retune(model, batches, loss, progress=False)
+    assert not any(modes)
+    assert [module.training for module in model.modules()][:4] == [True, True, True, False]
+    assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["4.weight"]
+    assert torch.equal(model[0].d1.grad, torch.full_like(model[0].d1, 7))
+    assert all(p.grad is None for p in model.parameters() if p is not model[0].d1)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupt_keeps_the_last_step(
+    model: nn.Sequential, batches: list[Any], error: type[BaseException]
+) -> None:
+    before = state(model)
+    model.train()
+    calls = 0
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        nonlocal calls
+        calls += torch.is_grad_enabled()
+        if calls == 3:
+            raise error
+        return regression(model, batch)
+
+    with pytest.raises(error):
+        retune(model, batches, loss, progress=False)
+    after = state(model)
+    assert same(before, after) == FREE
+    assert all(torch.isfinite(value).all() for value in after.values())
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    assert all(module.training for module in model.modules())
+
+
+def test_dropout_runs_if_asked_and_batch_statistics_stay(dense: nn.Sequential) -> None:
+    model = nn.Sequential(factored(dense)[0], nn.BatchNorm1d(SIZES[1]), nn.Dropout(0.5))
+    with torch.no_grad():
+        model[1].running_mean.fill_(0.25)
+    x = inputs(1)[0]
+
+    def loss(model: nn.Module, batch: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            zeros.append(float((model(batch) == 0).float().mean()))
+        return model(batch).square().mean()
+
+    for options, dropped, kept in (
+        ({}, False, True),
+        ({"dropout": True}, True, True),
+        ({"statistics": True}, False, False),
+    ):
+        trained, zeros = copy.deepcopy(model), []
+        retune(trained, [x], loss, progress=False, **options)
+        assert (zeros[0] > 0.4) == dropped
+        assert bool((trained[1].running_mean == 0.25).all()) == kept
+
+
+# ---------------------------------------------------------------- steps
+
+
+class Recorder(torch.optim.SGD):
+    """Plain gradient descent that remembers its rates."""
+
+    rates: list[float]
+
+    def __init__(self, groups: Any) -> None:
+        super().__init__(groups)
+        Recorder.rates = []
+
+    def step(self, closure: Any = None) -> Any:
+        group = self.param_groups[0]
+        Recorder.rates.append(group["lr"] / group["scale"])
+        return super().step(closure)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.5, 1, 1, 1]),
+        ("linear", [0.5, 1, 1, 0.5]),
+        ("cosine", [0.5, 1, 1, 0.5]),
+    ],
+)
+def test_rates_follow_the_schedule(
+    model: nn.Sequential, batches: list[Any], schedule: Any, expected: list[float]
+) -> None:
+    options: dict[str, Any] = {"lr": 1e-3, "warmup": 0.5, "schedule": schedule, "progress": False}
+    retune(model, batches[:4], regression, optimizer=Recorder, **options)
+    assert Recorder.rates == pytest.approx([1e-3 * rate for rate in expected], rel=1e-12)
+
+
+def test_accumulated_batches_are_one_large_batch(model: nn.Sequential, batches: list[Any]) -> None:
+    """Means over halves average to the mean over all; float64, so only rounding is between them."""
+    model.double()
+    batches = [(x.double(), y.double()) for x, y in batches[:4]]
+    joined = [tuple(torch.cat(pair) for pair in zip(*batches[i : i + 2], strict=True)) for i in (0, 2)]
+    other = copy.deepcopy(model)
+    options: dict[str, Any] = {"lr": 0.01, "optimizer": torch.optim.SGD, "progress": False}
+    one = retune(model, batches, regression, accumulate=2, **options)
+    two = retune(other, joined, regression, **options)
+    assert one.steps == two.steps == 2
+    for a, b in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+class Relative(torch.optim.Optimizer):
+    """``p -= scale^2 gradient``, whatever the rate: a relative step as long as the relative gradient."""
+
+    def __init__(self, groups: Any) -> None:
+        super().__init__(groups, {})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.sub_(group["scale"] ** 2 * p.grad)
+
+
+def test_clipping_bounds_the_relative_step(model: nn.Sequential, batches: list[Any]) -> None:
+    """Of gradient descent on gradients of norm 1e-3, both relative to each group's scale."""
+    model.double()
+    batches = [(x.double(), y.double()) for x, y in batches[:1]]
+    scale = {id(p): group["scale"] for group in trainable(model, lr=1) for p in group["params"]}
+    named = {name: scale[id(p)] for name, p in model.named_parameters() if id(p) in scale}
+    before = state(model)
+
+    options: dict[str, Any] = {"clip": 1e-3, "promise": None, "optimizer": Relative, "progress": False}
+    retune(model, batches[:1], lambda m, b: 1e6 * regression(m, b), **options)
+    after = state(model)
+    steps = [(after[name] - before[name]).double().norm() / scale for name, scale in named.items()]
+    assert float(torch.stack(steps).norm()) == pytest.approx(1e-3, rel=1e-9)
+
+
+def step_of(model: nn.Module, batch: Any, sign: float = 1.0, **options: Any) -> tuple[Tensor, Tensor, float]:
+    """(gradient, change, loss) of one step of plain gradient descent at a rate far too large."""
+    model = copy.deepcopy(model).double()
+    batch = tuple(t.double() for t in batch)
+    parameters = [p for group in trainable(model) for p in group["params"]]
+    gradient = torch.autograd.grad(sign * regression(model, batch), parameters)
+    before = [p.detach().clone() for p in parameters]
+    options = {"lr": 100.0, "clip": None, "optimizer": torch.optim.SGD, "progress": False} | options
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        moved: list[Tensor] = []
+
+        def loss(model: nn.Module, batch: Any) -> Tensor:
+            if not torch.is_grad_enabled():  # before the first step, and after it
+                moved[:] = [(p - old).detach() for p, old in zip(parameters, before, strict=True)]
+            return sign * regression(model, batch)
+
+        report = retune(model, [batch], loss, **options)
+    change = torch.cat([t.flatten() for t in moved])
+    return torch.cat([g.flatten() for g in gradient]), change, float(report.losses[0])
+
+
+def test_no_step_promises_too_much(model: nn.Sequential, batches: list[Any]) -> None:
+    """The direction stays, and the length is that at which the gradient's account comes to the share."""
+    gradient, whole, _ = step_of(model, batches[0], promise=None)
+    for share in (0.25, 0.01):
+        same_gradient, change, loss = step_of(model, batches[0], promise=share)
+        torch.testing.assert_close(same_gradient, gradient, rtol=0, atol=0)
+        assert float(-gradient @ change) == pytest.approx(share * loss, rel=1e-9)
+        cosine = change @ whole / (change.norm() * whole.norm())
+        assert float(cosine) == pytest.approx(1, rel=1e-9)
+        assert change.norm() < whole.norm()
+
+
+def test_steps_that_promise_little_are_as_they_are(model: nn.Sequential, batches: list[Any]) -> None:
+    *_, whole, _ = step_of(model, batches[0], promise=None, lr=1e-4)
+    *_, change, _ = step_of(model, batches[0], lr=1e-4)
+    assert torch.equal(change, whole)
+
+
+def test_losses_below_zero_bound_no_step(model: nn.Sequential, batches: list[Any]) -> None:
+    """Nobody knows how far they can fall."""
+    *_, whole, loss = step_of(model, batches[0], sign=-1, promise=None)
+    *_, change, _ = step_of(model, batches[0], sign=-1)
+    assert loss < 0
+    assert torch.equal(change, whole)
+
+
+def test_a_step_without_a_finite_loss_is_skipped(model: nn.Sequential, batches: list[Any]) -> None:
+    seen: list[dict[str, Tensor]] = []
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        if torch.is_grad_enabled():
+            seen.append(state(model))
+        return regression(model, batch) * (np.nan if len(seen) == 2 else 1)
+
+    report = retune(model, batches[:3], loss, progress=False)
+    assert (report.steps, report.skipped) == (2, 1)
+    assert np.isnan(report.losses).tolist() == [False, True, False]
+    assert same(seen[1], seen[2]) == set()
+    assert same(seen[0], seen[1]) == FREE
+
+
+def test_a_loss_that_stays_infinite_puts_everything_back(model: nn.Sequential, batches: list[Any]) -> None:
+    before = state(model)
+    calls = 0
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        nonlocal calls
+        calls += torch.is_grad_enabled()
+        return regression(model, batch) / (1 if calls <= 3 else 0)
+
+    with pytest.raises(FloatingPointError, match=r"in 10 steps in a row.*inf.*smaller lr"):
+        retune(model, batches, loss, progress=False)
+    assert calls == 13
+    assert same(before, state(model)) == set()
+
+
+@pytest.mark.parametrize("bits", [None, "flip"])
+def test_a_model_that_got_worse_is_put_back(model: nn.Sequential, batches: list[Any], bits: Any) -> None:
+    """A rate that flings the diagonals about, and steps that end before they settle."""
+    before = state(model)
+    options: dict[str, Any] = {"lr": 1.0, "schedule": "constant", "promise": None, "bits": bits}
+    with pytest.warns(
+        UserWarning, match=r"loss of 4 batches rose from .* as it was before: use a smaller lr"
+    ):
+        report = retune(model, batches, regression, progress=False, **options)
+    assert same(before, state(model)) == set()
+    assert report.restored
+    assert report.flips == {}
+    start, end = report.checked
+    with torch.no_grad():
+        assert start == np.mean([regression(model, batch).item() for batch in batches[::4]]) < end
+    assert "undone" in str(report)
+
+
+def test_statistics_of_batches_are_put_back_too(dense: nn.Sequential) -> None:
+    model = nn.Sequential(factored(dense)[0], nn.BatchNorm1d(SIZES[1]))
+    before = state(model)
+    with pytest.warns(UserWarning, match="rose"):
+        report = retune(
+            model, inputs(2), lambda m, x: m(x).square().mean(), statistics=True, lr=1e3, progress=False
+        )
+    assert report.restored
+    assert same(before, state(model)) == set()
+
+
+def test_a_better_model_stays(model: nn.Sequential, batches: list[Any]) -> None:
+    report = retune(model, batches, regression, progress=False)
+    assert not report.restored
+    with torch.no_grad():
+        end = np.mean([regression(model, batch).item() for batch in batches[::4]])
+    assert report.checked[1] == end < report.checked[0]
+
+
+def test_0_1_trains_more_slowly_than_signs(dense: nn.Sequential) -> None:
+    """Half of the rate, relative to the median entry."""
+    rates = {}
+    for alphabet in ("binary", "sign"):
+        layer = factored(dense, alphabet)[0]
+        (group,) = [g for g in trainable(layer) if any(p is layer.d2 for p in g["params"])]
+        rates[alphabet] = group["lr"] / 2.0 ** round(np.log2(float(layer.d2.detach().abs().median())))
+    assert rates["sign"] == 2 * rates["binary"] == 0.002
+
+
+def test_steps_go_through_the_batches_again(model: nn.Sequential, batches: list[Any]) -> None:
+    report = retune(
+        model, iter(batches[:2]), regression, steps=5, progress=False, evaluate=lambda m: m.training
+    )
+    assert report.steps == 5
+    assert report.evaluations == [(0, False), (2, False), (4, False), (5, False)]
+
+
+def test_the_same_seed_is_the_same_run(dense: nn.Sequential, batches: list[Any]) -> None:
+    models = [factored(dense) for _ in range(2)]
+    for model in models:
+        torch.rand(1)
+        retune(model, batches, regression, dropout=True, progress=False)
+    assert same(state(models[0]), state(models[1])) == set()
+
+
+def test_something_else_that_writes_bits_is_noticed(model: nn.Sequential, batches: list[Any]) -> None:
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        model[0].b1.bitwise_xor_(1)  # type: ignore[index]
+        return regression(model, batch)
+
+    with pytest.raises(RuntimeError, match="bits changed"):
+        retune(model, batches[:1], loss, progress=False)
+
+
+# ---------------------------------------------------------------- the control
+
+
+def test_random_bits_retune_to_far_less(dense: nn.Sequential, batches: list[Any]) -> None:
+    """What retuning reaches rests on the bits, not on its freedom alone.
+
+    Random bits leave 88 + 92 numbers per pair of layers to fit a map of thousands: after the same steps the
+    factored model's error must be at most half of the control's, a wide margin (it is a fifteenth or less).
+    """
+    model = factored(dense)
+    control = copy.deepcopy(model)
+    for layer in control:
+        if isinstance(layer, Factors):
+            bias = layer.bias.detach().clone()
+            torch.manual_seed(0)
+            layer.reset_parameters()
+            with torch.no_grad():
+                layer.bias.copy_(bias)
+    results = []
+    test = (inputs(1, seed=9)[0], dense(inputs(1, seed=9)[0]).detach())
+    for candidate in (model, control):
+        retune(candidate, batches, regression, epochs=6, lr=0.02, progress=False)
+        results.append(regression(candidate, test).item())
+    assert results[0] < 0.5 * results[1]
+
+
+# ---------------------------------------------------------------- losses
+
+
+def test_distillation_is_the_divergence(dense: nn.Sequential, model: nn.Sequential) -> None:
+    """Against its formula in float64; float32 keeps 16 units of 2^-23 of each term."""
+    x = inputs(1)[0]
+    t = 2.0
+    with torch.no_grad():
+        model[0].d1.mul_(2)  # far away, so that the terms do not cancel
+        loss = distillation(dense, temperature=t)(model, x).item()
+        p, q = (torch.softmax(net(x).double() / t, -1) for net in (dense, model))
+    expected = float(t * t * (p * (p.log() - q.log())).sum(-1).mean())
+    terms = float(t * t * (p * (p.log().abs() + q.log().abs())).sum(-1).mean())
+    assert abs(loss - expected) <= 2e-6 * terms
+    assert loss > 100 * 2e-6 * terms  # so the check above means something
+
+
+def test_features_are_compared_by_their_relative_error(dense: nn.Sequential, model: nn.Sequential) -> None:
+    x = inputs(1)[0]
+    with torch.no_grad():
+        loss = distillation(dense, features=True)(model, x).item()
+        y, z = dense(x).double(), model(x).double()
+    assert loss == pytest.approx(float((y - z).square().sum() / y.square().sum()), rel=1e-4)
+
+
+class Output(dict):  # type: ignore[type-arg]
+    """As a transformers model returns it."""
+
+
+class Tokens(nn.Module):
+    """Logits and a loss for every token."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.table = nn.Embedding(11, 6)
+        self.calls = 0
+
+    def forward(self, input_ids: Tensor, attention_mask: Any = None, labels: Any = None) -> Output:
+        self.calls += 1
+        logits = self.table(input_ids)
+        loss = None if labels is None else functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        return Output(logits=logits, loss=loss, hidden_states=(logits, logits + 1))
+
+
+def test_masked_tokens_do_not_count() -> None:
+    teacher, student = Tokens(0), Tokens(1)
+    ids = torch.arange(10).view(2, 5)
+    keep = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    loss = distillation(teacher)
+    expected = loss(student, {"input_ids": ids[keep.bool()].view(1, -1)}).item()
+    masked = loss(student, {"input_ids": ids, "attention_mask": keep}).item()
+    labelled = loss(student, {"input_ids": ids, "labels": torch.where(keep == 1, 3, -100)}).item()
+    assert masked == pytest.approx(expected, rel=1e-6)
+    assert labelled == pytest.approx(expected, rel=1e-6)
+    assert loss(student, {"input_ids": ids}).item() != pytest.approx(expected, rel=1e-3)
+
+
+def test_weight_mixes_in_the_models_own_loss() -> None:
+    teacher, student = Tokens(0), Tokens(1)
+    batch = {"input_ids": torch.arange(5)[None], "labels": torch.ones(1, 5, dtype=torch.int64)}
+    task, imitation = student(**batch)["loss"].item(), distillation(teacher)(student, batch).item()
+    mixed = distillation(teacher, weight=0.25)(student, batch).item()
+    assert mixed == pytest.approx(0.25 * imitation + 0.75 * task, rel=1e-6)
+    with pytest.raises(ValueError, match=r"weight is 0.25 and Tokens returns no loss"):
+        distillation(teacher, weight=0.25)(student, {"input_ids": torch.arange(5)[None]})
+
+
+def test_kept_outputs_spare_the_teacher() -> None:
+    teacher, student = Tokens(0).train(), Tokens(1)
+    loss = distillation(teacher, cache=True)
+    ids = torch.arange(10).view(2, 5)
+    first = loss(student, {"input_ids": ids}).item()
+    assert loss(student, {"input_ids": ids.clone()}).item() == first  # found by its content
+    assert teacher.calls == 1
+    assert loss.cached_bytes == 2 * 5 * 6 * 4
+    loss(student, {"input_ids": ids + 1})
+    assert teacher.calls == 2
+    assert teacher.training  # it ran in eval mode, and is as before
+
+
+def test_outputs_are_kept_up_to_a_number_of_bytes() -> None:
+    teacher, student, one = Tokens(0), Tokens(1), 5 * 6 * 4
+    loss = distillation(teacher, cache=2 * one + 1)
+    for _ in range(2):
+        for first in range(3):
+            loss(student, {"input_ids": torch.arange(first, first + 5)[None]})
+    assert loss.cached_bytes == 2 * one
+    assert teacher.calls == 4  # the third batch was not kept
+    for wrong in (-1, 2.5):
+        with pytest.raises((ValueError, TypeError), match=r"cache (is|=) ?"):
+            distillation(teacher, cache=wrong)
+
+
+def test_teacher_is_shorthand_and_adds_to_a_loss(dense: nn.Sequential, model: nn.Sequential) -> None:
+    x = inputs(1)
+    start = distillation(dense)(model, x[0]).item()
+    report = retune(copy.deepcopy(model), x, teacher=dense, progress=False)
+    assert report.losses[0] == pytest.approx(start, rel=1e-6)
+    both = retune(model, x, lambda m, b: m(b).sum() * 0 + 5, teacher=dense, progress=False)
+    assert both.losses[0] == pytest.approx(start + 5, rel=1e-6)
+
+
+def test_a_transformer_learns_from_its_dense_self() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48
+    )
+    torch.manual_seed(0)
+    teacher = transformers.BertModel(config, add_pooling_layer=False).eval()
+    model = copy.deepcopy(teacher)
+    for name in ("intermediate.dense", "output.dense"):
+        block = model.encoder.layer[0]
+        dense = block.get_submodule(name)
+        f = diba.solve(dense.weight.detach().numpy(), k=24, effort="fast", threads=1)
+        parent, child = name.split(".")
+        setattr(getattr(block, parent), child, DiBALinear.from_factorization(f, bias=dense.bias))
+    rng = np.random.default_rng(0)
+    batches = []
+    for _ in range(4):
+        mask = torch.ones(8, 12, dtype=torch.int64)
+        mask[:4, 9:] = 0
+        batches.append({"input_ids": torch.from_numpy(rng.integers(0, 50, (8, 12))), "attention_mask": mask})
+    before = state(model)
+    report = retune(model, batches, teacher=teacher, epochs=10, lr=0.002, norms=True, progress=False)
+    assert report.checked[1] < 0.8 * report.checked[0]
+    changed = same(before, state(model))
+    assert changed == {n for n in before if n.endswith((".d1", ".d2", ".d3")) or "LayerNorm" in n} | {
+        f"encoder.layer.0.{name}.bias" for name in ("intermediate.dense", "output.dense")
+    }
+
+
+# ---------------------------------------------------------------- scores
+
+
+def test_scores_are_squared_slopes(model: nn.Sequential, batches: list[Any]) -> None:
+    """Against central differences for the relative change of one entry of d2, in float64.
+
+    A step h gives an error of h^2 and of rounding / h: 1e-5 leaves about 1e-10 of the largest slope.
+    """
+    model.double()
+    batches = [(x.double(), y.double()) for x, y in batches[:2]]
+    before = state(model)
+    found = scores(model, iter(batches), regression)
+    assert list(found) == ["0", "2"]
+    assert same(before, state(model)) == set()
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    h = 1e-5
+    for name, score in found.items():
+        d2 = model.get_submodule(name).d2
+        assert score.shape == (24,)
+        assert score.dtype == np.float64
+        expected = np.zeros(24)
+        for i in range(24):
+            for batch in batches:
+                value = d2[i].item()
+                with torch.no_grad():
+                    d2[i] = value * (1 + h)
+                    up = regression(model, batch).item()
+                    d2[i] = value * (1 - h)
+                    down = regression(model, batch).item()
+                    d2[i] = value
+                expected[i] += ((up - down) / (2 * h)) ** 2
+        np.testing.assert_allclose(score, expected, rtol=0, atol=1e-7 * expected.max())
+
+
+# ---------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"lr": 0}, ValueError, "lr is 0; it must be a finite number above 0"),
+        ({"epochs": 0}, ValueError, "epochs is 0"),
+        ({"accumulate": 0}, ValueError, "accumulate is 0"),
+        ({"schedule": "step"}, ValueError, "schedule is 'step'; it must be one of 'cosine'"),
+        ({"clip": 0}, ValueError, "clip is 0"),
+        ({"promise": 0}, ValueError, "promise is 0"),
+        ({"loss": 3}, TypeError, "loss is .*; it must be None or a callable"),
+        ({"loss": lambda m, b: 1.0}, TypeError, "loss returned .*; it must return a tensor"),
+        ({"loss": lambda m, b: m(b[0]).sum().detach()}, ValueError, "does not depend on the diagonals"),
+        ({"loss": None}, ValueError, "returns no loss for this batch"),
+        ({"batches": []}, ValueError, "batches is empty"),
+    ],
+)
+def test_bad_arguments_are_named(
+    model: nn.Sequential, batches: list[Any], options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    arguments: dict[str, Any] = {"batches": batches, "loss": regression, **options}
+    if options == {"loss": None}:
+        arguments["batches"] = inputs(1)
+    before = state(model)
+    with pytest.raises(error, match=message):
+        retune(model, **arguments, progress=False)
+    assert same(before, state(model)) == set()
+
+
+def test_a_dense_model_is_refused(dense: nn.Sequential, model: nn.Sequential, batches: list[Any]) -> None:
+    for call in (
+        lambda: retune(dense, batches, regression, progress=False),
+        lambda: trainable(dense),
+        lambda: scores(dense, batches, regression),
+    ):
+        with pytest.raises(ValueError, match=r"no factored layer.*diba\.torch\.convert"):
+            call()
+    with pytest.raises(ValueError, match=r"teacher is the model itself.*deepcopy"):
+        retune(model, inputs(1), teacher=model, progress=False)
+    with pytest.raises(TypeError, match="teacher is"):
+        distillation("dense")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="weight is 2"):
+        distillation(dense, weight=2)
+    with pytest.raises(ValueError, match="output has shape"):
+        distillation(dense[:2])(model, inputs(1)[0])

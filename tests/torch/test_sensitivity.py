@@ -1,0 +1,169 @@
+"""Weights of vectors and outputs from the gradients of a loss: what they are, and what they are good for."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import diba
+import diba.torch
+import tiny_models
+from diba.solvers.covariance import shrinkage
+from diba.torch.calibration import propagate
+from diba.torch.calibration.sensitivity import LEAST, measure
+from diba.torch.retuning.batches import digest
+
+
+def square(model: nn.Module, batch: Tensor) -> Tensor:
+    """Of the outputs, those of the first rows counted most."""
+    scale = torch.arange(len(batch), 0, -1)[:, None]
+    return (scale * model(batch)).square().sum()
+
+
+def perceptron() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(12, 10), nn.Tanh(), nn.Linear(10, 8)).double()
+
+
+def gradients(model: nn.Sequential, batch: Tensor, name: str) -> np.ndarray:
+    """Of the loss at a layer's outputs, by autograd on the outputs themselves."""
+    hidden = batch
+    for index, module in enumerate(model):
+        hidden = module(hidden)
+        if str(index) == name:
+            hidden = y = hidden.detach().requires_grad_()
+    scale = torch.arange(len(batch), 0, -1)[:, None]
+    return torch.autograd.grad((scale * hidden).square().sum(), y)[0].numpy()
+
+
+def test_weights_are_the_gradients_of_rows_and_columns() -> None:
+    model = perceptron()
+    batches = [torch.randn(n, 12).double() for n in (6, 3)]
+    found = measure(model, {"0": model[0], "2": model[2]}, batches, square)
+    for name in ("0", "2"):
+        g = [gradients(model, batch, name) ** 2 for batch in batches]
+        total = np.concatenate(g).sum() / 9
+        for batch, squares in zip(batches, g, strict=True):
+            expected = np.sqrt(squares.sum(1) / total) + LEAST
+            weights = found.weights(digest(batch), [name], 0)
+            assert weights is not None
+            np.testing.assert_allclose(weights.numpy(), expected, rtol=1e-6)
+        np.testing.assert_allclose(found.outputs(name), np.sqrt(np.concatenate(g).mean(0)), rtol=1e-12)
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+
+
+def test_layers_of_one_input_are_weighed_by_all_their_outputs() -> None:
+    class Fork(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.unused = nn.Linear(4, 3), nn.Linear(4, 5), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([self.a(x), self.b(x), self.unused(x).detach()], 1)
+
+    torch.manual_seed(0)
+    model, x = Fork(), torch.randn(7, 4)
+    layers = dict(model.named_children())
+    found = measure(model, layers, [x], square)
+    both = found.weights(digest(x), ["a", "b", "unused"], 0)
+    y = model(x).detach()[:, :8]
+    expected = (2 * torch.arange(7, 0, -1)[:, None] ** 2 * y).double().square().sum(1)
+    expected = (expected / expected.mean()).sqrt() + LEAST
+    assert both is not None
+    np.testing.assert_allclose(both.numpy(), expected.numpy(), rtol=1e-5)
+    assert found.weights(digest(x), ["unused"], 0) is None
+    assert found.outputs("unused") is None
+
+
+@pytest.mark.parametrize("by_blocks", [True, False])
+def test_layers_get_moments_with_the_weights_of_their_vectors(by_blocks: bool) -> None:
+    model, batches = tiny_models.build("llama")
+    loss = diba.torch.fisher()
+    names = tiny_models.dense_layers(model)
+    layers = {name: model.get_submodule(name) for name in names}
+    known = measure(model, layers, batches, diba.torch.fisher())
+    name = next(name for name in names if name.endswith("up_proj"))
+    inputs: list[Tensor] = []
+    hook = layers[name].register_forward_pre_hook(lambda module, args: inputs.append(args[0].detach()))
+    for batch in batches:
+        with torch.no_grad():
+            model(**batch)
+    hook.remove()
+    total, weight, squares, vectors = 0.0, 0.0, 0.0, 0
+    group = [name, name.replace("up_proj", "gate_proj")]
+    for batch, x in zip(batches, inputs, strict=True):
+        mask = batch["attention_mask"].bool() if "attention_mask" in batch else torch.ones(x.shape[:2]).bool()
+        rows = x[mask].double().numpy()
+        w = known.weights(digest(batch), group, 0)
+        assert w is not None
+        w = w.double().numpy()
+        total = total + (rows * w[:, None]).T @ rows
+        weight, squares, vectors = weight + w.sum(), squares + (w**2).sum(), vectors + len(w)
+    given: dict[str, Any] = {}
+
+    def factor(wanted: Any) -> None:  # leaves all layers dense: inputs stay those of the dense model
+        given.update({layer.name: layer for layer in wanted})
+
+    propagate.run(model, names, batches, factor, loss=loss, blocks=by_blocks)
+    moments = given[name].moments
+    count = sum(
+        int(m.sum()) for m in (b.get("attention_mask", torch.ones(b["input_ids"].shape)) for b in batches)
+    )
+    expected = total / count
+    np.testing.assert_allclose(moments.second, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    assert moments.count == round(weight**2 / squares)
+    np.testing.assert_allclose(moments.gradient_rms, known.outputs(name), rtol=1e-12)
+    np.testing.assert_array_equal(given[name].matrix, layers[name].weight.detach().numpy())
+
+
+def test_what_the_loss_looks_at_is_kept_better() -> None:
+    """Inputs from two spaces, orthogonal; the loss looks at the answers to the rarer ones only."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(96, 80), nn.ReLU(), nn.Linear(80, 64))
+    rotation = torch.linalg.qr(torch.randn(96, 96))[0]
+    loud, quiet = torch.randn(900, 48) @ rotation[:48], torch.randn(100, 48) @ rotation[48:]
+    batches = [torch.cat([loud[i::4], quiet[i::4]]) for i in range(4)]
+
+    loss = diba.torch.fisher(features=True, forward=lambda model, batch: model(batch)[225:])
+
+    def error(**options: Any) -> float:
+        other = copy.deepcopy(model)
+        settings = {"bits_per_weight": 2, "alphabet": "sign", "effort": "fast", "progress": False}
+        diba.torch.convert(other, batches=batches, **settings, **options)
+        with torch.no_grad():
+            return float((other(quiet) - model(quiet)).square().sum())
+
+    assert error(loss=loss) < 0.7 * error()
+
+
+def test_batches_must_be_the_same_again_and_a_loss_needs_them() -> None:
+    model, rng = perceptron(), torch.Generator().manual_seed(0)
+
+    class Fresh:
+        def __iter__(self) -> Any:
+            return iter([torch.randn(5, 12, generator=rng).double()])
+
+    with pytest.raises(ValueError, match=r"not the same when they are read again"):
+        diba.torch.convert(model, k=4, batches=Fresh(), loss=square, progress=False)
+    assert isinstance(model[0], nn.Linear)
+    some, part = [torch.randn(5, 12).double()], lambda model, batch: square(model, batch[:2])
+    with pytest.raises(ValueError, match=r"calls the model with 2 vectors .* in that batch has 5"):
+        diba.torch.convert(model, k=4, batches=some, loss=part, progress=False)
+    with pytest.raises(ValueError, match="loss is given without batches"):
+        diba.torch.convert(model, bits_per_weight=2, loss=square)
+    with pytest.raises(TypeError, match=r"loss is .*'mse'"):
+        diba.torch.convert(model, bits_per_weight=2, batches=[torch.zeros(2, 12).double()], loss="mse")  # type: ignore[arg-type]
+    broken = [torch.full((2, 12), math.inf).double()]
+    with pytest.raises(ValueError, match=r"loss is nan in batch 0"):
+        measure(model, {"0": model[0]}, broken, square)
+
+
+def test_equal_weights_count_every_vector() -> None:
+    assert shrinkage(384, 16_000) == 0.1
+    assert shrinkage(384, 128) == 384 / 1024
