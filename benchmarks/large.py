@@ -53,7 +53,7 @@ class Announcer:
             self._next = progress.elapsed + 15
             print(
                 f"{progress.elapsed:6.0f} s  {progress.iteration}/{progress.max_iter}  "
-                f"{progress.snr:.2f} dB  {progress.remaining:.0f} s left",
+                f"{progress.snr_db:.2f} dB  {progress.remaining:.0f} s left",
                 flush=True,
             )
 
@@ -85,7 +85,7 @@ def main() -> int:
         "arguments": {name: value for name, value in vars(options).items() if name != "json"},
         "k": f.k,
         "bits_per_weight": f.bits_per_weight,
-        "snr_db": round(f.snr(A), 3),
+        "snr_db": round(f.snr_db(A), 3),
         "announced_seconds": announcer.announced and round(announcer.announced, 1),
         "seconds": round(seconds, 1),
         "matrix_bytes": A.nbytes,

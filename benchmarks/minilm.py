@@ -87,7 +87,7 @@ class WorkBar:
         """By the pace of the solver, which knows how much is left."""
         left = progress.remaining
         part = 0.0 if left is None else progress.elapsed / max(progress.elapsed + left, 1e-9)
-        self._bar.set_description_str(f"{self._title}: {progress.snr:.2f} dB", refresh=False)
+        self._bar.set_description_str(f"{self._title}: {progress.snr_db:.2f} dB", refresh=False)
         self._bar.update(max(0.0, self._done + part * self._cost - self._bar.n))
 
     def finish(self, row: Row) -> None:
@@ -133,7 +133,7 @@ def factor(matrix: RealMatrix, options: argparse.Namespace, bar: WorkBar) -> tup
         f.shape,
         f.k,
         round(f.bits_per_weight, 5),
-        round(f.snr(matrix.array), 3),
+        round(f.snr_db(matrix.array), 3),
         iterations,
         round(seconds, 3),
         path.stat().st_size,

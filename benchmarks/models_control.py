@@ -8,7 +8,6 @@ binaries' work.
 from __future__ import annotations
 
 import numpy as np
-from diba.torch.conversion.solving import dense_matrix
 from numpy.typing import NDArray
 from torch import nn
 
@@ -16,6 +15,7 @@ import diba
 import diba.torch
 from diba.solvers.greedy import Greedy
 from diba.solvers.size import inner_dimension
+from diba.torch.conversion.solving import dense_matrix
 from diba.torch.model.selection import Target, targets
 from diba.torch.model.swap import replace
 
@@ -35,7 +35,7 @@ def convert_random(model: nn.Module, config: diba.torch.Config, seed: int = 0) -
         A = dense_matrix(target.module)
         f = random_factors(A, inner(target), target.settings.alphabet, (seed, number))
         replace(model, target, f)
-        report[target.name] = f.snr(A)
+        report[target.name] = f.snr_db(A)
     return report
 
 

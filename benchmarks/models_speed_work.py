@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diba.torch.conversion.solving import dense_matrix
 from scipy.signal import resample_poly
 from torch import nn
 
@@ -23,6 +22,7 @@ import diba
 import diba.torch
 import models_speech as speech
 from diba._internal.timing import activations, random_factorization
+from diba.torch.conversion.solving import dense_matrix
 from diba.torch.model.selection import Target, targets
 from diba.torch.model.swap import replace
 from minilm_inputs import news

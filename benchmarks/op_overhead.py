@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 import diba
-from diba.torch import DiBALinear
+from diba.torch import DibaLinear
 from diba.torch.ops.operators import packed
 
 SHAPES = ((64, 64), (384, 384), (576, 576), (1536, 576), (576, 1536))  # (outputs, inputs)
@@ -89,7 +89,7 @@ def compare(other: str, path: Path | None) -> int:
 def measure(m: int, n: int) -> dict[str, Any]:
     """Least times of one shape, at 1 bit per weight, ±1."""
     k = m * n // (m + n)
-    layer = DiBALinear(n, m, k, alphabet="sign").requires_grad_(False)
+    layer = DibaLinear(n, m, k, alphabet="sign").requires_grad_(False)
     dense = torch.nn.Linear(n, m).requires_grad_(False)
     x, y = torch.randn(1, n), torch.empty(1, m)
     parts = (layer.d1, layer.b1, layer.d2, layer.b2, layer.d3)

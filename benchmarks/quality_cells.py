@@ -55,7 +55,7 @@ def run_diba(A: NDArray[np.float32], bits: float, threads: int, **options: Any) 
     started = time.perf_counter()
     f = diba.solve(A, bits_per_weight=bits, threads=threads, **options)
     seconds = time.perf_counter() - started
-    return {"snr_db": f.snr(A), "bits_per_weight": f.bits_per_weight, "k": f.k, "seconds": seconds}
+    return {"snr_db": f.snr_db(A), "bits_per_weight": f.bits_per_weight, "k": f.k, "seconds": seconds}
 
 
 def run_dbf(A: NDArray[np.float32], bits: float, threads: int) -> Result:
@@ -73,7 +73,7 @@ def run_dbf(A: NDArray[np.float32], bits: float, threads: int) -> Result:
     seconds = time.perf_counter() - started
     parts = [getattr(factors, name).numpy() for name in ("d1", "S1", "d2", "S2", "d3")]
     f = diba.Factorization.from_factors(*parts, alphabet="sign").round_diagonals()
-    return {"snr_db": f.snr(A), "bits_per_weight": f.bits_per_weight, "k": f.k, "seconds": seconds}
+    return {"snr_db": f.snr_db(A), "bits_per_weight": f.bits_per_weight, "k": f.k, "seconds": seconds}
 
 
 def run_onebit(A: NDArray[np.float32], bits: float, threads: int) -> Result:
@@ -82,7 +82,7 @@ def run_onebit(A: NDArray[np.float32], bits: float, threads: int) -> Result:
     started = time.perf_counter()
     f = diba.onebit(A, threads=threads)
     seconds = time.perf_counter() - started
-    return {"snr_db": f.snr(A), "bits_per_weight": f.bits_per_weight, "seconds": seconds}
+    return {"snr_db": f.snr_db(A), "bits_per_weight": f.bits_per_weight, "seconds": seconds}
 
 
 def run_baseline(name: str, A: NDArray[np.float32], bits: float, threads: int, **options: Any) -> Result:

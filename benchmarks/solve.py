@@ -66,7 +66,7 @@ def run_cpp(A: np.ndarray, bits: float, alphabet: str) -> dict:
     )  # fmt: skip
     seconds = time.perf_counter() - started
     return {
-        "seconds": seconds, "bytes": peak.grown(), "snr": f.snr(A), "k": f.k,
+        "seconds": seconds, "bytes": peak.grown(), "snr": f.snr_db(A), "k": f.k,
         "iterations": len(seen) - 1, "flips": sum(p.flips for p in seen), "isa": diba.isa(),
     }  # fmt: skip
 

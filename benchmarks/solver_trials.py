@@ -105,7 +105,7 @@ def run(name: str) -> list[dict[str, object]]:
                     )
                     seconds = time.process_time() - began
                 row = {"trial": name, "matrix": key, "bits": bits, "alphabet": alphabet}
-                rows.append(row | {"snr_db": round(f.snr(A), 4), "cpu_seconds": round(seconds, 2)})
+                rows.append(row | {"snr_db": round(f.snr_db(A), 4), "cpu_seconds": round(seconds, 2)})
     return rows
 
 

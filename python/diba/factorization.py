@@ -243,7 +243,7 @@ class Factorization(FastOperator):
             dense[:, columns] = block
         return dense
 
-    def snr(self, A: ArrayLike) -> float:
+    def snr_db(self, A: ArrayLike) -> float:
         """Signal-to-noise ratio against A in dB: ``10 log10(|A|^2 / |A - f|^2)``.
 
         Sums run in float64. ``inf`` for an exact fit, ``-inf`` for a zero A that is

@@ -16,7 +16,7 @@ class Progress:
         iteration: Iterations done so far; 0 reports the starting point.
         max_iter: Iterations after which the solver stops at the latest.
         objective: Squared Frobenius error ``|A - D1 B1 D2 B2 D3|^2``.
-        snr: ``10 log10(|A|^2 / objective)`` in dB; ``inf`` for an exact fit.
+        snr_db: ``10 log10(|A|^2 / objective)`` in dB; ``inf`` for an exact fit.
         flips: Bits changed in this iteration, both factors together.
         elapsed: Seconds since the solver started.
         remaining: Seconds until it ends at the latest, estimated from its pace; None at the start.
@@ -25,7 +25,7 @@ class Progress:
     iteration: int
     max_iter: int
     objective: float
-    snr: float
+    snr_db: float
     flips: int
     elapsed: float
     remaining: float | None = None

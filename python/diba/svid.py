@@ -113,8 +113,8 @@ class OneBit(PackedOperator):
             dense[:, columns] = block
         return dense
 
-    def snr(self, A: ArrayLike) -> float:
-        """Signal-to-noise ratio against A in dB, sums in float64: as :meth:`diba.Factorization.snr`.
+    def snr_db(self, A: ArrayLike) -> float:
+        """Signal-to-noise ratio against A in dB, sums in float64: as :meth:`diba.Factorization.snr_db`.
 
         Raises:
             TypeError: ``A`` is no array of real numbers.

@@ -27,9 +27,9 @@ def test_random_layers_are_as_large_as_solved_ones_and_multiply_alike(benchmark:
     config = diba.torch.Config(bits_per_weight=1.5, tied=True)
     found = benchmark("models_speed_work").randomize(model, config)
     assert [type(layer) for layer in model] == [
-        diba.torch.DiBAEmbedding,
-        diba.torch.DiBALinear,
-        diba.torch.DiBALinear,
+        diba.torch.DibaEmbedding,
+        diba.torch.DibaLinear,
+        diba.torch.DibaLinear,
     ]
     assert model[0].b1 is model[2].b1
     assert set(found) == {"1", "2"}  # a tied pair goes by its linear layer

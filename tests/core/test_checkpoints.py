@@ -8,6 +8,8 @@ import zlib
 
 import numpy as np
 import pytest
+
+from diba import FormatError
 from diba.checkpoints.entries import (
     Tensor,
     check_all,
@@ -19,8 +21,6 @@ from diba.checkpoints.entries import (
     factored_in,
     sealed,
 )
-
-from diba import FormatError
 
 M, N, K = 5, 11, 3
 
@@ -36,8 +36,8 @@ def arrays():
 @pytest.fixture
 def entries():
     """A linear layer with a bias and an embedding that shares its factors."""
-    layer = entry("a.b", "DiBALinear", (M, N), K, "binary", True)
-    shared = entry("e", "DiBAEmbedding", (M, N), K, "binary", False, shared="a.b")
+    layer = entry("a.b", "DibaLinear", (M, N), K, "binary", True)
+    shared = entry("e", "DibaEmbedding", (M, N), K, "binary", False, shared="a.b")
     return {"a.b": sealed("a.b", layer, arrays()), "e": shared}
 
 
@@ -76,7 +76,7 @@ def test_what_is_written_is_accepted_and_is_plain(entries, headers):
 
 def test_every_change_of_an_entry_is_found(entries):
     others = [
-        None, True, 0, -1, 1.5, "x", "sign", "DiBAEmbedding", [], [M], [M, N, 1], [N, M], {}, 50_000_000,
+        None, True, 0, -1, 1.5, "x", "sign", "DibaEmbedding", [], [M], [M, N, 1], [N, M], {}, 50_000_000,
         2**41, [True, N], "00000000", "e",
     ]  # fmt: skip
     for name, layer in entries.items():
@@ -149,7 +149,7 @@ def test_layers_without_entries_and_entries_without_layers(entries, headers):
 
 
 def test_values_that_are_damaged(entries):
-    layer, plain = entries["a.b"], entry("a.b", "DiBALinear", (M, N), K, "binary", True)
+    layer, plain = entries["a.b"], entry("a.b", "DibaLinear", (M, N), K, "binary", True)
     for own, values in arrays().items():
         for index in range(values.nbytes):
             damaged = values.copy()
@@ -174,7 +174,7 @@ def test_values_that_are_damaged(entries):
 
 
 def test_what_could_not_be_loaded_is_not_sealed():
-    plain = entry("a.b", "DiBALinear", (M, N), K, "binary", True)
+    plain = entry("a.b", "DibaLinear", (M, N), K, "binary", True)
     tensors = copy.deepcopy(arrays())
     tensors["d2"][0] = np.nan
     with pytest.raises(FormatError, match=r"the model: a\.b\.d2 has NaN"):

@@ -175,7 +175,7 @@ report = {"isa": diba.isa(), "supported": diba.supported_isas(), "refused": {}}
 for alphabet in ("binary", "sign"):
     f = diba.solve(A, k=67, alphabet=alphabet, max_iter=3)
     report[alphabet] = digest(f.d1, f.b1.words, f.d2, f.b2.words, f.d3)
-    report[alphabet + " snr"] = f.snr(A)
+    report[alphabet + " snr"] = f.snr_db(A)
     g = diba.Factorization.from_factors(A[:, 0], f.b1.to_dense(), A[0, :67], f.b2.to_dense(), A[1], alphabet)
     x, X = A[2], A[:20].T
     report[alphabet + " products"] = digest(

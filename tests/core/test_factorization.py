@@ -81,7 +81,7 @@ def test_products_of_integers_are_exact(
     assert np.array_equal(f.rmatvec(Y[:, 1], **exact), dense.T @ Y[:, 1])
     assert np.array_equal(f.T.matmul(Y, **exact), dense.T @ Y)
     assert np.array_equal(f.T.to_dense(), dense.T)
-    assert f.snr(dense) == math.inf
+    assert f.snr_db(dense) == math.inf
 
 
 def test_results_do_not_depend_on_threads(make_factors: Callable[..., Factors], alphabet: str) -> None:
@@ -181,18 +181,18 @@ def test_snr(make_factors: Callable[..., Factors], alphabet: str, monkeypatch: p
     A = np.random.default_rng(5).standard_normal((30, 150))
     error = A - f.to_dense().astype(np.float64)
     expected = 10 * np.log10(np.sum(A**2) / np.sum(error**2))
-    assert f.snr(A) == pytest.approx(expected, rel=1e-12)
-    assert f.snr(np.asfortranarray(A)) == f.snr(A) == f.snr(A.tolist())
-    assert f.snr(f.to_dense()) == math.inf
-    assert f.snr(np.zeros((30, 150))) == -math.inf
+    assert f.snr_db(A) == pytest.approx(expected, rel=1e-12)
+    assert f.snr_db(np.asfortranarray(A)) == f.snr_db(A) == f.snr_db(A.tolist())
+    assert f.snr_db(f.to_dense()) == math.inf
+    assert f.snr_db(np.zeros((30, 150))) == -math.inf
     zero = diba.Factorization(np.zeros(30), f.b1, f.d2, f.b2, f.d3)
-    assert zero.snr(np.zeros((30, 150))) == math.inf
-    assert zero.snr(A) == 0
+    assert zero.snr_db(np.zeros((30, 150))) == math.inf
+    assert zero.snr_db(A) == 0
     tiny = A.astype(np.float32) * np.float32(1e-38)
-    assert np.isfinite(zero.snr(tiny))
+    assert np.isfinite(zero.snr_db(tiny))
     for wrong, message in ((A.T, r"A is \(150, 30\); it must be \(30, 150\)"), (A * np.nan, "NaN")):
         with pytest.raises(ValueError, match=message):
-            f.snr(wrong)
+            f.snr_db(wrong)
 
 
 # ---------------------------------------------------------------- storage figures

@@ -91,7 +91,7 @@ TORCH = """
 import torch
 import diba.torch
 x = torch.ones(5, 300)
-layer = diba.torch.DiBALinear.from_factorization(large).requires_grad_(False)
+layer = diba.torch.DibaLinear.from_factorization(large).requires_grad_(False)
 calls = [lambda: layer(x), lambda: layer(x)]
 """
 

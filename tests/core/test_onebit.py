@@ -31,25 +31,25 @@ def test_the_fit_is_the_best_for_these_signs() -> None:
             <= found
             <= least + 4 * 2.0**-22 * 1.01 * values[0] ** 2 + 1e-6 * values @ values
         )
-        assert f.snr(matrix) == pytest.approx(10 * np.log10(values @ values / found), abs=1e-9)
+        assert f.snr_db(matrix) == pytest.approx(10 * np.log10(values @ values / found), abs=1e-9)
 
 
 def test_rank_one_magnitudes_are_met() -> None:
     signs = np.where(RNG.random((9, 7)) < 0.5, -1, 1)
     exact = np.outer(2.0 ** np.arange(9), 0.5 ** np.arange(7)) * signs
-    assert diba.onebit(exact).snr(exact) > 60  # 16-bit diagonals
+    assert diba.onebit(exact).snr_db(exact) > 60  # 16-bit diagonals
 
 
 @pytest.mark.parametrize("scale", [1e-40, 1e-30, 1e30, 1e37])
 def test_scale_does_not_matter(scale: float) -> None:
     exact = A.astype(np.float64) * scale
-    assert diba.onebit(exact).snr(exact) == pytest.approx(diba.onebit(A).snr(A), abs=1e-3)
+    assert diba.onebit(exact).snr_db(exact) == pytest.approx(diba.onebit(A).snr_db(A), abs=1e-3)
 
 
 def test_zeros() -> None:
     f = diba.onebit(np.zeros((3, 5)))
     assert not f.to_dense().any()
-    assert f.snr(np.zeros((3, 5))) == np.inf
+    assert f.snr_db(np.zeros((3, 5))) == np.inf
     padded = np.pad(A[:4, :5], 2)
     dense = diba.onebit(padded).to_dense()
     assert not dense[:2].any()
@@ -123,6 +123,6 @@ def test_bad_parts() -> None:
     with pytest.raises(ValueError, match="a has 4 entries, must have 3"):
         diba.OneBit(f.b, f.signs, f.b)
     with pytest.raises(ValueError, match="shape of A"):
-        f.snr(A)
+        f.snr_db(A)
     with pytest.raises(ValueError, match="threads"):
         diba.onebit(A, threads=0)

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 import diba.hf  # noqa: E402
 import diba_autoload  # noqa: E402
 from diba import FormatError  # noqa: E402
-from diba.torch import DiBAEmbedding, DiBALinear, convert  # noqa: E402
+from diba.torch import DibaEmbedding, DibaLinear, convert  # noqa: E402
 
 FAST = {"bits_per_weight": 2, "method": "greedy", "effort": "fast", "progress": False}
 IDS = torch.arange(12).reshape(2, 6)
@@ -125,8 +125,8 @@ assert "diba.hf" not in sys.modules  # transformers has no models yet
 torch.manual_seed(0)
 shape = dict(hidden_size=36, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, vocab_size=60)
 model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape)).eval()
-model.lm_head = diba.torch.DiBALinear.from_dense(model.lm_head, bits_per_weight=2)
-model.model.layers[0].mlp._modules["up_proj"] = diba.torch.DiBALinear.from_dense(
+model.lm_head = diba.torch.DibaLinear.from_dense(model.lm_head, bits_per_weight=2)
+model.model.layers[0].mlp._modules["up_proj"] = diba.torch.DibaLinear.from_dense(
     model.model.layers[0].mlp.up_proj, bits_per_weight=2
 )
 model.save_pretrained(sys.argv[1])
@@ -135,20 +135,20 @@ torch.save(model(torch.arange(12).reshape(2, 6)).logits.detach(), sys.argv[1] + 
     done = python(code, str(tmp_path), HF_HUB_OFFLINE="1")
     assert done.returncode == 0, done.stderr
     model = loaded(tmp_path)
-    assert isinstance(model.lm_head, DiBALinear)
+    assert isinstance(model.lm_head, DibaLinear)
     assert torch.equal(model(IDS).logits, torch.load(tmp_path / "logits.pt"))
 
 
 def test_layers_put_in_and_taken_out_by_hand(tmp_path):
     model = llama()
-    layer = DiBALinear.from_dense(model.lm_head, bits_per_weight=2)
+    layer = DibaLinear.from_dense(model.lm_head, bits_per_weight=2)
     model.lm_head = layer
     assert_loads_alike(model, tmp_path / "in")
     assert model.hf_quantizer is not None  # from now on
     model.lm_head = layer.to_dense_module()
     assert_loads_alike(model, tmp_path / "out")
     assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
-    model.model.layers[0].mlp.up_proj = DiBALinear.from_dense(model.model.layers[0].mlp.up_proj, k=3)
+    model.model.layers[0].mlp.up_proj = DibaLinear.from_dense(model.model.layers[0].mlp.up_proj, k=3)
     assert_loads_alike(model, tmp_path / "other")
 
 
@@ -162,7 +162,7 @@ def test_parts_are_saved_by_themselves_and_leave_the_whole_alone(tmp_path):
     part = loaded(tmp_path / "part", "AutoModel")
     assert torch.equal(outputs(part), outputs(model.model))
     inside = torch.nn.ModuleDict({"text": llama(cls="LlamaModel"), "other": torch.nn.Linear(4, 4)})
-    inside["text"].layers[0].mlp.up_proj = DiBALinear.from_dense(inside["text"].layers[0].mlp.up_proj, k=3)
+    inside["text"].layers[0].mlp.up_proj = DibaLinear.from_dense(inside["text"].layers[0].mlp.up_proj, k=3)
     assert_loads_alike(inside["text"], tmp_path / "inside")
 
 
@@ -184,7 +184,7 @@ def test_tensors_given_to_save_pretrained_are_the_ones_that_are_saved(tmp_path):
 
 def test_other_quantizers_are_not_written_over(tmp_path):
     model = llama()
-    model.lm_head = DiBALinear.from_dense(model.lm_head, bits_per_weight=2)
+    model.lm_head = DibaLinear.from_dense(model.lm_head, bits_per_weight=2)
     model.hf_quantizer = transformers.quantizers.AutoHfQuantizer.from_config(
         transformers.FineGrainedFP8Config()
     )
@@ -232,9 +232,9 @@ def test_factors_of_a_layer_that_the_model_does_not_have(tmp_path):
 def test_tied_models_whose_layers_were_untied_by_hand(factored, tmp_path):
     model = llama(tie=True)
     if factored != "head":
-        model.model.embed_tokens = DiBAEmbedding.from_dense(model.model.embed_tokens, bits_per_weight=2)
+        model.model.embed_tokens = DibaEmbedding.from_dense(model.model.embed_tokens, bits_per_weight=2)
     if factored != "embedding":
-        model.lm_head = DiBALinear.from_dense(model.lm_head, bits_per_weight=3)
+        model.lm_head = DibaLinear.from_dense(model.lm_head, bits_per_weight=3)
     assert_loads_alike(model, tmp_path)
 
 
@@ -331,7 +331,7 @@ def test_a_claim_of_fifty_million_takes_no_memory(checkpoint, tmp_path):
     from diba.checkpoints.entries import crc32_of_all, entry
 
     def claim(settings):
-        settings["factors"][LAYER] = entry(LAYER, "DiBALinear", (48, 36), 50_000_000, "binary", False)
+        settings["factors"][LAYER] = entry(LAYER, "DibaLinear", (48, 36), 50_000_000, "binary", False)
         settings["crc32_factors"] = crc32_of_all(settings["factors"])
 
     folder = damage(checkpoint, tmp_path / "shapes", config=claim)

@@ -18,11 +18,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", minversion="5.0")
 
-from diba.checkpoints.entries import entry  # noqa: E402
-from diba.torch.conversion.convert import convert  # noqa: E402
-
 import diba.hf  # noqa: E402
+from diba.checkpoints.entries import entry  # noqa: E402
 from diba.hf import DibaConfig  # noqa: E402
+from diba.torch.conversion.convert import convert  # noqa: E402
 from diba.torch.model.config import Config  # noqa: E402
 from diba.torch.modules.factors import Factors  # noqa: E402
 
@@ -387,8 +386,8 @@ def test_casts_and_sizes():
 def test_config_round_trip():
     layers = {r"re:.*\.z": {"k": 3}, "a.b": None, r"re:.*": {"bits_per_weight": 1, "alphabet": "sign"}}
     factors = {
-        "z": entry("z", "DiBALinear", (4, 5), 3, "sign", True, shared="y"),
-        "y": entry("y", "DiBAEmbedding", (4, 5), 3, "sign", False),
+        "z": entry("z", "DibaLinear", (4, 5), 3, "sign", True, shared="y"),
+        "y": entry("y", "DibaEmbedding", (4, 5), 3, "sign", False),
     }
     config = DibaConfig(
         snr_db=9.5, layers=layers, skip=["c"], factors=factors, modules_to_not_convert=["d"], tied=True
@@ -412,7 +411,7 @@ def test_config_round_trip():
         ({"bits_per_weight": 2, "format_version": 2, "new": 1}, "upgrade diba"),
         ({"bits_per_weight": 2, "quant_method": "gptq"}, "'gptq'; it must be 'diba'"),
         ({"factors": [1]}, "factors is a list"),
-        ({"factors": {"a": {"kind": "DiBALinear", "k": 1}}}, r"factors\['a'\] must have"),
+        ({"factors": {"a": {"kind": "DibaLinear", "k": 1}}}, r"factors\['a'\] must have"),
     ],
 )
 def test_config_refuses(settings, message):
@@ -433,7 +432,7 @@ def test_damaged_and_newer_checkpoints(tmp_path):
     layer = config["quantization_config"]["factors"]["lm_head"]
     crcs = {layer.pop("crc32_entry"), *layer.pop("crc32").values()}
     assert len(crcs) == 6
-    assert layer == {"kind": "DiBALinear", "shape": [60, 32], "k": 21, "alphabet": "binary", "bias": False}
+    assert layer == {"kind": "DibaLinear", "shape": [60, 32], "k": 21, "alphabet": "binary", "bias": False}
     path.write_text(text.replace('"format_version": 1', '"format_version": 7'))
     with pytest.raises(ValueError, match="upgrade diba"):
         transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
@@ -460,7 +459,7 @@ def test_loading_refuses(tmp_path):
     with pytest.raises(ValueError, match="layers on the disk"):
         load(DibaConfig(**FAST), device_map={"": "disk"})
     with pytest.raises(ValueError, match="no size"):
-        load(DibaConfig(factors={"x": entry("x", "DiBALinear", (2, 2), 1, "sign", False)}))
+        load(DibaConfig(factors={"x": entry("x", "DibaLinear", (2, 2), 1, "sign", False)}))
 
 
 def test_attach_refuses():

@@ -18,9 +18,8 @@ import diba.hf  # noqa: E402
 AFTER = "peft" in sys.modules
 peft = pytest.importorskip("peft")  # after diba.hf, as a program may do: what diba adds waits for it
 
+from diba.hf.peft import LoraDibaLinear  # noqa: E402
 from diba.torch.conversion.convert import convert  # noqa: E402
-
-from diba.hf.peft import LoraDiBALinear  # noqa: E402
 from diba.torch.modules.factors import Factors  # noqa: E402
 from diba_autoload import after_import  # noqa: E402
 
@@ -99,7 +98,7 @@ def test_adapters_train_and_the_base_does_not(case):
     wrapped = {
         name.removeprefix("base_model.model.")
         for name, m in adapted.named_modules()
-        if isinstance(m, LoraDiBALinear)
+        if isinstance(m, LoraDibaLinear)
     }
     assert wrapped == set(named)
     fill(adapted)
@@ -158,7 +157,7 @@ def test_saved_adapters_load(case, tmp_path):
     assert torch.equal(logits(base), expected)
     base.delete_adapter("default")
     base.add_adapter(config, "another")  # transformers' own way
-    assert any(isinstance(module, LoraDiBALinear) for module in base.modules())
+    assert any(isinstance(module, LoraDibaLinear) for module in base.modules())
     base.save_pretrained(tmp_path / "added")
     assert not (tmp_path / "added" / "model.safetensors").exists()
 

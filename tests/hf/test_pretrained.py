@@ -12,10 +12,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", minversion="5.0")
 
-from diba.torch.conversion.convert import convert  # noqa: E402
-
 import diba.hf  # noqa: E402
 from diba.hf import pretrained  # noqa: E402
+from diba.torch.conversion.convert import convert  # noqa: E402
 from diba.torch.modules.factors import Factors  # noqa: E402
 
 IDS = torch.arange(12).reshape(2, 6)
@@ -102,7 +101,7 @@ def test_resizing_a_factored_vocabulary_is_refused_before_anything_changes(tie, 
     before, expected, modules = model.config.to_dict(), logits(model), dict(model.named_modules())
     rows = size[0] or 64
     message = (
-        rf"from 60 to {rows} rows: {name}, a DiBA\w+ of diba, .*nothing was changed.*model\.dequantize\(\)"
+        rf"from 60 to {rows} rows: {name}, a Diba\w+ of diba, .*nothing was changed.*model\.dequantize\(\)"
     )
     with pytest.raises(ValueError, match=message):
         model.resize_token_embeddings(*size)

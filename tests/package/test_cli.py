@@ -76,7 +76,7 @@ def test_solve_writes_what_solve_returns(folder: Path, run: Callable[..., tuple[
     expected = diba.solve(A, bits_per_weight=4, seed=3, max_iter=4)
     assert diba.load("a.diba") == expected
     assert f"k = {expected.k}, binary, {expected.bits_per_weight:.4g} bits per weight" in out
-    assert f"SNR {expected.snr(A):.2f} dB" in out
+    assert f"SNR {expected.snr_db(A):.2f} dB" in out
     assert f"a.diba: {(folder / 'a.diba').stat().st_size:,} bytes (dense float32: {A.nbytes:,})" in out
 
 
@@ -98,7 +98,7 @@ def test_solve_as_json(folder: Path, run: Callable[..., tuple[int, str, str]]) -
         "bits_per_weight": f.bits_per_weight,
         "storage_ratio": f.storage_ratio,
         "dense_bytes": 24 * 16 * 4,
-        "snr_db": f.snr(A),
+        "snr_db": f.snr_db(A),
         "file_bytes": (folder / "a.diba").stat().st_size,
     }
 
@@ -128,13 +128,17 @@ def test_method_effort_and_time_limit(folder: Path, run: Callable[..., tuple[int
         assert run(*size, *given) == (0, "", "")
         assert diba.load("a.diba") == diba.solve(A, k=9, **expected)
     assert run(*size, "--max-iter", "100000000", "--tol", "0", "--time-limit", "0.2") == (0, "", "")
-    assert diba.load("a.diba").snr(A) > 1
+    assert diba.load("a.diba").snr_db(A) > 1
 
 
 def test_snr(folder: Path, run: Callable[..., tuple[int, str, str]]) -> None:
-    assert run("solve", "a.npy", "--snr", "6", "--effort", "fast", "-o", "a.diba", "--quiet") == (0, "", "")
+    assert run("solve", "a.npy", "--snr-db", "6", "--effort", "fast", "-o", "a.diba", "--quiet") == (
+        0,
+        "",
+        "",
+    )
     f = diba.load("a.diba")
-    assert f.snr(A) >= 6
+    assert f.snr_db(A) >= 6
     assert f == diba.solve(A, snr_db=6, effort="fast")
 
 
@@ -273,7 +277,7 @@ def test_inputs_that_do_not_fit(folder: Path, refused: Callable[..., str]) -> No
             ("solve",),
             "the following arguments are required: FILE[:TENSOR], -o/--output; see 'diba solve --help'",
         ),
-        (("solve", "a.npy", "-o", "x"), "one of the arguments --bits --k --ratio --snr is required"),
+        (("solve", "a.npy", "-o", "x"), "one of the arguments --bits --k --ratio --snr-db is required"),
         (
             ("solve", "a.npy", "-o", "x", "--k", "1", "--bits", "1"),
             "--bits: not allowed with argument --k",

@@ -254,7 +254,7 @@ f = diba.solve(np.random.default_rng(0).standard_normal((200, 300)), bits_per_we
 with tempfile.TemporaryDirectory() as folder:
     f.save(folder + "/f.safetensors")
     assert diba.load(folder + "/f.safetensors") == f
-f @ np.ones(300), f.matmul(np.ones((300, 20))), f.snr(np.ones((200, 300))), diba.info()
+f @ np.ones(300), f.matmul(np.ones((300, 20))), f.snr_db(np.ones((200, 300))), diba.info()
 print(changes(before), [name for name in ("torch", "scipy", "tqdm", "matplotlib") if name in sys.modules])
 """
     done = python(code, DIBA_NUM_THREADS=str(threads))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from diba.torch.conversion.allocation import keep_best
 from torch import nn
 
 import diba
 import diba.torch
 from diba.allocation.waterfill import stored_bits
+from diba.torch.conversion.allocation import keep_best
 
 RANDOM = np.random.default_rng(0)
 NORMAL = RANDOM.standard_normal((48, 64))

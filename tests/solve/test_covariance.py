@@ -168,7 +168,7 @@ def test_descend_improves_and_reports(alphabet: str, scale: float, power: float)
     assert output_error(A, f, S) == pytest.approx(np.trace(R @ S @ R.T), rel=1e-9)
     assert seen[-1].objective == pytest.approx(output_error(A, f, S), rel=1e-4)  # d1, d2, d3 rounded since
     decibels = 10 * math.log10(np.trace(A @ S @ A.T) / output_error(A, f, S))
-    assert seen[-1].snr == pytest.approx(decibels, abs=1e-3)
+    assert seen[-1].snr_db == pytest.approx(decibels, abs=1e-3)
     assert [report.iteration for report in seen] == list(range(len(seen)))
     assert f.diagonal_bits == 16
     assert f == descend(A, start, S, threads=1)

@@ -30,7 +30,7 @@ def test_points_are_single_solves() -> None:
         f = diba.solve(A, bits_per_weight=bits, **options)
         assert curve.k[point] == f.k
         assert curve.bits_per_weight[point] == f.bits_per_weight <= bits
-        assert curve.snr[point] == f.snr(A)
+        assert curve.snr_db[point] == f.snr_db(A)
         assert curve.seconds[point] > 0
     assert sum(report.iteration == 0 for report in seen) == 2
 

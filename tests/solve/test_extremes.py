@@ -120,8 +120,8 @@ def test_no_matrix_leads_out_of_range_or_below_zero(name: str, limit: str) -> No
         reports: list[diba.Progress] = []
         f = diba.solve(A, 4, method=method, alphabet=alphabet, progress=reports.append, **LIMITS[limit])
         check(f, A)
-        assert f.snr(A) >= 0
-        assert all(np.isfinite(report.objective) and not np.isnan(report.snr) for report in reports)
+        assert f.snr_db(A) >= 0
+        assert all(np.isfinite(report.objective) and not np.isnan(report.snr_db) for report in reports)
 
 
 @pytest.mark.parametrize("weights", OBJECTIVES)
@@ -160,10 +160,10 @@ def test_onebit_and_curve(name: str) -> None:
     A = MATRICES[name]
     q = diba.onebit(A)
     assert np.isfinite(q.to_dense()).all()
-    assert q.snr(A) >= 0
+    assert q.snr_db(A) >= 0
     assert np.isfinite(q @ np.ones(A.shape[1])).all()
     sizes = diba.curve(A, bits=(60, 90), max_iter=1, effort="fast", alphabet="sign")
-    assert (sizes.snr >= 0).all()
+    assert (sizes.snr_db >= 0).all()
 
 
 def test_ordinary_results_scale_with_the_matrix() -> None:
@@ -330,8 +330,8 @@ def test_operands_beyond_float32_are_refused(multiply: Any) -> None:
 def test_snr_of_tiny_numbers() -> None:
     """Their squares vanish in float64; the ratio does not."""
     zero = diba.Factorization.from_factors([0, 0], np.ones((2, 1)), [0], np.ones((1, 2)), [0, 0])
-    assert zero.snr(np.full((2, 2), 1e-200)) == 0
-    assert zero.snr(np.zeros((2, 2))) == np.inf
+    assert zero.snr_db(np.full((2, 2), 1e-200)) == 0
+    assert zero.snr_db(np.zeros((2, 2))) == np.inf
 
 
 # ---------------------------------------------------------------- layers, shares of bits
@@ -350,7 +350,7 @@ def test_layers_of_extreme_weights(dtype: torch.dtype, value: float, alphabet: s
             p[0], p[1] = value, 0
     model.to(dtype)
     diba.torch.convert(model, bits_per_weight=4, alphabet=alphabet, effort="fast", progress=False)
-    rows = diba.torch.DiBAEmbedding.from_dense(embedding.to(dtype), k=8, alphabet=alphabet, effort="fast")
+    rows = diba.torch.DibaEmbedding.from_dense(embedding.to(dtype), k=8, alphabet=alphabet, effort="fast")
     for layer in (model[0], rows):
         assert isinstance(layer, diba.torch.Factors)
         assert torch.isfinite(layer.dense_weight()).all()

@@ -81,7 +81,7 @@ def test_effort_orders_budgets(method: str, alphabet: str) -> None:
     snr = {
         effort: diba.solve(
             A, k=33, method=method, alphabet=alphabet, effort=effort, progress=seen[effort].append
-        ).snr(A)
+        ).snr_db(A)
         for effort in EFFORTS
     }
     assert list(EFFORTS) == ["fast", "normal", "best"]
@@ -91,7 +91,8 @@ def test_effort_orders_budgets(method: str, alphabet: str) -> None:
     assert snr["best"] > snr["fast"]
     default: list[diba.Progress] = []
     assert (
-        diba.solve(A, k=33, method=method, alphabet=alphabet, progress=default.append).snr(A) == snr["normal"]
+        diba.solve(A, k=33, method=method, alphabet=alphabet, progress=default.append).snr_db(A)
+        == snr["normal"]
     )
     assert default[0].max_iter == seen["normal"][0].max_iter
 
@@ -116,8 +117,8 @@ def test_a_time_limit_ends_a_run_with_useful_factors(method: str, alphabet: str)
         progress=reports.append,
     )
     assert time.monotonic() - begin < 60
-    assert f.snr(A) > 5  # greedy reaches 8, and ADMM 9
-    assert reports[-1].snr == pytest.approx(f.snr(A), abs=1e-4)
+    assert f.snr_db(A) > 5  # greedy reaches 8, and ADMM 9
+    assert reports[-1].snr_db == pytest.approx(f.snr_db(A), abs=1e-4)
     assert all(report.remaining is None or 0 <= report.remaining <= 0.3 for report in reports)
 
 
@@ -153,9 +154,9 @@ def test_a_start_is_improved(method: str, alphabet: str) -> None:
     reports: list[diba.Progress] = []
     better = diba.solve(A, method=method, alphabet=alphabet, init=first, progress=reports.append)
     assert better.k == 30
-    assert better.snr(A) > first.snr(A) + 0.1
-    assert reports[0].snr == pytest.approx(first.snr(A), abs=1e-3)
-    assert reports[-1].snr == pytest.approx(better.snr(A), abs=1e-4)
+    assert better.snr_db(A) > first.snr_db(A) + 0.1
+    assert reports[0].snr_db == pytest.approx(first.snr_db(A), abs=1e-3)
+    assert reports[-1].snr_db == pytest.approx(better.snr_db(A), abs=1e-4)
     assert better == diba.solve(A, k=30, method=method, alphabet=alphabet, init=first)
 
 
@@ -167,7 +168,7 @@ def test_a_start_that_cannot_be_improved_is_returned_as_it_is(alphabet: str) -> 
         g = diba.solve(A, alphabet=alphabet, init=f, tol=0)
         if g is f:
             break
-        assert g.snr(A) > f.snr(A)
+        assert g.snr_db(A) > f.snr_db(A)
         f = g
     assert diba.solve(A, alphabet=alphabet, init=f, tol=0) is f
     assert diba.solve(A, alphabet=alphabet, init=f, max_iter=0) is f
@@ -183,8 +184,8 @@ def test_a_start_is_taken_at_any_scale(alphabet: str) -> None:
     )
     large = np.ldexp(A, 40)
     f = diba.solve(large, alphabet=alphabet, init=start)
-    assert start.snr(large) == pytest.approx(first.snr(A))
-    assert f.snr(large) == pytest.approx(diba.solve(A, alphabet=alphabet, init=first).snr(A), abs=1e-3)
+    assert start.snr_db(large) == pytest.approx(first.snr_db(A))
+    assert f.snr_db(large) == pytest.approx(diba.solve(A, alphabet=alphabet, init=first).snr_db(A), abs=1e-3)
 
 
 def test_starts_are_checked() -> None:
@@ -252,7 +253,7 @@ def test_auto_is_never_worse_than_greedy(name: str, alphabet: str) -> None:
     """Up to what 16-bit diagonals leave of an exact fit."""
     A, k = CASES[name]
     auto, greedy = (
-        diba.solve(A, k=k, method=method, alphabet=alphabet, effort="fast").snr(A)
+        diba.solve(A, k=k, method=method, alphabet=alphabet, effort="fast").snr_db(A)
         for method in ("auto", "greedy")
     )
     assert auto >= min(greedy, EXACT)

@@ -45,7 +45,7 @@ def test_importance_is_what_is_minimised_and_reported(alphabet: str, method: str
     assert error < 0.9 * weighted_error(A, plain.to_dense(), o, i)
     assert reports[-1].objective == pytest.approx(error, rel=1e-5)  # float32 entries of to_dense
     energy = weighted_error(A, np.zeros_like(A), o, i)
-    assert reports[-1].snr == pytest.approx(10 * np.log10(energy / error), abs=1e-4)
+    assert reports[-1].snr_db == pytest.approx(10 * np.log10(energy / error), abs=1e-4)
     assert f.diagonal_bits == 16
 
 
@@ -60,7 +60,7 @@ def test_covariance_is_what_is_minimised_and_reported(alphabet: str) -> None:
     assert error < output_error(A, weighted.to_dense(), S)
     assert reports[-1].objective == pytest.approx(error, rel=1e-4)
     energy = output_error(A, np.zeros_like(A), S)
-    assert reports[-1].snr == pytest.approx(10 * np.log10(energy / error), abs=1e-3)
+    assert reports[-1].snr_db == pytest.approx(10 * np.log10(energy / error), abs=1e-3)
     assert [r.iteration for r in reports] == sorted(r.iteration for r in reports)
 
 
@@ -106,7 +106,7 @@ def test_covariance_against_brute_force() -> None:
 def test_the_smallest_k_that_reaches_an_snr(effort: str) -> None:
     A = gaussian(48, 40)
     f = diba.solve(A, snr_db=6, effort=effort)
-    assert f.snr(A) >= 6 > diba.solve(A, f.k - 1, effort=effort).snr(A)
+    assert f.snr_db(A) >= 6 > diba.solve(A, f.k - 1, effort=effort).snr_db(A)
 
 
 def test_an_snr_of_the_weighted_objective() -> None:

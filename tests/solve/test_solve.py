@@ -104,7 +104,7 @@ def test_same_start_same_flips_as_the_reference(seed: int, alphabet: str, iterat
     assert np.array_equal(found[3], twin[3])
     expected = db(run.energy, reference.objective(run.A, twin))
     assert db(run.energy, reference.objective(run.A, found)) == pytest.approx(expected, abs=DB)
-    assert run.snr == pytest.approx(expected, abs=DB)
+    assert run.snr_db == pytest.approx(expected, abs=DB)
 
 
 @pytest.mark.parametrize("alphabet", ALPHABETS)
@@ -144,7 +144,7 @@ def test_no_step_raises_the_objective(name: str, alphabet: str, cyclic: bool) ->
             after = db(run.energy, true_objective(run))
             assert after >= before - DB, step.__name__
             before = after
-        assert run.snr == pytest.approx(after, abs=DB)
+        assert run.snr_db == pytest.approx(after, abs=DB)
     assert before > first + 1
 
 
@@ -174,15 +174,15 @@ def test_reported_snr_is_that_of_the_factors(method: str, alphabet: str) -> None
         wide = A.astype(np.float64)
         objective = reference.objective(wide, factors(f))
         snr = db(np.vdot(wide, wide), objective)
-        assert reports[-1].snr == pytest.approx(snr, abs=DB)
+        assert reports[-1].snr_db == pytest.approx(snr, abs=DB)
         assert reports[-1].objective == pytest.approx(objective, rel=RELATIVE)
-        assert f.snr(A) == pytest.approx(snr, abs=DB)
+        assert f.snr_db(A) == pytest.approx(snr, abs=DB)
 
 
 @pytest.mark.parametrize("alphabet", ALPHABETS)
 def test_more_bits_are_clearly_better(alphabet: str) -> None:
     A = weights(96, 80)
-    snr = [diba.solve(A, k=k, alphabet=alphabet, max_iter=15).snr(A) for k in (4, 16, 64, 256)]
+    snr = [diba.solve(A, k=k, alphabet=alphabet, max_iter=15).snr_db(A) for k in (4, 16, 64, 256)]
     assert all(later > earlier + 1 for earlier, later in itertools.pairwise(snr))
 
 
@@ -413,9 +413,9 @@ def test_edge_cases_give_finite_factors_without_warnings(name: str, alphabet: st
     for d in (f.d1, f.d2, f.d3):
         assert np.isfinite(d).all()
     assert np.isfinite(f.to_dense()).all()
-    assert f.snr(A) >= snr
+    assert f.snr_db(A) >= snr
     assert f.diagonal_bits == 16
-    assert all(math.isfinite(report.objective) and not math.isnan(report.snr) for report in reports)
+    assert all(math.isfinite(report.objective) and not math.isnan(report.snr_db) for report in reports)
     assert not f.to_dense()[~A.any(axis=1)].any()
     assert not f.to_dense()[:, ~A.any(axis=0)].any()
 
@@ -435,7 +435,7 @@ def test_progress_protocol() -> None:
     assert reports[0].flips == 0 < reports[1].flips
     energy = float(np.vdot(A, A.astype(np.float64)))
     for report in reports:
-        assert report.snr == pytest.approx(db(energy, report.objective), abs=1e-9)
+        assert report.snr_db == pytest.approx(db(energy, report.objective), abs=1e-9)
     assert reports[0].remaining is None
     assert all(report.remaining > 0 for report in reports[1:-2])
     assert reports[-1].remaining == 0

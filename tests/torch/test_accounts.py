@@ -10,14 +10,14 @@ import pytest
 pytest.importorskip("torch")
 
 import torch
-from diba.torch.conversion.convert import convert
 from torch import nn
 from torch.nn.utils import prune
 
+from diba.torch.conversion.convert import convert
 from diba.torch.model.config import Config
 from diba.torch.model.selection import select
 from diba.torch.modules.factors import Factors
-from diba.torch.modules.linear import DiBALinear
+from diba.torch.modules.linear import DibaLinear
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -176,7 +176,7 @@ def test_scripted_modules_are_left_with_a_reason() -> None:
     assert (left.name, left.weights) == ("0", 64)
     assert left.reason == "compiled by torch.jit, which closes it: compress the model that it was made of"
     with pytest.raises(TypeError, match="module is a RecursiveScriptModule; it must be"):
-        DiBALinear.from_dense(scripted, k=2)
+        DibaLinear.from_dense(scripted, k=2)
     with pytest.raises(ValueError, match=r"no layer to compress: .*; it has: compiled by torch.jit.* \(64 "):
         convert(torch.jit.script(nn.Sequential(nn.Linear(8, 8))), **CHEAP)
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 torch = pytest.importorskip("torch")
-from diba.torch.conversion.convert import convert  # noqa: E402
 from torch import nn  # noqa: E402
 
 from diba.torch.calibration.collect import calibrate  # noqa: E402
+from diba.torch.conversion.convert import convert  # noqa: E402
 from diba.torch.model.attention import Attention  # noqa: E402
 from diba.torch.model.config import Config  # noqa: E402
 from diba.torch.model.selection import targets  # noqa: E402

@@ -21,13 +21,13 @@ import threadpoolctl
 pytest.importorskip("torch")
 
 import torch
-from diba.torch.conversion.convert import convert
-from diba.torch.conversion.display import Display
-from diba.torch.conversion.report import Report
 from torch import nn
 
 import diba
 from diba.torch.calibration.moments import Calibration, Moments
+from diba.torch.conversion.convert import convert
+from diba.torch.conversion.display import Display
+from diba.torch.conversion.report import Report
 from diba.torch.model.config import Config
 from diba.torch.model.selection import select, targets
 from diba.torch.modules.factors import Factors
@@ -105,7 +105,7 @@ def test_layers_have_the_factors_that_solve_gives() -> None:
     [left] = report.skipped
     assert left.name == "3"
     assert "bits_per_weight is 4, too small for a 2 x 16 matrix: k = 1 already takes 10.06" in left.reason
-    assert report.layers[0].snr_db == first.snr(dense[0].weight)
+    assert report.layers[0].snr_db == first.snr_db(dense[0].weight)
     assert report.layers[1].alphabet == "sign"
     same_outputs(model, dense, torch.randn(5, 24, dtype=torch.float64))
 

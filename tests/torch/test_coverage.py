@@ -12,9 +12,6 @@ import pytest
 pytest.importorskip("torch")
 
 import torch
-from diba.torch.conversion.convert import convert
-from diba.torch.conversion.coverage import warn_unreached
-from diba.torch.conversion.scores import scores
 from torch import nn
 
 import diba
@@ -22,6 +19,9 @@ import diba.torch
 import diba.torch.calibration.propagate
 from diba.torch.calibration import blocks
 from diba.torch.calibration.moments import Calibration, Moments
+from diba.torch.conversion.convert import convert
+from diba.torch.conversion.coverage import warn_unreached
+from diba.torch.conversion.scores import scores
 from diba.torch.model.config import Config
 
 CHEAP: dict[str, Any] = {"bits_per_weight": 4, "method": "greedy", "threads": 1, "progress": False}

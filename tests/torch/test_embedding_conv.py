@@ -13,8 +13,8 @@ from torch.nn import functional
 
 import diba
 from diba.torch.modules import embedding
-from diba.torch.modules.conv import DiBAConv1d, DiBAConv2d
-from diba.torch.modules.embedding import DiBAEmbedding
+from diba.torch.modules.conv import DibaConv1d, DibaConv2d
+from diba.torch.modules.embedding import DibaEmbedding
 from diba.torch.modules.kinds import compressed, factored_matrix, layer_class, obstacle
 from diba.torch.ops.operators import reference
 
@@ -44,7 +44,7 @@ def random_ids(*shape: int) -> Tensor:
 @pytest.mark.parametrize("shape", [(), (7,), (2, 3), (0,)])
 def test_rows_of_an_embedding(make_factors: Any, alphabet: str, shape: tuple[int, ...]) -> None:
     factors, ids = make_factors(ROWS, K, DIM, alphabet), random_ids(*shape)
-    layer = DiBAEmbedding.from_factorization(factors.diba)
+    layer = DibaEmbedding.from_factorization(factors.diba)
     exact, sums = (torch.from_numpy(a)[ids] for a in (factors.dense(), factors.magnitude()))
     for dtype in (torch.int64, torch.int32):
         rows = copy.deepcopy(layer).double()(ids.to(dtype))
@@ -60,7 +60,7 @@ def test_rows_of_an_embedding(make_factors: Any, alphabet: str, shape: tuple[int
 def test_a_look_up_unpacks_its_rows_only(
     make_factors: Any, alphabet: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layer = DiBAEmbedding.from_factorization(make_factors(ROWS, K, DIM, alphabet).diba)
+    layer = DibaEmbedding.from_factorization(make_factors(ROWS, K, DIM, alphabet).diba)
     unpacked = []
 
     def watched(bits: Tensor, *others: Any) -> Tensor:
@@ -81,7 +81,7 @@ def test_gradients_of_an_embedding(make_factors: Any, alphabet: str, padding: in
         torch.tensor([[4, 4, 9], [49, 0, 4]]),
         normals(2, 3, DIM),
     )
-    layer = DiBAEmbedding.from_factorization(f, padding_idx=padding).double()
+    layer = DibaEmbedding.from_factorization(f, padding_idx=padding).double()
     found = torch.autograd.grad(layer(ids), layer.diagonals(), above)
     rows = functional.embedding(ids, layer.dense_weight(), padding_idx=padding)
     expected = torch.autograd.grad(rows, layer.diagonals(), above)
@@ -95,7 +95,7 @@ def test_gradients_of_an_embedding(make_factors: Any, alphabet: str, padding: in
 
 def test_a_tied_output_layer(make_factors: Any) -> None:
     factors, x = make_factors(ROWS, K, DIM, "sign"), normals(3, DIM)
-    layer = DiBAEmbedding.from_factorization(factors.diba).double()
+    layer = DibaEmbedding.from_factorization(factors.diba).double()
     y = functional.linear(x, layer.weight)
     exact, sums = (x @ torch.from_numpy(factors.dense()).T, x.abs() @ torch.from_numpy(factors.magnitude()).T)
     assert ((y - exact).abs() <= 2 * (DIM + K + 3) * EPS * sums).all()
@@ -114,14 +114,14 @@ def test_a_tied_output_layer(make_factors: Any) -> None:
 )
 def test_wrong_ids_are_refused(ids: Tensor, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        DiBAEmbedding(ROWS, DIM, K)(ids)
+        DibaEmbedding(ROWS, DIM, K)(ids)
 
 
 def test_embedding_from_dense_and_back() -> None:
     torch.manual_seed(0)
     dense = nn.Embedding(ROWS, DIM, padding_idx=2, dtype=torch.bfloat16)
     layer = compressed(dense, k=K, effort="fast")
-    assert type(layer) is DiBAEmbedding
+    assert type(layer) is DibaEmbedding
     assert layer.factorization() == diba.solve(dense.weight.detach().float().numpy(), k=K, effort="fast")
     assert (layer.num_embeddings, layer.embedding_dim, layer.padding_idx) == (ROWS, DIM, 2)
     assert (layer.dtype, layer(random_ids(3)).dtype) == (torch.bfloat16, torch.bfloat16)
@@ -131,17 +131,17 @@ def test_embedding_from_dense_and_back() -> None:
     assert type(back) is nn.Embedding
     assert torch.equal(back.weight, layer.dense_weight())
     assert back.padding_idx == 2
-    assert DiBAEmbedding.from_dense(back, layer.factorization()).factorization() == layer.factorization()
+    assert DibaEmbedding.from_dense(back, layer.factorization()).factorization() == layer.factorization()
 
 
 def test_a_fresh_embedding() -> None:
     torch.manual_seed(0)
-    layer = DiBAEmbedding(203, 195, 101, padding_idx=-1)
+    layer = DibaEmbedding(203, 195, 101, padding_idx=-1)
     weight = layer.dense_weight().detach()
     assert 0.4 < weight[:-1].square().mean() < 2.5  # nn.Embedding: 1
     assert not weight[-1].any()
     with pytest.raises(ValueError, match="padding_idx is 203"):
-        DiBAEmbedding(203, 195, 101, padding_idx=203)
+        DibaEmbedding(203, 195, 101, padding_idx=203)
 
 
 @pytest.mark.parametrize("setting", [{"max_norm": 1.0}, {"scale_grad_by_freq": True}, {"sparse": True}])
@@ -190,7 +190,7 @@ def convolution(
     make_factors: Any, axes: int, alphabet: str, settings: dict[str, Any]
 ) -> tuple[Any, Any, Any]:
     """(factored layer, dense layer of the same weight, dense layer of all absolute values), in float64."""
-    kind, torchs = ((DiBAConv1d, nn.Conv1d), (DiBAConv2d, nn.Conv2d))[axes - 1]
+    kind, torchs = ((DibaConv1d, nn.Conv1d), (DibaConv2d, nn.Conv2d))[axes - 1]
     dense = torchs(CHANNELS, OUTPUTS, **settings).double()
     factors = make_factors(OUTPUTS, K, dense.weight[0].numel(), alphabet)
     absolute = copy.deepcopy(dense)
@@ -274,10 +274,10 @@ def test_convolution_from_dense_and_back(kind: Any) -> None:
 
 def test_the_state_of_embeddings_and_convolutions_survives() -> None:
     for one, other in (
-        (DiBAEmbedding(ROWS, DIM, K), DiBAEmbedding(ROWS, DIM, K, device="meta")),
-        (DiBAConv2d(CHANNELS, OUTPUTS, 3, K), DiBAConv2d(CHANNELS, OUTPUTS, 3, K, device="meta")),
+        (DibaEmbedding(ROWS, DIM, K), DibaEmbedding(ROWS, DIM, K, device="meta")),
+        (DibaConv2d(CHANNELS, OUTPUTS, 3, K), DibaConv2d(CHANNELS, OUTPUTS, 3, K, device="meta")),
     ):
-        x = random_ids(4) if isinstance(one, DiBAEmbedding) else normals(1, CHANNELS, 5, 6).float()
+        x = random_ids(4) if isinstance(one, DibaEmbedding) else normals(1, CHANNELS, 5, 6).float()
         other.load_state_dict(one.state_dict(), assign=True)
         assert torch.equal(other(x), one(x))
         assert torch.equal(copy.deepcopy(one)(x), one(x))
@@ -286,9 +286,9 @@ def test_the_state_of_embeddings_and_convolutions_survives() -> None:
 @pytest.mark.parametrize("kind", ["embedding", "1x1", "3x3"])
 def test_compiled(kind: str) -> None:
     layer = {
-        "embedding": lambda: DiBAEmbedding(ROWS, DIM, K, padding_idx=3),
-        "1x1": lambda: DiBAConv2d(CHANNELS, OUTPUTS, 1, K, stride=2),
-        "3x3": lambda: DiBAConv2d(CHANNELS, OUTPUTS, 3, K, padding=1),
+        "embedding": lambda: DibaEmbedding(ROWS, DIM, K, padding_idx=3),
+        "1x1": lambda: DibaConv2d(CHANNELS, OUTPUTS, 1, K, stride=2),
+        "3x3": lambda: DibaConv2d(CHANNELS, OUTPUTS, 3, K, padding=1),
     }[kind]()
     x = random_ids(4) if kind == "embedding" else normals(2, CHANNELS, 5, 6).float()
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
@@ -311,28 +311,28 @@ def test_compiled(kind: str) -> None:
 def test_wrong_settings_are_refused(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     usual = {"in_channels": CHANNELS, "out_channels": 10, "kernel_size": 3, "k": K}
     with pytest.raises(error, match=message):
-        DiBAConv2d(**{**usual, **arguments})
+        DibaConv2d(**{**usual, **arguments})
 
 
 @pytest.mark.parametrize("shape", [(2, CHANNELS + 1, 8, 8), (CHANNELS, 8), (1, 2, CHANNELS, 8, 8)])
 def test_wrong_images_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"x has shape .* must be \(batch, 5 channels, and 2 axes"):
-        DiBAConv2d(CHANNELS, OUTPUTS, 3, K)(torch.zeros(shape))
+        DibaConv2d(CHANNELS, OUTPUTS, 3, K)(torch.zeros(shape))
 
 
 def test_grouped_convolutions_stay_dense() -> None:
     dense = nn.Conv2d(4, 4, 3, groups=4)
-    assert layer_class(dense) is DiBAConv2d
+    assert layer_class(dense) is DibaConv2d
     assert factored_matrix(dense) is None
     assert obstacle(dense) == "groups is 4, must be 1"
     with pytest.raises(ValueError, match="groups is 4, must be 1; leave this Conv2d dense"):
         compressed(dense, k=2)
     with pytest.raises(TypeError, match=r"module is a ConvTranspose2d; it must be a torch\.nn\.Conv2d"):
-        DiBAConv2d.from_dense(nn.ConvTranspose2d(4, 4, 3), k=2)
+        DibaConv2d.from_dense(nn.ConvTranspose2d(4, 4, 3), k=2)
 
 
 def test_factors_that_are_no_kernel_are_refused(make_factors: Any) -> None:
     with pytest.raises(
         ValueError, match="f has 20 columns; they must be a multiple of the kernel's 9 pixels"
     ):
-        DiBAConv2d.from_factorization(make_factors(4, 3, 20, "sign").diba, 3)
+        DibaConv2d.from_factorization(make_factors(4, 3, 20, "sign").diba, 3)

@@ -15,14 +15,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", minversion="5.0")
 
-from diba.torch.conversion.allocation import allocate  # noqa: E402
-from diba.torch.conversion.convert import convert  # noqa: E402
 from torch import nn  # noqa: E402
 
 import diba.hf  # noqa: E402
 import tiny_experts  # noqa: E402
 from diba.torch.calibration.collect import calibrate  # noqa: E402
 from diba.torch.calibration.correction import InputSums  # noqa: E402
+from diba.torch.conversion.allocation import allocate  # noqa: E402
+from diba.torch.conversion.convert import convert  # noqa: E402
 from diba.torch.model.config import Config  # noqa: E402
 from diba.torch.model.experts import Experts  # noqa: E402
 from diba.torch.model.selection import select, targets  # noqa: E402

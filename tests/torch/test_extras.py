@@ -14,13 +14,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 pytest.importorskip("torch")
 
 import torch
-from diba.torch.conversion.convert import convert
 from torch import nn
 
+from diba.torch.conversion.convert import convert
 from diba.torch.model.config import Config
 from diba.torch.model.selection import select
 from diba.torch.modules.factors import Factors
-from diba.torch.modules.linear import DiBALinear
+from diba.torch.modules.linear import DibaLinear
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -125,7 +125,7 @@ LOST: list[tuple[Callable[[], nn.Module], str]] = [
     (lambda: assigned("gain", nn.Parameter(torch.ones(16))), "its parameter 'gain' would be lost"),
     (lambda: assigned("after", nn.Dropout()), "its submodule 'after' would be lost"),
     (lambda: assigned("hook", lambda x: x), "its attribute 'hook' would be lost"),
-    (lambda: assigned("k", 3), "its attribute 'k' would be lost"),  # DiBALinear has another one
+    (lambda: assigned("k", 3), "its attribute 'k' would be lost"),  # DibaLinear has another one
     (lambda: assigned("dtype", torch.int8), "its attribute 'dtype' would be lost"),
 ]
 
@@ -142,7 +142,7 @@ def test_a_layer_that_would_lose_something_stays_dense(make: Callable[[], nn.Mod
     assert model[0] is before
     if isinstance(before, nn.Linear):
         with pytest.raises(ValueError, match=f"module cannot be replaced: {reason}"):
-            DiBALinear.from_dense(before, k=4)
+            DibaLinear.from_dense(before, k=4)
 
 
 def test_a_subclass_that_adds_nothing_is_compressed() -> None:
@@ -227,7 +227,7 @@ def test_falcon_is_compressed_calibrated_saved_and_loaded(tmp_path: Any) -> None
         model.save_pretrained(tmp_path)
         again = type(model).from_pretrained(tmp_path)
         assert torch.equal(again(ids).logits, expected)
-    assert all(isinstance(again.get_submodule(name), DiBALinear) for name in names)
+    assert all(isinstance(again.get_submodule(name), DibaLinear) for name in names)
 
 
 def test_attributes_of_a_model_of_transformers_survive_a_round_trip(tmp_path: Any) -> None:
@@ -244,7 +244,7 @@ def test_attributes_of_a_model_of_transformers_survive_a_round_trip(tmp_path: An
     model.save_pretrained(tmp_path)
     for found in (model, Noted.from_pretrained(tmp_path)):
         layer = found.encoder.layer[0].output.dense
-        assert isinstance(layer, DiBALinear)
+        assert isinstance(layer, DibaLinear)
         assert layer.note == "residual"
 
 

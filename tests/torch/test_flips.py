@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diba.torch.ops.operators.reference import unpack
 from torch import Tensor, nn
 from torch.nn import functional
 
 import diba
 from diba.torch.modules.factors import Factors
-from diba.torch.modules.linear import DiBALinear
+from diba.torch.modules.linear import DibaLinear
+from diba.torch.ops.reference import unpack
 from diba.torch.retuning.flips import Flipper, Flips, flip
 from diba.torch.retuning.retune import bits_checksum, retune
 
@@ -23,11 +23,11 @@ ALPHABETS = pytest.mark.parametrize("alphabet", ["binary", "sign"])
 M, K, N = 21, 13, 34  # no multiples of 8: rows of bits end within a byte
 
 
-def make_layer(alphabet: Any, seed: int = 0) -> DiBALinear:
+def make_layer(alphabet: Any, seed: int = 0) -> DibaLinear:
     """A layer in float64, whose products are exact up to rounding."""
     w = np.random.default_rng(seed).standard_normal((M, N)).astype(np.float32)
     f = diba.solve(w, k=K, alphabet=alphabet, effort="fast", threads=1)
-    return DiBALinear.from_factorization(f, bias=torch.zeros(M)).double()
+    return DibaLinear.from_factorization(f, bias=torch.zeros(M)).double()
 
 
 def entries(bits: Tensor, columns: int) -> Tensor:

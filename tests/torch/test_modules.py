@@ -19,7 +19,7 @@ from torch.nn import functional
 import diba
 from diba.torch.modules.factors import Factors
 from diba.torch.modules.kinds import compressed, factored_matrix, layer_class, obstacle
-from diba.torch.modules.linear import DiBALinear
+from diba.torch.modules.linear import DibaLinear
 from diba.torch.modules.weight import Weight
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ def normals(*shape: int, seed: int = 1) -> Tensor:
     return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape))
 
 
-def layer_of(factors: Any, bias: Tensor | None = None, **options: Any) -> DiBALinear:
-    return DiBALinear.from_factorization(factors.diba, bias=bias, **options)
+def layer_of(factors: Any, bias: Tensor | None = None, **options: Any) -> DibaLinear:
+    return DibaLinear.from_factorization(factors.diba, bias=bias, **options)
 
 
 def snr(exact: Tensor, found: Tensor) -> float:
@@ -52,7 +52,7 @@ def same_state(a: nn.Module, b: nn.Module) -> bool:
 
 
 @pytest.fixture
-def layer(make_factors: Any) -> DiBALinear:
+def layer(make_factors: Any) -> DibaLinear:
     return layer_of(make_factors(M, K, N, "sign"), normals(M).float())
 
 
@@ -82,7 +82,7 @@ def test_forward_keeps_the_dtype_of_its_input(make_factors: Any, alphabet: str, 
     assert snr(exact, y.detach()) > 40
 
 
-def test_all_diagonals_and_the_bias_train_and_no_bit_moves(layer: DiBALinear) -> None:
+def test_all_diagonals_and_the_bias_train_and_no_bit_moves(layer: DibaLinear) -> None:
     before = layer.factorization()
     target, x = normals(60, M).float(), normals(60, N).float()
     optimizer = torch.optim.Adam(layer.parameters(), lr=0.05)
@@ -107,7 +107,7 @@ def test_all_diagonals_and_the_bias_train_and_no_bit_moves(layer: DiBALinear) ->
         (torch.zeros(2, N, dtype=torch.int64), TypeError, "must be floating"),
     ],
 )
-def test_a_wrong_input_is_refused(layer: DiBALinear, x: Tensor, error: type[Exception], message: str) -> None:
+def test_a_wrong_input_is_refused(layer: DibaLinear, x: Tensor, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         layer(x)
 
@@ -124,10 +124,10 @@ def test_a_wrong_input_is_refused(layer: DiBALinear, x: Tensor, error: type[Exce
 )
 def test_wrong_arguments_are_refused(options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        DiBALinear(**{"in_features": 4, "out_features": 3, "k": 2, **options})
+        DibaLinear(**{"in_features": 4, "out_features": 3, "k": 2, **options})
 
 
-def test_compiled_and_exported(layer: DiBALinear) -> None:
+def test_compiled_and_exported(layer: DibaLinear) -> None:
     x = normals(6, N).float()
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(x), layer(x))
@@ -140,7 +140,7 @@ def test_compiled_and_exported(layer: DiBALinear) -> None:
     assert torch.equal(exported.module()(x[:4]), layer(x[:4]))
 
 
-def test_a_parametrized_diagonal(layer: DiBALinear) -> None:
+def test_a_parametrized_diagonal(layer: DibaLinear) -> None:
     class Doubled(nn.Module):
         def forward(self, d: Tensor) -> Tensor:
             return 2 * d
@@ -151,7 +151,7 @@ def test_a_parametrized_diagonal(layer: DiBALinear) -> None:
     assert torch.allclose(layer(x) - layer.bias, 2 * y, rtol=1e-4, atol=1e-4)
 
 
-def test_reading_the_dtype_of_the_weight_can_be_compiled(layer: DiBALinear) -> None:
+def test_reading_the_dtype_of_the_weight_can_be_compiled(layer: DibaLinear) -> None:
     class Caster(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -179,7 +179,7 @@ def test_factors_come_back_bit_equal(make_factors: Any, alphabet: str) -> None:
     assert np.array_equal(layer.b2.numpy(), factors.diba.b2.packed_rows())
 
 
-def test_a_factorization_is_a_copy(layer: DiBALinear) -> None:
+def test_a_factorization_is_a_copy(layer: DibaLinear) -> None:
     before = layer.factorization()
     with torch.no_grad():
         layer.d1.add_(1)
@@ -188,7 +188,7 @@ def test_a_factorization_is_a_copy(layer: DiBALinear) -> None:
     assert before.d1[0] + 1 == layer.factorization().d1[0]
 
 
-def test_set_factorization_works_in_place_and_is_seen(make_factors: Any, layer: DiBALinear) -> None:
+def test_set_factorization_works_in_place_and_is_seen(make_factors: Any, layer: DibaLinear) -> None:
     x, held = normals(3, N).float(), layer.d1
     y = layer(x)
     other = make_factors(M, K, N, "sign", seed=9).diba
@@ -196,7 +196,7 @@ def test_set_factorization_works_in_place_and_is_seen(make_factors: Any, layer: 
     assert layer.d1 is held
     assert held.requires_grad
     assert layer.factorization() == other
-    assert torch.equal(layer(x), DiBALinear.from_factorization(other, bias=layer.bias)(x))
+    assert torch.equal(layer(x), DibaLinear.from_factorization(other, bias=layer.bias)(x))
     assert not torch.equal(layer(x), y)
 
 
@@ -209,7 +209,7 @@ def test_set_factorization_works_in_place_and_is_seen(make_factors: Any, layer: 
     ],
 )
 def test_other_factors_are_refused(
-    make_factors: Any, layer: DiBALinear, shape: tuple[int, int, int], alphabet: str, message: str
+    make_factors: Any, layer: DibaLinear, shape: tuple[int, int, int], alphabet: str, message: str
 ) -> None:
     before = layer.factorization()
     with pytest.raises(ValueError, match=message):
@@ -221,7 +221,7 @@ def test_other_factors_are_refused(
 
 def test_sizes_are_those_of_the_factorization(make_factors: Any) -> None:
     f = diba.solve(np.random.default_rng(0).standard_normal((M, N)), k=K, effort="fast")
-    layer = DiBALinear.from_factorization(f)
+    layer = DibaLinear.from_factorization(f)
     assert layer.bits_per_weight == f.bits_per_weight
     assert f.diagonal_bits == 16
     assert f"bits_per_weight={f.bits_per_weight:.2f}" in repr(layer)
@@ -234,7 +234,7 @@ def test_sizes_are_those_of_the_factorization(make_factors: Any) -> None:
 # ---------------------------------------------------------------- state
 
 
-def test_the_state_is_plain(layer: DiBALinear) -> None:
+def test_the_state_is_plain(layer: DibaLinear) -> None:
     state = layer.state_dict()
     assert {name: (tuple(t.shape), t.dtype) for name, t in state.items()} == {
         "d1": ((M,), torch.float32),
@@ -249,19 +249,19 @@ def test_the_state_is_plain(layer: DiBALinear) -> None:
 
 
 def by_state_dict(layer: nn.Module, tmp_path: Path) -> nn.Module:
-    fresh = DiBALinear(N, M, K, alphabet="sign")
+    fresh = DibaLinear(N, M, K, alphabet="sign")
     fresh.load_state_dict(layer.state_dict())
     return fresh
 
 
 def by_assignment(layer: nn.Module, tmp_path: Path) -> nn.Module:
-    fresh = DiBALinear(N, M, K, alphabet="sign", device="meta")
+    fresh = DibaLinear(N, M, K, alphabet="sign", device="meta")
     fresh.load_state_dict(layer.state_dict(), assign=True)
     return fresh
 
 
 def by_to_empty(layer: nn.Module, tmp_path: Path) -> nn.Module:
-    fresh = DiBALinear(N, M, K, alphabet="sign", device="meta").to_empty(device="cpu")
+    fresh = DibaLinear(N, M, K, alphabet="sign", device="meta").to_empty(device="cpu")
     fresh.load_state_dict(layer.state_dict())
     return fresh
 
@@ -277,14 +277,14 @@ def by_pickle(layer: nn.Module, tmp_path: Path) -> nn.Module:
 def by_torch_save(layer: nn.Module, tmp_path: Path) -> nn.Module:
     file = io.BytesIO()
     torch.save(layer.state_dict(), file)
-    fresh = DiBALinear(N, M, K, alphabet="sign")
+    fresh = DibaLinear(N, M, K, alphabet="sign")
     fresh.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
     return fresh
 
 
 def by_safetensors(layer: nn.Module, tmp_path: Path) -> nn.Module:
     save_model(layer, str(tmp_path / "layer.safetensors"))
-    fresh = DiBALinear(N, M, K, alphabet="sign")
+    fresh = DibaLinear(N, M, K, alphabet="sign")
     assert load_model(fresh, str(tmp_path / "layer.safetensors")) == (set(), [])
     return fresh
 
@@ -293,7 +293,7 @@ def by_safetensors(layer: nn.Module, tmp_path: Path) -> nn.Module:
     "way", [by_state_dict, by_assignment, by_to_empty, by_deepcopy, by_pickle, by_torch_save, by_safetensors]
 )
 def test_the_state_survives(
-    layer: DiBALinear, tmp_path: Path, way: Callable[[nn.Module, Path], nn.Module]
+    layer: DibaLinear, tmp_path: Path, way: Callable[[nn.Module, Path], nn.Module]
 ) -> None:
     x = normals(3, N).float()
     y = layer(x)  # also packs the bits, which a copy must not share
@@ -307,9 +307,9 @@ def test_the_state_survives(
     assert way is by_assignment or torch.equal(layer(x), y)
 
 
-def test_loading_keeps_diagonals_float32_and_refuses_cast_bits(layer: DiBALinear) -> None:
+def test_loading_keeps_diagonals_float32_and_refuses_cast_bits(layer: DibaLinear) -> None:
     state = {name: t.bfloat16() if t.is_floating_point() else t for name, t in layer.state_dict().items()}
-    fresh = DiBALinear(N, M, K, alphabet="sign", device="meta")
+    fresh = DibaLinear(N, M, K, alphabet="sign", device="meta")
     fresh.load_state_dict(state, assign=True)
     assert [d.dtype for d in fresh.diagonals()] == [torch.float32] * 3
     assert fresh.dtype == fresh.weight.dtype == fresh.bias.dtype == torch.bfloat16
@@ -319,15 +319,15 @@ def test_loading_keeps_diagonals_float32_and_refuses_cast_bits(layer: DiBALinear
         fresh.load_state_dict(state)
 
 
-def test_a_state_of_another_size_is_refused(layer: DiBALinear) -> None:
+def test_a_state_of_another_size_is_refused(layer: DibaLinear) -> None:
     with pytest.raises(RuntimeError, match="size mismatch for d2"):
-        DiBALinear(N, M, K + 1).load_state_dict(layer.state_dict())
+        DibaLinear(N, M, K + 1).load_state_dict(layer.state_dict())
 
 
 @ALPHABETS
 def test_a_random_start_is_like_a_fresh_dense_layer(alphabet: str) -> None:
     torch.manual_seed(0)
-    layer = DiBALinear(203, 195, 101, alphabet=alphabet, device="meta").to_empty(device="cpu")
+    layer = DibaLinear(203, 195, 101, alphabet=alphabet, device="meta").to_empty(device="cpu")
     layer.reset_parameters()
     weight = layer.dense_weight().detach()
     assert layer.factorization().shape == (195, 203)  # which refuses set bits past the end of a row
@@ -339,7 +339,7 @@ def test_a_random_start_is_like_a_fresh_dense_layer(alphabet: str) -> None:
 
 
 def test_the_meta_device_has_no_values() -> None:
-    layer = DiBALinear(N, M, K, device="meta")
+    layer = DibaLinear(N, M, K, device="meta")
     assert layer(torch.empty(2, N, device="meta")).shape == (2, M)
     assert layer.weight.device.type == "meta"
     assert "k=13" in repr(layer)
@@ -385,14 +385,14 @@ def test_casts_leave_diagonals_and_bits_alone(
 def test_diagonals_are_float32_under_another_default() -> None:
     torch.set_default_dtype(torch.bfloat16)
     try:
-        layer = DiBALinear(N, M, K)
+        layer = DibaLinear(N, M, K)
     finally:
         torch.set_default_dtype(torch.float32)
     assert [d.dtype for d in layer.diagonals()] == [torch.float32] * 3
     assert layer.bias.dtype == layer.weight.dtype == torch.bfloat16
 
 
-def test_to_meta_and_back(layer: DiBALinear) -> None:
+def test_to_meta_and_back(layer: DibaLinear) -> None:
     layer.bfloat16().to("meta")
     assert {t.device.type for t in layer.state_dict().values()} == {"meta"}
     layer.to_empty(device="cpu")
@@ -403,7 +403,7 @@ def test_to_meta_and_back(layer: DiBALinear) -> None:
 # ---------------------------------------------------------------- the weight
 
 
-def test_metadata_of_the_weight_build_nothing(layer: DiBALinear, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metadata_of_the_weight_build_nothing(layer: DibaLinear, monkeypatch: pytest.MonkeyPatch) -> None:
     dense = layer.dense_weight()
     monkeypatch.setattr(Factors, "dense_weight", lambda self: pytest.fail("built"))
     w = layer.weight
@@ -415,7 +415,7 @@ def test_metadata_of_the_weight_build_nothing(layer: DiBALinear, monkeypatch: py
     assert w.requires_grad
     assert w.grad is None
     assert not w.is_meta
-    assert "DiBALinear" in repr(w)
+    assert "DibaLinear" in repr(w)
     assert (w.data.shape, w.data.requires_grad) == (dense.shape, False)
     layer.requires_grad_(False)
     assert not layer.weight.requires_grad
@@ -460,7 +460,7 @@ def test_the_weight_is_differentiable(make_factors: Any, alphabet: str) -> None:
 
 
 class Weigher(nn.Module):
-    def __init__(self, layer: DiBALinear) -> None:
+    def __init__(self, layer: DibaLinear) -> None:
         super().__init__()
         self.layer = layer
 
@@ -468,7 +468,7 @@ class Weigher(nn.Module):
         return self.layer.weight * 1
 
 
-def test_nothing_dense_is_kept(layer: DiBALinear, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_dense_is_kept(layer: DibaLinear, monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[weakref.ref[Tensor]] = []
     build = Factors.dense_weight
 
@@ -501,20 +501,20 @@ def test_nothing_dense_is_kept(layer: DiBALinear, monkeypatch: pytest.MonkeyPatc
         lambda w: torch.add(torch.ones(M, N), 1, out=w),
     ],
 )
-def test_writing_into_the_weight_is_refused(layer: DiBALinear, write: Callable[[Tensor], Any]) -> None:
+def test_writing_into_the_weight_is_refused(layer: DibaLinear, write: Callable[[Tensor], Any]) -> None:
     before = copy.deepcopy(layer)
-    with pytest.raises(RuntimeError, match="weight of DiBALinear"), torch.no_grad():
+    with pytest.raises(RuntimeError, match="weight of DibaLinear"), torch.no_grad():
         write(layer.weight)
     assert same_state(layer, before)
 
 
-def test_initialisers_of_transformers_pass_the_weight_by(layer: DiBALinear) -> None:
+def test_initialisers_of_transformers_pass_the_weight_by(layer: DibaLinear) -> None:
     assert layer.weight._is_hf_initialized
 
 
-def test_the_weight_cannot_be_replaced(layer: DiBALinear) -> None:
+def test_the_weight_cannot_be_replaced(layer: DibaLinear) -> None:
     for value in (nn.Parameter(torch.zeros(M, N)), torch.zeros(M, N), None):
-        with pytest.raises(AttributeError, match="weight of DiBALinear cannot be set"):
+        with pytest.raises(AttributeError, match="weight of DibaLinear cannot be set"):
             layer.weight = value
     assert "weight" not in layer.state_dict()
     assert isinstance(layer.weight, Weight)
@@ -541,7 +541,7 @@ def test_from_a_dense_layer_and_back(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     dense = nn.Linear(N, M, dtype=dtype).eval()
     dense.bias.requires_grad_(False)
-    layer = DiBALinear.from_dense(dense, k=K, effort="fast")
+    layer = DibaLinear.from_dense(dense, k=K, effort="fast")
     assert layer.factorization() == diba.solve(dense.weight.detach().float().numpy(), k=K, effort="fast")
     assert torch.equal(layer.bias, dense.bias)
     assert layer.bias is not dense.bias
@@ -561,7 +561,7 @@ def test_from_a_dense_layer_and_back(dtype: torch.dtype) -> None:
 
 def test_a_frozen_layer_stays_frozen(make_factors: Any) -> None:
     dense = nn.Linear(N, M, bias=False).requires_grad_(False)
-    layer = DiBALinear.from_dense(dense, make_factors(M, K, N, "sign").diba)
+    layer = DibaLinear.from_dense(dense, make_factors(M, K, N, "sign").diba)
     assert not any(p.requires_grad for p in layer.parameters())
     assert layer.bias is None
     assert layer.training
@@ -571,7 +571,7 @@ def test_a_frozen_layer_stays_frozen(make_factors: Any) -> None:
 def test_conv1d_of_transformers(make_factors: Any) -> None:
     dense, x = Conv1D(M, N), normals(4, N).float()
     layer = compressed(dense, k=60, effort="fast")
-    assert isinstance(layer, DiBALinear)
+    assert isinstance(layer, DibaLinear)
     assert (layer.in_features, layer.out_features, layer.fan_in_fan_out) == (N, M, True)
     assert layer.weight.shape == layer.dense_weight().shape == dense.weight.shape == (N, M)
     assert factored_matrix(dense).shape == (M, N)
@@ -582,7 +582,7 @@ def test_conv1d_of_transformers(make_factors: Any) -> None:
 def test_conv1d_comes_back_as_itself() -> None:
     pytorch_utils = pytest.importorskip("transformers.pytorch_utils")
     dense = pytorch_utils.Conv1D(M, N).bfloat16().eval()
-    layer = DiBALinear.from_dense(dense, k=4, effort="fast")
+    layer = DibaLinear.from_dense(dense, k=4, effort="fast")
     back = layer.to_dense_module()
     assert type(back) is type(dense)
     assert torch.equal(back.weight, layer.dense_weight())
@@ -601,7 +601,7 @@ class Renamed(nn.Linear):
 
 
 def test_which_layers_are_replaced() -> None:
-    assert layer_class(nn.Linear(4, 3)) is layer_class(Renamed(4, 3)) is DiBALinear
+    assert layer_class(nn.Linear(4, 3)) is layer_class(Renamed(4, 3)) is DibaLinear
     for other in (nn.ReLU(), nn.Bilinear(2, 2, 2), Shifted(4, 3), nn.MultiheadAttention(4, 2).out_proj):
         assert layer_class(other) is None
         assert factored_matrix(other) is None
@@ -609,7 +609,7 @@ def test_which_layers_are_replaced() -> None:
         with pytest.raises(TypeError, match=f"module is a {type(other).__name__}"):
             compressed(other, k=2)
         with pytest.raises(TypeError, match=r"must be a torch\.nn\.Linear"):
-            DiBALinear.from_dense(other, k=2)
+            DibaLinear.from_dense(other, k=2)
     linear = nn.Linear(4, 3)
     assert factored_matrix(linear).data_ptr() == linear.weight.data_ptr()
 

@@ -14,7 +14,7 @@ from torch.ao.quantization import quantize_dynamic  # noqa: E402
 from torch.nn.utils import prune  # noqa: E402
 
 import diba.torch  # noqa: E402
-from diba.torch import DiBALinear  # noqa: E402
+from diba.torch import DibaLinear  # noqa: E402
 
 X = torch.randn(3, 32, generator=torch.Generator().manual_seed(1))
 
@@ -37,7 +37,7 @@ def packed(model: nn.Module | None = None, **settings) -> nn.Module:
 @pytest.mark.parametrize("inside", [False, True])
 def test_scripting_names_what_works_instead(inside: bool) -> None:
     model = packed()
-    with pytest.raises(TypeError, match=r"DiBALinear.*torch\.jit\.trace\(model, example\), torch\.export"):
+    with pytest.raises(TypeError, match=r"DibaLinear.*torch\.jit\.trace\(model, example\), torch\.export"):
         torch.jit.script(model if inside else model[0])
 
 
@@ -76,7 +76,7 @@ def test_pruning_a_weight_is_refused_and_a_diagonal_is_pruned() -> None:
 def test_quantizing_what_is_left_leaves_factors_alone() -> None:
     model = packed(skip=["2"])
     mixed = quantize_dynamic(copy.deepcopy(model), {nn.Linear})
-    assert isinstance(mixed[0], DiBALinear)
+    assert isinstance(mixed[0], DibaLinear)
     assert not isinstance(mixed[2], nn.Linear)
     assert torch.equal(mixed[0](X), model[0](X))
 

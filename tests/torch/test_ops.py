@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import diba
-from diba.torch.ops.operators import operators, packed, reference
+from diba.torch.ops import operators, packed, reference
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diba.torch.conversion.scores import scores
 from torch import Tensor, nn
 from torch.nn import functional
 
 import diba
+from diba.torch.conversion.scores import scores
 from diba.torch.modules.factors import Factors
-from diba.torch.modules.linear import DiBALinear
+from diba.torch.modules.linear import DibaLinear
 from diba.torch.retuning.groups import trainable
 from diba.torch.retuning.losses import distillation
 from diba.torch.retuning.retune import bits_checksum, retune
@@ -47,7 +47,7 @@ def factored(dense: nn.Sequential, alphabet: Any = "binary") -> nn.Sequential:
     for i in linear[:-1]:
         w = dense[i].weight.detach().numpy()  # type: ignore[union-attr, operator]
         f = diba.solve(w, k=24, alphabet=alphabet, effort="fast", threads=1)
-        model[i] = DiBALinear.from_factorization(f, bias=dense[i].bias)  # type: ignore[arg-type]
+        model[i] = DibaLinear.from_factorization(f, bias=dense[i].bias)  # type: ignore[arg-type]
     return model
 
 
@@ -606,7 +606,7 @@ def test_a_transformer_learns_from_its_dense_self() -> None:
         dense = block.get_submodule(name)
         f = diba.solve(dense.weight.detach().numpy(), k=24, effort="fast", threads=1)
         parent, child = name.split(".")
-        setattr(getattr(block, parent), child, DiBALinear.from_factorization(f, bias=dense.bias))
+        setattr(getattr(block, parent), child, DibaLinear.from_factorization(f, bias=dense.bias))
     rng = np.random.default_rng(0)
     batches = []
     for _ in range(4):

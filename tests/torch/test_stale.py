@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from diba.torch import DiBAConv2d, DiBAEmbedding, DiBALinear
+from diba.torch import DibaConv2d, DibaEmbedding, DibaLinear
 from diba.torch.ops.operators import packed, reference
 
 if TYPE_CHECKING:
@@ -24,12 +24,12 @@ SMALL, LARGE = (64, 96, 32), (1000, 1500, 300)  # n, m, k: all bits are looked a
 SIZES = pytest.mark.parametrize("size", [SMALL, LARGE], ids=["small", "large"])
 
 
-def layer(size: tuple[int, int, int], seed: int = 0, alphabet: str = "sign") -> DiBALinear:
+def layer(size: tuple[int, int, int], seed: int = 0, alphabet: str = "sign") -> DibaLinear:
     torch.manual_seed(seed)
-    return DiBALinear(*size, alphabet=alphabet, bias=False)  # type: ignore[arg-type]
+    return DibaLinear(*size, alphabet=alphabet, bias=False)  # type: ignore[arg-type]
 
 
-def exact(module: DiBALinear, x: Tensor) -> Tensor:
+def exact(module: DibaLinear, x: Tensor) -> Tensor:
     """From the bits as they are, in float64, without anything that is kept."""
     d1, d2, d3 = (d.detach().double() for d in module.diagonals())
     return reference.linear(x.double(), d1, module.b1, d2, module.b2, d3, None, module.sign)
@@ -41,7 +41,7 @@ def near(found: Tensor, wanted: Tensor) -> bool:
     return bool((found - wanted).norm() < 1e-2 * wanted.norm())
 
 
-def follows(module: DiBALinear, x: Tensor) -> bool:
+def follows(module: DibaLinear, x: Tensor) -> bool:
     """Whether a product is that of the bits."""
     return near(module(x), exact(module, x))
 
@@ -49,7 +49,7 @@ def follows(module: DiBALinear, x: Tensor) -> bool:
 # ---------------------------------------------------------------- writes to all bits
 
 
-def by_broadcast(module: DiBALinear, other: DiBALinear) -> None:
+def by_broadcast(module: DibaLinear, other: DibaLinear) -> None:
     """As rank 1 of two, from rank 0; gloo writes without counting."""
     store = dist.HashStore()
 
@@ -64,42 +64,42 @@ def by_broadcast(module: DiBALinear, other: DiBALinear) -> None:
     sending.join()
 
 
-def by_swapping(module: DiBALinear, other: DiBALinear) -> None:
+def by_swapping(module: DibaLinear, other: DibaLinear) -> None:
     torch.utils.swap_tensors(module.b1, other.b1.clone())
     torch.utils.swap_tensors(module.b2, other.b2.clone())
 
 
-def by_data(module: DiBALinear, other: DiBALinear) -> None:
+def by_data(module: DibaLinear, other: DibaLinear) -> None:
     module.b1.data = other.b1.clone()
     module.b2.data = other.b2.clone()
 
 
-def through_data(module: DiBALinear, other: DiBALinear) -> None:
+def through_data(module: DibaLinear, other: DibaLinear) -> None:
     module.b1.data.copy_(other.b1)
     module.b2.data.copy_(other.b2)
 
 
-def through_numpy(module: DiBALinear, other: DiBALinear) -> None:
+def through_numpy(module: DibaLinear, other: DibaLinear) -> None:
     module.b1.numpy()[...] = other.b1.numpy()
     module.b2.numpy()[...] = other.b2.numpy()
 
 
-def in_inference_mode(module: DiBALinear, other: DiBALinear) -> None:
+def in_inference_mode(module: DibaLinear, other: DibaLinear) -> None:
     with torch.inference_mode():
         module.b1.copy_(other.b1)
         module.b2.copy_(other.b2)
 
 
-def by_storage(module: DiBALinear, other: DiBALinear) -> None:
+def by_storage(module: DibaLinear, other: DibaLinear) -> None:
     module.b1.set_(other.b1.clone())  # type: ignore[call-overload]
     module.b2.untyped_storage().copy_(other.b2.untyped_storage())
 
 
-def by_assignment(module: DiBALinear, other: DiBALinear) -> None:
+def by_assignment(module: DibaLinear, other: DibaLinear) -> None:
     module.b1, module.b2 = other.b1.clone(), other.b2.clone()
 
 
-WRITES: list[Callable[[DiBALinear, DiBALinear], object]] = [
+WRITES: list[Callable[[DibaLinear, DibaLinear], object]] = [
     by_broadcast,
     by_swapping,
     by_data,
@@ -118,7 +118,7 @@ WRITES: list[Callable[[DiBALinear, DiBALinear], object]] = [
 @pytest.mark.parametrize("write", WRITES)
 @pytest.mark.parametrize("grad", [False, True])
 def test_other_bits_count_at_once(
-    size: tuple[int, int, int], write: Callable[[DiBALinear, DiBALinear], object], grad: bool
+    size: tuple[int, int, int], write: Callable[[DibaLinear, DibaLinear], object], grad: bool
 ) -> None:
     module, other, x = layer(size), layer(size, seed=1), torch.randn(1, size[0])
     with torch.set_grad_enabled(grad):
@@ -192,11 +192,11 @@ def test_gradients_are_those_of_the_bits() -> None:
 
 def test_embeddings_and_convolutions() -> None:
     torch.manual_seed(0)
-    table, ids = DiBAEmbedding(30, 40, 24), torch.arange(30)
+    table, ids = DibaEmbedding(30, 40, 24), torch.arange(30)
     table(ids)
     table.b2.numpy()[3] ^= 255
     assert near(table(ids), table.dense_weight())
-    conv, image = DiBAConv2d(4, 6, 3, 20, bias=False), torch.randn(1, 4, 8, 8)
+    conv, image = DibaConv2d(4, 6, 3, 20, bias=False), torch.randn(1, 4, 8, 8)
     conv(image)
     conv.b1.data[2] ^= 255
     assert torch.equal(conv(image), copy.deepcopy(conv)(image))
@@ -235,7 +235,7 @@ def test_a_broadcast_of_equal_bits_packs_nothing() -> None:
 
 
 def test_another_view_of_the_same_memory() -> None:
-    square = DiBALinear(64, 16, 128, alphabet="sign", bias=False)  # b1: 16 rows of 16 bytes
+    square = DibaLinear(64, 16, 128, alphabet="sign", bias=False)  # b1: 16 rows of 16 bytes
     x = torch.randn(2, 64)
     square(x)
     with pytest.raises(ValueError, match="must be contiguous"):
@@ -248,7 +248,7 @@ def test_another_view_of_the_same_memory() -> None:
 @pytest.mark.parametrize("decay", [0.9, 0.9999])
 @pytest.mark.parametrize("use_buffers", [False, True])
 def test_averaged_models_keep_their_bits(decay: float, use_buffers: bool) -> None:
-    model = nn.Sequential(layer(SMALL), DiBAEmbedding(50, 24, 40)).requires_grad_(False)
+    model = nn.Sequential(layer(SMALL), DibaEmbedding(50, 24, 40)).requires_grad_(False)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=use_buffers)
     for _ in range(5):
         for module in model:

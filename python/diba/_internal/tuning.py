@@ -1,7 +1,7 @@
 """Settings of the fast products that are measured, not guessed: for speed alone, results stay the same bytes.
 
-``calibrate()`` measures them on this machine (seconds) and puts them to use;
-``calibrate().save(path)`` keeps them, and the environment variable ``DIBA_TUNING``
+``autotune()`` measures them on this machine (seconds) and puts them to use;
+``autotune().save(path)`` keeps them, and the environment variable ``DIBA_TUNING``
 names the file for later processes, which read it before their first fast product.
 """
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from .disk import PathLike
 
-__all__ = ["Tuning", "calibrate", "set_tuning", "tuning"]
+__all__ = ["Tuning", "autotune", "set_tuning", "tuning"]
 
 _ENVIRONMENT = "DIBA_TUNING"
 _LONGEST_FILE = 1 << 16
@@ -86,7 +86,7 @@ def set_tuning(values: Tuning) -> None:
     _core.set_tuning(values.table_bytes, values.bits_per_thread)
 
 
-def calibrate(*, threads: int | None = None, seconds: float = 4.0) -> Tuning:
+def autotune(*, threads: int | None = None, seconds: float = 4.0) -> Tuning:
     """Measure the settings on this machine and use them from now on.
 
     Args:
@@ -126,7 +126,7 @@ def read_environment() -> None:
             values = Tuning(**json.loads(file.read(_LONGEST_FILE).decode()))
     except (OSError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(
-            f"{_ENVIRONMENT} is {path!r}; it must be a file that diba.calibrate().save() wrote, "
+            f"{_ENVIRONMENT} is {path!r}; it must be a file that diba.autotune().save() wrote, "
             f"or be unset ({error})"
         ) from error
     _core.set_tuning(values.table_bytes, values.bits_per_thread)

@@ -34,14 +34,14 @@ class Curve:
         shape: (m, n) of the matrix.
         bits_per_weight: Stored bits for each entry, diagonals counted, as the factors have them; rising.
         k: Inner dimensions.
-        snr: Signal-to-noise ratios in dB, recomputed in float64 from the factors.
+        snr_db: Signal-to-noise ratios in dB, recomputed in float64 from the factors.
         seconds: Times of the solves.
     """
 
     shape: tuple[int, int]
     bits_per_weight: NDArray[np.float64]
     k: NDArray[np.int64]
-    snr: NDArray[np.float64]
+    snr_db: NDArray[np.float64]
     seconds: NDArray[np.float64]
 
     def k_for(self, snr_db: float) -> int:
@@ -54,14 +54,14 @@ class Curve:
             ValueError: it is outside the SNRs of the curve.
         """
         snr_db = check.number(snr_db, "snr_db", minimum=-math.inf)
-        low, high = float(self.snr.min()), float(self.snr.max())
+        low, high = float(self.snr_db.min()), float(self.snr_db.max())
         if not low <= snr_db <= high:
             raise ValueError(
                 f"snr_db is {snr_db:g}; the curve runs from {low:.2f} to {high:.2f} dB: "
                 f"use diba.curve with {'smaller' if snr_db < low else 'larger'} bits"
             )
-        at = int(np.argmax(self.snr >= snr_db))  # the first point that reaches it
-        k, snr = self.k.tolist(), self.snr.tolist()
+        at = int(np.argmax(self.snr_db >= snr_db))  # the first point that reaches it
+        k, snr = self.k.tolist(), self.snr_db.tolist()
         if at == 0 or math.isinf(snr[at]):
             return int(k[at])
         part = (snr_db - snr[at - 1]) / (snr[at] - snr[at - 1])
@@ -107,7 +107,7 @@ class Curve:
     def _draw(self, axes: Axes) -> Axes:
         end = float(self.bits_per_weight.max())
         axes.plot([0, end], [0, DB_PER_BIT * end], "--", color="0.5", label="limit for iid Gaussian entries")
-        axes.plot(self.bits_per_weight, self.snr, "o-", label="{} x {} matrix".format(*self.shape))
+        axes.plot(self.bits_per_weight, self.snr_db, "o-", label="{} x {} matrix".format(*self.shape))
         axes.set(xlabel="stored bits per weight", ylabel="SNR in dB", xlim=(0, None), ylim=(0, None))
         axes.grid(alpha=0.3)
         axes.legend()
@@ -115,7 +115,7 @@ class Curve:
 
     def __str__(self) -> str:
         lines = [f"{'bits/weight':>11} {'k':>6} {'SNR dB':>8} {'seconds':>8}"]
-        points = zip(self.bits_per_weight, self.k, self.snr, self.seconds, strict=True)
+        points = zip(self.bits_per_weight, self.k, self.snr_db, self.seconds, strict=True)
         lines += [f"{bits:11.4f} {k:6d} {snr:8.2f} {seconds:8.2f}" for bits, k, snr, seconds in points]
         return "\n".join(lines)
 
@@ -154,7 +154,7 @@ def curve(A: ArrayLike, bits: Iterable[float] = (0.5, 1, 1.5, 2, 3), **options: 
     for size in sizes:
         began = time.perf_counter()
         f = solve(matrix, bits_per_weight=size, **options)
-        rows.append((f.bits_per_weight, f.k, f.snr(matrix), time.perf_counter() - began))
+        rows.append((f.bits_per_weight, f.k, f.snr_db(matrix), time.perf_counter() - began))
     stored, k, snr, seconds = zip(*rows, strict=True)
     m, n = matrix.shape
     return Curve((m, n), np.array(stored), np.array(k, dtype=np.int64), np.array(snr), np.array(seconds))

@@ -96,7 +96,7 @@ def allocate(
         energy = float(np.vdot(matrix.astype(np.float64), matrix))
         k = sorted({uniform_k(matrix.shape, size * asked) for size in sizes})
         with no_advice():
-            snr = [solve(matrix, size, **given).snr(matrix) for size in k]
+            snr = [solve(matrix, size, **given).snr_db(matrix) for size in k]
         weight = check.number((weights or {}).get(name, 1.0), f"weights[{name!r}]", minimum=0)
         scale = check.number(weight * energy, f"weights[{name!r}] |A|^2", minimum=0)
         curves[name] = NoiseCurve(matrix.shape, k, [scale * 10 ** (-value / 10) for value in snr])

@@ -93,7 +93,7 @@ def noise_curve(curve: Curve, energy: float, weight: float = 1.0) -> NoiseCurve:
     """
     scale = check.number(energy, "energy", minimum=0) * check.number(weight, "weight", minimum=0)
     scale = check.number(scale, "energy times weight", minimum=0)
-    return NoiseCurve(curve.shape, curve.k.tolist(), (scale * 10 ** (-curve.snr / 10)).tolist())
+    return NoiseCurve(curve.shape, curve.k.tolist(), (scale * 10 ** (-curve.snr_db / 10)).tolist())
 
 
 def waterfill(

@@ -107,7 +107,9 @@ def _add_solve(commands: Any) -> None:
     size.add_argument("--bits", type=float, metavar="B", help="stored bits per weight, such as 1")
     size.add_argument("--k", type=int, metavar="K", help="inner size")
     size.add_argument("--ratio", type=float, metavar="R", help="size relative to float32, such as 0.03")
-    size.add_argument("--snr", type=float, metavar="DB", help="smallest size that reaches DB; several solves")
+    size.add_argument(
+        "--snr-db", type=float, metavar="DB", help="smallest size that reaches DB; several solves"
+    )
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="the diba file to write")
     parser.add_argument("--alphabet", choices=ALPHABETS, help="entries 0/1 or -1/+1 (default: binary)")
     parser.add_argument("--method", choices=METHODS, help="auto (default): the best known, or one by name")
@@ -134,7 +136,7 @@ def _solve(options: argparse.Namespace) -> None:
         "k": options.k,
         "bits_per_weight": options.bits,
         "storage_ratio": options.ratio,
-        "snr_db": options.snr,
+        "snr_db": options.snr_db,
         "alphabet": options.alphabet,
         "method": options.method,
         "effort": options.effort,
@@ -152,7 +154,7 @@ def _solve(options: argparse.Namespace) -> None:
     except (TypeError, ValueError) as error:
         raise ValueError(f"{matrix.source}: {error}") from error
     seconds = time.perf_counter() - start
-    snr = result.snr(matrix.entries)
+    snr = result.snr_db(matrix.entries)
     result.save(options.output)
     report = {
         "input": matrix.source,
@@ -273,7 +275,7 @@ def _progress_display(quiet: bool) -> Iterator[ProgressCallback | None]:
         if bar is None:  # only now is the number of iterations known
             bar = tqdm(total=progress.max_iter, bar_format=_BAR, leave=False, file=sys.stderr)
         bar.total = progress.max_iter
-        bar.set_postfix_str(f"SNR {progress.snr:.3f} dB{_outlook(progress)}", refresh=False)
+        bar.set_postfix_str(f"SNR {progress.snr_db:.3f} dB{_outlook(progress)}", refresh=False)
         bar.update(progress.iteration - bar.n)
 
     try:
@@ -291,7 +293,7 @@ def _print_lines() -> ProgressCallback:
         if progress.elapsed - last >= _SECONDS_BETWEEN_LINES:
             last = progress.elapsed
             done = f"iteration {progress.iteration}/{progress.max_iter}"
-            state = f"SNR {progress.snr:.3f} dB, {_duration(progress.elapsed)}{_outlook(progress)}"
+            state = f"SNR {progress.snr_db:.3f} dB, {_duration(progress.elapsed)}{_outlook(progress)}"
             print(f"diba: {done}, {state}", file=sys.stderr)
 
     return show

@@ -34,7 +34,7 @@ from .._internal.timing import (
     read_bandwidth,
     snr_db,
 )
-from .._internal.tuning import calibrate
+from .._internal.tuning import autotune
 from ..runtime import info, resolve_threads, set_num_threads
 from ..solvers.size import inner_dimension
 
@@ -157,7 +157,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, metavar="N", help="threads of all (default: all granted)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
-        "--calibrate",
+        "--autotune",
         nargs="?",
         const="",
         metavar="FILE",
@@ -173,8 +173,8 @@ def _shape(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def _calibrate(path: str, threads: int | None, as_json: bool) -> None:
-    found = calibrate(threads=threads)
+def _autotune(path: str, threads: int | None, as_json: bool) -> None:
+    found = autotune(threads=threads)
     if path:
         found.save(path)
     if as_json:
@@ -187,8 +187,8 @@ def _calibrate(path: str, threads: int | None, as_json: bool) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    if options.calibrate is not None:
-        return _calibrate(options.calibrate, options.threads, options.json)
+    if options.autotune is not None:
+        return _autotune(options.autotune, options.threads, options.json)
     m, n = options.shape
     bits = check.number(options.bits, "--bits", minimum=0, exclusive=True)
     batch = check.positive_int(options.batch, "--batch")

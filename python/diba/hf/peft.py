@@ -17,14 +17,14 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..torch.model.parts import Parts
-from ..torch.modules.embedding import DiBAEmbedding
+from ..torch.modules.embedding import DibaEmbedding
 from ..torch.modules.factors import Factors
-from ..torch.modules.linear import DiBALinear
+from ..torch.modules.linear import DibaLinear
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["LoraDiBALinear", "teach"]
+__all__ = ["LoraDibaLinear", "teach"]
 
 _CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Ways to start LoRA that subtract the first adapter from the weight."""
@@ -38,8 +38,8 @@ _MERGING = (
 )
 
 
-class LoraDiBALinear(Linear):
-    """PEFT's LoRA layer around a :class:`diba.torch.DiBALinear`; PEFT builds it.
+class LoraDibaLinear(Linear):
+    """PEFT's LoRA layer around a :class:`diba.torch.DibaLinear`; PEFT builds it.
 
     The base layer runs on its packed kernels and stays as it is: the sum of factors and adapter has no
     factors of its own, so merging is refused. DoRA works, and builds the dense weight in every forward.
@@ -51,7 +51,7 @@ class LoraDiBALinear(Linear):
         self.fan_in_fan_out = base.fan_in_fan_out  # whatever the configuration says
 
     def _get_in_out_features(self, module: nn.Module) -> tuple[int, int]:
-        assert isinstance(module, DiBALinear)
+        assert isinstance(module, DibaLinear)
         return module.in_features, module.out_features
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -66,7 +66,7 @@ class LoraDiBALinear(Linear):
 
 
 def teach() -> None:
-    """Let PEFT put LoRA on ``DiBALinear``, by names and by ``"all-linear"``, and say what else it cannot.
+    """Let PEFT put LoRA on ``DibaLinear``, by names and by ``"all-linear"``, and say what else it cannot.
 
     PEFT has one place where every configuration meets its model before anything is changed: where
     "all-linear" becomes names. It is wrapped wherever PEFT has it, and so is the check before merging.
@@ -95,13 +95,13 @@ def _including(original: Callable[..., Any]) -> Callable[..., Any]:
         factored = dict(_outside(model, _ADAPTERS))
         if everything and factored:
             single = _outside(model, (*_ADAPTERS, Parts))  # fused matrices are no linear layers to PEFT
-            linear = {name for name, layer in single if isinstance(layer, DiBALinear)}
+            linear = {name for name, layer in single if isinstance(layer, DibaLinear)}
             peft_config.target_modules = {*peft_config.target_modules, *linear} - _heads(peft_config, model)
         if factored and getattr(peft_config, "target_modules", None):
             _refuse(peft_config, factored)
         _warn_of_experts(peft_config, model)
-        if isinstance(peft_config, LoraConfig) and DiBALinear not in (peft_config._custom_modules or {}):
-            peft_config._register_custom_module({DiBALinear: LoraDiBALinear})
+        if isinstance(peft_config, LoraConfig) and DibaLinear not in (peft_config._custom_modules or {}):
+            peft_config._register_custom_module({DibaLinear: LoraDibaLinear})
         return peft_config
 
     return include
@@ -155,17 +155,17 @@ def _refuse(peft_config: Any, factored: dict[str, Factors]) -> None:
     tokens = getattr(peft_config, "trainable_token_indices", None) or ()
     for name, layer in factored.items():
         targeted = tuners_utils.check_target_module_exists(peft_config, name)
-        if targeted and not (lora and isinstance(layer, DiBALinear)):
+        if targeted and not (lora and isinstance(layer, DibaLinear)):
             what = f"{kind} adapters"
         elif targeted and start in _CHANGING:
             what = f"init_lora_weights={peft_config.init_lora_weights!r}, which changes the weight,"
-        elif tokens and isinstance(layer, DiBAEmbedding):
+        elif tokens and isinstance(layer, DibaEmbedding):
             what = "trainable_token_indices"
         else:
             continue
         raise ValueError(
             f"PEFT's {what} cannot be put on {name}, a {type(layer).__name__} of diba; no layer was changed. "
-            "Packed factors take LoRA alone, on DiBALinear, and keep their values: use peft.LoraConfig, "
+            "Packed factors take LoRA alone, on DibaLinear, and keep their values: use peft.LoraConfig, "
             "name other layers, or make the model dense with model.dequantize()"
         )
 
@@ -175,7 +175,7 @@ def _checking(original: Callable[..., Any]) -> Callable[..., Any]:
     def check_merge_allowed(self: Any) -> None:
         """Before the first layer is merged, not at the first that cannot be."""
         for module in self.model.modules():
-            if isinstance(module, LoraDiBALinear) and isinstance(module.get_base_layer(), Factors):
+            if isinstance(module, LoraDibaLinear) and isinstance(module.get_base_layer(), Factors):
                 raise ValueError(_MERGING)
         original(self)
 
@@ -189,9 +189,9 @@ def _prompting(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(self, adapter_name)
         except AttributeError as error:  # it looks for a parameter with a row for every token
             for name, layer in self.base_model.named_modules():
-                if isinstance(layer, DiBAEmbedding):
+                if isinstance(layer, DibaEmbedding):
                     raise ValueError(
-                        f"PEFT's prompts need a dense embedding, and {name} is a DiBAEmbedding of diba; "
+                        f"PEFT's prompts need a dense embedding, and {name} is a DibaEmbedding of diba; "
                         f"compress with skip=[{name!r}], or make the model dense with model.dequantize()"
                     ) from error
             raise

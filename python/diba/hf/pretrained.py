@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..torch.modules.embedding import DiBAEmbedding
+from ..torch.modules.embedding import DibaEmbedding
 from ..torch.modules.factors import Factors
 from ..torch.modules.kinds import dense_numbers_more, distinct
 from .config import METHOD
@@ -96,7 +96,7 @@ def _refuse_resizing(model: Any, old: nn.Module, rows: int, size: int) -> None:
     ends = [model.get_input_embeddings(), model.get_output_embeddings(), old]
     inside = {id(part) for end in ends if end is not None for part in end.modules()}
     for name, layer in model.named_modules():
-        table = isinstance(layer, DiBAEmbedding) and layer.num_embeddings == rows
+        table = isinstance(layer, DibaEmbedding) and layer.num_embeddings == rows
         if isinstance(layer, Factors) and (table or id(layer) in inside):
             raise ValueError(
                 f"the vocabulary of {type(model).__name__} cannot be resized from {rows} to {size} rows: "

@@ -28,7 +28,7 @@ from ..factorization import Factorization
 from ..progress import Progress
 from ..runtime import resolve_threads
 from .deadline import NEVER
-from .greedy import Greedy, Side, snr
+from .greedy import Greedy, Side, snr_db
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -305,7 +305,7 @@ def descend(
         if progress is not None:
             objective = math.ldexp(run.objective, 2 * exponents[0] + exponents[1])
             elapsed = time.perf_counter() - began
-            decibels = snr(run.energy, run.objective)
+            decibels = snr_db(run.energy, run.objective)
             progress(Progress(iteration, iterations, objective, decibels, run.flips, elapsed))
 
     report(0)

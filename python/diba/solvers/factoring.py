@@ -80,7 +80,7 @@ class _Course:
 
     def end(self, result: _Result) -> None:
         self._before = 0
-        self.report(replace(self._last, objective=result.error, snr=result.decibels, remaining=0.0))
+        self.report(replace(self._last, objective=result.error, snr_db=result.decibels, remaining=0.0))
 
 
 def factor(matrix: FloatArray, k: int, options: Options) -> Factorization:

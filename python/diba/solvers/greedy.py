@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .._internal.check import Alphabet
     from .deadline import Deadline
 
-__all__ = ["Greedy", "Side", "snr"]
+__all__ = ["Greedy", "Side", "snr_db"]
 
 _WORK_PER_CALL = 1 << 30  # rows * k^2 of one C++ call: a fraction of a second, so that Ctrl-C is prompt
 _ROWS_AT_FIRST = 16  # of a call under a time limit; then as many as take
@@ -297,9 +297,9 @@ class Greedy:
         return self._took.get("fit_inner", 0.0)
 
     @property
-    def snr(self) -> float:
+    def snr_db(self) -> float:
         """``10 log10(|A|^2 / objective)`` in dB."""
-        return snr(self.energy, self.objective)
+        return snr_db(self.energy, self.objective)
 
     def factors(self) -> Factorization:
         """The factors as they are, diagonals in float32."""
@@ -313,7 +313,7 @@ class Greedy:
         return BitMatrix(self.left.words, self.left.k, alphabet), right.T
 
 
-def snr(energy: float, objective: float) -> float:
+def snr_db(energy: float, objective: float) -> float:
     """``10 log10(energy / objective)`` in dB; ``inf`` for an exact fit, also of zero."""
     if objective <= 0:
         return math.inf

@@ -11,7 +11,7 @@ from .._internal import diagonal16
 from ..bits import BitMatrix
 from ..progress import Progress
 from .admm import PUBLISHED_STEPS, Admm
-from .greedy import Greedy, snr
+from .greedy import Greedy, snr_db
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -121,7 +121,7 @@ class Run:
                 iteration,
                 total,
                 objective,
-                snr(energy, objective),
+                snr_db(energy, objective),
                 flips,
                 elapsed,
                 self._remaining(iteration, elapsed),
@@ -169,13 +169,13 @@ def _unusual(task: Task, result: Greedy) -> bool:
     m, n = task.matrix.shape
     bits = task.k * (m + n) / (m * n)
     small = min(m, n, task.k) < _SMALL or bits > _MANY_BITS
-    easy = result.snr > _USUAL_DB * max(bits, 0.5) and not task.weighted
+    easy = result.snr_db > _USUAL_DB * max(bits, 0.5) and not task.weighted
     return small or not result.objective < result.energy or easy
 
 
 def _reached(task: Task, result: Greedy) -> float:
     """SNR of the finished factors: near exact fits rounding decides, to 16 bits and of the objective."""
-    return result.factors().round_diagonals().snr(task.matrix)
+    return result.factors().round_diagonals().snr_db(task.matrix)
 
 
 def _ramped(task: Task, progress: Run) -> Greedy:

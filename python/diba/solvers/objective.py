@@ -56,7 +56,7 @@ class Objective:
     def measure(self, A: FloatArray, f: Factorization) -> tuple[float, float]:
         """(objective of f, SNR ``10 log10(objective of 0 / objective of f)`` in dB), in float64."""
         if self._importance is None:
-            decibels = f.snr(A)
+            decibels = f.snr_db(A)
             energy = float(np.vdot(A.astype(np.float64), A.astype(np.float64)))
             return (energy * 10 ** (-decibels / 10) if energy else 0.0), decibels
         zero = _times(f, 0)

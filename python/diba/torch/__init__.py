@@ -24,10 +24,10 @@ from .conversion.convert import convert, meet_transformers
 from .conversion.report import LayerReport, Report
 from .conversion.scores import scores
 from .model.config import Config
-from .modules.conv import DiBAConv1d, DiBAConv2d
-from .modules.embedding import DiBAEmbedding
+from .modules.conv import DibaConv1d, DibaConv2d
+from .modules.embedding import DibaEmbedding
 from .modules.factors import Factors
-from .modules.linear import DiBALinear
+from .modules.linear import DibaLinear
 from .retuning.fisher import fisher
 from .retuning.flips import Flips
 from .retuning.losses import distillation, model_loss
@@ -36,10 +36,10 @@ from .retuning.retune import RetuneReport, retune, trainable
 __all__ = [
     "Calibration",
     "Config",
-    "DiBAConv1d",
-    "DiBAConv2d",
-    "DiBAEmbedding",
-    "DiBALinear",
+    "DibaConv1d",
+    "DibaConv2d",
+    "DibaEmbedding",
+    "DibaLinear",
     "Factors",
     "Flips",
     "LayerReport",

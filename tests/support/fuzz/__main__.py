@@ -8,8 +8,8 @@ import sys
 import warnings
 from pathlib import Path
 
-from diba.drivers import DRIVERS
-from diba.engine import keep, kept, run
+from .drivers import DRIVERS
+from .engine import keep, kept, run
 
 
 def main() -> int:

@@ -6,15 +6,16 @@ import io
 from typing import TYPE_CHECKING
 
 import numpy as np
-from diba.engine import Driver
 
 import diba
-from diba.files import check_message, mended
 from diba.torch import Calibration
 from diba.torch.calibration import moments
 
+from .engine import Driver
+from .files import check_message, mended
+
 if TYPE_CHECKING:
-    from diba.mutations import Content
+    from .mutations import Content
 
 
 def example(seed: int, sizes: tuple[int, ...], gradients: bool, shared: bool) -> bytes:

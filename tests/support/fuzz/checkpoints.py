@@ -9,16 +9,17 @@ import zlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from diba.checkpoints.entries.stored import Stored, check_stored
-from diba.engine import Driver
-from diba.mutations import split
 
 import diba
-from diba.checkpoints.entries import entries as checkpoints
-from diba.files import check_message
+from diba.checkpoints import entries as checkpoints
+from diba.checkpoints.stored import Stored, check_stored
+
+from .engine import Driver
+from .files import check_message
+from .mutations import split
 
 if TYPE_CHECKING:
-    from diba.mutations import Content
+    from .mutations import Content
 
 CONFIG, FILE = "config.json", "model.safetensors"
 OWN = ("d1", "d2", "d3", "b1", "b2")
@@ -37,12 +38,12 @@ def example(sizes: dict[str, tuple[int, int, int, str]], shared: dict[str, str])
         }
         for b, shape in (("b1", (m, k)), ("b2", (k, n))):
             own[b] = np.packbits(rng.integers(0, 2, shape), axis=1, bitorder="little")
-        plain = checkpoints.entry(name, "DiBALinear", (m, n), k, alphabet, False)
+        plain = checkpoints.entry(name, "DibaLinear", (m, n), k, alphabet, False)
         entries[name] = checkpoints.sealed(name, plain, own)
         tensors |= {f"{name}.{key}": tensor for key, tensor in own.items()}
     for name, owner in shared.items():
         m, k, n, alphabet = sizes[owner]
-        entries[name] = checkpoints.entry(name, "DiBAEmbedding", (m, n), k, alphabet, False, shared=owner)
+        entries[name] = checkpoints.entry(name, "DibaEmbedding", (m, n), k, alphabet, False, shared=owner)
     guards = {f"{name}.weight": np.empty(0, np.float32) for name in entries}
     quantization = {"factors": entries, "crc32_factors": checkpoints.crc32_of_all(entries)}
     config = {"hidden_size": 3, "quantization_config": {"quant_method": "diba", **quantization}}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from diba.engine import Driver
+    from .engine import Driver
 
 
 def _make(module: str, name: str) -> Driver:

@@ -10,12 +10,12 @@ import tracemalloc
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from diba.mutations import mutate
+from .mutations import mutate
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from diba.mutations import Content
+    from .mutations import Content
 
 # Objects of Python's own: a header's strings and tuples, exceptions with their messages.
 SLACK = 128 * 1024

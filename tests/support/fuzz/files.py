@@ -9,14 +9,15 @@ import zlib
 from typing import TYPE_CHECKING
 
 import numpy as np
-from diba.engine import Driver
-from diba.mutations import join, split
 
 import diba
 from diba import files
 
+from .engine import Driver
+from .mutations import join, split
+
 if TYPE_CHECKING:
-    from diba.mutations import Content
+    from .mutations import Content
 
 
 def decoded(data: bytes) -> files.StoredFactors | None:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import safetensors.numpy
 
-from diba.files import FilesDriver, decoded
+from .files import FilesDriver, decoded
 
 if TYPE_CHECKING:
-    from diba.mutations import Content
-
     from diba.files import StoredFactors
+
+    from .mutations import Content
 
 
 def _words(packed: np.ndarray) -> bytes:

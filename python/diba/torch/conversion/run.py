@@ -191,7 +191,7 @@ class Conversion:
     def _replace(self, name: str, solved: _Solved, announce: bool = True) -> None:
         target = self._pending[name]
         weight: Any = target.module.weight
-        snr = solved.f.snr(dense_matrix(target.module))
+        snr = solved.f.snr_db(dense_matrix(target.module))
         new = replace(self._model, target, solved.f)
         del self._pending[name]
         if self._begun is not None and not self.reports:

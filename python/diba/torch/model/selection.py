@@ -195,7 +195,7 @@ def _layers(model: nn.Module) -> list[_Layer]:
     if id(model) in modules:
         raise ValueError(
             f"model is itself a {modules[id(model)][1]}, which cannot be replaced in place; put it into a "
-            "module, such as torch.nn.Sequential(model), or use diba.torch.DiBALinear.from_dense"
+            "module, such as torch.nn.Sequential(model), or use diba.torch.DibaLinear.from_dense"
         )
     if not modules:
         held = "; ".join(listed(Accounts().others(model, ()))[:_REASONS])

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..._internal.check import Alphabet
     from .factors import Sizes
 
-__all__ = ["Convolution", "DiBAConv1d", "DiBAConv2d"]
+__all__ = ["Convolution", "DibaConv1d", "DibaConv2d"]
 
 _PADDINGS = ("same", "valid")
 _SETTINGS = ("stride", "padding", "dilation", "padding_mode")
@@ -221,7 +221,7 @@ class Convolution(Factors):
         return self._dense_class(self.in_channels, self.out_channels, self.kernel_size, **settings)
 
 
-class DiBAConv1d(Convolution):
+class DibaConv1d(Convolution):
     """``nn.Conv1d`` with a factored kernel; arguments, errors and cost are those of :class:`Convolution`."""
 
     axes = 1
@@ -229,7 +229,7 @@ class DiBAConv1d(Convolution):
     _dense_name = "a torch.nn.Conv1d, with its own forward"
 
 
-class DiBAConv2d(Convolution):
+class DibaConv2d(Convolution):
     """``nn.Conv2d`` with a factored kernel; arguments, errors and cost are those of :class:`Convolution`."""
 
     axes = 2

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from ..._internal.check import Alphabet
     from .factors import Sizes
 
-__all__ = ["DiBAEmbedding"]
+__all__ = ["DibaEmbedding"]
 
 _times_bits = torch.ops.diba.times_bits.default
 
 
-class DiBAEmbedding(Factors):
+class DibaEmbedding(Factors):
     """``nn.Embedding`` with a factored table: row i is ``d1[i] * ((B1[i] * d2) B2) * d3``.
 
     A look-up unpacks the rows of B1 that are asked for, k entries each. ``weight`` serves tied output

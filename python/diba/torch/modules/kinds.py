@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .conv import DiBAConv1d, DiBAConv2d
-from .embedding import DiBAEmbedding
+from .conv import DibaConv1d, DibaConv2d
+from .embedding import DibaEmbedding
 from .factors import Factors
-from .linear import DiBALinear
+from .linear import DibaLinear
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -24,7 +24,7 @@ __all__ = [
     "obstacle",
 ]
 
-LAYERS: tuple[type[Factors], ...] = (DiBALinear, DiBAConv1d, DiBAConv2d, DiBAEmbedding)
+LAYERS: tuple[type[Factors], ...] = (DibaLinear, DibaConv1d, DibaConv2d, DibaEmbedding)
 
 
 def layer_class(module: nn.Module) -> type[Factors] | None:
@@ -92,6 +92,6 @@ def dense_numbers_more(model: nn.Module, embeddings: bool = True) -> int:
     more = 0
     for layer in distinct(model):
         more -= sum(d.numel() for d in layer.diagonals())
-        if embeddings or not isinstance(layer, DiBAEmbedding):
+        if embeddings or not isinstance(layer, DibaEmbedding):
             more += layer.weight_shape.numel()
     return more

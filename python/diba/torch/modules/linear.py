@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from ..._internal.check import Alphabet
     from .factors import Sizes
 
-__all__ = ["DiBALinear", "is_conv1d", "multiply"]
+__all__ = ["DibaLinear", "is_conv1d", "multiply"]
 
 
-class DiBALinear(Factors):
+class DibaLinear(Factors):
     """``nn.Linear`` with a factored weight: ``y = d1 * (B1 (d2 * (B2 (d3 * x)))) + bias``.
 
     Args:
@@ -44,7 +44,7 @@ class DiBALinear(Factors):
     Example:
         >>> import torch
         >>> dense = torch.nn.Linear(64, 48)
-        >>> layer = DiBALinear.from_dense(dense, bits_per_weight=2)
+        >>> layer = DibaLinear.from_dense(dense, bits_per_weight=2)
         >>> layer(torch.zeros(5, 64)).shape
         torch.Size([5, 48])
     """

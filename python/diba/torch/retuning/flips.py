@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ..._internal import check
 from ..modules.factors import Factors
-from ..modules.linear import DiBALinear
+from ..modules.linear import DibaLinear
 from ..ops import operators as _ops  # noqa: F401  (registers torch.ops.diba)
 from ..ops.reference import unpack
 
@@ -148,7 +148,7 @@ class Flipper:
         peak_bytes: Of latents, gradients and moments, at most.
     """
 
-    layers: dict[str, DiBALinear]
+    layers: dict[str, DibaLinear]
     settings: Flips
     generator: torch.Generator
     counts: dict[str, int] = field(init=False)

@@ -19,7 +19,7 @@ from torch import nn
 from ..._internal import check
 from ..modules.factors import Factors, as_numpy
 from ..modules.kinds import dense_numbers_more
-from ..modules.linear import DiBALinear
+from ..modules.linear import DibaLinear
 from .batches import evaluating, plain_grad, repeatable, size
 from .course import Course, Schedule, run_course
 from .flips import Flipper, Flips
@@ -228,10 +228,10 @@ def _flipper(model: nn.Module, bits: Any, seed: int) -> Flipper | None:
         return None
     if not isinstance(bits, Flips):
         check.one_of(bits, "bits", ("flip",))
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, DiBALinear)}
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, DibaLinear)}
     if not layers:
         raise ValueError(
-            "bits is given and model has no DiBALinear; bits must be None, only those layers flip bits"
+            "bits is given and model has no DibaLinear; bits must be None, only those layers flip bits"
         )
     return Flipper(layers, bits if isinstance(bits, Flips) else Flips(), torch.Generator().manual_seed(seed))
 
