@@ -13,7 +13,7 @@ from torch import nn
 
 import diba.torch
 from diba.allocation.waterfill import stored_bits
-from diba.torch.modules.factors import Factors
+from diba.torch.modules.layer import FactoredLayer
 from models_control import convert_random
 from models_data import Task
 from models_plan import PLAN, Cell
@@ -199,7 +199,7 @@ MAKERS: dict[str, Maker] = {
 
 
 def compressed_layers(model: nn.Module) -> list[Any]:
-    return [module for module in model.modules() if isinstance(module, (Factors, Rounded))]
+    return [module for module in model.modules() if isinstance(module, (FactoredLayer, Rounded))]
 
 
 def bits_of(layer: Any) -> tuple[int, int]:

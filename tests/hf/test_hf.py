@@ -23,7 +23,7 @@ from diba.checkpoints.entries import entry  # noqa: E402
 from diba.hf import DibaConfig  # noqa: E402
 from diba.torch.conversion.convert import convert  # noqa: E402
 from diba.torch.model.config import Config  # noqa: E402
-from diba.torch.modules.factors import Factors  # noqa: E402
+from diba.torch.modules.layer import FactoredLayer  # noqa: E402
 
 FAST = {"bits_per_weight": 2, "method": "greedy", "effort": "fast"}
 BITS, DIAGONALS = ("b1", "b2"), ("d1", "d2", "d3")
@@ -169,7 +169,10 @@ def test_loading_compresses_like_convert_and_survives_round_trips(name, tmp_path
 def test_diagonals_stay_float32_whatever_the_dtype(name, tmp_path):
     model = converted(MODELS[name]())
     factors = [
-        f"{n}.{own}" for n, m in model.named_modules() if isinstance(m, Factors) for own in DIAGONALS + BITS
+        f"{n}.{own}"
+        for n, m in model.named_modules()
+        if isinstance(m, FactoredLayer)
+        for own in DIAGONALS + BITS
     ]
     expected = model.state_dict()
     saved(model, tmp_path)
@@ -304,13 +307,13 @@ assert "diba" not in sys.modules
 @pytest.mark.parametrize("name", MODELS)
 def test_dequantize(name, tmp_path):
     model = converted(MODELS[name]())
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, Factors)}
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, FactoredLayer)}
     assert layers
     dense = model.dequantize()
     assert dense is model
     for layer_name, layer in layers.items():
         now = model.get_submodule(layer_name)
-        assert not isinstance(now, Factors)
+        assert not isinstance(now, FactoredLayer)
         assert torch.equal(now.weight, layer.dense_weight())
         assert (now.bias is None) == (layer.bias is None)
     assert not hasattr(model.config, "quantization_config")

@@ -20,7 +20,7 @@ peft = pytest.importorskip("peft")  # after diba.hf, as a program may do: what d
 
 from diba.hf.peft import LoraDibaLinear  # noqa: E402
 from diba.torch.conversion.convert import convert  # noqa: E402
-from diba.torch.modules.factors import Factors  # noqa: E402
+from diba.torch.modules.layer import FactoredLayer  # noqa: E402
 from diba_autoload import after_import  # noqa: E402
 
 # PEFT 0.21 reads a property that transformers has renamed.
@@ -68,7 +68,9 @@ def case(request):
     convert(model, progress=False, bits_per_weight=2, method="greedy", effort="fast")
     diba.hf.attach(model)
     named = [
-        name for name, m in model.named_modules() if isinstance(m, Factors) and name.split(".")[-1] in targets
+        name
+        for name, m in model.named_modules()
+        if isinstance(m, FactoredLayer) and name.split(".")[-1] in targets
     ]
     assert named
     config = peft.LoraConfig(
@@ -176,7 +178,7 @@ def test_merging_needs_dense_layers(case):
     weight = merged.get_submodule(named[0]).weight
     assert weight.shape == dense.shape
     assert torch.equal(weight, dense + delta)
-    assert not any(isinstance(module, Factors) for module in merged.modules())
+    assert not any(isinstance(module, FactoredLayer) for module in merged.modules())
 
 
 def test_merging_is_refused_before_dense_layers_are_merged():
@@ -243,7 +245,9 @@ def test_experts_take_adapters_by_their_names():
     assert model.num_parameters() == size
     base = logits(model)
     down = [
-        name for name, module in model.named_modules() if ".down." in name and isinstance(module, Factors)
+        name
+        for name, module in model.named_modules()
+        if ".down." in name and isinstance(module, FactoredLayer)
     ]
     assert len(down) == 2
     adapted = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(target_modules=down, r=2))

@@ -15,7 +15,7 @@ transformers = pytest.importorskip("transformers", minversion="5.0")
 import diba.hf  # noqa: E402
 from diba.hf import pretrained  # noqa: E402
 from diba.torch.conversion.convert import convert  # noqa: E402
-from diba.torch.modules.factors import Factors  # noqa: E402
+from diba.torch.modules.layer import FactoredLayer  # noqa: E402
 
 IDS = torch.arange(12).reshape(2, 6)
 ROWS = 60
@@ -66,7 +66,7 @@ def test_counts_are_those_of_the_dense_model(tie, settings):
 
 def test_footprint_counts_bits_with_and_without_buffers():
     model = packed(llama(True), tied=True)
-    bits = {id(t): t.nbytes for m in model.modules() if isinstance(m, Factors) for t in (m.b1, m.b2)}
+    bits = {id(t): t.nbytes for m in model.modules() if isinstance(m, FactoredLayer) for t in (m.b1, m.b2)}
     parameters = sum(p.nbytes for p in model.parameters())
     others = sum(b.nbytes for b in model.buffers() if id(b) not in bits)
     assert others > 0
@@ -80,7 +80,7 @@ def test_dtype_and_casts(settings, tmp_path):
     for cast, dtype in (("half", torch.float16), ("float", torch.float32), ("bfloat16", torch.bfloat16)):
         getattr(model, cast)()
         assert model.dtype == dtype
-        assert all(m.dtype == dtype for m in model.modules() if isinstance(m, Factors))
+        assert all(m.dtype == dtype for m in model.modules() if isinstance(m, FactoredLayer))
     model.save_pretrained(tmp_path)
     loaded = type(model).from_pretrained(tmp_path)
     assert loaded.dtype == torch.bfloat16

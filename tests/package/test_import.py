@@ -64,7 +64,7 @@ LAYERS = (
     ),
     (
         "torch.calibration.blocks",
-        "torch.modules.factors",
+        "torch.modules.layer",
         "torch.calibration.gradients",
         "torch.retuning.losses",
         "torch.ops.operators",

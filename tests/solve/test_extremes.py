@@ -352,7 +352,7 @@ def test_layers_of_extreme_weights(dtype: torch.dtype, value: float, alphabet: s
     diba.torch.convert(model, bits_per_weight=4, alphabet=alphabet, effort="fast", progress=False)
     rows = diba.torch.DibaEmbedding.from_dense(embedding.to(dtype), k=8, alphabet=alphabet, effort="fast")
     for layer in (model[0], rows):
-        assert isinstance(layer, diba.torch.Factors)
+        assert isinstance(layer, diba.torch.FactoredLayer)
         assert torch.isfinite(layer.dense_weight()).all()
         assert torch.isfinite(layer.to_dense_module().weight).all()
     assert torch.isfinite(rows(torch.arange(20))).all()

@@ -16,7 +16,7 @@ from torch.nn.utils import prune
 from diba.torch.conversion.convert import convert
 from diba.torch.model.config import Config
 from diba.torch.model.selection import select
-from diba.torch.modules.factors import Factors
+from diba.torch.modules.layer import FactoredLayer
 from diba.torch.modules.linear import DibaLinear
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def test_compressing_nothing_is_an_error_that_gives_the_reasons(
     with pytest.raises(ValueError, match="nothing of the model would be compressed: ") as caught:
         convert(model, **CHEAP | settings)
     assert all(reason in str(caught.value) for reason in reasons)
-    assert not any(isinstance(module, Factors) for module in model.modules())
+    assert not any(isinstance(module, FactoredLayer) for module in model.modules())
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
 
 

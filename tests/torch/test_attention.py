@@ -18,7 +18,7 @@ from diba.torch.model.attention import Attention  # noqa: E402
 from diba.torch.model.config import Config  # noqa: E402
 from diba.torch.model.selection import targets  # noqa: E402
 from diba.torch.model.unfuse import fuse, unfuse, unfused  # noqa: E402
-from diba.torch.modules.factors import Factors  # noqa: E402
+from diba.torch.modules.layer import FactoredLayer  # noqa: E402
 
 # Sums of at most 2^5 terms, one after another in six places, on numbers that cancel to no less than 2^-8.
 TOLERANCE = 2.0**-52 * 2**5 * 6 * 2**8
@@ -199,7 +199,7 @@ def test_conversion_replaces_the_projections(calibrated: bool) -> None:
         name for name in (f"{o}.{n}" for o in ("first", "second") for n in NAMES) if name != "second.k_proj"
     ]
     assert {layer.objective for layer in report.layers} == {"covariance" if calibrated else "plain"}
-    assert all(isinstance(model.get_submodule(layer.name), Factors) for layer in report.layers)
+    assert all(isinstance(model.get_submodule(layer.name), FactoredLayer) for layer in report.layers)
     kept = model.second.k_proj.weight
     assert torch.equal(kept, dense.second.k_proj_weight)
     assert "first.q_proj.b1" in model.state_dict()
@@ -228,7 +228,7 @@ def test_what_has_no_factors_is_put_together_again() -> None:
     assert torch.isfinite(model(*batches()[0])).all()
     convert(model, **FAST)
     for part in (model.first, model.second):
-        assert all(isinstance(part.get_submodule(name), Factors) for name in NAMES)
+        assert all(isinstance(part.get_submodule(name), FactoredLayer) for name in NAMES)
     for part in (model.first, model.second):
         for name in NAMES:
             setattr(part, name, part.get_submodule(name).to_dense_module())

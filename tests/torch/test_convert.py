@@ -30,7 +30,7 @@ from diba.torch.conversion.display import Display
 from diba.torch.conversion.report import Report
 from diba.torch.model.config import Config
 from diba.torch.model.selection import select, targets
-from diba.torch.modules.factors import Factors
+from diba.torch.modules.layer import FactoredLayer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,7 +58,7 @@ def dense_twin(model: nn.Module, dense: nn.Module) -> nn.Module:
     """The dense model with the weights that the factors stand for, in float64."""
     twin = copy.deepcopy(dense).double()
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, Factors):
+        if isinstance(module, FactoredLayer):
             f = module.factorization()
             b = [bits.to_dense().astype(np.float64) for bits in (f.b1, f.b2)]
             product = (f.d1[:, None] * b[0] * f.d2.astype(np.float64)) @ b[1] * f.d3.astype(np.float64)
@@ -489,7 +489,7 @@ def test_batches_give_moments_in_execution_order() -> None:
         return float((twin(X.double()) - dense.double()(X.double())).square().mean())
 
     assert error(model) < 0.5 * error(blind)
-    assert isinstance(model[0], Factors)
+    assert isinstance(model[0], FactoredLayer)
 
 
 class Branches(nn.Module):
@@ -532,7 +532,7 @@ def test_an_exception_leaves_a_model_that_works() -> None:
     with pytest.raises(RuntimeError, match="enough") as caught:
         quiet(model, progress=stop)
     assert "has replaced 1 of 2 layers" in caught.value.__notes__[0]
-    assert isinstance(model[0], Factors)
+    assert isinstance(model[0], FactoredLayer)
     assert model[2].weight is not None
     assert type(model[2]) is nn.Linear
     same_outputs(model, dense, torch.randn(3, 24, dtype=torch.float64))
@@ -551,7 +551,7 @@ def test_an_error_in_one_thread_stops_the_others_and_keeps_what_is_ready(monkeyp
     model = nn.Sequential(nn.Linear(16, 17), nn.Linear(17, 16), nn.Linear(16, 16), nn.Linear(16, 4))
     with pytest.raises(MemoryError, match="no more") as caught:
         quiet(model, threads=2, skip=["3"])
-    done = sum(isinstance(module, Factors) for module in model)
+    done = sum(isinstance(module, FactoredLayer) for module in model)
     assert f"has replaced {done} of 3 layers" in caught.value.__notes__[0]
     assert type(model[2]) is nn.Linear
     model(torch.randn(2, 16))
@@ -669,7 +669,7 @@ def test_errors_come_before_any_work(
     with pytest.raises(kind, match=message):
         quiet(found, **settings)
     if isinstance(found, nn.Module):
-        assert not any(isinstance(module, Factors) for module in found.modules())
+        assert not any(isinstance(module, FactoredLayer) for module in found.modules())
 
 
 def test_names_that_match_nothing_are_explained() -> None:

@@ -27,7 +27,7 @@ from diba.torch.model.config import Config  # noqa: E402
 from diba.torch.model.experts import Experts  # noqa: E402
 from diba.torch.model.selection import select, targets  # noqa: E402
 from diba.torch.model.unfuse import unfuse, unfused  # noqa: E402
-from diba.torch.modules.factors import Factors  # noqa: E402
+from diba.torch.modules.layer import FactoredLayer  # noqa: E402
 from diba.torch.modules.vectors import mark, marked  # noqa: E402
 from diba.torch.retuning.fisher import fisher  # noqa: E402
 
@@ -188,7 +188,7 @@ def test_experts_are_compressed_for_the_inputs_that_they_get(model: Any, loss: A
     moments = calibrate(model, batches, progress=False)
     for layer in report.layers:
         if "experts" in layer.name:
-            assert isinstance(changed.get_submodule(layer.name), Factors)
+            assert isinstance(changed.get_submodule(layer.name), FactoredLayer)
             if layer.objective == "plain":  # no token in the dense model, or none by now
                 assert layer.output_snr_db is None
     seen = [x for x in report.layers if "experts" in x.name and x.objective == "covariance"]
@@ -298,7 +298,7 @@ def test_a_checkpoint_loads_to_the_same_outputs(model: Any, tmp_path: Any) -> No
 
 
 def info_names(model: Any) -> list[str]:
-    return [name for name, module in model.named_modules() if isinstance(module, Factors)]
+    return [name for name, module in model.named_modules() if isinstance(module, FactoredLayer)]
 
 
 def test_a_model_in_parts_keeps_hooks_modes_and_wishes(model: Any) -> None:

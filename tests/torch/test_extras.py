@@ -19,7 +19,7 @@ from torch import nn
 from diba.torch.conversion.convert import convert
 from diba.torch.model.config import Config
 from diba.torch.model.selection import select
-from diba.torch.modules.factors import Factors
+from diba.torch.modules.layer import FactoredLayer
 from diba.torch.modules.linear import DibaLinear
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def test_attributes_that_somebody_set_stay_on_the_layer() -> None:
     convert(model, embeddings=True, **CHEAP)
     copies = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
     for number, layer in enumerate(model):
-        assert isinstance(layer, Factors)
+        assert isinstance(layer, FactoredLayer)
         assert layer.note == number
         assert layer.table is table
         assert torch.equal(layer.vector, torch.ones(3))

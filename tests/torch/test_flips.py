@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import diba
-from diba.torch.modules.factors import Factors
+from diba.torch.modules.layer import FactoredLayer
 from diba.torch.modules.linear import DibaLinear
 from diba.torch.ops.reference import unpack
 from diba.torch.retuning.flips import Flipper, Flips, flip
@@ -220,4 +220,4 @@ def test_bits_must_be_a_known_word_and_have_layers() -> None:
     model = nn.Sequential(make_layer("sign"))
     with pytest.raises(ValueError, match="bits is 'flops'; it must be one of 'flip'"):
         retune(model, [torch.ones(1, N)], bits="flops", progress=False)  # type: ignore[arg-type]
-    assert isinstance(model[0], Factors)
+    assert isinstance(model[0], FactoredLayer)

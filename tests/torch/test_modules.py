@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import diba
-from diba.torch.modules.factors import Factors
 from diba.torch.modules.kinds import compressed, factored_matrix, layer_class, obstacle
+from diba.torch.modules.layer import FactoredLayer
 from diba.torch.modules.linear import DibaLinear
 from diba.torch.modules.weight import Weight
 
@@ -405,7 +405,7 @@ def test_to_meta_and_back(layer: DibaLinear) -> None:
 
 def test_metadata_of_the_weight_build_nothing(layer: DibaLinear, monkeypatch: pytest.MonkeyPatch) -> None:
     dense = layer.dense_weight()
-    monkeypatch.setattr(Factors, "dense_weight", lambda self: pytest.fail("built"))
+    monkeypatch.setattr(FactoredLayer, "dense_weight", lambda self: pytest.fail("built"))
     w = layer.weight
     assert isinstance(w, Tensor)
     assert (w.shape, w.size(), w.size(1), w.dim(), w.ndim) == (dense.shape, dense.size(), N, 2, 2)
@@ -470,14 +470,14 @@ class Weigher(nn.Module):
 
 def test_nothing_dense_is_kept(layer: DibaLinear, monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[weakref.ref[Tensor]] = []
-    build = Factors.dense_weight
+    build = FactoredLayer.dense_weight
 
-    def watched(self: Factors) -> Tensor:
+    def watched(self: FactoredLayer) -> Tensor:
         dense = build(self)
         built.append(weakref.ref(dense))
         return dense
 
-    monkeypatch.setattr(Factors, "dense_weight", watched)
+    monkeypatch.setattr(FactoredLayer, "dense_weight", watched)
     weight = layer.weight
     norms = [weight.norm().item() for _ in range(2)]
     gc.collect()

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 import diba
 from diba.torch.conversion.scores import scores
-from diba.torch.modules.factors import Factors
+from diba.torch.modules.layer import FactoredLayer
 from diba.torch.modules.linear import DibaLinear
 from diba.torch.retuning.groups import trainable
 from diba.torch.retuning.losses import distillation
@@ -476,7 +476,7 @@ def test_random_bits_retune_to_far_less(dense: nn.Sequential, batches: list[Any]
     model = factored(dense)
     control = copy.deepcopy(model)
     for layer in control:
-        if isinstance(layer, Factors):
+        if isinstance(layer, FactoredLayer):
             bias = layer.bias.detach().clone()
             torch.manual_seed(0)
             layer.reset_parameters()

@@ -18,8 +18,8 @@ from ..checkpoints import entries as checkpoints
 from ..errors import FormatError
 from ..torch.model.parts import Parts
 from ..torch.model.unfuse import unfuse
-from ..torch.modules.factors import Factors, Sizes, as_numpy
 from ..torch.modules.kinds import factored_matrix, layer_class
+from ..torch.modules.layer import FactoredLayer, Sizes, as_numpy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,10 +48,10 @@ Entries = dict[str, dict[str, Any]]
 # ---------------------------------------------------------------- writing
 
 
-def factored(model: nn.Module) -> dict[str, Factors]:
+def factored(model: nn.Module) -> dict[str, FactoredLayer]:
     """The factored layers of a model by name, under each of their names."""
     modules = model.named_modules(remove_duplicate=False)
-    return {name: module for name, module in modules if isinstance(module, Factors)}
+    return {name: module for name, module in modules if isinstance(module, FactoredLayer)}
 
 
 def describe_layers(model: nn.Module) -> Entries:
@@ -193,7 +193,7 @@ def _held(model: nn.Module, weight: str, stored: Stored) -> bool:
     )
 
 
-def empty(module: nn.Module, name: str, entry: dict[str, Any]) -> Factors:
+def empty(module: nn.Module, name: str, entry: dict[str, Any]) -> FactoredLayer:
     """The layer, on the meta device, in a dense one's place, as an entry of ``DibaConfig.factors`` has it.
 
     Raises:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from ..torch.model.parts import Parts
 from ..torch.modules.embedding import DibaEmbedding
-from ..torch.modules.factors import Factors
+from ..torch.modules.layer import FactoredLayer
 from ..torch.modules.linear import DibaLinear
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class LoraDibaLinear(Linear):
         Raises:
             ValueError: the base layer holds factors.
         """
-        if isinstance(self.get_base_layer(), Factors):
+        if isinstance(self.get_base_layer(), FactoredLayer):
             raise ValueError(_MERGING)
         super().merge(safe_merge, adapter_names)
 
@@ -107,10 +107,10 @@ def _including(original: Callable[..., Any]) -> Callable[..., Any]:
     return include
 
 
-def _outside(model: nn.Module, of: tuple[type, ...], prefix: str = "") -> Iterator[tuple[str, Factors]]:
+def _outside(model: nn.Module, of: tuple[type, ...], prefix: str = "") -> Iterator[tuple[str, FactoredLayer]]:
     """Factored layers that are in no module of some kinds, by their names."""
     for name, child in model.named_children():
-        if isinstance(child, Factors):
+        if isinstance(child, FactoredLayer):
             yield prefix + name, child
         elif not isinstance(child, of):
             yield from _outside(child, of, f"{prefix}{name}.")
@@ -143,7 +143,7 @@ def _heads(peft_config: Any, model: Any) -> set[str]:
     return set([name for name in SEQ_CLS_HEAD_NAMES if hasattr(model, name)][:1]) if classifies else set()
 
 
-def _refuse(peft_config: Any, factored: dict[str, Factors]) -> None:
+def _refuse(peft_config: Any, factored: dict[str, FactoredLayer]) -> None:
     """Raise for adapters of other kinds, and for those on layers of other kinds.
 
     Raises:
@@ -175,7 +175,7 @@ def _checking(original: Callable[..., Any]) -> Callable[..., Any]:
     def check_merge_allowed(self: Any) -> None:
         """Before the first layer is merged, not at the first that cannot be."""
         for module in self.model.modules():
-            if isinstance(module, LoraDibaLinear) and isinstance(module.get_base_layer(), Factors):
+            if isinstance(module, LoraDibaLinear) and isinstance(module.get_base_layer(), FactoredLayer):
                 raise ValueError(_MERGING)
         original(self)
 

@@ -12,8 +12,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..torch.modules.embedding import DibaEmbedding
-from ..torch.modules.factors import Factors
 from ..torch.modules.kinds import dense_numbers_more, distinct
+from ..torch.modules.layer import FactoredLayer
 from .config import METHOD
 
 __all__ = ["teach"]
@@ -55,10 +55,12 @@ def _dtype(original: Callable[..., torch.dtype]) -> Callable[..., torch.dtype]:
 
     def dtype(self: Any) -> torch.dtype:
         holders = (
-            m for m in self.modules() if isinstance(m, Factors) or next(m.parameters(False), None) is not None
+            m
+            for m in self.modules()
+            if isinstance(m, FactoredLayer) or next(m.parameters(False), None) is not None
         )
         first = next(holders, None)
-        return first.dtype if isinstance(first, Factors) else original(self)
+        return first.dtype if isinstance(first, FactoredLayer) else original(self)
 
     return dtype
 
@@ -97,7 +99,7 @@ def _refuse_resizing(model: Any, old: nn.Module, rows: int, size: int) -> None:
     inside = {id(part) for end in ends if end is not None for part in end.modules()}
     for name, layer in model.named_modules():
         table = isinstance(layer, DibaEmbedding) and layer.num_embeddings == rows
-        if isinstance(layer, Factors) and (table or id(layer) in inside):
+        if isinstance(layer, FactoredLayer) and (table or id(layer) in inside):
             raise ValueError(
                 f"the vocabulary of {type(model).__name__} cannot be resized from {rows} to {size} rows: "
                 f"{name}, a {type(layer).__name__} of diba, holds packed factors of a fixed size; nothing "

@@ -26,7 +26,7 @@ from .conversion.scores import scores
 from .model.config import Config
 from .modules.conv import DibaConv1d, DibaConv2d
 from .modules.embedding import DibaEmbedding
-from .modules.factors import Factors
+from .modules.layer import FactoredLayer
 from .modules.linear import DibaLinear
 from .retuning.fisher import fisher
 from .retuning.flips import Flips
@@ -40,7 +40,7 @@ __all__ = [
     "DibaConv2d",
     "DibaEmbedding",
     "DibaLinear",
-    "Factors",
+    "FactoredLayer",
     "Flips",
     "LayerReport",
     "Moments",

@@ -17,7 +17,7 @@ from ...solvers.solver import no_advice
 from ..model.config import Config
 from ..model.selection import select
 from ..model.unfuse import unfused
-from ..modules.factors import Factors
+from ..modules.layer import FactoredLayer
 from .coverage import moments_of, unreached, warn_unreached
 from .solving import dense_matrix
 
@@ -207,7 +207,7 @@ def keep_best(
     groups: dict[tuple[int, int], list[str]] = defaultdict(list)
     for name, values in scores.items():
         layer = layers.get(name)
-        if not isinstance(layer, Factors):
+        if not isinstance(layer, FactoredLayer):
             raise TypeError(
                 f"scores has {name!r}, a {type(layer).__name__}; it must name a factored layer of model"
             )

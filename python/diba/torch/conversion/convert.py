@@ -17,7 +17,7 @@ from ..calibration.moments import Calibration
 from ..model.config import Config
 from ..model.selection import check_weights, require, select
 from ..model.unfuse import unfused
-from ..modules.factors import Factors
+from ..modules.layer import FactoredLayer
 from . import run as conversion
 from .coverage import moments_of, reads, unreached, warn_unreached
 from .report import LayerReport, Report
@@ -146,7 +146,7 @@ def _convert(
 
 def _prepare(model: nn.Module, config: Config) -> None:
     """Let the layers above, :mod:`diba.hf`, see to it that the model can be saved and loaded."""
-    if any(isinstance(module, Factors) for module in model.modules()):
+    if any(isinstance(module, FactoredLayer) for module in model.modules()):
         for prepare in conversion.prepare:
             prepare(model, config)
 

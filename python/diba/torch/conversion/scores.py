@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..model.accounts import some
-from ..modules.factors import Factors
+from ..modules.layer import FactoredLayer
 from ..retuning.losses import Loss, differentiable, model_loss
 
 __all__ = ["scores"]
@@ -43,7 +43,7 @@ def scores(
         Boza and Macko, "Double binary factorization", arXiv 2505.11076, section 3.5.
     """
     loss = loss or model_loss
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, Factors)}
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, FactoredLayer)}
     if not layers:
         raise ValueError(
             "model has no factored layer; it must have some: call diba.torch.convert(model) first"

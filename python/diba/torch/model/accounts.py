@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..modules.factors import Factors
+from ..modules.layer import FactoredLayer
 from .parts import Parts
 
 __all__ = ["APART", "CONVERTED", "Accounts", "Skipped", "Totals", "listed", "some", "text_of_bytes", "totals"]
@@ -56,7 +56,7 @@ class Accounts:
 
     def layer(self, name: str, kind: str, module: nn.Module, reason: str) -> Skipped:
         """An entry for a layer, whatever weights it holds and however it holds them."""
-        if isinstance(module, Factors):
+        if isinstance(module, FactoredLayer):
             shape = tuple(module.weight_shape)
             count = 0 if id(module.b1) in self._seen else module.weight_shape.numel()
             self._seen.add(id(module.b1))
@@ -70,7 +70,7 @@ class Accounts:
         known = {id(part) for module in layers for part in (module, *_parametrizations(module))}
         named: set[int] = set()
         for module_name, module in model.named_modules():
-            if id(module) in known or isinstance(module, Factors):
+            if id(module) in known or isinstance(module, FactoredLayer):
                 continue
             kind = type(module).__name__
             if isinstance(module, Parts):
@@ -89,7 +89,9 @@ class Accounts:
 
     def _apart(self, name: str, part: Parts) -> Iterator[Skipped]:
         """Entries for the parameters that a module had before it was taken apart."""
-        done = any(isinstance(m, Factors) or any(m is x for x in self._compressed) for m in part.modules())
+        done = any(
+            isinstance(m, FactoredLayer) or any(m is x for x in self._compressed) for m in part.modules()
+        )
         reason = APART if done else "none of its matrices is compressed"
         layers = {f"{layer}.weight" for layer, _ in part.named_modules()}
         for own, parameter in part.held().items():
@@ -154,7 +156,7 @@ def totals(model: nn.Module) -> Totals:
     """Count a model."""
     parameters = list(model.parameters())
     size = sum(t.nbytes for t in (*parameters, *model.buffers()))
-    factored = {id(m.b1): m for m in model.modules() if isinstance(m, Factors)}.values()
+    factored = {id(m.b1): m for m in model.modules() if isinstance(m, FactoredLayer)}.values()
     change = sum(m.weight_shape.numel() * m.dtype.itemsize - m.nbytes for m in factored)
     return Totals(sum(p.numel() for p in parameters), size, size + change)
 

@@ -14,8 +14,8 @@ from torch.nn.utils import parametrize
 from ..._internal import check
 from ...solvers.size import inner_dimension
 from ..modules.extras import runs_its_class
-from ..modules.factors import Factors
 from ..modules.kinds import factored_matrix, layer_class, obstacle
+from ..modules.layer import FactoredLayer
 from .accounts import CONVERTED, Accounts, listed
 from .config import Config, Settings, suggestion
 from .unfuse import unfused
@@ -171,7 +171,7 @@ def check_weights(found: Iterable[Target]) -> None:
 
 def kind(module: nn.Module) -> str | None:
     """The kind of a layer that may be compressed, or is already; None for any other module."""
-    if isinstance(module, Factors):
+    if isinstance(module, FactoredLayer):
         return type(module).__name__
     for cls in _KINDS:
         if isinstance(module, cls):
@@ -236,7 +236,7 @@ def _rules_match(model: nn.Module, config: Config, names: list[str]) -> None:
 
 def _settings(layer: _Layer, config: Config) -> Settings | str:
     """Settings of a layer, or why it stays dense: by its names, exact ones first."""
-    if isinstance(layer.module, Factors):
+    if isinstance(layer.module, FactoredLayer):
         return CONVERTED
     exact = [name for name in layer.names if config.rule(name) == name]
     ruled = [name for name in layer.names if config.rule(name) is not None]

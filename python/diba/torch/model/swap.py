@@ -13,7 +13,7 @@ from .parts import keep_padding, places, take_hooks
 if TYPE_CHECKING:
     import diba
 
-    from ..modules.factors import Factors
+    from ..modules.layer import FactoredLayer
     from .selection import Target
 
 __all__ = ["replace"]
@@ -21,7 +21,7 @@ __all__ = ["replace"]
 _TENSORS = ("d1", "d2", "d3", "b1", "b2")
 
 
-def replace(model: nn.Module, target: Target, f: diba.Factorization) -> Factors:
+def replace(model: nn.Module, target: Target, f: diba.Factorization) -> FactoredLayer:
     """Replace a dense layer, under all of its names, and those tied to it, which share parameters and bits.
 
     Hooks and the bias are taken over. Nothing is changed before all new layers are made.
@@ -41,7 +41,7 @@ def replace(model: nn.Module, target: Target, f: diba.Factorization) -> Factors:
     return made[0]
 
 
-def _like(module: nn.Module, f: diba.Factorization) -> Factors:
+def _like(module: nn.Module, f: diba.Factorization) -> FactoredLayer:
     new = compressed(module, f)
     if new.bias is not None:
         new.bias = cast(

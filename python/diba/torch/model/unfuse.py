@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..._internal import check
-from ..modules.factors import Factors
+from ..modules.layer import FactoredLayer
 from .attention import Attention
 from .experts import Experts
 from .parts import Parts, keep_padding, places, take_hooks
@@ -127,7 +127,7 @@ def settle(model: nn.Module, part: Parts) -> None:
 
 def factored(model: nn.Module) -> bool:
     """Whether any module of a model holds factors."""
-    return any(isinstance(module, Factors) for module in model.modules())
+    return any(isinstance(module, FactoredLayer) for module in model.modules())
 
 
 def _put(model: nn.Module, old: nn.Module, new: nn.Module) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..._internal import check
-from .factors import Factors, check_factorization
+from .layer import FactoredLayer, check_factorization
 from .linear import multiply
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import diba
 
     from ..._internal.check import Alphabet
-    from .factors import Sizes
+    from .layer import Sizes
 
 __all__ = ["Convolution", "DibaConv1d", "DibaConv2d"]
 
@@ -29,7 +29,7 @@ _SETTINGS = ("stride", "padding", "dilation", "padding_mode")
 _PADDING_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
 
 
-class Convolution(Factors):
+class Convolution(FactoredLayer):
     """What both convolutions share; ``axes`` is the number of spatial axes.
 
     A patch of the input, flattened as ``weight.flatten(1)`` is, is a vector of n = in_channels * kernel
@@ -49,7 +49,7 @@ class Convolution(Factors):
         padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
         alphabet: ``"binary"`` (entries 0/1) or ``"sign"`` (-1/+1).
         device: Where the tensors are made; None: torch's default.
-        dtype: Of the bias and of the dense weight; None: torch's default. Diagonals are float32: ``Factors``.
+        dtype: Of the bias and of the dense weight; None: torch's default. The diagonals are float32.
 
     Raises:
         TypeError: a size is not an integer, or ``dtype`` is not floating.

@@ -13,7 +13,7 @@ from ..ops import (
     operators,  # noqa: F401  # ops registers torch.ops.diba
     reference,  # ops registers torch.ops.diba
 )
-from .factors import Factors, check_factorization
+from .layer import FactoredLayer, check_factorization
 
 if TYPE_CHECKING:
     from typing import Self
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     import diba
 
     from ..._internal.check import Alphabet
-    from .factors import Sizes
+    from .layer import Sizes
 
 __all__ = ["DibaEmbedding"]
 
 _times_bits = torch.ops.diba.times_bits.default
 
 
-class DibaEmbedding(Factors):
+class DibaEmbedding(FactoredLayer):
     """``nn.Embedding`` with a factored table: row i is ``d1[i] * ((B1[i] * d2) B2) * d3``.
 
     A look-up unpacks the rows of B1 that are asked for, k entries each. ``weight`` serves tied output
@@ -42,7 +42,7 @@ class DibaEmbedding(Factors):
             ``nn.Embedding``, and zero after ``reset_parameters``; other rows do change it, by d2 and d3.
         alphabet: ``"binary"`` (entries 0/1) or ``"sign"`` (-1/+1).
         device: Where the tensors are made; None: torch's default.
-        dtype: Of the rows that are returned; None: torch's default. Diagonals are float32: ``Factors``.
+        dtype: Of the rows that are returned; None: torch's default. The diagonals are float32.
 
     Raises:
         TypeError: a size is not an integer, or ``dtype`` is not floating.

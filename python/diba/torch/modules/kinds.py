@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from .conv import DibaConv1d, DibaConv2d
 from .embedding import DibaEmbedding
-from .factors import Factors
+from .layer import FactoredLayer
 from .linear import DibaLinear
 
 if TYPE_CHECKING:
@@ -24,10 +24,10 @@ __all__ = [
     "obstacle",
 ]
 
-LAYERS: tuple[type[Factors], ...] = (DibaLinear, DibaConv1d, DibaConv2d, DibaEmbedding)
+LAYERS: tuple[type[FactoredLayer], ...] = (DibaLinear, DibaConv1d, DibaConv2d, DibaEmbedding)
 
 
-def layer_class(module: nn.Module) -> type[Factors] | None:
+def layer_class(module: nn.Module) -> type[FactoredLayer] | None:
     """The class for layers of this kind, whether or not every setting is possible; None: no dense layer.
 
     ``nn.Linear``, transformers' ``Conv1D``, ``nn.Conv1d``, ``nn.Conv2d``, ``nn.Embedding`` and subclasses
@@ -53,7 +53,7 @@ def factored_matrix(module: nn.Module) -> Tensor | None:
     return None if layer is None or layer.obstacle(module) else layer.matrix_of(module)
 
 
-def compressed(module: nn.Module, f: diba.Factorization | None = None, **solve_options: Any) -> Factors:
+def compressed(module: nn.Module, f: diba.Factorization | None = None, **solve_options: Any) -> FactoredLayer:
     """The layer that replaces a dense one: ``from_dense`` of the class for its kind.
 
     Args:
@@ -74,11 +74,11 @@ def compressed(module: nn.Module, f: diba.Factorization | None = None, **solve_o
     return layer.from_dense(module, f, **solve_options)
 
 
-def distinct(model: nn.Module) -> list[Factors]:
+def distinct(model: nn.Module) -> list[FactoredLayer]:
     """The factored layers of a model in module order, the first of those that share their factors."""
-    found: dict[int, Factors] = {}
+    found: dict[int, FactoredLayer] = {}
     for module in model.modules():
-        if isinstance(module, Factors):
+        if isinstance(module, FactoredLayer):
             found.setdefault(id(module.b1), module)
     return list(found.values())
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..._internal import check
 from ..ops import operators
 from .extras import forward_owner
-from .factors import Factors, check_factorization
+from .layer import FactoredLayer, check_factorization
 
 if TYPE_CHECKING:
     from typing import Self
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     import diba
 
     from ..._internal.check import Alphabet
-    from .factors import Sizes
+    from .layer import Sizes
 
 __all__ = ["DibaLinear", "is_conv1d", "multiply"]
 
 
-class DibaLinear(Factors):
+class DibaLinear(FactoredLayer):
     """``nn.Linear`` with a factored weight: ``y = d1 * (B1 (d2 * (B2 (d3 * x)))) + bias``.
 
     Args:
@@ -35,7 +35,7 @@ class DibaLinear(Factors):
         fan_in_fan_out: The dense weight has shape (in_features, out_features), as that of transformers'
             ``Conv1D``, instead of its transpose; only ``weight`` and what becomes of it depend on this.
         device: Where the tensors are made; None: torch's default.
-        dtype: Of the bias and of the dense weight; None: torch's default. Diagonals are float32: ``Factors``.
+        dtype: Of the bias and of the dense weight; None: torch's default. The diagonals are float32.
 
     Raises:
         TypeError: a size is not an integer, or ``dtype`` is not floating.
@@ -149,7 +149,7 @@ class DibaLinear(Factors):
         return dense.to(self.dtype)
 
 
-def multiply(layer: Factors, x: Tensor) -> Tensor:
+def multiply(layer: FactoredLayer, x: Tensor) -> Tensor:
     """The matrix of a layer times every vector along the last axis, plus the bias."""
     if "_origin" in layer.__dict__:
         layer._settle()

@@ -19,7 +19,7 @@ __all__ = ["FactorState"]
 
 
 class FactorState(nn.Module):
-    """The parameters and buffers of ``Factors``, which states what they hold and when they are cast."""
+    """The parameters and buffers of ``FactoredLayer``, which states what they hold and when they are cast."""
 
     d1: nn.Parameter
     d2: nn.Parameter

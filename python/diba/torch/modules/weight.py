@@ -45,7 +45,7 @@ _WRITING = {
 
 
 class _Layer(Protocol):
-    """What a weight has to know of ``factors.Factors``."""
+    """What a weight has to know of ``layer.FactoredLayer``."""
 
     d1: torch.nn.Parameter
 
@@ -58,7 +58,7 @@ class _Layer(Protocol):
 
 
 class Weight(Tensor):
-    """What ``Factors.weight`` returns: metadata of the dense weight, values on demand.
+    """What ``FactoredLayer.weight`` returns: metadata of the dense weight, values on demand.
 
     Every torch function that needs values gets ``layer.dense_weight()`` in its place, built anew each time
     and differentiable in the diagonals. Functions that write into it raise.

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ..._internal import check
-from ..modules.factors import Factors
+from ..modules.layer import FactoredLayer
 from ..modules.linear import DibaLinear
 from ..ops import operators as _ops  # noqa: F401  (registers torch.ops.diba)
 from ..ops.reference import unpack
@@ -118,7 +118,7 @@ class _Latents:
 class _Turn:
     """One layer during its turn."""
 
-    def __init__(self, layer: Factors) -> None:
+    def __init__(self, layer: FactoredLayer) -> None:
         self.layer = layer
         _, k, n = (d.numel() for d in layer.diagonals())
         self.left, self.right = _Latents(layer.b1, k, layer.d1.dtype), _Latents(layer.b2, n, layer.d1.dtype)

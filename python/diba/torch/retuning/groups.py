@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..._internal import check
-from ..modules.factors import Factors
+from ..modules.layer import FactoredLayer
 
 __all__ = ["Group", "grouped", "of_norms", "parameter_groups", "trainable", "typical_size"]
 
@@ -58,7 +58,7 @@ def parameter_groups(model: nn.Module, *, biases: bool, norms: bool, lr: float) 
     """The groups of ``trainable``; changes nothing."""
     sized: list[tuple[nn.Parameter | None, float]] = []
     for name, module in model.named_modules():
-        if isinstance(module, Factors):
+        if isinstance(module, FactoredLayer):
             if module.d1.is_meta:
                 raise ValueError(
                     f"the factors of {name} are on the meta device, where accelerate keeps what it "
@@ -69,7 +69,7 @@ def parameter_groups(model: nn.Module, *, biases: bool, norms: bool, lr: float) 
             sized += [(d, factor * typical_size(d)) for d in module.diagonals()]
             sized += [(module.bias, typical_size(module.bias, _SMALLEST_SCALE))] if biases else []
     sized += of_norms(model) if norms else []
-    if not any(isinstance(module, Factors) for module in model.modules()):
+    if not any(isinstance(module, FactoredLayer) for module in model.modules()):
         raise ValueError(
             "model has no factored layer; it must have some: call diba.torch.convert(model) first"
         )

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..._internal import check
-from ..modules.factors import Factors, as_numpy
 from ..modules.kinds import dense_numbers_more
+from ..modules.layer import FactoredLayer, as_numpy
 from ..modules.linear import DibaLinear
 from .batches import evaluating, plain_grad, repeatable, size
 from .course import Course, Schedule, run_course
@@ -207,7 +207,7 @@ def bits_checksum(model: nn.Module) -> int:
     """CRC-32 of all packed bits of a model, in module order."""
     crc = 0
     for module in model.modules():
-        if isinstance(module, Factors):
+        if isinstance(module, FactoredLayer):
             for bits in (module.b1, module.b2):
                 crc = zlib.crc32(as_numpy(bits).tobytes(), crc)
     return crc

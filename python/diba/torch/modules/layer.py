@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from ..._internal.check import Alphabet
 
-__all__ = ["Factors", "Sizes", "as_numpy", "check_factorization"]
+__all__ = ["FactoredLayer", "Sizes", "as_numpy", "check_factorization"]
 
 
 class Sizes(NamedTuple):
@@ -35,7 +35,7 @@ class Sizes(NamedTuple):
     alphabet: Alphabet
 
 
-class Factors(FactorState):
+class FactoredLayer(FactorState):
     """A layer whose m x n weight is stored as ``D1 B1 D2 B2 D3``; the base of all layers of ``diba.torch``.
 
     Everything is a plain parameter or buffer, so ``state_dict``, safetensors, ``copy.deepcopy``, pickle, the
