@@ -29,6 +29,7 @@ import matvec_bars
 import matvec_table
 from diba import info, set_num_threads
 from diba._internal import machine as _system
+from diba._internal.error import energy_and_error, snr_db
 from diba._internal.timing import (
     activations,
     blas_threads,
@@ -36,7 +37,6 @@ from diba._internal.timing import (
     interleaved,
     random_factorization,
     read_bandwidth,
-    snr_db,
 )
 from matvec_rivals import RIVALS, Call, Contestant, diba_contestant
 from results_file import earlier_report
@@ -138,7 +138,10 @@ def describe(contestant: Contestant, n: int, threads: int) -> dict[str, Any]:
     """What does not depend on the batch."""
     inputs = [activations(SNR_ROWS, n, heavy) for heavy in (False, True)]
     exact = np.split(contestant.exact(np.concatenate(inputs)), 2)
-    decibels = [snr_db(known, contestant.product(X)) for known, X in zip(exact, inputs, strict=True)]
+    decibels = [
+        snr_db(*energy_and_error(known, contestant.product(X)))
+        for known, X in zip(exact, inputs, strict=True)
+    ]
     snr = dict(zip(("snr_db", "snr_heavy_db"), decibels, strict=True))
     return {
         "name": contestant.name,

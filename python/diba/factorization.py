@@ -9,12 +9,14 @@ import numpy as np
 
 from . import _core, files
 from ._internal import check, diagonal16, error_bound
-from ._internal.dense import dense_blocks, snr_of_blocks
+from ._internal.error import dense_blocks, energy_and_error, snr_db
 from ._internal.fast import FastOperator
 from ._internal.storage import bits_per_weight, padding_bits
 from .bits import BitMatrix
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import ArrayLike, NDArray
     from scipy.sparse.linalg import LinearOperator
 
@@ -239,7 +241,7 @@ class Factorization(FastOperator):
     def to_dense(self) -> NDArray[np.float32]:
         """The matrix it stands for, float32 of shape (m, n); temporaries stay at a few MB."""
         dense = np.empty(self.shape, dtype=np.float32)
-        for columns, block in dense_blocks(*self._parts()):
+        for columns, block in self._blocks():
             dense[:, columns] = block
         return dense
 
@@ -255,7 +257,7 @@ class Factorization(FastOperator):
         """
         A = check.real_matrix(A, "A")
         check.equal(A.shape, "the shape of A", self.shape, "shape of the factorization")
-        return snr_of_blocks(A, dense_blocks(*self._parts()))
+        return snr_db(*energy_and_error(A, self))
 
     # ------------------------------------------------------------ other forms
 
@@ -310,6 +312,9 @@ class Factorization(FastOperator):
         b1 = BitMatrix.from_packed_rows(stored.b1, stored.d2.size, stored.alphabet)
         b2 = BitMatrix.from_packed_rows(stored.b2, stored.d3.size, stored.alphabet)
         return cls(stored.d1, b1, stored.d2, b2, stored.d3)
+
+    def _blocks(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        return dense_blocks(*self._parts())
 
     # ------------------------------------------------------------ object protocol
 

@@ -10,7 +10,7 @@ import numpy as np
 from . import _core
 from ._internal import check, diagonal16
 from ._internal.check_arrays import saturated
-from ._internal.dense import snr_of_blocks
+from ._internal.error import energy_and_error, snr_db
 from ._internal.operator import PackedOperator
 from .bits import BitMatrix
 from .runtime import resolve_threads
@@ -122,7 +122,7 @@ class OneBit(PackedOperator):
         """
         A = check.real_matrix(A, "A")
         check.equal(A.shape, "the shape of A", self.shape, "shape of the approximation")
-        return snr_of_blocks(A, self._blocks())
+        return snr_db(*energy_and_error(A, self))
 
     def _blocks(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         n, words = self.shape[1], self._signs.words

@@ -89,12 +89,6 @@ def test_heavy_activations() -> None:
     assert np.array_equal(heavy[changed], 50 * plain[changed])
 
 
-def test_snr() -> None:
-    exact = np.array([3.0, 4.0])
-    assert timing.snr_db(exact, np.array([3.0, 4.5])) == pytest.approx(20, rel=1e-12)
-    assert timing.snr_db(exact, exact) == np.inf
-
-
 # ---------------------------------------------------------------- diba bench
 
 NO_SHAPE = "is no shape; it must be like 4096x1024; see 'diba bench --help'"

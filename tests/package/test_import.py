@@ -34,7 +34,7 @@ LAYERS = (
     ("_internal.signed", "runtime", "cli.inputs", "_internal.check_objectives"),
     ("_internal.operator", "files", "checkpoints.entries"),
     ("bits", "_internal.tuning", "checkpoints.stored"),
-    ("_internal.dense", "_internal.fast", "_internal.error_bound"),
+    ("_internal.error", "_internal.fast", "_internal.error_bound"),
     ("factorization", "svid"),
     ("solvers.size", "solvers.greedy", "solvers.admm", "solvers.importance"),
     ("solvers.methods", "solvers.covariance", "_internal.timing"),

@@ -6,7 +6,6 @@ For ``diba bench`` and ``benchmarks/matvec.py``.
 from __future__ import annotations
 
 import gc
-import math
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +34,6 @@ __all__ = [
     "interleaved",
     "random_factorization",
     "read_bandwidth",
-    "snr_db",
 ]
 
 HEAVY_ENTRIES, HEAVY_FACTOR = 4, 50
@@ -86,12 +84,6 @@ def _bit_product(b: BitMatrix, X: NDArray[np.float64]) -> NDArray[np.float64]:
     step = max(1, 2**22 // cols)
     parts = [BitMatrix(b.words[i : i + step], cols, b.alphabet) for i in range(0, rows, step)]
     return np.concatenate([X @ part.to_dense(np.float64).T for part in parts], axis=1)
-
-
-def snr_db(exact: NDArray[np.float64], found: NDArray[Any]) -> float:
-    """``10 log10(|exact|^2 / |exact - found|^2)``; inf where they are equal."""
-    noise = float(np.square(exact - found).sum())
-    return 10 * math.log10(float(np.square(exact).sum()) / noise) if noise else math.inf
 
 
 # ---------------------------------------------------------------- how time is taken

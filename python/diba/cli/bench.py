@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._internal import check
+from .._internal.error import energy_and_error, snr_db
 from .._internal.timing import (
     activations,
     blas_threads,
@@ -32,7 +33,6 @@ from .._internal.timing import (
     interleaved,
     random_factorization,
     read_bandwidth,
-    snr_db,
 )
 from .._internal.tuning import autotune
 from ..runtime import info, resolve_threads, set_num_threads
@@ -138,7 +138,7 @@ def _accuracy(weights: Factorization | NDArray[np.float32], product: Product) ->
             exact: NDArray[np.float64] = X.astype(np.float64) @ weights.T
         else:
             exact = exact_product(weights, X)
-        snr = snr_db(exact, product(X))
+        snr = snr_db(*energy_and_error(exact, product(X)))
         found[name] = snr if math.isfinite(snr) else None
     return found
 
