@@ -6,14 +6,11 @@
 #include <memory>
 #include <optional>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "bindings.hpp"
 #include "product/prepared.hpp"
-#include "runtime/bandwidth.hpp"
 #include "runtime/dispatch.hpp"
-#include "runtime/tuning.hpp"
 
 namespace py = pybind11;
 
@@ -71,13 +68,6 @@ py::object try_multiply(const diba::Prepared& self, const py::handle& x, int thr
   return out;
 }
 
-double read_seconds(const Words& words) {
-  const std::uint64_t* data = words.data();
-  const auto count = static_cast<std::size_t>(words.size());
-  const Unlocked unlocked;
-  return diba::read_seconds(data, count);
-}
-
 }  // namespace
 
 void bind_prepared(py::module_& m) {
@@ -90,13 +80,4 @@ void bind_prepared(py::module_& m) {
       .def_property_readonly("isa", [](const diba::Prepared& self) { return std::string(self.kernels().name); })
       .def("multiply", &multiply, x, py::arg("bias").noconvert().none(true), py::arg("out").noconvert(), threads)
       .def("try_multiply", &try_multiply, py::arg("x"), threads);
-  m.def("read_seconds", &read_seconds, py::arg("words").noconvert());
-  m.def("tuning", [] {
-    const diba::Tuning values = diba::tuning();
-    return std::pair(values.table_bytes, values.bits_per_thread);
-  });
-  m.def(
-      "set_tuning",
-      [](std::size_t table_bytes, std::size_t bits_per_thread) { diba::set_tuning({table_bytes, bits_per_thread}); },
-      py::arg("table_bytes"), py::arg("bits_per_thread"));
 }

@@ -1,4 +1,8 @@
-// What the binding files share: arrays, the last line of checks, and the way out of the GIL.
+// What the binding files share: arrays, checked and as pointers, and the way out of the GIL.
+//
+// This folder is the only place that knows Python. Each file binds one folder of cpp/src: it unwraps arrays, checks
+// that they fit together, releases the GIL and calls the core. Argument rules and prose live in Python
+// (_internal/check.py); the checks here are the last line of defence.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -7,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <stdexcept>
+#include <utility>
 
 #include "layout/bit_matrix.hpp"
 #include "runtime/dispatch.hpp"
@@ -28,6 +33,36 @@ inline diba::BitView bit_view(const Words& words, std::size_t cols) {
   require(words.ndim() == 2 && extent(words, 1) == diba::words_for(cols),
           "words must have shape (rows, ceil(cols / 64))");
   return {words.data(), extent(words, 0), cols};
+}
+
+inline diba::MutableBitView mutable_bit_view(Words& words, std::size_t cols) {
+  const diba::BitView view = bit_view(words, cols);
+  return {words.mutable_data(), view.rows, view.cols};
+}
+
+// The length of a vector.
+inline std::size_t length_of(const Floats& array, const char* what) {
+  require(array.ndim() == 1, what);
+  return extent(array, 0);
+}
+
+// The elements of an array that must have this shape, to read or to write: found before the GIL is released, as a
+// read-only array is refused here.
+inline const float* elements(const Floats& array, std::size_t length, const char* what) {
+  require(array.ndim() == 1 && extent(array, 0) == length, what);
+  return array.data();
+}
+inline const float* elements(const Floats& array, std::size_t rows, std::size_t cols, const char* what) {
+  require(array.ndim() == 2 && extent(array, 0) == rows && extent(array, 1) == cols, what);
+  return array.data();
+}
+inline float* elements(Floats& array, std::size_t length, const char* what) {
+  elements(std::as_const(array), length, what);
+  return array.mutable_data();
+}
+inline float* elements(Floats& array, std::size_t rows, std::size_t cols, const char* what) {
+  elements(std::as_const(array), rows, cols, what);
+  return array.mutable_data();
 }
 
 // Without the GIL for as long as it lives; every call of the core is inside one.
@@ -64,8 +99,10 @@ class Unlocked {
   PyThreadState* state_;
 };
 
-// Adds diba.Prepared and what goes with it to the module.
+// Each adds to the module what its file binds.
+void bind_layout(pybind11::module_& m);
+void bind_runtime(pybind11::module_& m);
+void bind_product(pybind11::module_& m);
 void bind_prepared(pybind11::module_& m);
-
-// Adds diba.Layer and diba.PreparedMatrix.
 void bind_layer(pybind11::module_& m);
+void bind_solve(pybind11::module_& m);

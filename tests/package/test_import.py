@@ -126,7 +126,9 @@ PACKAGES = {
     "torch.conversion",
     "hf",
 }
-BINDINGS = {"module.cpp", "bind_layer.cpp", "bind_prepared.cpp", "bindings.hpp"}
+BINDINGS = {"bindings.hpp", "module.cpp"} | {
+    f"bind_{folder}.cpp" for folder in ("layout", "runtime", "product", "prepared", "layer", "solve")
+}
 AVX512 = {"avx512.cpp", "avx512_vnni.cpp", "avx512_amx.cpp", "lookup_avx512.cpp", "lookup_avx512_vbmi.cpp"}
 THIRD_PARTY = {
     "numpy": None,
