@@ -46,13 +46,13 @@ class Announcer:
     def __call__(self, progress: diba.Progress) -> None:
         if progress.remaining is None:
             return
-        if self.announced is None and progress.iteration >= 3:
+        if self.announced is None and progress.done >= 3:
             self.announced = progress.elapsed + progress.remaining
             print(f"expected: {self.announced:.0f} s in all", flush=True)
         if progress.elapsed >= self._next:
             self._next = progress.elapsed + 15
             print(
-                f"{progress.elapsed:6.0f} s  {progress.iteration}/{progress.max_iter}  "
+                f"{progress.elapsed:6.0f} s  {progress.done}/{progress.total}  "
                 f"{progress.snr_db:.2f} dB  {progress.remaining:.0f} s left",
                 flush=True,
             )

@@ -108,7 +108,7 @@ def factor(matrix: RealMatrix, options: argparse.Namespace, bar: WorkBar) -> tup
 
     def progress(state: diba.Progress) -> None:
         nonlocal iterations
-        iterations = state.iteration
+        iterations = state.done
         bar(state)
 
     bar.start(matrix)

@@ -28,7 +28,7 @@ from .allocation.waterfill import Allocation
 from .bits import BitMatrix
 from .errors import FormatError
 from .factorization import Factorization, load
-from .progress import Progress, ProgressCallback
+from .progress import Progress
 from .runtime import info, isa, num_threads, set_num_threads, supported_isas
 from .solvers import solve
 from .svid import OneBit, onebit
@@ -43,7 +43,6 @@ __all__ = [
     "FormatError",
     "OneBit",
     "Progress",
-    "ProgressCallback",
     "Tuning",
     "__version__",
     "allocate",

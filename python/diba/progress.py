@@ -1,35 +1,224 @@
-"""The progress protocol: what a running solver reports, and to whom."""
+"""Progress of long work: what a ``progress=`` callable is given, and what ``progress=True`` shows."""
 
 from __future__ import annotations
 
+import math
+import sys
+import time
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Progress", "ProgressCallback"]
+from ._internal.check_arrays import describe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Progress", "ProgressOption", "Steps", "check_progress", "reporting"]
+
+_SECONDS_BETWEEN_LINES = 3.0
+_BAR = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}{postfix}]"
+_BAR_STEPS = 1000  # whatever the total, which may change: a notebook's bar cannot follow that
 
 
 @dataclass(frozen=True)
 class Progress:
-    """State of a solver after one outer iteration.
+    """The one argument of every ``progress=`` callable. What a task does not know is None.
 
     Attributes:
-        iteration: Iterations done so far; 0 reports the starting point.
-        max_iter: Iterations after which the solver stops at the latest.
-        objective: Squared Frobenius error ``|A - D1 B1 D2 B2 D3|^2``.
-        snr_db: ``10 log10(|A|^2 / objective)`` in dB; ``inf`` for an exact fit.
-        flips: Bits changed in this iteration, both factors together.
-        elapsed: Seconds since the solver started.
-        remaining: Seconds until it ends at the latest, estimated from its pace; None at the start.
+        task: What is running: ``"solve"``, ``"curve"``, ``"allocate"``, ``"calibrate"``, ``"convert"``,
+            ``"retune"``.
+        done: Steps done: iterations of a solver, matrices, layers, batches, optimizer steps, with the part
+            that is done of the current one where it is known. 0 reports the start.
+        total: Steps after which it ends at the latest; None while that is unknown.
+        elapsed: Seconds since it began.
+        remaining: Seconds until it ends at the latest, estimated from its pace; None while unknown, 0 at
+            the end.
+        item: Name of the layer or matrix that was finished last.
+        snr_db: Signal-to-noise ratio in dB of the factors so far, or of ``item``; ``inf`` for an exact fit.
+        objective: What a solver minimises: ``|A - D1 B1 D2 B2 D3|^2``, say.
+        flips: Bits that the last iteration changed, both factors together.
+        loss: Loss of the last step of a training.
+        detail: More about ``item``: in a conversion its ``diba.torch.LayerReport``.
     """
 
-    iteration: int
-    max_iter: int
-    objective: float
-    snr_db: float
-    flips: int
+    task: str
+    done: float
+    total: int | None
     elapsed: float
     remaining: float | None = None
+    item: str | None = None
+    snr_db: float | None = None
+    objective: float | None = None
+    flips: int | None = None
+    loss: float | None = None
+    detail: Any = None
+
+    def __str__(self) -> str:
+        return f"{_counts(self)}, {''.join(f'{fact}, ' for fact in _facts(self))}{_times(self)}"
 
 
-ProgressCallback = Callable[[Progress], object]
-"""Called after every iteration; its result is ignored, its exceptions propagate."""
+ProgressOption = bool | Callable[[Progress], object]
+"""True shows a bar on stderr (or a line every few seconds where it is no terminal, or without tqdm), False
+nothing. A callable is called with a :class:`Progress` at the start and after every step; its result is
+ignored, and what it raises ends the work, as Ctrl-C does."""
+
+
+def check_progress(progress: Any) -> None:
+    """Require a bool or a callable."""
+    if not isinstance(progress, bool) and not callable(progress):
+        raise TypeError(
+            f"progress is {describe(progress)}; it must be True, False, or a callable that takes one "
+            "diba.Progress"
+        )
+
+
+@contextmanager
+def reporting(progress: ProgressOption) -> Iterator[Callable[[Progress], object] | None]:
+    """What to call with the state of the work while the block runs; None if nobody wants to know.
+
+    Raises:
+        TypeError: ``progress`` is neither a bool nor callable.
+    """
+    check_progress(progress)
+    if not isinstance(progress, bool):
+        yield progress
+    elif not progress:
+        yield None
+    elif (tqdm := _tqdm()) is None:
+        lines = _Lines()
+        yield lines
+        lines.end()  # not after an exception
+    else:
+        bar = _Bar(tqdm)
+        try:
+            yield bar
+        finally:
+            bar.close()
+
+
+def _tqdm() -> Any:
+    """The class of tqdm that draws bars here: in a notebook or on a terminal. None elsewhere."""
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        return None
+    notebook = any(base.__module__ == "tqdm.notebook" for base in tqdm.__mro__)
+    return tqdm if notebook or sys.stderr.isatty() else None
+
+
+class _Bar:
+    """One bar of tqdm's, made when the first state arrives."""
+
+    def __init__(self, tqdm: Any) -> None:
+        self._tqdm = tqdm
+        self._bar: Any = None
+
+    def __call__(self, state: Progress) -> None:
+        title = f"diba {_counts(state)}"
+        if self._bar is None:
+            self._bar = self._tqdm(
+                total=_BAR_STEPS, desc=title, bar_format=_BAR, miniters=0, leave=False, file=sys.stderr
+            )
+        self._bar.set_description_str(title, refresh=False)
+        self._bar.set_postfix_str(", ".join(_facts(state)) + _outlook(state), refresh=False)
+        part = state.done / state.total if state.total else 0.0
+        self._bar.update(round(_BAR_STEPS * part) - self._bar.n)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+class _Lines:
+    """A line every few seconds, and one of the last state."""
+
+    def __init__(self) -> None:
+        self._shown = time.monotonic()
+        self._waiting: Progress | None = None
+
+    def __call__(self, state: Progress) -> None:
+        self._waiting = state
+        if time.monotonic() - self._shown >= _SECONDS_BETWEEN_LINES:
+            self.end()
+
+    def end(self) -> None:
+        if self._waiting is not None:
+            print(f"diba: {self._waiting}", file=sys.stderr, flush=True)
+            self._waiting, self._shown = None, time.monotonic()
+
+
+class Steps:
+    """Progress of work in several steps, each a solve or more of them.
+
+    Args:
+        task: Its name.
+        total: Its steps.
+        report: Called with every state; None for nobody.
+    """
+
+    def __init__(self, task: str, total: int, report: Callable[[Progress], object] | None) -> None:
+        self._task, self._total, self._report = task, total, report
+        self._began = time.perf_counter()
+        self.done(0)
+
+    def within(self, first: float, end: float) -> ProgressOption:
+        """What a solve is given for ``progress`` that takes the work from ``first`` to ``end``, in steps."""
+        if self._report is None:
+            return False
+
+        def show(state: Progress) -> None:
+            if state.total and 0 < state.done < state.total:
+                self._tell(first + (end - first) * state.done / state.total)
+
+        return show
+
+    def done(self, steps: int, item: str | None = None, snr_db: float | None = None) -> None:
+        """Report that so many steps are done; ``item`` names the last one."""
+        self._item = item, snr_db
+        self._tell(steps)
+
+    def _tell(self, done: float) -> None:
+        if self._report is not None:
+            elapsed = time.perf_counter() - self._began
+            remaining = elapsed * (self._total - done) / done if done else None
+            self._report(Progress(self._task, done, self._total, elapsed, remaining, *self._item))
+
+
+# ---------------------------------------------------------------- text
+
+
+def _counts(state: Progress) -> str:
+    done = f"{state.done:.1f}".removesuffix(".0")
+    return f"{state.task} {done}" if state.total is None else f"{state.task} {done}/{state.total}"
+
+
+def _facts(state: Progress) -> list[str]:
+    """What is known besides counts and times, each a few words."""
+    return [
+        *([state.item] if state.item is not None else []),
+        *([f"SNR {state.snr_db:.2f} dB"] if state.snr_db is not None and state.snr_db > -math.inf else []),
+        *([f"loss {state.loss:.4g}"] if state.loss is not None else []),
+    ]
+
+
+def _times(state: Progress) -> str:
+    return f"{_duration(state.elapsed)}{_outlook(state)}"
+
+
+def _outlook(state: Progress) -> str:
+    """The time left and the time of day at which it is over; nothing while unknown, and at the end."""
+    if not state.remaining:
+        return ""
+    end = time.strftime("%H:%M:%S", time.localtime(time.time() + state.remaining))
+    return f", {_duration(state.remaining)} left, done by {end}"
+
+
+def _duration(seconds: float) -> str:
+    """Seconds, minutes or hours, as people read them."""
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"

@@ -165,8 +165,6 @@ def test_good_numbers() -> None:
     assert check.thread_count(1) == 1
     assert check.alphabet("sign") == "sign"
     assert check.method("greedy", ("greedy", "other")) == "greedy"
-    check.callback(None)
-    check.callback(print)
 
 
 @pytest.mark.parametrize(
@@ -221,7 +219,6 @@ def test_good_numbers() -> None:
             ValueError,
             "method is 'magic'; .* one of 'greedy'",
         ),
-        (lambda: check.callback(3), TypeError, r"progress is 3 \(int\); it must be None or a callable"),
     ],
 )
 def test_bad_numbers_and_names(call: Callable[[], object], error: type[Exception], message: str) -> None:

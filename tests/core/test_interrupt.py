@@ -28,7 +28,7 @@ before = A.copy()
 for attempt in range(4):
     try:
         diba.solve(A, k=1100, max_iter=10**6, tol=0, threads=2,
-                   progress=lambda report: say("iteration", report.iteration))
+                   progress=lambda report: say("iteration", report.done))
         say("ended")
     except KeyboardInterrupt:
         assert diba.solve(small, k=12, max_iter=5) == expected

@@ -284,11 +284,11 @@ def test_reports(alphabet: str) -> None:
     A = gaussian(40, 32)
     seen: list[diba.Progress] = []
     f = diba.solve(A, k=20, alphabet=alphabet, method="admm", max_iter=25, progress=seen.append)
-    iterations = [report.iteration for report in seen]
+    iterations = [report.done for report in seen]
     last = iterations[-1]
     assert iterations == [*range(last + 1), last]  # the ramp, greedy steps after it, then the result
-    assert 25 < last <= seen[0].max_iter
-    assert {report.max_iter for report in seen} == {seen[0].max_iter}
+    assert 25 < last <= seen[0].total
+    assert {report.total for report in seen} == {seen[0].total}
     assert seen[-1].snr_db == pytest.approx(f.snr_db(A), abs=1e-4)
     assert f == diba.solve(A, k=20, alphabet=alphabet, method="admm", max_iter=25)
     assert f != diba.solve(A, k=20, alphabet=alphabet, method="admm", max_iter=25, seed=1)
@@ -299,8 +299,8 @@ def test_reports_of_the_published_recipe() -> None:
     seen: list[diba.Progress] = []
     A = gaussian(20, 16)
     f = diba.solve(A, k=6, alphabet="sign", method="dbf", progress=seen.append)
-    assert [report.iteration for report in seen] == [*range(261), 260]
-    assert {report.max_iter for report in seen} == {260}
+    assert [report.done for report in seen] == [*range(261), 260]
+    assert {report.total for report in seen} == {260}
     assert seen[-1].snr_db == pytest.approx(f.snr_db(A), abs=1e-4)
 
 

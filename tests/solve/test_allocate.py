@@ -54,9 +54,16 @@ def test_equal_matrices_share_evenly_and_weights_count() -> None:
 
 
 def test_progress_and_options_reach_the_solver() -> None:
-    seen = []
-    diba.allocate({"a": NORMAL}, 2, alphabet="sign", progress=lambda *state: seen.append(state))
-    assert seen == [("a", 1, 1)]
+    seen: list[diba.Progress] = []
+    diba.allocate({"a": NORMAL, "b": 2 * NORMAL}, 2, alphabet="sign", progress=seen.append)
+    assert {(state.task, state.total) for state in seen} == {("allocate", 2)}
+    steps = [state.done for state in seen]
+    assert steps == sorted(steps)
+    assert {0, 1, 2} < set(steps)  # and parts of them
+    assert [state.item for state in seen if state.done in (1, 2)] == ["a", "b"]
+    net_seen: list[diba.Progress] = []
+    diba.allocate(nn.Sequential(nn.Linear(64, 64)), 2, progress=net_seen.append)
+    assert [(state.done, state.total) for state in net_seen] == [(0, 1), (1, 1)]
     with pytest.raises(ValueError, match="alphabet is 'ternary'"):
         diba.allocate({"a": NORMAL}, 2, alphabet="ternary")
 

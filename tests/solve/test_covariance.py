@@ -162,14 +162,14 @@ def test_descend_improves_and_reports(alphabet: str, scale: float, power: float)
     A, S = matrix(40, 50).astype(np.float64) * scale, second_moments(50).astype(np.float64) * power
     start = start_for(A, S, 25, alphabet)
     seen: list[diba.Progress] = []
-    f = descend(A, start, S, threads=1, progress=seen.append)
+    f = descend(A, start, S, threads=1, report=seen.append)
     assert output_error(A, f, S) < 0.8 * output_error(A, start, S)
     R = A - f.to_dense()
     assert output_error(A, f, S) == pytest.approx(np.trace(R @ S @ R.T), rel=1e-9)
     assert seen[-1].objective == pytest.approx(output_error(A, f, S), rel=1e-4)  # d1, d2, d3 rounded since
     decibels = 10 * math.log10(np.trace(A @ S @ A.T) / output_error(A, f, S))
     assert seen[-1].snr_db == pytest.approx(decibels, abs=1e-3)
-    assert [report.iteration for report in seen] == list(range(len(seen)))
+    assert [report.done for report in seen] == list(range(len(seen)))
     assert f.diagonal_bits == 16
     assert f == descend(A, start, S, threads=1)
 
@@ -184,12 +184,12 @@ def test_descend_returns_the_start_rather_than_something_worse() -> None:
 
 def test_descend_ends_with_an_exception_of_the_callback() -> None:
     def stop(progress: diba.Progress) -> None:
-        if progress.iteration == 1:
+        if progress.done == 1:
             raise KeyboardInterrupt
 
     A, S = matrix(20, 16), second_moments(16)
     with pytest.raises(KeyboardInterrupt):
-        descend(A, start_for(A, S, 10, "sign"), S, progress=stop)
+        descend(A, start_for(A, S, 10, "sign"), S, report=stop)
 
 
 @pytest.mark.parametrize("alphabet", ALPHABETS)

@@ -32,7 +32,13 @@ def test_points_are_single_solves() -> None:
         assert curve.bits_per_weight[point] == f.bits_per_weight <= bits
         assert curve.snr_db[point] == f.snr_db(A)
         assert curve.seconds[point] > 0
-    assert sum(report.iteration == 0 for report in seen) == 2
+    assert {report.task for report in seen} == {"curve"}
+    steps = [report.done for report in seen]
+    assert steps == sorted(steps)
+    assert {0, 1, 2} < set(steps)  # and parts of them
+    assert [report.item for report in seen if report.done in (1, 2)] == ["1 bits", "3 bits"]
+    assert seen[-1].snr_db == curve.snr_db[-1]
+    assert (seen[-1].total, seen[-1].remaining) == (2, 0)
 
 
 def test_the_table_has_a_line_for_every_point() -> None:

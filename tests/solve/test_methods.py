@@ -85,16 +85,16 @@ def test_effort_orders_budgets(method: str, alphabet: str) -> None:
         for effort in EFFORTS
     }
     assert list(EFFORTS) == ["fast", "normal", "best"]
-    most = [reports[0].max_iter for reports in seen.values()]
+    most = [reports[0].total for reports in seen.values()]
     assert most[0] < most[1] < most[2]
-    assert all(reports[-1].iteration <= reports[0].max_iter for reports in seen.values())
+    assert all(reports[-1].done <= reports[0].total for reports in seen.values())
     assert snr["best"] > snr["fast"]
     default: list[diba.Progress] = []
     assert (
         diba.solve(A, k=33, method=method, alphabet=alphabet, progress=default.append).snr_db(A)
         == snr["normal"]
     )
-    assert default[0].max_iter == seen["normal"][0].max_iter
+    assert default[0].total == seen["normal"][0].total
 
 
 # ---------------------------------------------------------------- time limits
@@ -271,8 +271,8 @@ def test_ctrl_c_in_the_callback_ends_the_run(method: str, alphabet: str, stage: 
     at = {"start": 0, "ramp": 3, "polish": {"greedy": 5, "dbf": 20}.get(method, 21)}[stage]
 
     def stop(progress: diba.Progress) -> None:
-        seen.append(progress.iteration)
-        if progress.iteration == at:
+        seen.append(progress.done)
+        if progress.done == at:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -61,7 +61,7 @@ def test_covariance_is_what_is_minimised_and_reported(alphabet: str) -> None:
     assert reports[-1].objective == pytest.approx(error, rel=1e-4)
     energy = output_error(A, np.zeros_like(A), S)
     assert reports[-1].snr_db == pytest.approx(10 * np.log10(energy / error), abs=1e-3)
-    assert [r.iteration for r in reports] == sorted(r.iteration for r in reports)
+    assert [r.done for r in reports] == sorted(r.done for r in reports)
 
 
 def test_shrinkage_moves_the_objective_towards_the_diagonal() -> None:

@@ -427,8 +427,8 @@ def test_progress_protocol() -> None:
     A = gaussian(60, 50)
     reports: list[diba.Progress] = []
     f = diba.solve(A, k=20, method="greedy", max_iter=7, tol=0, progress=reports.append)
-    assert [report.iteration for report in reports] == [*range(8), 7]  # the last one is of the result
-    assert {report.max_iter for report in reports} == {7}
+    assert [report.done for report in reports] == [*range(8), 7]  # the last one is of the result
+    assert {report.total for report in reports} == {7}
     assert all(later.objective <= earlier.objective for earlier, later in itertools.pairwise(reports[:-1]))
     assert all(later.elapsed >= earlier.elapsed for earlier, later in itertools.pairwise(reports))
     assert reports[0].elapsed >= 0
@@ -447,7 +447,7 @@ def test_iterations_end_where_asked() -> None:
     for max_iter in (0, 1, 4):
         reports: list[diba.Progress] = []
         diba.solve(A, k=20, method="greedy", max_iter=max_iter, tol=0, progress=reports.append)
-        assert reports[-1].iteration == max_iter
+        assert reports[-1].done == max_iter
     reports = []
     diba.solve(A, k=20, method="greedy", max_iter=10**6, tol=0.01, progress=reports.append)
     gains = [1 - later.objective / earlier.objective for earlier, later in itertools.pairwise(reports[:-1])]
@@ -461,7 +461,7 @@ def test_what_a_callback_raises_comes_through(error: type[BaseException], at: in
     before = A.copy()
 
     def callback(report: diba.Progress) -> None:
-        if report.iteration == at:
+        if report.done == at:
             raise error("from the callback")
 
     expected = diba.solve(A, k=20, max_iter=4)

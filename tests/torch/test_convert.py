@@ -609,7 +609,7 @@ def test_ctrl_c_stops_all_solvers(threads: int, monkeypatch: pytest.MonkeyPatch)
         show = watch(self, name)
 
         def report(progress: Any) -> None:
-            iterations.append(progress.iteration)
+            iterations.append(progress.done)
             if len(iterations) == 10:
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
             show(progress)

@@ -47,7 +47,6 @@ __all__ = [
     "FloatArray",
     "alphabet",
     "alphabet_matrix",
-    "callback",
     "columns",
     "diagonal",
     "entry_dtype",
@@ -167,14 +166,6 @@ def fits_tables(cols: int) -> None:
 def method(value: Any, known: Sequence[str]) -> str:
     """The name of a solver."""
     return one_of(value, "method", known)
-
-
-def callback(value: Any, name: str = "progress") -> None:
-    """A callable or None."""
-    if value is not None and not callable(value):
-        raise TypeError(
-            f"{name} is {describe(value)}; it must be None or a callable that takes one diba.Progress"
-        )
 
 
 # ---------------------------------------------------------------- objects

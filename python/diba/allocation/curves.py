@@ -15,11 +15,14 @@ import numpy as np
 from .._internal import check, check_objectives
 from .._internal.check_arrays import describe
 from .._internal.disk import check_target, replace_file
+from ..progress import Steps, reporting
 from ..solvers.solver import solve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import ArrayLike, NDArray
+
+    from ..progress import ProgressOption
 
 __all__ = ["Curve", "curve"]
 
@@ -120,14 +123,21 @@ class Curve:
         return "\n".join(lines)
 
 
-def curve(A: ArrayLike, bits: Iterable[float] = (0.5, 1, 1.5, 2, 3), **options: Any) -> Curve:
+def curve(
+    A: ArrayLike,
+    bits: Iterable[float] = (0.5, 1, 1.5, 2, 3),
+    *,
+    progress: ProgressOption = False,
+    **options: Any,
+) -> Curve:
     """Factor a matrix at several sizes: SNR against stored bits.
 
     Args:
         A: Real matrix of shape (m, n), as for :func:`diba.solve`.
         bits: Bits per weight to try, in any order; each is a whole solve.
-        **options: Of :func:`diba.solve`, but none that sets the size. ``progress`` and ``time_limit``
-            apply to every solve of its own.
+        progress: True shows a bar on stderr; a callable gets a :class:`diba.Progress`, whose steps are sizes.
+        **options: Of :func:`diba.solve`, but none that sets the size. ``time_limit`` applies to every solve
+            of its own.
 
     Returns:
         The curve; SNRs are those of plain ``|A - F|^2`` whatever the solver was asked to minimise.
@@ -151,10 +161,13 @@ def curve(A: ArrayLike, bits: Iterable[float] = (0.5, 1, 1.5, 2, 3), **options: 
     if not sizes:
         raise ValueError("bits is empty; it must name at least one size, such as (1, 2)")
     rows = []
-    for size in sizes:
-        began = time.perf_counter()
-        f = solve(matrix, bits_per_weight=size, **options)
-        rows.append((f.bits_per_weight, f.k, f.snr_db(matrix), time.perf_counter() - began))
+    with reporting(progress) as report:
+        steps = Steps("curve", len(sizes), report)
+        for at, size in enumerate(sizes):
+            began = time.perf_counter()
+            f = solve(matrix, bits_per_weight=size, **options, progress=steps.within(at, at + 1))
+            rows.append((f.bits_per_weight, f.k, f.snr_db(matrix), time.perf_counter() - began))
+            steps.done(at + 1, f"{size:g} bits", rows[-1][2])
     stored, k, snr, seconds = zip(*rows, strict=True)
     m, n = matrix.shape
     return Curve((m, n), np.array(stored), np.array(k, dtype=np.int64), np.array(snr), np.array(seconds))

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .._internal import check, check_objectives
 from .._internal.check_arrays import describe
+from ..progress import Steps, reporting
 from ..solvers.solver import no_advice, solve
 from .waterfill import NoiseCurve, uniform_k, waterfill
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
+    from ..progress import ProgressOption
     from .waterfill import Allocation
 
 __all__ = ["SIZES", "STEPS", "allocate", "check_sizes"]
@@ -33,7 +35,7 @@ def allocate(
     *,
     weights: Mapping[str, float] | None = None,
     sizes: tuple[float, ...] = SIZES,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: ProgressOption | None = None,
     **options: Any,
 ) -> Allocation:
     """Choose k for every matrix so that they take ``bits_per_weight`` together and lose least.
@@ -46,7 +48,8 @@ def allocate(
         bits_per_weight: Mean over all entries, diagonals counted.
         weights: Name -> how much a unit of ``|A - F|^2`` matters there; 1 where it says nothing.
         sizes: Where noise is measured, as shares of ``bits_per_weight``; no k falls outside of them.
-        progress: Called with (name, matrices done, matrices) after each.
+        progress: True shows a bar on stderr, False nothing; a callable gets a :class:`diba.Progress`, whose
+            steps are matrices or layers. None is True for a model, False for matrices.
         **options: Of :func:`diba.solve` for the measuring solves, but none that sets the size; for a model,
             of ``diba.torch.allocate``.
 
@@ -76,7 +79,9 @@ def allocate(
         if weights is not None:
             raise TypeError("weights are for matrices; give a model's through calibration=")
         above = importlib.import_module("diba.torch")  # the layer above: whoever has a model has torch
-        found: Allocation = above.allocate(model, bits_per_weight, sizes=sizes, progress=progress, **options)
+        found: Allocation = above.allocate(
+            model, bits_per_weight, sizes=sizes, progress=progress is None or progress, **options
+        )
         return found
     if not isinstance(source, Mapping):
         raise TypeError(
@@ -91,17 +96,21 @@ def allocate(
     asked = check.number(bits_per_weight, "bits_per_weight", minimum=0, exclusive=True)
     given: dict[str, Any] = {"effort": "fast", "max_iter": STEPS} | options
     curves: dict[str, NoiseCurve] = {}
-    for name, values in source.items():
-        matrix = check.real_matrix(values, f"source[{name!r}]")
-        energy = float(np.vdot(matrix.astype(np.float64), matrix))
-        k = sorted({uniform_k(matrix.shape, size * asked) for size in sizes})
-        with no_advice():
-            snr = [solve(matrix, size, **given).snr_db(matrix) for size in k]
-        weight = check.number((weights or {}).get(name, 1.0), f"weights[{name!r}]", minimum=0)
-        scale = check.number(weight * energy, f"weights[{name!r}] |A|^2", minimum=0)
-        curves[name] = NoiseCurve(matrix.shape, k, [scale * 10 ** (-value / 10) for value in snr])
-        if progress is not None:
-            progress(name, len(curves), len(source))
+    with reporting(progress or False) as report, no_advice():
+        steps = Steps("allocate", len(source), report)
+        for at, (name, values) in enumerate(source.items()):
+            matrix = check.real_matrix(values, f"source[{name!r}]")
+            energy = float(np.vdot(matrix.astype(np.float64), matrix))
+            weight = check.number((weights or {}).get(name, 1.0), f"weights[{name!r}]", minimum=0)
+            scale = check.number(weight * energy, f"weights[{name!r}] |A|^2", minimum=0)
+            sizes_of = sorted({uniform_k(matrix.shape, size * asked) for size in sizes})
+            noise = []
+            for part, k in enumerate(sizes_of):
+                shown = steps.within(at + part / len(sizes_of), at + (part + 1) / len(sizes_of))
+                snr_db = solve(matrix, k, **given, progress=shown).snr_db(matrix)
+                noise.append(scale * 10 ** (-snr_db / 10))
+            curves[name] = NoiseCurve(matrix.shape, sizes_of, noise)
+            steps.done(at + 1, name, snr_db)
     return waterfill(curves, bits_per_weight=asked)
 
 

@@ -7,7 +7,6 @@ code 2, Ctrl-C is one line and exit code 130.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import errno
 import json
 import math
@@ -26,14 +25,9 @@ from ..solvers import EFFORTS, METHODS, solve
 from . import bench, inputs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from ..progress import Progress, ProgressCallback
+    from collections.abc import Callable, Sequence
 
 __all__ = ["main"]
-
-_SECONDS_BETWEEN_LINES = 3.0
-_BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -149,8 +143,7 @@ def _solve(options: argparse.Namespace) -> None:
     given = {name: value for name, value in asked.items() if value is not None}
     start = time.perf_counter()
     try:
-        with _progress_display(options.quiet) as progress:
-            result = solve(matrix.entries, progress=progress, **given)
+        result = solve(matrix.entries, progress=sys.stderr.isatty() and not options.quiet, **given)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{matrix.source}: {error}") from error
     seconds = time.perf_counter() - start
@@ -255,61 +248,3 @@ def _text(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value))
     return str(value)
-
-
-@contextlib.contextmanager
-def _progress_display(quiet: bool) -> Iterator[ProgressCallback | None]:
-    """A callback that shows progress on a terminal: tqdm's bar, or plain lines without tqdm."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        yield _print_lines()
-        return
-    bar = None
-
-    def show(progress: Progress) -> None:
-        nonlocal bar
-        if bar is None:  # only now is the number of iterations known
-            bar = tqdm(total=progress.max_iter, bar_format=_BAR, leave=False, file=sys.stderr)
-        bar.total = progress.max_iter
-        bar.set_postfix_str(f"SNR {progress.snr_db:.3f} dB{_outlook(progress)}", refresh=False)
-        bar.update(progress.iteration - bar.n)
-
-    try:
-        yield show
-    finally:
-        if bar is not None:
-            bar.close()
-
-
-def _print_lines() -> ProgressCallback:
-    last = -math.inf
-
-    def show(progress: Progress) -> None:
-        nonlocal last
-        if progress.elapsed - last >= _SECONDS_BETWEEN_LINES:
-            last = progress.elapsed
-            done = f"iteration {progress.iteration}/{progress.max_iter}"
-            state = f"SNR {progress.snr_db:.3f} dB, {_duration(progress.elapsed)}{_outlook(progress)}"
-            print(f"diba: {done}, {state}", file=sys.stderr)
-
-    return show
-
-
-def _outlook(progress: Progress) -> str:
-    """The time left and the time of day at which it is over; nothing while unknown, and at the end."""
-    if not progress.remaining:
-        return ""
-    end = time.strftime("%H:%M:%S", time.localtime(time.time() + progress.remaining))
-    return f", {_duration(progress.remaining)} left, done by {end}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    if not minutes:
-        return f"{rest} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .._internal.check import FloatArray
-    from ..progress import ProgressCallback
     from .deadline import Deadline
 
 __all__ = [
@@ -274,7 +273,7 @@ def descend(
     tol: float = 1e-4,
     threads: int | None = None,
     deadline: Deadline = NEVER,
-    progress: ProgressCallback | None = None,
+    report: Callable[[Progress], object] | None = None,
 ) -> Factorization:
     """Lower ``tr((A - F) S (A - F)')`` from given factors by descent on diagonals and bits.
 
@@ -286,7 +285,7 @@ def descend(
         tol: Stop when an iteration lowers the objective by less than this share of it.
         threads: Threads of the bit kernels.
         deadline: When to stop: no step begins after it.
-        progress: Called at the start and after every iteration; objective and SNR are those in S.
+        report: Called at the start and after every iteration; objective and SNR are those in S.
 
     Returns:
         Factors with 16-bit diagonals, never worse than ``start`` (rounded so, too) in float64.
@@ -301,21 +300,31 @@ def descend(
     d1, d3 = (np.ldexp(d, -diagonal16.exponent(d)) for d in (start.d1, start.d3))
     run = Correlated(scaled, weights, start.b1, start.b2, d1, d3, resolve_threads(threads))
 
-    def report(iteration: int) -> None:
-        if progress is not None:
+    def tell(iteration: int) -> None:
+        if report is not None:
             objective = math.ldexp(run.objective, 2 * exponents[0] + exponents[1])
             elapsed = time.perf_counter() - began
             decibels = snr_db(run.energy, run.objective)
-            progress(Progress(iteration, iterations, objective, decibels, run.flips, elapsed))
+            report(
+                Progress(
+                    "solve",
+                    iteration,
+                    iterations,
+                    elapsed,
+                    snr_db=decibels,
+                    objective=objective,
+                    flips=run.flips,
+                )
+            )
 
-    report(0)
+    tell(0)
     for iteration in range(1, iterations + 1):
         before = run.objective
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is not taken
             run.sweep(deadline)
         if not math.isfinite(run.objective):
             break
-        report(iteration)
+        tell(iteration)
         if not before - run.objective > tol * before:
             break
     return min(_finished(run, start, exponents[0]), key=lambda f: output_error(A, f, S))

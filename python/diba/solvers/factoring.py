@@ -16,10 +16,11 @@ from .methods import Task, run
 from .size import sizes_to_try
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from .._internal.check import Alphabet, FloatArray
-    from ..progress import ProgressCallback
     from .deadline import Deadline
     from .objective import Objective
 
@@ -46,7 +47,7 @@ class Options:
     tol: float
     deadline: Deadline
     threads: int
-    progress: ProgressCallback | None
+    report: Callable[[Progress], object] | None
 
 
 class _Result(NamedTuple):
@@ -60,23 +61,23 @@ class _Course:
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        self._last = Progress(0, 0, math.inf, -math.inf, 0, 0.0)
+        self._last = Progress("solve", 0, 0, 0.0, snr_db=-math.inf, objective=math.inf, flips=0)
         self._before = 0  # iterations of the stages that are over
 
     def report(self, state: Progress) -> None:
         before, elapsed = self._before, self._options.deadline.elapsed()
         if before:
-            state = replace(state, iteration=before + state.iteration, max_iter=before + state.max_iter)
+            state = replace(state, done=before + state.done, total=before + (state.total or 0))
         self._last = replace(state, elapsed=elapsed)
-        if self._options.progress is not None:
-            self._options.progress(self._last)
+        if self._options.report is not None:
+            self._options.report(self._last)
 
     @property
     def iterations(self) -> int:
         return self._before
 
     def next_stage(self) -> None:
-        self._before = self._last.iteration
+        self._before = int(self._last.done)
 
     def end(self, result: _Result) -> None:
         self._before = 0
@@ -146,7 +147,7 @@ def _at(k: int, matrix: FloatArray, options: Options, course: _Course) -> _Resul
 
 
 def _factor_plain(
-    matrix: FloatArray, k: int, options: Options, report: ProgressCallback
+    matrix: FloatArray, k: int, options: Options, report: Callable[[Progress], object]
 ) -> tuple[Factorization, int]:
     """(f, e): factors of matrix 2^-e under the plain objective, diagonals in float32."""
     scaled, exponent = scaled_to_one(matrix)
@@ -162,7 +163,7 @@ def _factor_plain(
         options.tol,
         options.threads,
         options.deadline.share(_START_SHARE) if weighted else options.deadline,
-        lambda state: report(replace(state, objective=math.ldexp(state.objective, 2 * exponent))),
+        lambda state: report(replace(state, objective=math.ldexp(state.objective or 0.0, 2 * exponent))),
         None if options.init is None else options.objective.inward(options.init, exponent),
         not options.objective.plain,
     )

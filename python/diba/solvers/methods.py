@@ -14,11 +14,12 @@ from .admm import PUBLISHED_STEPS, Admm
 from .greedy import Greedy, snr_db
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from .._internal.check import Alphabet
     from ..factorization import Factorization
-    from ..progress import ProgressCallback
     from .deadline import Deadline
 
 __all__ = ["EFFORTS", "METHODS", "Run", "Task", "run"]
@@ -89,7 +90,7 @@ class Task:
     tol: float
     threads: int
     deadline: Deadline
-    report: ProgressCallback
+    report: Callable[[Progress], object]
     start: Factorization | None = None
     weighted: bool = False
 
@@ -118,13 +119,14 @@ class Run:
         total = sum(self._budget)
         self._task.report(
             Progress(
+                "solve",
                 iteration,
                 total,
-                objective,
-                snr_db(energy, objective),
-                flips,
                 elapsed,
                 self._remaining(iteration, elapsed),
+                snr_db=snr_db(energy, objective),
+                objective=objective,
+                flips=flips,
             )
         )
 

@@ -13,10 +13,12 @@ from .covariance import SHRINK, descend, input_scales, output_error, shrunk
 from .importance import Importance
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from .._internal.check import FloatArray
-    from ..progress import ProgressCallback
+    from ..progress import Progress
     from .deadline import Deadline
 
 __all__ = ["Objective", "checked"]
@@ -101,14 +103,12 @@ class Objective:
         tol: float,
         threads: int,
         deadline: Deadline,
-        progress: ProgressCallback | None,
+        report: Callable[[Progress], object] | None,
     ) -> Factorization:
         """Factors made better under the covariance; as they are without one."""
         if self.covariance is None:
             return start
-        return descend(
-            A, start, self.covariance, tol=tol, threads=threads, deadline=deadline, progress=progress
-        )
+        return descend(A, start, self.covariance, tol=tol, threads=threads, deadline=deadline, report=report)
 
 
 def _spread(f: Factorization, exponent: int) -> Factorization:

@@ -13,6 +13,7 @@ import numpy as np
 
 from .._internal import check
 from ..factorization import Factorization
+from ..progress import check_progress, reporting
 from ..runtime import resolve_threads
 from .deadline import Deadline
 from .factoring import Options, factor, factor_at
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from .._internal.check import Alphabet, FloatArray
-    from ..progress import ProgressCallback
+    from ..progress import ProgressOption
 
 __all__ = ["no_advice", "solve"]
 
@@ -53,7 +54,7 @@ def solve(
     tol: float = 1e-4,
     time_limit: float | None = None,
     threads: int | None = None,
-    progress: ProgressCallback | None = None,
+    progress: ProgressOption = False,
 ) -> Factorization:
     """Factor ``A ~ D1 B1 D2 B2 D3`` with two binary matrices and three diagonals.
 
@@ -89,8 +90,9 @@ def solve(
         time_limit: Seconds after which the best factors so far are returned; ramps are hurried to end
             in time, and a step that would not is not begun.
         threads: Threads of the compiled code; None uses ``diba.num_threads()``.
-        progress: Called with a :class:`diba.Progress` at the start, after every iteration and at the end,
-            then with the figures of what is returned. What it raises ends the run, as Ctrl-C does.
+        progress: True shows a bar on stderr, False nothing. A callable gets a :class:`diba.Progress` at the
+            start, after every iteration and at the end, then with the figures of what is returned; what it
+            raises ends the run, as Ctrl-C does.
 
     Returns:
         The factors, with diagonals that 16 bits an entry hold exactly. They are finite and never worse than
@@ -117,19 +119,23 @@ def solve(
     options = _options(locals())
     if not np.abs(matrix).max() > _SMALLEST:
         matrix = np.zeros_like(matrix)
-    if options.init is not None and (k, bits_per_weight, storage_ratio, snr_db) == (None,) * 4:
-        return factor(matrix, options.init.k, options)
-    name, size = check.exactly_one_budget(k, bits_per_weight, storage_ratio, snr_db)
-    if name == "snr_db":
-        result = _reaching(matrix, size, options)
-    else:
-        m, n = matrix.shape
-        inner = inner_dimension(m, n, name, size)
-        if options.init is not None:
-            check.equal(options.init.k, "the inner dimension of init", inner, "inner dimension asked for")
-        result = factor(matrix, inner, options)
+    with reporting(progress) as report:
+        result = _solve(matrix, (k, bits_per_weight, storage_ratio, snr_db), replace(options, report=report))
     _advise(result)
     return result
+
+
+def _solve(matrix: FloatArray, sizes: tuple[Any, Any, Any, Any], options: Options) -> Factorization:
+    m, n = matrix.shape
+    if options.init is not None and sizes == (None,) * 4:
+        return factor(matrix, options.init.k, options)
+    name, size = check.exactly_one_budget(*sizes)
+    if name == "snr_db":
+        return _reaching(matrix, size, options)
+    inner = inner_dimension(m, n, name, size)
+    if options.init is not None:
+        check.equal(options.init.k, "the inner dimension of init", inner, "inner dimension asked for")
+    return factor(matrix, inner, options)
 
 
 def _advise(f: Factorization) -> None:
@@ -178,7 +184,7 @@ def _options(given: dict[str, Any]) -> Options:
         check.equal(init.alphabet, "the alphabet of init", alphabet, "alphabet asked for")
         if given["snr_db"] is not None:
             raise ValueError("snr_db and init are both given; a start has a k of its own: leave one out")
-    check.callback(given["progress"])
+    check_progress(given["progress"])
     return Options(
         method,
         alphabet,
@@ -190,7 +196,7 @@ def _options(given: dict[str, Any]) -> Options:
         check.number(given["tol"], "tol", minimum=0),
         Deadline(limit),
         resolve_threads(given["threads"]),
-        given["progress"],
+        None,
     )
 
 
@@ -205,6 +211,6 @@ def _reaching(matrix: FloatArray, snr_db: float, options: Options) -> Factorizat
         return options.objective.measure(matrix, factor_at(matrix, k, cheap))[1]
 
     m, n = matrix.shape
-    cheap = replace(options, effort="fast", progress=None)
+    cheap = replace(options, effort="fast", report=None)
     pays = options.max_iter is None and options.effort != "fast"
     return smallest_k(solve_at, m, n, snr_db, rough=rough if pays else None, expired=options.deadline.over)[1]

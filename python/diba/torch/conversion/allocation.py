@@ -13,6 +13,7 @@ import diba
 from ..._internal import check
 from ...allocation.matrices import SIZES, STEPS, check_sizes
 from ...allocation.waterfill import NoiseCurve, uniform_k, waterfill
+from ...progress import Steps, reporting
 from ...solvers.solver import no_advice
 from ..model.config import Config
 from ..model.selection import select
@@ -22,12 +23,13 @@ from .coverage import moments_of, unreached, warn_unreached
 from .solving import dense_matrix
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
     from torch import nn
 
     from ...allocation.waterfill import Allocation
+    from ...progress import ProgressOption
     from ..calibration.moments import Moments
 
 __all__ = ["allocate", "keep_best"]
@@ -40,7 +42,7 @@ def allocate(
     config: Config | None = None,
     calibration: Mapping[str, Moments] | None = None,
     sizes: tuple[float, ...] = SIZES,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: ProgressOption = True,
     threads: int | None = None,
 ) -> Allocation:
     """Choose k for every layer that :func:`convert` would replace, all together at ``bits_per_weight``.
@@ -64,7 +66,8 @@ def allocate(
         config: Which layers, and alphabet, method, seed; its own sizes are not used.
         calibration: Of :func:`calibrate`, best with ``loss=diba.torch.fisher()``.
         sizes: Where noise is measured, as shares of ``bits_per_weight``; no k falls outside of them.
-        progress: Called with (name, layers done, layers) after each.
+        progress: True shows a bar on stderr, False nothing; a callable gets a :class:`diba.Progress`, whose
+            steps are layers.
         threads: For the solver; None uses ``diba.num_threads()``.
 
     Returns:
@@ -77,7 +80,7 @@ def allocate(
     sizes = check_sizes(sizes)
     if config is not None:
         check.instance(config, "config", Config, "use diba.torch.Config(...)")
-    with unfused(model):
+    with unfused(model), reporting(progress) as report:
         targets = select(model, config or Config(bits_per_weight=asked)).targets
         if not targets:
             raise ValueError(
@@ -90,6 +93,7 @@ def allocate(
                 idle, len(targets), "they get the smallest size, for by these data they never matter"
             )
         measured: dict[str, _Measured] = {}
+        steps = Steps("allocate", len(targets), report)
         for target in targets:
             options = {
                 "alphabet": target.settings.alphabet,
@@ -101,8 +105,7 @@ def allocate(
             measured[target.name] = _measured(
                 dense_matrix(target.module), known.get(target.name), bits, options
             )
-            if progress is not None:
-                progress(target.name, len(measured), len(targets))
+            steps.done(len(measured), target.name)
     if calibration is None:
         return waterfill(
             {name: found.curve(found.relative) for name, found in measured.items()}, bits_per_weight=asked

@@ -62,7 +62,7 @@ class Display:
         """A progress callback for the solver of one layer."""
 
         def show(progress: Progress) -> None:
-            part = progress.iteration / max(1, progress.max_iter)
+            part = progress.done / max(1, progress.total or 0)
             with self._lock:
                 self._advance(name, min(part, 0.99))  # measuring and replacing are to come
 
