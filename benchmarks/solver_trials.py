@@ -47,7 +47,7 @@ def without_pairs() -> None:
 
 
 def no_polish() -> None:
-    methods.EFFORTS = {name: effort._replace(polish=0) for name, effort in methods.EFFORTS.items()}
+    methods.BUDGETS = {name: steps._replace(polish=0) for name, steps in methods.BUDGETS.items()}
 
 
 TRIALS: dict[str, tuple[Change, int]] = {

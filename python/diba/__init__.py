@@ -30,7 +30,7 @@ from .errors import FormatError
 from .factorization import Factorization, load
 from .progress import Progress
 from .runtime import info, isa, num_threads, set_num_threads, supported_isas
-from .solvers import solve
+from .solvers import SolveOptions, solve
 from .svid import OneBit, onebit
 
 __version__: str = _core.__version__
@@ -43,6 +43,7 @@ __all__ = [
     "FormatError",
     "OneBit",
     "Progress",
+    "SolveOptions",
     "Tuning",
     "__version__",
     "allocate",

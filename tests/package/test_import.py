@@ -30,6 +30,7 @@ LAYERS = (
         "_internal.check_arrays",
     ),
     ("progress", "_internal.check", "_internal.container", "solvers.deadline", "solvers.target_snr"),
+    ("solvers.options",),
     ("_internal.signed", "runtime", "cli.inputs", "_internal.check_objectives"),
     ("_internal.operator", "files", "checkpoints.entries"),
     ("bits", "_internal.tuning", "checkpoints.stored"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import itertools
 import math
 from typing import TYPE_CHECKING, Any
@@ -418,6 +420,42 @@ def test_edge_cases_give_finite_factors_without_warnings(name: str, alphabet: st
     assert all(math.isfinite(report.objective) and not math.isnan(report.snr_db) for report in reports)
     assert not f.to_dense()[~A.any(axis=1)].any()
     assert not f.to_dense()[:, ~A.any(axis=0)].any()
+
+
+# ---------------------------------------------------------------- options
+
+
+def test_solve_takes_the_fields_of_solve_options_with_their_defaults() -> None:
+    keywords = inspect.signature(diba.solve).parameters
+    fields = dataclasses.fields(diba.SolveOptions)
+    assert [name for name in keywords if name in {field.name for field in fields}] == [f.name for f in fields]
+    for field in fields:
+        assert keywords[field.name].default == field.default
+        assert keywords[field.name].annotation == field.type
+        assert keywords[field.name].kind == inspect.Parameter.KEYWORD_ONLY
+        assert field.metadata["help"]
+
+
+def test_options_are_checked_and_plain() -> None:
+    options = diba.SolveOptions(seed=np.int32(3), tol=np.float32(0.5), time_limit=2, threads=np.uint8(1))
+    assert [type(value) for value in dataclasses.asdict(options).values()] == [
+        *(str, str, str, int, type(None), float, float, int)
+    ]
+    for wrong, error in (
+        ({"method": "magic"}, ValueError),
+        ({"alphabet": 3}, TypeError),
+        ({"effort": "some"}, ValueError),
+        ({"seed": -1}, ValueError),
+        ({"max_iter": 1.5}, TypeError),
+        ({"tol": math.nan}, ValueError),
+        ({"time_limit": -1}, ValueError),
+        ({"threads": 0}, ValueError),
+    ):
+        name, value = next(iter(wrong.items()))
+        with pytest.raises(error, match=f"^{name} is .*{value}.*must be"):
+            diba.SolveOptions(**wrong)
+    with pytest.raises(ValueError, match=r"alphabet is 'binary'.*'sign' for method='dbf'"):
+        diba.SolveOptions(method="dbf")
 
 
 # ---------------------------------------------------------------- progress

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .methods import EFFORTS, METHODS
+from .options import EFFORTS, METHODS, SolveOptions
 from .solver import solve
 
-__all__ = ["EFFORTS", "METHODS", "solve"]
+__all__ = ["EFFORTS", "METHODS", "SolveOptions", "solve"]

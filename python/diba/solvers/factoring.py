@@ -12,7 +12,8 @@ from .._internal import check
 from ..bits import BitMatrix
 from ..factorization import Factorization
 from ..progress import Progress
-from .methods import Task, run
+from .methods import Task
+from .methods import run as solve_task
 from .size import sizes_to_try
 
 if TYPE_CHECKING:
@@ -20,11 +21,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from .._internal.check import Alphabet, FloatArray
+    from .._internal.check import FloatArray
     from .deadline import Deadline
     from .objective import Objective
+    from .options import SolveOptions
 
-__all__ = ["Options", "factor", "factor_at", "scaled_to_one"]
+__all__ = ["Run", "factor", "factor_at", "scaled_to_one"]
 
 _START_SHARE = 0.6  # of a time limit, for the start of a descent under a covariance
 _FAST_TOL = 2e-3  # of that descent at effort "fast": a third of its steps, within 0.05 dB
@@ -34,20 +36,15 @@ _HURRY = 4
 
 
 @dataclass(frozen=True)
-class Options:
-    """The checked arguments of :func:`solve` that say how, not what."""
+class Run:
+    """One call of :func:`solve`: its options, what it minimises, where it begins, and who listens."""
 
-    method: str
-    alphabet: Alphabet
-    effort: str
+    options: SolveOptions
     objective: Objective
     init: Factorization | None
-    seed: int
-    max_iter: int | None
-    tol: float
     deadline: Deadline
     threads: int
-    report: Callable[[Progress], object] | None
+    report: Callable[[Progress], object] | None = None
 
 
 class _Result(NamedTuple):
@@ -59,18 +56,18 @@ class _Result(NamedTuple):
 class _Course:
     """Progress over the stages of one call, with iterations counted on."""
 
-    def __init__(self, options: Options) -> None:
-        self._options = options
+    def __init__(self, run: Run) -> None:
+        self._run = run
         self._last = Progress("solve", 0, 0, 0.0, snr_db=-math.inf, objective=math.inf, flips=0)
         self._before = 0  # iterations of the stages that are over
 
     def report(self, state: Progress) -> None:
-        before, elapsed = self._before, self._options.deadline.elapsed()
+        before, elapsed = self._before, self._run.deadline.elapsed()
         if before:
             state = replace(state, done=before + state.done, total=before + (state.total or 0))
         self._last = replace(state, elapsed=elapsed)
-        if self._options.report is not None:
-            self._options.report(self._last)
+        if self._run.report is not None:
+            self._run.report(self._last)
 
     @property
     def iterations(self) -> int:
@@ -84,20 +81,20 @@ class _Course:
         self.report(replace(self._last, objective=result.error, snr_db=result.decibels, remaining=0.0))
 
 
-def factor(matrix: FloatArray, k: int, options: Options) -> Factorization:
+def factor(matrix: FloatArray, k: int, run: Run) -> Factorization:
     """Factor a checked matrix, all else being said; beyond what pays, never worse than at fewer bits."""
     m, n = matrix.shape
-    limited = options.deadline.limit is not None
-    sizes = [k] if options.init is not None else sizes_to_try(m, n, k, limited=limited)
-    return _best_of(sizes, matrix, k, options)
+    limited = run.deadline.limit is not None
+    sizes = [k] if run.init is not None else sizes_to_try(m, n, k, limited=limited)
+    return _best_of(sizes, matrix, k, run)
 
 
-def factor_at(matrix: FloatArray, k: int, options: Options) -> Factorization:
+def factor_at(matrix: FloatArray, k: int, run: Run) -> Factorization:
     """The same, with no other inner dimension than k."""
-    return _best_of([k], matrix, k, options)
+    return _best_of([k], matrix, k, run)
 
 
-def _best_of(sizes: list[int], matrix: FloatArray, k: int, options: Options) -> Factorization:
+def _best_of(sizes: list[int], matrix: FloatArray, k: int, run: Run) -> Factorization:
     """The best of several inner dimensions, rising, as far as the time goes; filled up to k with zeros.
 
     Under a time limit, a share of it tells how long a step takes; the largest size that it is enough for has
@@ -105,15 +102,15 @@ def _best_of(sizes: list[int], matrix: FloatArray, k: int, options: Options) -> 
     """
     m, n = matrix.shape
     check.fits_in_memory(
-        _bytes_needed(m, n, sizes[-1], options.objective) + (k * (m + n) // 4 if k > sizes[-1] else 0),
+        _bytes_needed(m, n, sizes[-1], run.objective) + (k * (m + n) // 4 if k > sizes[-1] else 0),
         f"a {m} x {n} matrix with k = {k}",
         "use a smaller k, or split A by rows",
     )
-    deadline, course = options.deadline, _Course(options)
+    deadline, course = run.deadline, _Course(run)
     found: list[_Result] = []
     for size in sizes[:-1]:
         began, before = deadline.elapsed(), course.iterations
-        hurried = replace(options, deadline=deadline.rest(_TRIAL_SHARE))
+        hurried = replace(run, deadline=deadline.rest(_TRIAL_SHARE))
         found.append(_at(size, matrix, hurried, course))
         took = deadline.elapsed() - began
         needed = _GROWTH * took * min(1.0, _USEFUL_STEPS / (course.iterations - before + 1))
@@ -122,52 +119,52 @@ def _best_of(sizes: list[int], matrix: FloatArray, k: int, options: Options) -> 
             sizes = [size]  # once more, in all the time that is left
             break
     if not found or not deadline.over():
-        found.append(_at(sizes[-1], matrix, replace(options, deadline=deadline.rest()), course))
+        found.append(_at(sizes[-1], matrix, replace(run, deadline=deadline.rest()), course))
     best = min(found, key=lambda result: result.error)
     course.end(best)
     return _padded(best.f, k)
 
 
-def _at(k: int, matrix: FloatArray, options: Options, course: _Course) -> _Result:
+def _at(k: int, matrix: FloatArray, run: Run, course: _Course) -> _Result:
     """Factors at one inner dimension, finished and measured."""
-    objective, result = options.objective, options.init
+    objective, result = run.objective, run.init
     if result is None or objective.covariance is None:
-        factors, exponent = _factor_plain(objective.scaled(matrix), k, options, course.report)
+        factors, exponent = _factor_plain(objective.scaled(matrix), k, run, course.report)
         result = objective.unscaled(factors, exponent)
         course.next_stage()
-    tol = max(options.tol, _FAST_TOL) if options.effort == "fast" else options.tol
-    result = objective.descend(matrix, result, tol, options.threads, options.deadline, course.report)
+    tol = max(run.options.tol, _FAST_TOL) if run.options.effort == "fast" else run.options.tol
+    result = objective.descend(matrix, result, tol, run.threads, run.deadline, course.report)
     course.next_stage()
     found = _Result(*objective.no_worse_than_zero(matrix, result))
-    if options.init is not None:
-        before, decibels = objective.measure(matrix, options.init)
+    if run.init is not None:
+        before, decibels = objective.measure(matrix, run.init)
         if not found.error < before:
-            return _Result(options.init, before, decibels)
+            return _Result(run.init, before, decibels)
     return found
 
 
 def _factor_plain(
-    matrix: FloatArray, k: int, options: Options, report: Callable[[Progress], object]
+    matrix: FloatArray, k: int, run: Run, report: Callable[[Progress], object]
 ) -> tuple[Factorization, int]:
     """(f, e): factors of matrix 2^-e under the plain objective, diagonals in float32."""
     scaled, exponent = scaled_to_one(matrix)
-    weighted = options.objective.covariance is not None
+    weighted = run.objective.covariance is not None
     task = Task(
         scaled,
         k,
-        options.alphabet,
-        options.method,
-        options.effort,
-        options.seed,
-        options.max_iter,
-        options.tol,
-        options.threads,
-        options.deadline.share(_START_SHARE) if weighted else options.deadline,
+        run.options.alphabet,
+        run.options.method,
+        run.options.effort,
+        run.options.seed,
+        run.options.max_iter,
+        run.options.tol,
+        run.threads,
+        run.deadline.share(_START_SHARE) if weighted else run.deadline,
         lambda state: report(replace(state, objective=math.ldexp(state.objective or 0.0, 2 * exponent))),
-        None if options.init is None else options.objective.inward(options.init, exponent),
-        not options.objective.plain,
+        None if run.init is None else run.objective.inward(run.init, exponent),
+        not run.objective.plain,
     )
-    return run(task).factors(), exponent
+    return solve_task(task).factors(), exponent
 
 
 def _padded(f: Factorization, k: int) -> Factorization:

@@ -22,9 +22,8 @@ if TYPE_CHECKING:
     from ..factorization import Factorization
     from .deadline import Deadline
 
-__all__ = ["EFFORTS", "METHODS", "Run", "Task", "run"]
+__all__ = ["BUDGETS", "Run", "Task", "run"]
 
-METHODS = ("auto", "admm", "greedy", "dbf")
 BALANCE = 0.1  # lambda of the balance penalty
 GREEDY_ITERATIONS = 100
 # Where method "auto" tries greedy too:
@@ -37,7 +36,7 @@ _PUBLISHED_SHARE = 0.95
 _FIT_SHARE = 1.25  # of a step of the ramp: what the fit of the inner diagonal takes at most
 
 
-class Effort(NamedTuple):
+class Steps(NamedTuple):
     """Iteration budget of a run."""
 
     steps: int  # of the ADMM ramp, for signs
@@ -45,10 +44,10 @@ class Effort(NamedTuple):
     polish: int  # greedy iterations after it, at most
 
 
-EFFORTS = {
-    "fast": Effort(140, 200, 3),
-    "normal": Effort(700, 1000, 10),
-    "best": Effort(2400, 2400, 30),
+BUDGETS = {
+    "fast": Steps(140, 200, 3),
+    "normal": Steps(700, 1000, 10),
+    "best": Steps(2400, 2400, 30),
 }
 
 
@@ -68,7 +67,7 @@ class Task:
         k: Inner dimension.
         alphabet: Of the factors.
         method: One of METHODS.
-        effort: Key of EFFORTS.
+        effort: Key of BUDGETS.
         seed: Of the random start.
         max_iter: Outer iterations; None for the method's own.
         tol: Least share of the objective that a greedy iteration must win.
@@ -96,7 +95,7 @@ class Task:
 
     def budget(self) -> Budget:
         """What ``method``, ``effort`` and ``max_iter`` say."""
-        effort, given = EFFORTS[self.effort], self.max_iter
+        effort, given = BUDGETS[self.effort], self.max_iter
         if self.method == "greedy" or self.start is not None:
             return Budget(0, GREEDY_ITERATIONS if given is None else given)
         if self.method == "dbf":

@@ -7,7 +7,7 @@ import warnings
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,9 +16,9 @@ from ..factorization import Factorization
 from ..progress import check_progress, reporting
 from ..runtime import resolve_threads
 from .deadline import Deadline
-from .factoring import Options, factor, factor_at
-from .methods import EFFORTS, METHODS
+from .factoring import Run, factor, factor_at
 from .objective import checked
+from .options import SolveOptions
 from .size import PAYING_BITS, inner_dimension, paying_k
 from .target_snr import smallest_k
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from .._internal.check import Alphabet, FloatArray
     from ..progress import ProgressOption
+    from .options import Effort, Method
 
 __all__ = ["no_advice", "solve"]
 
@@ -43,9 +44,9 @@ def solve(
     bits_per_weight: float | None = None,
     storage_ratio: float | None = None,
     snr_db: float | None = None,
-    method: Literal["auto", "admm", "greedy", "dbf"] = "auto",
+    method: Method = "auto",
     alphabet: Alphabet = "binary",
-    effort: Literal["fast", "normal", "best"] = "normal",
+    effort: Effort = "normal",
     importance: tuple[ArrayLike | None, ArrayLike | None] | None = None,
     covariance: ArrayLike | tuple[ArrayLike, float] | None = None,
     init: Factorization | None = None,
@@ -116,26 +117,39 @@ def solve(
         Factorization(64x48, k=34, binary, 2.00 bits/weight)
     """
     matrix = check.real_matrix(A, "A")
-    options = _options(locals())
+    options = SolveOptions(
+        method=method,
+        alphabet=alphabet,
+        effort=effort,
+        seed=seed,
+        max_iter=max_iter,
+        tol=tol,
+        time_limit=time_limit,
+        threads=threads,
+    )
+    _checked_start(init, matrix.shape, options.alphabet, snr_db)
+    check_progress(progress)
+    objective = checked(importance, covariance, *matrix.shape)
+    run = Run(options, objective, init, Deadline(options.time_limit), resolve_threads(options.threads))
     if not np.abs(matrix).max() > _SMALLEST:
         matrix = np.zeros_like(matrix)
     with reporting(progress) as report:
-        result = _solve(matrix, (k, bits_per_weight, storage_ratio, snr_db), replace(options, report=report))
+        result = _solve(matrix, (k, bits_per_weight, storage_ratio, snr_db), replace(run, report=report))
     _advise(result)
     return result
 
 
-def _solve(matrix: FloatArray, sizes: tuple[Any, Any, Any, Any], options: Options) -> Factorization:
+def _solve(matrix: FloatArray, sizes: tuple[Any, Any, Any, Any], run: Run) -> Factorization:
     m, n = matrix.shape
-    if options.init is not None and sizes == (None,) * 4:
-        return factor(matrix, options.init.k, options)
+    if run.init is not None and sizes == (None,) * 4:
+        return factor(matrix, run.init.k, run)
     name, size = check.exactly_one_budget(*sizes)
     if name == "snr_db":
-        return _reaching(matrix, size, options)
+        return _reaching(matrix, size, run)
     inner = inner_dimension(m, n, name, size)
-    if options.init is not None:
-        check.equal(options.init.k, "the inner dimension of init", inner, "inner dimension asked for")
-    return factor(matrix, inner, options)
+    if run.init is not None:
+        check.equal(run.init.k, "the inner dimension of init", inner, "inner dimension asked for")
+    return factor(matrix, inner, run)
 
 
 def _advise(f: Factorization) -> None:
@@ -165,52 +179,28 @@ def no_advice() -> Iterator[None]:
         _advising.reset(token)
 
 
-def _options(given: dict[str, Any]) -> Options:
-    shape = given["matrix"].shape
-    method = check.method(given["method"], METHODS)
-    alphabet = check.alphabet(given["alphabet"])
-    if method == "dbf" and alphabet != "sign":
-        raise ValueError(
-            "alphabet is 'binary'; it must be 'sign' for method='dbf', which knows no 0/1 factors"
-        )
-    max_iter, limit, init = given["max_iter"], given["time_limit"], given["init"]
-    if max_iter is not None:
-        max_iter = check.integer(max_iter, "max_iter", minimum=0, maximum=10**9)
-    if limit is not None:
-        limit = check.number(limit, "time_limit", minimum=0)
-    if init is not None:
-        check.instance(init, "init", Factorization, "use Factorization.from_factors for plain arrays")
-        check.equal(init.shape, "the shape of init", shape, "shape of A")
-        check.equal(init.alphabet, "the alphabet of init", alphabet, "alphabet asked for")
-        if given["snr_db"] is not None:
-            raise ValueError("snr_db and init are both given; a start has a k of its own: leave one out")
-    check_progress(given["progress"])
-    return Options(
-        method,
-        alphabet,
-        check.one_of(given["effort"], "effort", tuple(EFFORTS)),
-        checked(given["importance"], given["covariance"], *shape),
-        init,
-        check.seed(given["seed"]),
-        max_iter,
-        check.number(given["tol"], "tol", minimum=0),
-        Deadline(limit),
-        resolve_threads(given["threads"]),
-        None,
-    )
+def _checked_start(init: Any, shape: tuple[int, int], alphabet: str, snr_db: Any) -> None:
+    """Require factors of that shape and alphabet, or None."""
+    if init is None:
+        return
+    check.instance(init, "init", Factorization, "use Factorization.from_factors for plain arrays")
+    check.equal(init.shape, "the shape of init", shape, "shape of A")
+    check.equal(init.alphabet, "the alphabet of init", alphabet, "alphabet asked for")
+    if snr_db is not None:
+        raise ValueError("snr_db and init are both given; a start has a k of its own: leave one out")
 
 
-def _reaching(matrix: FloatArray, snr_db: float, options: Options) -> Factorization:
+def _reaching(matrix: FloatArray, snr_db: float, run: Run) -> Factorization:
     """The factors of the smallest k that reaches snr_db."""
 
     def solve_at(k: int) -> tuple[Factorization, float]:
-        f = factor_at(matrix, k, options)
-        return f, options.objective.measure(matrix, f)[1]
+        f = factor_at(matrix, k, run)
+        return f, run.objective.measure(matrix, f)[1]
 
     def rough(k: int) -> float:
-        return options.objective.measure(matrix, factor_at(matrix, k, cheap))[1]
+        return run.objective.measure(matrix, factor_at(matrix, k, cheap))[1]
 
     m, n = matrix.shape
-    cheap = replace(options, effort="fast", report=None)
-    pays = options.max_iter is None and options.effort != "fast"
-    return smallest_k(solve_at, m, n, snr_db, rough=rough if pays else None, expired=options.deadline.over)[1]
+    cheap = replace(run, options=replace(run.options, effort="fast"), report=None)
+    pays = run.options.max_iter is None and run.options.effort != "fast"
+    return smallest_k(solve_at, m, n, snr_db, rough=rough if pays else None, expired=run.deadline.over)[1]

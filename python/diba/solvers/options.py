@@ -1,0 +1,97 @@
+"""The arguments of :func:`diba.solve` that say how: their names, defaults, checks and one-line help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from .._internal import check
+from .._internal.check_arrays import Alphabet
+
+__all__ = ["EFFORTS", "METHODS", "Effort", "Method", "SolveOptions"]
+
+Method = Literal["auto", "admm", "greedy", "dbf"]
+Effort = Literal["fast", "normal", "best"]
+
+METHODS: tuple[str, ...] = get_args(Method)
+EFFORTS: tuple[str, ...] = get_args(Effort)
+
+_MOST_ITERATIONS = 10**9
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolveOptions:
+    """How a matrix is factored; :func:`diba.solve` takes the same keywords and says more of each.
+
+    What else takes them has them from here, with these defaults and checks: ``diba.allocate`` and
+    ``diba.curve``, ``diba.torch.Config``, the command line. The metadata of every field has a line of help.
+
+    Attributes:
+        method: ``"auto"``, ``"admm"``, ``"greedy"`` or ``"dbf"``.
+        alphabet: Entries of the binary factors: ``"binary"`` (0/1) or ``"sign"`` (-1/+1). Models default to
+            ``"sign"``.
+        effort: ``"fast"``, ``"normal"`` or ``"best"``.
+        seed: Of the random start.
+        max_iter: Outer iterations; None for what effort or method say.
+        tol: Least share of the objective that a greedy iteration must win.
+        time_limit: Seconds; None for no limit.
+        threads: Threads of the compiled code; None for ``diba.num_threads()``.
+
+    Raises:
+        TypeError: a value is of the wrong kind.
+        ValueError: a value is unknown or out of range, or method "dbf" is asked for 0/1 factors.
+
+    Example:
+        >>> from dataclasses import asdict
+        >>> import diba
+        >>> options = diba.SolveOptions(alphabet="sign", effort="fast")
+        >>> diba.solve([[1.0, 2.0], [3.0, 4.0]], k=2, **asdict(options))
+        Factorization(2x2, k=2, sign, 26.00 bits/weight)
+    """
+
+    method: Method = field(
+        default="auto", metadata={"help": "auto: the best known; admm, greedy and dbf by name"}
+    )
+    alphabet: Alphabet = field(
+        default="binary", metadata={"help": "entries of the binary factors: binary is 0/1, sign is -1/+1"}
+    )
+    effort: Effort = field(
+        default="normal", metadata={"help": "fast, normal or best: more steps for better factors"}
+    )
+    seed: int = field(default=0, metadata={"help": "seed of the random start"})
+    max_iter: int | None = field(
+        default=None, metadata={"help": "outer iterations, instead of what effort says"}
+    )
+    tol: float = field(
+        default=1e-4, metadata={"help": "least share of the objective that a greedy iteration must win"}
+    )
+    time_limit: float | None = field(
+        default=None, metadata={"help": "seconds after which the best factors so far are returned"}
+    )
+    threads: int | None = field(
+        default=None, metadata={"help": "threads of the compiled code (all that are granted)"}
+    )
+
+    def __post_init__(self) -> None:
+        checked: dict[str, Any] = {
+            "method": check.one_of(self.method, "method", METHODS),
+            "alphabet": check.alphabet(self.alphabet),
+            "effort": check.one_of(self.effort, "effort", EFFORTS),
+            "seed": check.seed(self.seed),
+            "tol": check.number(self.tol, "tol", minimum=0),
+        }
+        if self.method == "dbf" and self.alphabet != "sign":
+            raise ValueError(
+                f"alphabet is {self.alphabet!r}; it must be 'sign' for method='dbf', which knows no 0/1 "
+                "factors"
+            )
+        if self.max_iter is not None:
+            checked["max_iter"] = check.integer(
+                self.max_iter, "max_iter", minimum=0, maximum=_MOST_ITERATIONS
+            )
+        if self.time_limit is not None:
+            checked["time_limit"] = check.number(self.time_limit, "time_limit", minimum=0)
+        if self.threads is not None:
+            checked["threads"] = check.thread_count(self.threads)
+        for name, value in checked.items():  # as plain int, float and str, whatever they were given as
+            object.__setattr__(self, name, value)
