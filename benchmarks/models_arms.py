@@ -115,17 +115,17 @@ def train(
     cell: Cell, task: Task, quick: bool, model: nn.Module, facts: dict[str, Any], flips: bool = False
 ) -> Made:
     steps = steps_of(cell, quick)
-    moving = diba.torch.Flips(rate=0.05, every=max(1, steps // 5), layers=0.2) if flips else None
-    options = {"steps": steps, "bits": moving, "norms": task.norms, "seed": cell.seed, "progress": False}
+    moving = diba.torch.Flips(lr=0.05, every=max(1, steps // 5), layers=0.2) if flips else None
+    options = {"max_steps": steps, "bits": moving, "norms": task.norms, "seed": cell.seed, "progress": False}
     report = diba.torch.retune(model, unseen_first(task), loss_of(task), **options)
     facts |= {
         "retune_seconds": report.seconds,
         "losses": [float(report.losses[:5].mean()), float(report.losses[-20:].mean())],
-        "checked": report.checked,
+        "checked": [report.loss_before, report.loss_after],
         "restored": report.restored,
         "trained": report.trained,
         "training_bytes": report.training_bytes,
-        "dense_training_bytes": report.dense_bytes,
+        "dense_training_bytes": report.dense_training_bytes,
         "flips": sum(report.flips.values()),
         "flip_seconds": report.flip_seconds,
     }

@@ -13,10 +13,9 @@ from torch.nn import functional as F
 import diba.torch
 from diba.torch.model.selection import targets
 from diba.torch.modules.kinds import factored_matrix
-from diba.torch.retuning.course import Course, run_course
-from diba.torch.retuning.groups import grouped, of_norms, typical_size
-from diba.torch.retuning.losses import differentiable
-from diba.torch.retuning.steps import Run
+from diba.torch.retuning.batches import differentiable
+from diba.torch.retuning.steps import Trainer
+from diba.torch.retuning.training import Training, grouped, norms_sized, typical_size
 
 __all__ = ["Rounded", "convert_rounded", "retune_scales", "round_groups"]
 
@@ -149,8 +148,8 @@ def retune_scales(
     layers = [module for module in model.modules() if isinstance(module, Rounded)]
     sized = [(part, typical_size(part)) for layer in layers for part in (layer.scale, layer.offset)]
     sized += [(layer.bias, typical_size(layer.bias, 0.1)) for layer in layers]
-    groups = grouped([*sized, *(of_norms(model) if norms else [])], lr)
-    run = Run(model, loss, groups)
+    groups = grouped([*sized, *(norms_sized(model) if norms else [])], lr)
+    trainer = Trainer(model, loss, groups, Training())
     with differentiable(model, [parameter for group in groups for parameter in group["params"]]):
-        run_course(run, batches, Course(steps))
-    return run.losses
+        trainer.train(batches, steps)
+    return trainer.losses

@@ -154,11 +154,11 @@ class Steps:
 
     Args:
         task: Its name.
-        total: Its steps.
+        total: Its steps; None: unknown.
         report: Called with every state; None for nobody.
     """
 
-    def __init__(self, task: str, total: int, report: Callable[[Progress], object] | None) -> None:
+    def __init__(self, task: str, total: int | None, report: Callable[[Progress], object] | None) -> None:
         self._task, self._total, self._report = task, total, report
         self._began = time.perf_counter()
         self.done(0)
@@ -174,16 +174,16 @@ class Steps:
 
         return show
 
-    def done(self, steps: int, item: str | None = None, snr_db: float | None = None) -> None:
-        """Report that so many steps are done; ``item`` names the last one."""
-        self._item = item, snr_db
+    def done(self, steps: int, item: str | None = None, snr_db: float | None = None, **facts: Any) -> None:
+        """Report that so many steps are done; ``item`` names the last one, ``facts`` are other attributes."""
+        self._facts = {"item": item, "snr_db": snr_db, **facts}
         self._tell(steps)
 
     def _tell(self, done: float) -> None:
         if self._report is not None:
             elapsed = time.perf_counter() - self._began
-            remaining = elapsed * (self._total - done) / done if done else None
-            self._report(Progress(self._task, done, self._total, elapsed, remaining, *self._item))
+            remaining = elapsed * (self._total - done) / done if done and self._total is not None else None
+            self._report(Progress(self._task, done, self._total, elapsed, remaining, **self._facts))
 
 
 # ---------------------------------------------------------------- text

@@ -29,7 +29,7 @@ from diba.torch.model.selection import select, targets  # noqa: E402
 from diba.torch.model.unfuse import unfuse, unfused  # noqa: E402
 from diba.torch.modules.layer import FactoredLayer  # noqa: E402
 from diba.torch.modules.vectors import mark, marked  # noqa: E402
-from diba.torch.retuning.fisher import fisher  # noqa: E402
+from diba.torch.retuning.losses import fisher  # noqa: E402
 
 FAST = {"bits_per_weight": 3, "method": "greedy", "effort": "fast", "threads": 1}
 IDS = torch.arange(3, 19).reshape(2, 8)

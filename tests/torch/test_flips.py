@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import diba
-from diba.torch.modules.layer import FactoredLayer
+import diba.torch
 from diba.torch.modules.linear import DibaLinear
 from diba.torch.ops.reference import unpack
 from diba.torch.retuning.flips import Flipper, Flips, flip
@@ -113,14 +113,14 @@ def test_damaged_bits_move_back(alphabet: Any) -> None:
             return loss(model, (batches, targets)).item()
 
     start = error()
-    settings = Flips(share=0.002, rate=0.05, every=50)
+    settings = Flips(share=0.002, lr=0.05, every=50)
     pairs = list(zip(batches, targets, strict=True))
     report = retune(model, pairs, loss, lr=1e-12, bits=settings, progress=False)
     changed = [
         int((entries(old, c) != entries(new, c)).sum())
         for old, new, c in ((before.b1, layer.b1, K), (before.b2, layer.b2, N))
     ]
-    turns, kept = report.flip_turns
+    turns, kept = report.flip_turns, report.flip_turns_kept
     assert 0 < kept <= turns <= 4
     most = 200 * (1 + 1)  # one entry of each factor in a step
     assert 0 < sum(changed) <= report.flips["0"] <= most  # an entry may flip back in a later turn
@@ -142,7 +142,7 @@ def test_no_step_flips_more_than_its_share() -> None:
 
     torch.manual_seed(0)
     x = torch.randn(64, N, dtype=torch.float64)
-    retune(model, [x], loss, steps=8, lr=1e-12, bits=Flips(share=0.02, rate=1.0), progress=False)
+    retune(model, [x], loss, max_steps=8, lr=1e-12, bits=Flips(share=0.02, lr=1.0), progress=False)
     most = int(0.02 * K * N)
     counts = [int((entries(a, N) != entries(b, N)).sum()) for a, b in pairwise(before[:9])]
     assert max(counts) == most  # more want to
@@ -161,10 +161,17 @@ def test_flips_that_help_nothing_are_undone() -> None:
 
     x = torch.ones(3, N, dtype=torch.float64)
     report = retune(
-        model, [x], loss, steps=9, lr=1e-3, bits=Flips(every=3, rate=1.0), schedule="constant", progress=False
+        model,
+        [x],
+        loss,
+        max_steps=9,
+        lr=1e-3,
+        bits=Flips(every=3, lr=1.0),
+        lr_scheduler="constant",
+        progress=False,
     )
     assert len(seen) > 1
-    assert report.flip_turns == (3, 0)
+    assert (report.flip_turns, report.flip_turns_kept) == (3, 0)
     assert report.flips == {"0": 0}
     assert bits_checksum(model) == before
 
@@ -183,7 +190,7 @@ def test_an_interrupted_check_leaves_no_flips_behind() -> None:
 
     x = torch.ones(3, N, dtype=torch.float64)
     with pytest.raises(KeyboardInterrupt):
-        retune(model, [x], loss, steps=9, bits=Flips(every=3, rate=1.0), progress=False)
+        retune(model, [x], loss, max_steps=9, bits=Flips(every=3, lr=1.0), progress=False)
     assert len(checks) == 3  # the first is from before the first step
     assert bits_checksum(model) == before
     assert not any(layer._forward_hooks for layer in model.modules())
@@ -208,7 +215,7 @@ def test_layers_take_turns() -> None:
         ({"share": 2}, "share is 2; it must be at most 1"),
         ({"layers": 1.5}, "layers is 1.5; it must be at most 1"),
         ({"every": 0}, "every is 0; it must be an integer of at least 1"),
-        ({"rate": 0}, "rate is 0; it must be a finite number above 0"),
+        ({"lr": 0}, "lr is 0; it must be a finite number above 0"),
     ],
 )
 def test_settings_are_checked(options: dict[str, Any], message: str) -> None:
@@ -216,8 +223,6 @@ def test_settings_are_checked(options: dict[str, Any], message: str) -> None:
         Flips(**options)
 
 
-def test_bits_must_be_a_known_word_and_have_layers() -> None:
-    model = nn.Sequential(make_layer("sign"))
-    with pytest.raises(ValueError, match="bits is 'flops'; it must be one of 'flip'"):
-        retune(model, [torch.ones(1, N)], bits="flops", progress=False)  # type: ignore[arg-type]
-    assert isinstance(model[0], FactoredLayer)
+def test_bits_flip_in_linear_layers_only() -> None:
+    with pytest.raises(ValueError, match="bits is given and model has no DibaLinear"):
+        retune(diba.torch.DibaEmbedding(8, 4, 2), [torch.ones(1, dtype=torch.int64)], bits="flip")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import json
 import warnings
 from itertools import pairwise
 from typing import Any
@@ -17,9 +19,10 @@ import diba
 from diba.torch.conversion.scores import scores
 from diba.torch.modules.layer import FactoredLayer
 from diba.torch.modules.linear import DibaLinear
-from diba.torch.retuning.groups import trainable
+from diba.torch.retuning.flips import Flips
 from diba.torch.retuning.losses import distillation
 from diba.torch.retuning.retune import bits_checksum, retune
+from diba.torch.retuning.training import Training, trainable
 
 SIZES = (36, 40, 28, 5)
 
@@ -113,7 +116,7 @@ def test_the_loss_falls_and_only_diagonals_and_biases_change(
 def test_memory_is_that_of_the_diagonals(model: nn.Sequential, batches: list[Any]) -> None:
     report = retune(model, batches, regression, progress=False)
     everything = sum(m * n + m for n, m in pairwise(SIZES))
-    assert report.dense_bytes == 12 * everything  # a gradient and two moments, float32
+    assert report.dense_training_bytes == 12 * everything  # a gradient and two moments, float32
     # The same for what trained; and a step count of 4 bytes for each of the 8 tensors.
     assert report.training_bytes == 12 * report.trained + 8 * 4
 
@@ -230,7 +233,7 @@ def test_dropout_runs_if_asked_and_batch_statistics_stay(dense: nn.Sequential) -
     for options, dropped, kept in (
         ({}, False, True),
         ({"dropout": True}, True, True),
-        ({"statistics": True}, False, False),
+        ({"batch_statistics": True}, False, False),
     ):
         trained, zeros = copy.deepcopy(model), []
         retune(trained, [x], loss, progress=False, **options)
@@ -257,7 +260,7 @@ class Recorder(torch.optim.SGD):
 
 
 @pytest.mark.parametrize(
-    ("schedule", "expected"),
+    ("lr_scheduler", "expected"),
     [
         ("constant", [0.5, 1, 1, 1]),
         ("linear", [0.5, 1, 1, 0.5]),
@@ -265,10 +268,10 @@ class Recorder(torch.optim.SGD):
     ],
 )
 def test_rates_follow_the_schedule(
-    model: nn.Sequential, batches: list[Any], schedule: Any, expected: list[float]
+    model: nn.Sequential, batches: list[Any], lr_scheduler: Any, expected: list[float]
 ) -> None:
-    options: dict[str, Any] = {"lr": 1e-3, "warmup": 0.5, "schedule": schedule, "progress": False}
-    retune(model, batches[:4], regression, optimizer=Recorder, **options)
+    options: dict[str, Any] = {"lr": 1e-3, "warmup_ratio": 0.5, "progress": False}
+    retune(model, batches[:4], regression, optimizer=Recorder, lr_scheduler=lr_scheduler, **options)
     assert Recorder.rates == pytest.approx([1e-3 * rate for rate in expected], rel=1e-12)
 
 
@@ -279,7 +282,7 @@ def test_accumulated_batches_are_one_large_batch(model: nn.Sequential, batches: 
     joined = [tuple(torch.cat(pair) for pair in zip(*batches[i : i + 2], strict=True)) for i in (0, 2)]
     other = copy.deepcopy(model)
     options: dict[str, Any] = {"lr": 0.01, "optimizer": torch.optim.SGD, "progress": False}
-    one = retune(model, batches, regression, accumulate=2, **options)
+    one = retune(model, batches, regression, gradient_accumulation_steps=2, **options)
     two = retune(other, joined, regression, **options)
     assert one.steps == two.steps == 2
     for a, b in zip(model.parameters(), other.parameters(), strict=True):
@@ -307,8 +310,8 @@ def test_clipping_bounds_the_relative_step(model: nn.Sequential, batches: list[A
     named = {name: scale[id(p)] for name, p in model.named_parameters() if id(p) in scale}
     before = state(model)
 
-    options: dict[str, Any] = {"clip": 1e-3, "promise": None, "optimizer": Relative, "progress": False}
-    retune(model, batches[:1], lambda m, b: 1e6 * regression(m, b), **options)
+    options: dict[str, Any] = {"max_grad_norm": 1e-3, "max_loss_change": None, "optimizer": Relative}
+    retune(model, batches[:1], lambda m, b: 1e6 * regression(m, b), progress=False, **options)
     after = state(model)
     steps = [(after[name] - before[name]).double().norm() / scale for name, scale in named.items()]
     assert float(torch.stack(steps).norm()) == pytest.approx(1e-3, rel=1e-9)
@@ -321,7 +324,7 @@ def step_of(model: nn.Module, batch: Any, sign: float = 1.0, **options: Any) -> 
     parameters = [p for group in trainable(model) for p in group["params"]]
     gradient = torch.autograd.grad(sign * regression(model, batch), parameters)
     before = [p.detach().clone() for p in parameters]
-    options = {"lr": 100.0, "clip": None, "optimizer": torch.optim.SGD, "progress": False} | options
+    options = {"lr": 100.0, "max_grad_norm": None, "optimizer": torch.optim.SGD, "progress": False} | options
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         moved: list[Tensor] = []
@@ -336,11 +339,11 @@ def step_of(model: nn.Module, batch: Any, sign: float = 1.0, **options: Any) -> 
     return torch.cat([g.flatten() for g in gradient]), change, float(report.losses[0])
 
 
-def test_no_step_promises_too_much(model: nn.Sequential, batches: list[Any]) -> None:
-    """The direction stays, and the length is that at which the gradient's account comes to the share."""
-    gradient, whole, _ = step_of(model, batches[0], promise=None)
+def test_no_step_changes_the_loss_by_too_much(model: nn.Sequential, batches: list[Any]) -> None:
+    """The direction stays, and the length is that at which the change to first order is the share."""
+    gradient, whole, _ = step_of(model, batches[0], max_loss_change=None)
     for share in (0.25, 0.01):
-        same_gradient, change, loss = step_of(model, batches[0], promise=share)
+        same_gradient, change, loss = step_of(model, batches[0], max_loss_change=share)
         torch.testing.assert_close(same_gradient, gradient, rtol=0, atol=0)
         assert float(-gradient @ change) == pytest.approx(share * loss, rel=1e-9)
         cosine = change @ whole / (change.norm() * whole.norm())
@@ -348,15 +351,15 @@ def test_no_step_promises_too_much(model: nn.Sequential, batches: list[Any]) -> 
         assert change.norm() < whole.norm()
 
 
-def test_steps_that_promise_little_are_as_they_are(model: nn.Sequential, batches: list[Any]) -> None:
-    *_, whole, _ = step_of(model, batches[0], promise=None, lr=1e-4)
+def test_steps_that_change_little_are_as_they_are(model: nn.Sequential, batches: list[Any]) -> None:
+    *_, whole, _ = step_of(model, batches[0], max_loss_change=None, lr=1e-4)
     *_, change, _ = step_of(model, batches[0], lr=1e-4)
     assert torch.equal(change, whole)
 
 
 def test_losses_below_zero_bound_no_step(model: nn.Sequential, batches: list[Any]) -> None:
     """Nobody knows how far they can fall."""
-    *_, whole, loss = step_of(model, batches[0], sign=-1, promise=None)
+    *_, whole, loss = step_of(model, batches[0], sign=-1, max_loss_change=None)
     *_, change, _ = step_of(model, batches[0], sign=-1)
     assert loss < 0
     assert torch.equal(change, whole)
@@ -396,7 +399,7 @@ def test_a_loss_that_stays_infinite_puts_everything_back(model: nn.Sequential, b
 def test_a_model_that_got_worse_is_put_back(model: nn.Sequential, batches: list[Any], bits: Any) -> None:
     """A rate that flings the diagonals about, and steps that end before they settle."""
     before = state(model)
-    options: dict[str, Any] = {"lr": 1.0, "schedule": "constant", "promise": None, "bits": bits}
+    options: dict[str, Any] = {"lr": 1.0, "lr_scheduler": "constant", "max_loss_change": None, "bits": bits}
     with pytest.warns(
         UserWarning, match=r"loss of 4 batches rose from .* as it was before: use a smaller lr"
     ):
@@ -404,7 +407,7 @@ def test_a_model_that_got_worse_is_put_back(model: nn.Sequential, batches: list[
     assert same(before, state(model)) == set()
     assert report.restored
     assert report.flips == {}
-    start, end = report.checked
+    start, end = report.loss_before, report.loss_after
     with torch.no_grad():
         assert start == np.mean([regression(model, batch).item() for batch in batches[::4]]) < end
     assert "undone" in str(report)
@@ -415,7 +418,7 @@ def test_statistics_of_batches_are_put_back_too(dense: nn.Sequential) -> None:
     before = state(model)
     with pytest.warns(UserWarning, match="rose"):
         report = retune(
-            model, inputs(2), lambda m, x: m(x).square().mean(), statistics=True, lr=1e3, progress=False
+            model, inputs(2), lambda m, x: m(x).square().mean(), batch_statistics=True, lr=1e3, progress=False
         )
     assert report.restored
     assert same(before, state(model)) == set()
@@ -426,7 +429,7 @@ def test_a_better_model_stays(model: nn.Sequential, batches: list[Any]) -> None:
     assert not report.restored
     with torch.no_grad():
         end = np.mean([regression(model, batch).item() for batch in batches[::4]])
-    assert report.checked[1] == end < report.checked[0]
+    assert report.loss_after == end < report.loss_before
 
 
 def test_0_1_trains_more_slowly_than_signs(dense: nn.Sequential) -> None:
@@ -441,7 +444,7 @@ def test_0_1_trains_more_slowly_than_signs(dense: nn.Sequential) -> None:
 
 def test_steps_go_through_the_batches_again(model: nn.Sequential, batches: list[Any]) -> None:
     report = retune(
-        model, iter(batches[:2]), regression, steps=5, progress=False, evaluate=lambda m: m.training
+        model, iter(batches[:2]), regression, max_steps=5, progress=False, evaluate=lambda m: m.training
     )
     assert report.steps == 5
     assert report.evaluations == [(0, False), (2, False), (4, False), (5, False)]
@@ -615,11 +618,65 @@ def test_a_transformer_learns_from_its_dense_self() -> None:
         batches.append({"input_ids": torch.from_numpy(rng.integers(0, 50, (8, 12))), "attention_mask": mask})
     before = state(model)
     report = retune(model, batches, teacher=teacher, epochs=10, lr=0.002, norms=True, progress=False)
-    assert report.checked[1] < 0.8 * report.checked[0]
+    assert report.loss_after < 0.8 * report.loss_before
     changed = same(before, state(model))
     assert changed == {n for n in before if n.endswith((".d1", ".d2", ".d3")) or "LayerNorm" in n} | {
         f"encoder.layer.0.{name}.bias" for name in ("intermediate.dense", "output.dense")
     }
+
+
+# ---------------------------------------------------------------- settings
+
+
+def test_settings_are_printed_and_come_back_from_json() -> None:
+    training = Training(max_steps=500, max_grad_norm=None, bits=Flips(every=7))
+    text = str(training)
+    for field in dataclasses.fields(Training):
+        assert f"{field.name}={getattr(training, field.name)!r}" in text
+    stored = json.loads(json.dumps(dataclasses.asdict(training)))
+    assert Training(**stored) == training
+    assert Training(bits="flip").bits == Flips()
+
+
+def test_settings_can_be_given_whole(dense: nn.Sequential, batches: list[Any]) -> None:
+    models = [factored(dense) for _ in range(2)]
+    settings: dict[str, Any] = {"lr": 0.01, "epochs": 2, "bits": "flip"}
+    one = retune(models[0], batches, regression, progress=False, **settings)
+    two = retune(models[1], batches, regression, progress=False, training=Training(**settings))
+    assert same(state(models[0]), state(models[1])) == set()
+    assert one.training == two.training == Training(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"lr": 0}, ValueError, "lr is 0; it must be a finite number above 0"),
+        ({"epochs": 0}, ValueError, "epochs is 0"),
+        ({"max_steps": 2.5}, TypeError, "max_steps is .*2.5"),
+        ({"gradient_accumulation_steps": 0}, ValueError, "gradient_accumulation_steps is 0"),
+        ({"lr_scheduler": "step"}, ValueError, "lr_scheduler is 'step'; it must be one of 'cosine'"),
+        ({"warmup_ratio": 2}, ValueError, "warmup_ratio is 2; it must be at most 1"),
+        ({"max_grad_norm": 0}, ValueError, "max_grad_norm is 0"),
+        ({"max_loss_change": 0}, ValueError, "max_loss_change is 0"),
+        ({"norms": 1}, TypeError, "norms is .*1.*use True or False"),
+        ({"optimizer": "sgd"}, TypeError, "optimizer is .*torch.optim.SGD"),
+        ({"bits": "flops"}, ValueError, "bits is 'flops'; it must be one of 'flip'"),
+        ({"seed": -1}, ValueError, "seed is -1"),
+    ],
+)
+def test_settings_check_themselves(settings: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        Training(**settings)
+
+
+def test_progress_is_told_of_every_step(model: nn.Sequential, batches: list[Any]) -> None:
+    seen: list[diba.Progress] = []
+    report = retune(model, batches, regression, max_steps=3, bits=Flips(lr=1.0), progress=seen.append)
+    assert [(state.task, state.done, state.total) for state in seen] == [("retune", i, 3) for i in range(4)]
+    assert [state.loss for state in seen] == [None, *report.losses]
+    assert seen[0].flips is None
+    assert seen[-1].flips is not None
+    assert [state.remaining is None for state in seen] == [True, False, False, False]
 
 
 # ---------------------------------------------------------------- scores
@@ -662,14 +719,13 @@ def test_scores_are_squared_slopes(model: nn.Sequential, batches: list[Any]) -> 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"lr": 0}, ValueError, "lr is 0; it must be a finite number above 0"),
-        ({"epochs": 0}, ValueError, "epochs is 0"),
-        ({"accumulate": 0}, ValueError, "accumulate is 0"),
-        ({"schedule": "step"}, ValueError, "schedule is 'step'; it must be one of 'cosine'"),
-        ({"clip": 0}, ValueError, "clip is 0"),
-        ({"promise": 0}, ValueError, "promise is 0"),
+        ({"steps": 5}, TypeError, "'steps' is no setting of a training.*did you mean 'max_steps'"),
+        ({"clip": 5}, TypeError, "'clip' is no setting of a training; settings are epochs, max_steps"),
+        ({"training": Training(), "lr": 1}, ValueError, "training and the keyword 'lr' are both given"),
+        ({"training": {"lr": 1}}, TypeError, "training is .*use diba.torch.Training"),
+        ({"progress": 3}, TypeError, "progress is 3"),
         ({"loss": 3}, TypeError, "loss is .*; it must be None or a callable"),
-        ({"loss": lambda m, b: 1.0}, TypeError, "loss returned .*; it must return a tensor"),
+        ({"loss": lambda m, b: 1.0}, TypeError, "loss returned .*; it must return a scalar tensor"),
         ({"loss": lambda m, b: m(b[0]).sum().detach()}, ValueError, "does not depend on the diagonals"),
         ({"loss": None}, ValueError, "returns no loss for this batch"),
         ({"batches": []}, ValueError, "batches is empty"),
@@ -683,7 +739,7 @@ def test_bad_arguments_are_named(
         arguments["batches"] = inputs(1)
     before = state(model)
     with pytest.raises(error, match=message):
-        retune(model, **arguments, progress=False)
+        retune(model, **{"progress": False, **arguments})
     assert same(before, state(model)) == set()
 
 

@@ -28,10 +28,10 @@ from .modules.conv import DibaConv1d, DibaConv2d
 from .modules.embedding import DibaEmbedding
 from .modules.layer import FactoredLayer
 from .modules.linear import DibaLinear
-from .retuning.fisher import fisher
 from .retuning.flips import Flips
-from .retuning.losses import distillation, model_loss
-from .retuning.retune import RetuneReport, retune, trainable
+from .retuning.losses import distillation, fisher, model_loss
+from .retuning.retune import RetuneReport, retune
+from .retuning.training import Training, trainable
 
 __all__ = [
     "Calibration",
@@ -46,6 +46,7 @@ __all__ = [
     "Moments",
     "Report",
     "RetuneReport",
+    "Training",
     "allocate",
     "calibrate",
     "convert",

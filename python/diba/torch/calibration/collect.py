@@ -12,15 +12,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..._internal import check
+from ...progress import ProgressOption, Steps, check_progress, reporting
 from ..model.unfuse import unfused
 from ..modules.vectors import Products, input_of, input_size, kind, vectors
-from ..retuning.batches import call, evaluating, plain_grad, repeatable, shown, token_masks
-from .gradients import backward, check_loss, frozen, output_gradients, row_squares
+from ..retuning.batches import call, differentiable, plain_grad, repeatable, size, token_masks
+from ..retuning.losses import Loss, check_loss
 from .moments import Calibration, Moments
+from .sensitivity import backward, output_gradients, row_squares
 
 __all__ = ["calibrate", "dense_layers"]
-
-Loss = Callable[[nn.Module, Any], Tensor]
 
 
 def calibrate(
@@ -30,7 +30,7 @@ def calibrate(
     config: Any = None,
     loss: Loss | None = None,
     tokens: int | None = None,
-    progress: bool = True,
+    progress: ProgressOption = True,
 ) -> Calibration:
     """Run the model on batches and collect the second moments E[x x'] of the inputs of its dense layers.
 
@@ -42,7 +42,8 @@ def calibrate(
         loss: ``loss(model, batch)``, a scalar: the RMS gradient of every output is collected too. Parameters
             get no ``.grad``.
         tokens: End after the batch by which some layer has seen this many input vectors; None reads all.
-        progress: Show a bar on a terminal, where tqdm is installed.
+        progress: True shows a bar on stderr, False nothing; a callable gets a :class:`diba.Progress` at the
+            start and after each batch.
 
     Returns:
         Layer name -> :class:`Moments`. Layers that no batch reached are missing, and so are embeddings, which
@@ -61,6 +62,7 @@ def calibrate(
     if tokens is not None:
         tokens = check.positive_int(tokens, "tokens")
     check_loss(loss)
+    check_progress(progress)
     data = repeatable(batches)
     with unfused(model):
         layers = dense_layers(model, config)
@@ -68,10 +70,12 @@ def calibrate(
             raise ValueError("model has no dense layer to calibrate; it must have a Linear or a convolution")
         # Layers found to read one tensor share their sum. If one day they do not, a second run keeps them
         # apart.
-        recorder = _Recorder(layers, share=True)
-        if not recorder.read(model, data, loss, tokens, progress):
-            recorder = _Recorder(layers, share=False)
-            recorder.read(model, data, loss, tokens, progress)
+        with reporting(progress) as show:
+            after_batch = Steps("calibrate", size(data), show).done
+            recorder = _Recorder(layers, share=True)
+            if not recorder.read(model, data, loss, tokens, after_batch):
+                recorder = _Recorder(layers, share=False)
+                recorder.read(model, data, loss, tokens, after_batch)
         return recorder.result()
 
 
@@ -103,24 +107,26 @@ class _Recorder:
         self._calls: dict[str, list[int]] = {}  # inputs of this batch, numbered, in the order of the calls
 
     def read(
-        self, model: nn.Module, batches: Iterable[Any], loss: Loss | None, tokens: int | None, progress: bool
+        self,
+        model: nn.Module,
+        batches: Iterable[Any],
+        loss: Loss | None,
+        tokens: int | None,
+        after_batch: Callable[[int], object],
     ) -> bool:
         """Read the batches; False as soon as layers that share their sums no longer read the same tensors."""
-        with ExitStack() as stack:
-            stack.enter_context(evaluating(model))
-            stack.enter_context(plain_grad(loss is not None))
-            stack.enter_context(frozen(model))
-            stack.enter_context(self._hooks(loss is not None))
-            for batch in shown(batches, "calibrate", progress):
+        with differentiable(model, ()), plain_grad(loss is not None), self._hooks(loss is not None):
+            for batch in batches:
                 self._start(batch)
                 if loss is None:
                     call(model, batch)
                 else:
-                    backward(loss(model, batch), self._batch)
+                    backward(loss, model, batch, self._batch)
                 if any(
                     self._calls.get(name) != self._calls.get(lead) for name, lead in self._leaders.items()
                 ):
                     return False
+                after_batch(self._batch + 1)
                 if (
                     tokens is not None
                     and max((p.count for p in self._products.values()), default=0) >= tokens

@@ -1,26 +1,94 @@
-"""How much the vectors that a layer reads, and the outputs it makes, matter to a loss."""
+"""Gradients of a loss at the outputs of layers; weights of vectors and outputs that follow from them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..modules.vectors import mark_like, sampled
-from ..retuning.batches import digest, evaluating, plain_grad, token_masks
-from .gradients import backward, frozen, output_gradients, row_squares
+from ..modules.vectors import input_of, mark_like, output_rows, sampled
+from ..retuning.batches import differentiable, digest, token_masks
+from ..retuning.losses import Loss, loss_value
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["LEAST", "Sensitivity", "measure"]
+__all__ = ["LEAST", "Sensitivity", "backward", "measure", "output_gradients", "row_squares"]
 
 LEAST = 0.01
 """Added to the weight of every vector: what no sample of a loss reached may still matter."""
+
+
+Take = Callable[[str, int, Tensor], None]
+"""Called with the layer's name, the number of its call in this run, and the gradient at its output."""
+
+
+@contextmanager
+def output_gradients(layers: Mapping[str, nn.Module], take: Take) -> Iterator[dict[str, int]]:
+    """Call ``take`` for every output of these layers that a backward pass reaches, the last ones first.
+
+    Yields:
+        Calls of each layer so far: clear it before every run.
+    """
+    calls: dict[str, int] = defaultdict(int)
+
+    def after(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Tensor | None:
+        y = output
+        replaced = not y.requires_grad
+        if replaced:  # nothing before it has parameters that ask for gradients: the graph begins here
+            y = y.detach().requires_grad_().clone()
+        like = mark_like(torch.empty(0), input_of(args, kwargs))
+        y.register_hook(partial(reached, name, calls[name], like))
+        calls[name] += 1
+        return y if replaced else None
+
+    def reached(name: str, number: int, like: Tensor, gradient: Tensor) -> None:
+        take(name, number, mark_like(gradient.detach(), like))
+
+    with ExitStack() as stack:
+        for name, module in layers.items():
+            stack.callback(module.register_forward_hook(partial(after, name), with_kwargs=True).remove)
+        yield calls
+
+
+def row_squares(module: nn.Module, gradient: Tensor, masks: Sequence[Tensor], where: str) -> Tensor:
+    """Squared gradients, shape (vectors, m), float64, padding left out.
+
+    Raises:
+        ValueError: one is not finite; ``where`` names layer and batch.
+    """
+    rows = output_rows(module, gradient, masks)
+    squares = rows.double().square()
+    if not squares.isfinite().all():
+        raise ValueError(
+            f"the gradients of the outputs of {where} are not finite; they must be: check the loss, or run "
+            f"the model in float32"
+        )
+    return mark_like(squares, rows)
+
+
+def backward(loss: Loss, model: nn.Module, batch: Any, number: int) -> None:
+    """Run the model and the backward pass of a loss on batch ``number``.
+
+    Raises:
+        TypeError: the loss is no scalar tensor.
+        ValueError: it has no gradient, or is not finite.
+    """
+    value = loss_value(loss, model, batch)
+    if not value.requires_grad:
+        raise ValueError(
+            "loss returned a tensor without gradient; it must return a scalar tensor that depends on the "
+            "model's outputs, with no detach or no_grad between"
+        )
+    if not value.isfinite():
+        raise ValueError(f"loss is {value.item()} in batch {number}; it must be finite: check the batch")
+    value.backward()  # type: ignore[no-untyped-call]
 
 
 class Sensitivity:
@@ -47,7 +115,7 @@ class Sensitivity:
         self._outputs[name] = self._outputs.get(name, 0) + sums
 
     def weights(self, batch: bytes, names: Sequence[str], call: int) -> Tensor | None:
-        """Of the vectors that layers of one input read in a call; about 1 on average over all batches.
+        """Weights of the vectors that layers of one input read in a call; about 1 on average.
 
         Returns:
             Shape (vectors,), float32; None where the loss reaches none of the layers.
@@ -76,10 +144,7 @@ class Sensitivity:
 
 
 def measure(
-    model: nn.Module,
-    layers: Mapping[str, nn.Module],
-    batches: Iterable[Any],
-    loss: Callable[[nn.Module, Any], Tensor],
+    model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable[Any], loss: Loss
 ) -> Sensitivity:
     """Run the model and its backward pass on all batches.
 
@@ -103,12 +168,10 @@ def measure(
         result.add(key, name, call, squares, mark_like(weights, squares))
 
     with ExitStack() as stack:
-        stack.enter_context(evaluating(model))
-        stack.enter_context(plain_grad(True))
-        stack.enter_context(frozen(model))
+        stack.enter_context(differentiable(model, ()))
         calls = stack.enter_context(output_gradients(layers, take))
         for number, data in enumerate(batches):
             calls.clear()
             batch[:] = number, digest(data), token_masks(data)
-            backward(loss(model, data), number)
+            backward(loss, model, data, number)
     return result

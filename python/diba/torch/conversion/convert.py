@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ..._internal import check
-from ..calibration.gradients import check_loss
 from ..calibration.moments import Calibration
 from ..model.config import Config
 from ..model.selection import check_weights, require, select
 from ..model.unfuse import unfused
 from ..modules.layer import FactoredLayer
+from ..retuning.losses import check_loss
 from . import run as conversion
 from .coverage import moments_of, reads, unreached, warn_unreached
 from .report import LayerReport, Report

@@ -13,7 +13,8 @@ from torch import nn
 
 from ..model.accounts import some
 from ..modules.layer import FactoredLayer
-from ..retuning.losses import Loss, differentiable, model_loss
+from ..retuning.batches import differentiable
+from ..retuning.losses import Loss, model_loss
 
 __all__ = ["scores"]
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import inspect
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -21,12 +20,13 @@ from ..._internal.check_arrays import describe
 
 __all__ = [
     "HELD_BYTES",
+    "batch_norms",
     "call",
+    "differentiable",
     "digest",
     "evaluating",
     "plain_grad",
     "repeatable",
-    "shown",
     "size",
     "some",
     "token_masks",
@@ -173,18 +173,51 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = modes.get(module, modes[model])
 
 
-def shown(batches: Iterable[Any], text: str, progress: bool) -> Iterator[Any]:
-    """The batches, with a tqdm bar on a terminal where tqdm is installed."""
-    if progress and sys.stderr.isatty():
-        with contextlib.suppress(ImportError):
-            from tqdm import tqdm
-
-            batches = tqdm(batches, desc=text, total=size(batches), unit="batch", leave=False)
-    return iter(batches)
-
-
 @contextlib.contextmanager
 def plain_grad(enabled: bool) -> Iterator[None]:
     """Gradients on or off whatever the caller's mode; no inference mode, which hides version counters."""
     with torch.inference_mode(False), torch.set_grad_enabled(enabled):
         yield
+
+
+@contextlib.contextmanager
+def differentiable(
+    model: nn.Module,
+    parameters: Iterable[nn.Parameter],
+    *,
+    dropout: bool = False,
+    batch_statistics: bool = False,
+) -> Iterator[None]:
+    """Let gradients reach these parameters only; everything is as before afterwards, whatever happens.
+
+    Args:
+        model: Runs in eval mode, so the loss is the one that will be measured.
+        parameters: Get gradients; the ``grad`` and ``requires_grad`` of all parameters are restored.
+        dropout: Run in training mode (dropout, layer drop), except for the batch statistics.
+        batch_statistics: Let batch normalisation use and update its running statistics.
+    """
+    before = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        for parameter, _, _ in before:
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        for module, _ in modes:
+            module.training = dropout
+        for module in batch_norms(model):
+            module.training = batch_statistics
+        with plain_grad(True):
+            yield
+    finally:
+        for parameter, wanted, gradient in before:
+            parameter.requires_grad_(wanted)
+            parameter.grad = gradient
+        for module, mode in modes:
+            module.training = mode
+
+
+def batch_norms(model: nn.Module) -> list[nn.Module]:
+    """Its modules that keep statistics of batches."""
+    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]

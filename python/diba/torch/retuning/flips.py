@@ -31,7 +31,7 @@ from ..ops.reference import unpack
 
 __all__ = ["Flipper", "Flips", "flip"]
 
-_DECAYS = 0.9, 0.999  # of Adam
+_DECAYS = 0.9, 0.999  # decays of Adam's two moments
 
 
 @dataclass(frozen=True)
@@ -40,20 +40,20 @@ class Flips:
 
     Attributes:
         share: At most this share of a factor's bits flips in a step; the others have to wait.
-        rate: Of the latents, times the schedule of ``retune``. A bit flips after 1 / rate steps at the
-            earliest.
-        every: Steps of a turn.
+        lr: Learning rate of the latent numbers, scheduled as that of the diagonals. A bit flips after 1 / lr
+            steps at the earliest.
+        every: Steps in a turn.
         layers: Share of the layers in each turn, at least one, in random order. Meanwhile each of them takes
             16 (m + n) k bytes.
     """
 
     share: float = 1e-4
-    rate: float = 0.03
+    lr: float = 0.03
     every: int = 100
     layers: float = 0.1
 
     def __post_init__(self) -> None:
-        check.number(self.rate, "rate", minimum=0, exclusive=True)
+        check.number(self.lr, "lr", minimum=0, exclusive=True)
         check.positive_int(self.every, "every")
         for name in ("share", "layers"):
             if check.number(getattr(self, name), name, minimum=0, exclusive=True) > 1:
@@ -67,7 +67,7 @@ def flip(bits: Tensor, entries: Tensor, columns: int) -> None:
     Args:
         bits: uint8 of shape (rows, ceil(columns / 8)).
         entries: Different entries, int64, as ``row * columns + column``.
-        columns: Of the matrix; bits past the last one are never touched.
+        columns: Columns of the matrix; bits past the last one are never touched.
     """
     row, column = entries.div(columns, rounding_mode="floor"), entries % columns
     mask = torch.zeros_like(bits).view(-1)
@@ -77,7 +77,7 @@ def flip(bits: Tensor, entries: Tensor, columns: int) -> None:
 
 
 class _Latents:
-    """Of one bit matrix, during a turn; all tensors have its shape (rows, columns)."""
+    """Latent numbers of one bit matrix in a turn, and Adam's state; all have its shape (rows, columns)."""
 
     def __init__(self, bits: Tensor, columns: int, dtype: torch.dtype) -> None:
         self.bits, self.start = bits, bits.clone()
@@ -89,15 +89,15 @@ class _Latents:
     def nbytes(self) -> int:
         return 4 * self.value.nbytes
 
-    def step(self, rate: float, share: float) -> None:
-        """A step of Adam, and the flips that follow from it."""
+    def step(self, lr: float, share: float) -> int:
+        """A step of Adam, and the flips that follow from it, whose number is returned."""
         self.steps += 1
         self.mean.lerp_(self.gradient, 1 - _DECAYS[0])
         self.square.mul_(_DECAYS[1]).addcmul_(self.gradient, self.gradient, value=1 - _DECAYS[1])
         unbiased = [1 - decay**self.steps for decay in _DECAYS]
         root = self.square.div(unbiased[1]).sqrt_().clamp_min_(torch.finfo(self.square.dtype).tiny)
         before = self.value > 0
-        self.value.addcdiv_(self.mean, root, value=-rate / unbiased[0])
+        self.value.addcdiv_(self.mean, root, value=-lr / unbiased[0])
         self.gradient.zero_()
         crossed = (self.value > 0).ne_(before).view(-1).nonzero().view(-1)
         most = max(1, int(share * self.value.numel()))
@@ -109,6 +109,7 @@ class _Latents:
             crossed = crossed[order[:most]]
         if len(crossed):
             flip(self.bits, crossed, self.value.shape[1])
+        return len(crossed)
 
     def changed(self) -> int:
         """Bits that differ from the start of the turn."""
@@ -145,7 +146,7 @@ class Flipper:
         turns: Turns that ended with other bits than they began with.
         kept: Those of them whose flips were kept.
         seconds: Time spent on all of it.
-        peak_bytes: Of latents, gradients and moments, at most.
+        peak_bytes: Largest memory of latents, gradients and moments.
     """
 
     layers: dict[str, DibaLinear]
@@ -173,14 +174,16 @@ class Flipper:
         return stack
 
     @torch.no_grad()
-    def step(self, rate: float) -> None:
-        """Move the current latents and flip bits, at ``rate`` times their learning rate."""
+    def step(self, rate: float) -> int:
+        """Move the current latents at ``rate`` times their learning rate, and flip bits; says how many."""
         start = time.perf_counter()
         self._steps += 1
+        flipped = 0
         for turn in self._turn.values():
             for latents in (turn.left, turn.right):
-                latents.step(self.settings.rate * rate, self.settings.share)
+                flipped += latents.step(self.settings.lr * rate, self.settings.share)
         self.seconds += time.perf_counter() - start
+        return flipped
 
     def drop(self) -> None:
         """Forget the gradients of a step that is skipped."""

@@ -1,10 +1,13 @@
-"""What a loss is: a callable ``loss(model, batch)`` that returns a scalar tensor. The usual ones are here."""
+"""The loss of retuning: the distance from a teacher, the model's own loss, or any callable.
+
+A loss is a callable ``loss(model, batch)`` that returns a scalar tensor; ``fisher``, for calibration, too.
+Which tensors of a model's output are compared: ``outputs``.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,16 +15,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..._internal import check
-from .batches import call, digest, evaluating, plain_grad
+from ..._internal.check_arrays import describe
+from .batches import call, digest, evaluating
 from .outputs import Answer, answers, choices, field, positions
 
 __all__ = [
     "Distillation",
     "Forward",
     "Loss",
-    "batch_norms",
-    "differentiable",
+    "check_loss",
+    "chosen_loss",
     "distillation",
+    "fisher",
+    "loss_value",
     "model_loss",
 ]
 
@@ -29,6 +35,34 @@ Loss = Callable[[nn.Module, Any], Tensor]
 """``loss(model, batch) -> scalar tensor``; a smaller value is better."""
 
 Forward = Callable[[nn.Module, Any], Any]
+"""``forward(model, batch) -> output``; the default is ``batches.call``."""
+
+
+def chosen_loss(loss: Loss | None, teacher: nn.Module | None) -> Loss:
+    """What ``retune`` lowers: distillation, the loss given, their sum, or the model's own."""
+    check_loss(loss)
+    if teacher is None:
+        return model_loss if loss is None else loss
+    imitation, task = distillation(teacher), loss
+    return imitation if task is None else lambda model, batch: imitation(model, batch) + task(model, batch)
+
+
+def check_loss(loss: Any) -> None:
+    """Refuse what is neither None nor callable."""
+    if loss is not None and not callable(loss):
+        raise TypeError(f"loss is {describe(loss)}; it must be None or a callable loss(model, batch)")
+
+
+def loss_value(loss: Loss, model: nn.Module, batch: Any) -> Tensor:
+    """The loss of a batch.
+
+    Raises:
+        TypeError: it is no scalar tensor.
+    """
+    value: Any = loss(model, batch)
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        raise TypeError(f"loss returned {describe(value)}; it must return a scalar tensor, with one number")
+    return value
 
 
 def model_loss(model: nn.Module, batch: Any) -> Tensor:
@@ -191,40 +225,55 @@ def _relative_error(student: Tensor, teacher: Tensor) -> Tensor:
     )
 
 
-@contextmanager
-def differentiable(
-    model: nn.Module, parameters: Iterable[nn.Parameter], *, dropout: bool = False, statistics: bool = False
-) -> Iterator[None]:
-    """Let gradients reach these parameters only; everything is as before afterwards, whatever happens.
+def fisher(*, seed: int = 0, features: bool = False, forward: Forward = call) -> Loss:
+    """A loss for :func:`calibrate` that needs neither labels nor a teacher.
+
+    Distillation is of no use there: the distance of the dense model from itself has no gradient. Here the
+    labels are drawn from the model's own answers, so the mean of the squared gradients is the diagonal of
+    the Fisher information: to second order, what an error costs in nats of
+    ``KL(dense model | compressed model)``. Outputs that are no logits are multiplied by random signs and
+    summed: squared gradients are then, on average, what an error changes in ``|output|^2``. What counts as
+    the output of a model, and as logits, is what :func:`distillation` compares.
 
     Args:
-        model: Runs in eval mode, so the loss is the one that will be measured.
-        parameters: Get gradients; the ``grad`` and ``requires_grad`` of all parameters are restored.
-        dropout: Run in training mode (dropout, layer drop), except for the batch statistics.
-        statistics: Let batch normalisation use and update its running statistics.
+        seed: Seed of the draws; the same batches in the same order give the same gradients.
+        features: Take the first output that is not a loss or logits even where there are logits, as in
+            :func:`distillation`.
+        forward: ``forward(model, batch)``, as in :func:`distillation`.
+
+    Returns:
+        ``loss(model, batch)``: a sum over the positions that count, see :func:`distillation`.
+
+    Raises:
+        ValueError: the seed is negative; later, an output with neither logits nor features.
+
+    Source:
+        Martens, "New insights and perspectives on the natural gradient method", arXiv 1412.1193, section 5.
+
+    Example:
+        >>> import torch
+        >>> import diba.torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4))
+        >>> batches = [torch.randn(8, 64) for _ in range(4)]
+        >>> moments = diba.torch.calibrate(model, batches, loss=diba.torch.fisher())
+        >>> moments["0"].gradient_rms.shape
+        (32,)
     """
-    before = [(p, p.requires_grad, p.grad) for p in model.parameters()]
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        for parameter, _, _ in before:
-            parameter.requires_grad_(False)
-            parameter.grad = None
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-        for module, _ in modes:
-            module.training = dropout
-        for module in batch_norms(model):
-            module.training = statistics
-        with plain_grad(True):
-            yield
-    finally:
-        for parameter, wanted, gradient in before:
-            parameter.requires_grad_(wanted)
-            parameter.grad = gradient
-        for module, mode in modes:
-            module.training = mode
+    generator = torch.Generator().manual_seed(check.seed(seed))
 
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        total = torch.zeros(())
+        for answer in answers(forward(model, batch), model, features):
+            values = choices(answer)
+            chosen = values[positions(batch, values, model)].float()
+            if answer.kind == "features":
+                signs = torch.randint(0, 2, chosen.shape, generator=generator).to(chosen) * 2 - 1
+                total = total + (chosen * signs).sum()
+            else:
+                rows = chosen.reshape(-1, chosen.shape[-1])
+                shares = rows.detach().softmax(-1).cpu()
+                drawn = torch.multinomial(shares, 1, generator=generator)[:, 0].to(rows.device)
+                total = total + F.cross_entropy(rows, drawn, reduction="sum")
+        return total
 
-def batch_norms(model: nn.Module) -> list[nn.Module]:
-    """Its modules that keep statistics of batches."""
-    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
+    return loss

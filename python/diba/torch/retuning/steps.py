@@ -1,52 +1,82 @@
-"""One optimizer step after another: rates, clipping, and what happens when a loss is not finite."""
+"""Optimizer steps: their rates and limits, losses that are not finite, and an end no worse than the start."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..._internal import check
-from ..._internal.check_arrays import describe
-from .batches import evaluating, plain_grad
+from .batches import batch_norms, evaluating, plain_grad, size, some
 from .flips import Flipper
-from .groups import Group
-from .losses import Loss, batch_norms
+from .losses import Loss, loss_value
+from .training import Group, Training
 
-__all__ = ["CLIP", "PROMISE", "OptimizerFactory", "Run"]
+__all__ = ["Trainer", "step_count"]
 
-OptimizerFactory = Callable[[list[Group]], torch.optim.Optimizer]
-
-CLIP = 1.0  # largest norm of the gradient for relative changes
-PROMISE = 0.25  # largest share of the loss that a step may remove, by the gradient's account
+_EMPTY = "batches is empty; it must have at least one batch each time that it is read"
+_CHECKED = 4  # batches whose loss must not rise
 _PATIENCE = 10  # steps in a row without a finite loss or gradient
 
 
-class Run:
-    """The state of a run: one optimizer step at a time."""
+def step_count(training: Training, batches: Iterable[Any]) -> int:
+    """How many optimizer steps a training takes.
+
+    Raises:
+        TypeError: the batches have no length, and ``max_steps`` is None.
+    """
+    if training.max_steps is not None:
+        return training.max_steps
+    count = size(batches)
+    if count is None:
+        raise TypeError(
+            f"batches is {type(batches).__name__}, which has no length; it must be a list or a DataLoader "
+            f"of a sized dataset, or max_steps must be given"
+        )
+    return training.epochs * -(-count // training.gradient_accumulation_steps)
+
+
+class Trainer:
+    """Trains groups of parameters, and bits if there is a flipper.
+
+    Args:
+        model: ``batches.differentiable`` lets gradients reach the parameters.
+        loss: ``loss(model, batch)``.
+        groups: Of ``training.grouped``.
+        training: Rates and limits; what trains is in ``groups`` and ``flipper``.
+        flipper: None: no bit moves.
+
+    Attributes:
+        losses: The loss of every step before it was taken; NaN where it was skipped.
+        skipped: Steps without a finite loss or gradient; nothing changed in them.
+        flips: Bits that the last step changed.
+        checked: How many batches the mean loss before and after is of.
+        loss_before: Mean loss of these batches before the first step.
+        loss_after: The same after the last one.
+        restored: Whether it was larger, so that everything was put back.
+    """
 
     def __init__(
         self,
         model: nn.Module,
         loss: Loss,
         groups: list[Group],
-        optimizer: OptimizerFactory | None = None,
+        training: Training,
         flipper: Flipper | None = None,
-        clip: float | None = CLIP,
-        promise: float | None = PROMISE,
     ) -> None:
         self.losses: list[float] = []
-        self.skipped = 0
+        self.skipped = self.flips = self.checked = 0
+        self.loss_before = self.loss_after = math.nan
+        self.restored = False
         self._model, self._loss, self._groups, self._flipper = model, loss, groups, flipper
-        self._clip, self._promise = _limit(clip, "clip"), _limit(promise, "promise")
+        self._training = training
         self._rates = [group["lr"] for group in groups]
         copies = [dict(group) for group in groups]
-        self._optimizer = (
-            torch.optim.AdamW(copies, weight_decay=0) if optimizer is None else optimizer(copies)
-        )
+        make = training.optimizer
+        self._optimizer = torch.optim.AdamW(copies, weight_decay=0) if make is None else make(copies)
         self._in_a_row = 0
         changing: list[Tensor] = [p for group in groups for p in group["params"]]
         changing += [buffer for norm in batch_norms(model) for buffer in norm.buffers(recurse=False)]
@@ -54,11 +84,59 @@ class Run:
             changing += [bits for layer in flipper.layers.values() for bits in (layer.b1, layer.b2)]
         self._before = [(tensor, tensor.detach().clone()) for tensor in changing]
 
-    def step(self, chunk: list[Any], rate: float) -> None:
+    def train(
+        self,
+        batches: Iterable[Any],
+        steps: int,
+        after_step: Callable[[], object] = lambda: None,
+        around_epochs: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Take all steps; put everything back where the mean loss of some batches is larger at the end.
+
+        Args:
+            batches: Can be read any number of times.
+            steps: Optimizer steps.
+            after_step: Called after each of them.
+            around_epochs: Called at the start and after each pass over the batches.
+
+        Raises:
+            ValueError: no batches, or a loss that does not depend on the parameters.
+            FloatingPointError: no finite loss or gradient in ten steps in a row; everything is put back.
+        """
+        sample = some(batches, _CHECKED)
+        if not sample:
+            raise ValueError(_EMPTY)
+        around_epochs()
+        self.checked, self.loss_before = len(sample), self._mean_loss(sample)
+        while len(self.losses) < steps:
+            done = len(self.losses)
+            for chunk in _chunks(batches, self._training.gradient_accumulation_steps, steps - done):
+                self._step(chunk, self._training.lr_factor(len(self.losses), steps))
+                after_step()
+            if len(self.losses) == done:
+                raise ValueError(_EMPTY)
+            around_epochs()
+        if self._flipper is not None:
+            self._flipper.check(lambda: float(self._loss(self._model, sample[0])), last=True)
+        self.loss_after = self._mean_loss(sample)
+        if math.isfinite(self.loss_before) and not self.loss_after <= self.loss_before:
+            self._undo()
+            self.restored = True
+
+    def training_bytes(self) -> int:
+        """Bytes of gradients and of the optimizer's state."""
+        state = [
+            t for entry in self._optimizer.state.values() for t in entry.values() if isinstance(t, Tensor)
+        ]
+        gradients: int = sum(p.nbytes for group in self._groups for p in group["params"])
+        return gradients + sum(int(t.nbytes) for t in state)
+
+    def _step(self, chunk: list[Any], rate: float) -> None:
         """One step on some batches at ``rate`` times each group's learning rate."""
         for group, lr in zip(self._optimizer.param_groups, self._rates, strict=True):
             group["lr"] = lr * rate
         self._optimizer.zero_grad(set_to_none=True)
+        self.flips = 0
         if self._flipper is None:
             value = self._gradients(chunk)
         else:
@@ -70,38 +148,26 @@ class Run:
             self._in_a_row = 0
             self.losses.append(value)
             if self._flipper is not None:
-                self._flipper.step(rate)
+                self.flips = self._flipper.step(rate)
         else:
             self._skip(value)
 
-    def finish(self, batch: Any) -> None:
-        """After the last step: whether the flips of a turn that is not over stay, by some batch."""
-        if self._flipper is not None:
-            self._flipper.check(lambda: float(self._loss(self._model, batch)), last=True)
-
-    def mean_loss(self, batches: list[Any]) -> float:
-        """Of the model as it is."""
+    def _mean_loss(self, batches: list[Any]) -> float:
+        """The mean loss of the model as it is."""
         with plain_grad(False), evaluating(self._model):
-            return sum(self._value(batch).item() for batch in batches) / len(batches)
+            return sum(loss_value(self._loss, self._model, batch).item() for batch in batches) / len(batches)
 
     @torch.no_grad()
-    def undo(self) -> None:
+    def _undo(self) -> None:
         """Put back everything that steps may have changed."""
         for tensor, saved in self._before:
             tensor.copy_(saved)
 
-    def training_bytes(self) -> int:
-        """Of gradients and the optimizer's state."""
-        state = [
-            t for entry in self._optimizer.state.values() for t in entry.values() if isinstance(t, Tensor)
-        ]
-        gradients: int = sum(p.nbytes for group in self._groups for p in group["params"])
-        return gradients + sum(int(t.nbytes) for t in state)
-
     def _gradients(self, chunk: list[Any]) -> float:
+        """Gradients of the mean loss of some batches, which is returned."""
         value = 0.0
         for batch in chunk:
-            loss = self._value(batch)
+            loss = loss_value(self._loss, self._model, batch)
             if not loss.requires_grad:
                 raise ValueError(
                     "the loss does not depend on the diagonals; it must be computed from the model's "
@@ -110,12 +176,6 @@ class Run:
             (loss / len(chunk)).backward()  # type: ignore[no-untyped-call]
             value += loss.item() / len(chunk)
         return value
-
-    def _value(self, batch: Any) -> Tensor:
-        loss: Any = self._loss(self._model, batch)
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            raise TypeError(f"loss returned {describe(loss)}; it must return a tensor with one number")
-        return loss
 
     @torch.no_grad()
     def _clip_gradients(self) -> bool:
@@ -129,16 +189,17 @@ class Run:
         norm = torch.linalg.vector_norm(torch.stack([n.double().cpu() for n in scaled])).item()
         if not math.isfinite(norm):
             return False
-        if norm > self._clip:
+        largest = self._training.max_grad_norm
+        if largest is not None and norm > largest:
             for group in self._groups:
                 for p in group["params"]:
                     if p.grad is not None:
-                        p.grad.mul_(self._clip / norm)
+                        p.grad.mul_(largest / norm)
         return True
 
     @torch.no_grad()
     def _move(self, loss: float) -> None:
-        """The optimizer's step, shortened where the gradient promises too large a change of the loss.
+        """The optimizer's step, shortened where to first order it changes the loss by too much.
 
         Adam moves every entry by its whole rate at first. Thousands of entries of many layers, each helpful
         alone, then mend the same error many times over. (Stochastic Polyak step size: Loizou, Vaswani,
@@ -147,25 +208,34 @@ class Run:
         moving = [p for group in self._groups for p in group["params"] if p.grad is not None]
         before = [p.clone() for p in moving]
         self._optimizer.step()
-        promised = sum(torch.sum(p.grad * (old - p)).item() for p, old in zip(moving, before, strict=True))
-        if abs(promised) > self._promise * loss > 0:
+        share = self._training.max_loss_change
+        if share is None:
+            return
+        change = abs(sum(torch.sum(p.grad * (old - p)).item() for p, old in zip(moving, before, strict=True)))
+        if change > share * loss > 0:
             for p, old in zip(moving, before, strict=True):
-                p.copy_(torch.lerp(old, p, self._promise * loss / abs(promised)))
+                p.copy_(torch.lerp(old, p, share * loss / change))
 
     def _skip(self, value: float) -> None:
+        """Count a step without a finite loss or gradient; too many in a row end the training."""
         if self._flipper is not None:
             self._flipper.drop()
         self.losses.append(math.nan)
         self.skipped += 1
         self._in_a_row += 1
         if self._in_a_row == _PATIENCE:
-            self.undo()
+            self._undo()
             raise FloatingPointError(
                 f"no finite loss or gradient in {_PATIENCE} steps in a row (the last loss is {value}); the "
                 f"model is as it was before: check loss and data, or use a smaller lr"
             )
 
 
-def _limit(value: float | None, name: str) -> float:
-    """A largest value; None is none."""
-    return math.inf if value is None else check.number(value, name, minimum=0, exclusive=True)
+def _chunks(batches: Iterable[Any], length: int, count: int) -> Iterator[list[Any]]:
+    """At most ``count`` lists of ``length`` batches (the last of an epoch may be shorter)."""
+    batches = iter(batches)
+    for _ in range(count):
+        chunk = list(islice(batches, length))
+        if not chunk:
+            return
+        yield chunk
