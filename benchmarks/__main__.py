@@ -1,0 +1,81 @@
+#!/usr/bin/env python3
+"""Run a benchmark from any folder: python benchmarks NAME [options]; NAME --help lists the options.
+
+matvec       products beside NumPy, torch, onnxruntime and OpenVINO: a quarter of an hour
+op_overhead  what a call of a layer costs beside its kernel: a minute
+solve        the greedy loop in C++ beside the same in vectorised PyTorch: minutes
+choices      what each choice in the solver is worth: minutes
+objectives   plain, weighted and covariance objectives on held-out activations: minutes
+large        time and memory of one large matrix: minutes
+minilm       every dense matrix of a small language model: minutes
+quality      solvers and baselines on every dense matrix of three models: over an hour
+models       end metrics of whole models, beside controls: hours
+speed        speed and memory of whole models: half an hour
+fetch        download the data of models, speed and objectives
+show         table and figure of a file of results
+pages        write the tables and figures of docs/benchmarks from benchmarks/results
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # all models are local files
+
+# One package, whatever the current folder; inherited by worker processes.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+PLACES = {
+    "matvec": "products.matvec",
+    "op_overhead": "products.op_overhead",
+    "solve": "solver.solve",
+    "choices": "solver.choices",
+    "objectives": "solver.objectives",
+    "large": "solver.large",
+    "minilm": "quality.minilm",
+    "quality": "quality.quality",
+    "models": "models.models",
+    "speed": "models.speed",
+    "fetch": "common.data",
+    "show": "pages",
+    "pages": "pages",
+}
+
+
+def main(arguments: list[str]) -> int:
+    if arguments[:1] == ["--worker"]:
+        return work(*arguments[1:])
+    if not arguments or arguments[0] not in PLACES:
+        print(__doc__, end="")
+        return 0 if arguments[:1] in (["--help"], ["-h"]) else 2
+    name, *rest = arguments
+    module = importlib.import_module(f"benchmarks.{PLACES[name]}")
+    from benchmarks.common import BenchmarkError
+
+    try:
+        return int(getattr(module, "show" if name == "show" else "main")(rest) or 0)
+    except (BenchmarkError, ModuleNotFoundError) as error:
+        print(f"benchmarks {name}: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        text = f"{error.strerror}: {error.filename}" if error.filename else str(error)
+        print(f"benchmarks {name}: error: {text}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"benchmarks {name}: interrupted", file=sys.stderr)
+        return 130
+
+
+def work(name: str, task: str, result: str) -> int:
+    """In a process of its own (common/process.py): ``work`` of a benchmark, and what it returns as JSON."""
+    found = importlib.import_module(f"benchmarks.{PLACES[name]}").work(json.loads(task))
+    Path(result).write_text(json.dumps(found), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

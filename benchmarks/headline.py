@@ -1,0 +1,91 @@
+"""The few figures that matter, from all results: candidates for a first page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from statistics import mean
+
+from .common.results import Report
+from .common.tables import number
+from .models.speed_table import summary
+from .models.table import METRICS, grouped
+from .products.rows import ONE, Rows
+from .quality.cells import METHODS
+from .quality.table import by_cell, sizes
+
+__all__ = ["headline"]
+
+Load = Callable[[str], Report]
+HEAD = ["", "Dense", "diba", "Others"]
+
+
+def headline(load: Load) -> tuple[list[str], list[list[str]]]:
+    """(head, rows) of a table of at most eight rows: quality at equal bits, products, whole models."""
+    rows = [*quality(load("quality")), *products(load("matvec"))]
+    return HEAD, [*rows, *speed(load("speed")), *accuracy(load("models"))]
+
+
+def quality(report: Report) -> Iterator[list[str]]:
+    """SNR at equal bits, means over the matrices that all methods have."""
+    runs = by_cell(report)
+    for bits, others in ((1.0, ("dbf", "greedy")), (2.0, ("dbf", "rtn-64"))):
+        found = {row.method: row for row in sizes(runs, bits)}
+        ours = found["sign-normal"]
+        beside = "; ".join(
+            f"{METHODS[name].label} {found[name].snr:.2f}"
+            + (f" ({found[name].stored:.2f} bits)" if found[name].stored > 1.005 * bits else "")
+            for name in others
+        )
+        what = f"SNR of {ours.matrices} real matrices at {ours.stored:.2f} bits per weight, dB"
+        yield [what, "", f"{ours.snr:.2f}", beside]
+
+
+def products(report: Report) -> Iterator[list[str]]:
+    """One vector at the large square shape; the quickest of the others."""
+    rows = Rows(report["rows"], report["machine"]["isa"])
+    times = {row["name"]: rows.value(row["name"]) for row in rows if not row["name"].startswith("diba")}
+    known = {name: time for name, time in times.items() if time and "float32" not in name}
+    best = min(known, key=known.__getitem__)
+    dense, ours = number(rows.value("torch float32")), number(rows.value(ONE))
+    what = "product of a 4096 x 4096 matrix at 1 bit with a vector, one thread, us"
+    yield [what, dense, ours, f"{best} {number(known[best])}"]
+
+
+def speed(report: Report) -> Iterator[list[str]]:
+    """SmolLM2: prompt and tokens, at 1 bit with embeddings."""
+    found = {
+        row["contestant"]: row for row in report["rows"] if (row["job"], row["threads"]) == ("smollm2", 1)
+    }
+    names = ("float32", "diba 1 bit, tied", "int8, dynamic")
+    for figure, what, inverse in (
+        ("prompt", "SmolLM2-135M, prefill of 32 tokens, 1 bit, one thread, ms", False),
+        ("token", "SmolLM2-135M, decoding, 1 bit, one thread, tokens/s", True),
+    ):
+        medians = [summary(found[name], figure) for name in names]
+        dense, ours, other = (
+            "" if each is None else f"{1 / each[0] if inverse else 1e3 * each[0]:.1f}" for each in medians
+        )
+        yield [what, dense, ours, f"int8 {other}"]
+
+
+def accuracy(report: Report) -> Iterator[list[str]]:
+    """Sizes and end metrics after calibration and retuning, at 2 bits."""
+    groups = grouped(report)
+
+    def of(task: str, arm: str, bits: float, alphabet: str = "sign") -> tuple[str, str]:
+        cells = groups[task, bits, alphabet, arm]
+        _, decimals, factor = METRICS[cells[0]["primary"]]
+        value = factor * mean(cell["metrics"][cells[0]["primary"]] for cell in cells)
+        return f"{value:.{decimals}f}", f"{cells[0]['bytes'] / 1e6:.0f}"
+
+    for task in ("smollm2", "whisper", "minilm"):
+        dense, ours = of(task, "dense", 32.0, ""), of(task, "dibard", 2.0)
+        first = next(cells[0] for key, cells in groups.items() if key[0] == task)
+        other = of(task, "rounded, retuned", 2.0, "")
+        what = f"{first['title']} at 2 bits: {METRICS[first['primary']][0]} (MB on disk)"
+        yield [
+            what,
+            f"{dense[0]} ({dense[1]})",
+            f"{ours[0]} ({ours[1]})",
+            f"rounded, retuned {other[0]} ({other[1]})",
+        ]

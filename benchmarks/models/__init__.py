@@ -1,0 +1,1 @@
+"""Whole models: what they lose, how fast they run, how much memory they take."""

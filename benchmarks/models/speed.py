@@ -1,0 +1,200 @@
+"""How fast whole models run, and in how much memory: dense, compiled, bfloat16, int8, diba at 1 and 2 bits.
+
+    python benchmarks speed --json benchmarks/results/speed.json
+
+Every contestant is a process of its own, which keeps its model; they take turns, so that noise meets all
+alike. Factors of diba are random, of the size that solved ones have: time does not depend on the values.
+See speed_work.py for what is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import gc
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from diba._internal.timing import blas_threads
+
+from ..common import results
+from ..common.command import arguments_of, at_least_one, finish, parser
+from ..common.process import command, forget_peak, memory
+from ..common.tables import plural
+from .speed_table import CONTESTANTS, JOBS, table
+
+REST = 0.05  # seconds before a sample: idle threads wait for work by spinning, for a while
+
+
+def options(arguments: Sequence[str]) -> argparse.Namespace:
+    made = parser("speed", __doc__)
+    add = made.add_argument
+    add("--jobs", nargs="+", default=list(JOBS), choices=list(JOBS))
+    add("--contestants", nargs="+", default=list(CONTESTANTS), choices=CONTESTANTS)
+    add("--threads", nargs="+", type=at_least_one, metavar="N", help="default: 1 2")
+    add("--rounds", type=at_least_one, metavar="N", help="samples of every contestant (7)")
+    add("--quick", action="store_true", help="one thread, less work in a sample, 2 rounds")
+    found = made.parse_args(arguments)
+    found.threads = found.threads or ([1] if found.quick else [1, 2])
+    found.rounds = found.rounds or (2 if found.quick else 7)
+    return found
+
+
+# ---------------------------------------------------------------- in the process of a contestant
+
+
+def work(task: dict[str, Any]) -> None:
+    """Load a model, say so, then take a sample for every line that comes; answers are lines of JSON."""
+    with os.fdopen(os.dup(1), "w", buffering=1) as out:
+        os.dup2(2, 1)  # whatever else is printed goes with the errors
+
+        def answer(what: dict[str, Any]) -> None:
+            out.write(json.dumps(what) + "\n")
+
+        try:
+            sample = prepare(task, answer)
+            for _ in sys.stdin:
+                answer({"sample": sample(), "memory": memory()})
+        except Exception as error:  # of whatever kind its library has: it is a note in the table, not the end
+            traceback.print_exc()
+            answer({"error": " ".join(f"{type(error).__name__}: {error}".split())[:300]})
+
+
+def prepare(task: dict[str, Any], answer: Any) -> Any:
+    import torch
+
+    from . import speed_work as timed
+
+    torch.set_num_threads(task["threads"])
+    job = timed.JOBS[task["job"]]
+    empty = memory()["resident"]
+    start = time.perf_counter()
+    model = job.load()
+    timed.CONTESTANTS[task["contestant"]](model, job)
+    # All are views of one mapped file, which any of them keeps in memory.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    loaded = time.perf_counter()
+    settle()
+    sizes = {"empty": empty, "loaded": memory()["resident"], "peak_loading": memory()["peak"]}
+    forget_peak()  # to make random factors, the dense model had to be loaded
+    sample = job.work(model, task["quick"])
+    warm = time.perf_counter()
+    for _ in range(2):  # compiles, packs, fills caches
+        sample()
+    seconds = {"load": loaded - start, "warm": time.perf_counter() - warm}
+    answer({"ready": seconds, "memory": sizes})
+    return sample
+
+
+def settle() -> None:
+    """Give what was freed back to the system."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+# ---------------------------------------------------------------- taking turns
+
+
+class Runner:
+    """A contestant's process, seen from here."""
+
+    def __init__(self, task: dict[str, Any]) -> None:
+        self.samples: list[dict[str, float]] = []
+        self.facts: dict[str, Any] = {}
+        self.error: str | None = None
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed by close()
+        self._cache = tempfile.TemporaryDirectory()  # what is compiled is compiled anew, and counted
+        environment = os.environ | blas_threads(task["threads"])
+        self._process = subprocess.Popen(
+            command("speed", task),
+            env=environment | {"TORCHINDUCTOR_CACHE_DIR": self._cache.name},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
+        )  # fmt: skip
+        self._take()
+
+    def sample(self) -> None:
+        if self.error is None:
+            assert self._process.stdin is not None
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.write("go\n")
+                self._process.stdin.flush()
+            self._take()
+
+    def _take(self) -> None:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        found = json.loads(line) if line else {"error": self._last_words()}
+        self.error = found.get("error")
+        if "ready" in found:
+            self.facts = {"seconds": found["ready"], "memory": found["memory"]}
+        elif "sample" in found:
+            self.samples.append(found["sample"])
+            self.facts["memory"] |= {"working": found["memory"]["resident"], "peak": found["memory"]["peak"]}
+
+    def _last_words(self) -> str:
+        code = self._process.wait()
+        self._errors.seek(0)
+        return f"ended with {code}: {' '.join(self._errors.read().split())[-300:]}"
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+        self._errors.close()
+        self._cache.cleanup()
+
+
+def compete(job: str, threads: int, chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A row for each contestant in a job."""
+    facts = JOBS[job]
+    names = [name for name in chosen.contestants if "tied" not in name or facts["tied"]]
+    names = [name for name in names if name not in facts["without"]]
+    runners: dict[str, Runner] = {}
+    try:
+        for name in names:
+            about = {"job": job, "contestant": name, "threads": threads, "quick": chosen.quick}
+            print(f"{job}, {plural(threads, 'thread')}: {name}", file=sys.stderr, flush=True)
+            runners[name] = Runner(about)
+        for _ in range(chosen.rounds):
+            for runner in runners.values():
+                time.sleep(REST)
+                runner.sample()
+    finally:
+        for runner in runners.values():
+            runner.close()
+    for name, runner in runners.items():
+        row = {"job": job, "threads": threads, "contestant": name, **runner.facts}
+        yield row | {"samples": runner.samples} | ({"error": runner.error} if runner.error else {})
+
+
+def main(arguments: Sequence[str]) -> None:
+    chosen = options(arguments)
+    fresh = {"machine": results.machine(), "arguments": arguments_of(chosen), "rows": []}
+    report = results.go_on(chosen.json, fresh)
+    there = {(row["job"], row["threads"]) for row in report["rows"]}
+    start = time.perf_counter()
+    for threads in sorted(chosen.threads):
+        for job in chosen.jobs:
+            if (job, threads) in there:
+                continue
+            report["rows"] += compete(job, threads, chosen)
+            report["load_average"], report["seconds"] = os.getloadavg(), round(time.perf_counter() - start)
+            results.write(chosen.json, report)
+    finish(table(report), report, chosen)

@@ -1,0 +1,1 @@
+"""How close factors come to real matrices, beside other ways to store them."""

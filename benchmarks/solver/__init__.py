@@ -1,0 +1,1 @@
+"""The solver: time, memory, and what each choice in it is worth."""
