@@ -234,7 +234,7 @@ def tasks(chosen: argparse.Namespace) -> Iterator[tuple[dict[str, Any], dict[str
     for threads in sorted(chosen.threads):
         for shape in chosen.shapes:
             yield common | {"shape": shape, "threads": threads}, {}
-    if AVX2["shape"] in chosen.shapes and "avx2" in info()["supported_isas"]:
+    if AVX2["shape"] in chosen.shapes and info()["isa"] != "avx2" and "avx2" in info()["supported_isas"]:
         yield common | AVX2 | {"cold": False}, {"DIBA_ISA": "avx2"}
 
 

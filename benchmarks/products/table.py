@@ -55,7 +55,7 @@ def table(report: Row) -> str:
         cells = [[name, *(number(rows.value(name, BIG, batch)) for batch in batches)] for name in names]
         lines.append(markdown(["", *map(str, batches)], cells))
     refused = {f"{note['name']}: {note['note']}" for note in report["notes"] if "refused" in note["note"]}
-    lines += ["", *others(rows, Rows(report["rows"], "avx2"))]
+    lines += ["", *others(rows, Rows(report["rows"] if isa != "avx2" else [], "avx2"))]
     lines += [*dense_text(dense_faster(report["rows"], isa)), *sorted(refused), "", note_text(report)]
     return "\n".join(lines)
 
