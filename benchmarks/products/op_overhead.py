@@ -85,7 +85,7 @@ def measure(m: int, n: int, samples: int) -> dict[str, Any]:
     (d1, b1, d2, b2, d3), shift = parts, layer.bias
     operator = torch.ops.diba.linear.default
     operator(x, d1, b1, d2, b2, d3, shift, True)  # packs
-    compiled = packed._layers[layer.b1.data_ptr()].compiled
+    compiled = packed._kept[layer.b1.data_ptr()].compiled
     addresses = tuple(part.data_ptr() for part in parts)
     bias, source, target = layer.bias.data_ptr(), x.data_ptr(), y.data_ptr()
     calls: dict[str, Callable[[], object]] = {

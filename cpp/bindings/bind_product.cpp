@@ -1,13 +1,25 @@
-// cpp/src/product: products with packed bits.
+// cpp/src/product: exact products, and the packed bits of fast ones, whose calls of microseconds go through here.
 
+#include <pybind11/stl.h>
+
+#include <array>
+#include <cstdint>
 #include <memory>
+#include <optional>
+#include <string>
+#include <vector>
 
 #include "bindings.hpp"
-#include "product/products.hpp"
+#include "product/exact.hpp"
+#include "product/fingerprint.hpp"
+#include "product/packed.hpp"
+#include "runtime/dispatch.hpp"
 
 namespace py = pybind11;
 
 namespace {
+
+// ---- exact products
 
 using VectorProduct = void (*)(diba::BitView, bool, const float*, float*, int);
 using MatrixProduct = void (*)(diba::BitView, bool, const float*, std::size_t, float*, int);
@@ -54,6 +66,184 @@ void gram(const Words& words, std::size_t cols, const Floats& weights, bool sign
   diba::gram(view, signs, w, h, threads);
 }
 
+// ---- a factorization, from arrays
+
+std::unique_ptr<diba::PackedFactorization> make_packed(const Floats& d1, const Words& b1, const Floats& d2,
+                                                       const Words& b2, const Floats& d3, bool signs) {
+  constexpr const char* kWhat = "diagonals must be one-dimensional";
+  const std::size_t rows = length_of(d1, kWhat), inner = length_of(d2, kWhat), cols = length_of(d3, kWhat);
+  const diba::BitView left = bit_view(b1, inner), right = bit_view(b2, cols);
+  require(left.rows == rows && right.rows == inner, "factors must fit together");
+  const diba::Scales scales{d1.data(), d2.data(), d3.data()};
+  const diba::Kernels& kernels = diba::active();
+  const Unlocked unlocked;
+  return std::make_unique<diba::PackedFactorization>(left, right, signs, scales, kernels);
+}
+
+void multiply(const diba::PackedFactorization& self, const Floats& x, const std::optional<Floats>& bias, Floats& out,
+              int threads) {
+  require(x.ndim() == 2, "x must have shape (count, cols)");
+  const std::size_t count = extent(x, 0);
+  const float* from = elements(x, count, self.bits.cols(), "x must have shape (count, cols)");
+  float* to = elements(out, count, self.bits.rows(), "out must have shape (count, rows)");
+  const float* shift = bias ? elements(*bias, self.bits.rows(), "bias must have shape (rows,)") : nullptr;
+  const Unlocked unlocked;
+  self.multiply(from, count, shift, to, threads);
+}
+
+std::vector<py::ssize_t> shape_of(const Floats& rows, py::ssize_t last) {
+  std::vector<py::ssize_t> shape(rows.shape(), rows.shape() + rows.ndim());
+  shape.back() = last;
+  return shape;
+}
+
+// M x for each vector along the last axis of a float32 array that can be read as it is; None for everything else,
+// which Python then looks at. Small products are done by the caller's thread.
+py::object try_multiply(const diba::PackedFactorization& self, const py::handle& x, int threads) {
+  if (!Floats::check_(x) || &self.bits.kernels() != &diba::active()) return py::none();
+  const auto rows = py::reinterpret_borrow<Floats>(x);
+  const py::ssize_t axes = rows.ndim();
+  const std::size_t cols = self.bits.cols();
+  if (axes == 0 || extent(rows, static_cast<int>(axes) - 1) != cols) return py::none();
+  if (reinterpret_cast<std::uintptr_t>(rows.data()) % alignof(float) != 0) return py::none();
+  const auto length = static_cast<py::ssize_t>(self.bits.rows());
+  Floats out = axes == 1 ? Floats(length) : Floats(shape_of(rows, length));
+  const float* from = rows.data();
+  const std::size_t count = static_cast<std::size_t>(rows.size()) / cols;
+  float* to = out.mutable_data();
+  {
+    const Unlocked unlocked;
+    self.multiply(from, count, nullptr, to, threads);
+  }
+  return out;
+}
+
+// ---- the bits of tensors, by address: diba/torch/ops/packed.py has checked what lies there
+
+using Address = std::uintptr_t;
+
+template <typename T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// d1, b1, d2, b2, d3; bits in rows of whole bytes. A matrix by itself is b1, and the others are 0.
+using FactorAddresses = std::array<Address, 5>;
+
+// From so many vectors on, to look at all the bits costs little beside the product.
+constexpr std::size_t kVectorsForWhole = 32;
+
+// A layer, or one matrix, whose bits are somebody else's: what was packed, and what tells whether they are still the
+// same. Bits past the last column, which nobody has checked, do not count.
+class PackedTensors {
+ public:
+  PackedTensors(Address b1, Address b2, std::size_t rows, std::size_t inner, std::size_t cols, bool signs,
+                const diba::Kernels& kernels)
+      : b1_(at<const std::uint8_t>(b1), rows * diba::bytes_for(inner)),
+        b2_(std::in_place, at<const std::uint8_t>(b2), inner * diba::bytes_for(cols)),
+        packed_(read(b1, rows, inner).view(), read(b2, inner, cols).view(), signs, kernels) {}
+  PackedTensors(Address bits, std::size_t rows, std::size_t cols, bool signs, bool transposed,
+                const diba::Kernels& kernels)
+      : b1_(at<const std::uint8_t>(bits), rows * diba::bytes_for(cols)),
+        packed_((transposed ? diba::transposed(read(bits, rows, cols).view()) : read(bits, rows, cols)).view(), signs,
+                kernels) {}
+
+  const diba::Packed& packed() const { return packed_; }
+
+  bool holds(Address b1, Address b2, bool whole) const {
+    return b1_.matches(at<const std::uint8_t>(b1), whole) && (!b2_ || b2_->matches(at<const std::uint8_t>(b2), whole));
+  }
+
+  void multiply(const FactorAddresses& f, const float* x, std::size_t count, const float* bias, float* y,
+                int threads) const {
+    if (b2_) {
+      packed_.multiply(*latest_.get(packed_, scales(f)), x, count, bias, y, threads);
+    } else {
+      packed_.multiply({}, x, count, bias, y, threads);
+    }
+  }
+
+  void gradients(const FactorAddresses& f, const float* x, const float* g, std::size_t count,
+                 const diba::Gradients& out, int threads) const {
+    const diba::Scales s = scales(f);
+    const auto turned = latest_turned_.get(packed_.transposed(), {s.d3, s.d2, s.d1});
+    packed_.gradients(*latest_.get(packed_, s), *turned, x, g, count, out, threads);
+  }
+
+ private:
+  static diba::BitMatrix read(Address bytes, std::size_t rows, std::size_t cols) {
+    diba::BitMatrix bits = diba::matrix_of_bytes(at<const std::uint8_t>(bytes), rows, cols);
+    diba::clear_tails(bits.mutable_view());
+    return bits;
+  }
+
+  static diba::Scales scales(const FactorAddresses& f) {
+    return {at<const float>(f[0]), at<const float>(f[2]), at<const float>(f[4])};
+  }
+
+  diba::Fingerprint b1_;
+  std::optional<diba::Fingerprint> b2_;
+  diba::Packed packed_;
+  diba::LatestDiagonals latest_, latest_turned_;
+};
+
+std::unique_ptr<PackedTensors> make_layer(Address b1, Address b2, std::size_t rows, std::size_t inner, std::size_t cols,
+                                          bool signs) {
+  const diba::Kernels& kernels = diba::active();
+  const Unlocked unlocked;
+  return std::make_unique<PackedTensors>(b1, b2, rows, inner, cols, signs, kernels);
+}
+
+std::unique_ptr<PackedTensors> make_matrix(Address bits, std::size_t rows, std::size_t cols, bool signs,
+                                           bool transposed) {
+  const diba::Kernels& kernels = diba::active();
+  const Unlocked unlocked;
+  return std::make_unique<PackedTensors>(bits, rows, cols, signs, transposed, kernels);
+}
+
+// False, and nothing else, if the bits are others than those that were packed; `whole`: all of them are looked at.
+bool multiply_tensors(const PackedTensors& self, const FactorAddresses& f, Address x, std::size_t count, Address bias,
+                      Address y, int threads, bool whole) {
+  const Unlocked unlocked;
+  if (!self.holds(f[1], f[3], whole || count >= kVectorsForWhole)) return false;
+  self.multiply(f, at<const float>(x), count, at<const float>(bias), at<float>(y), threads);
+  return true;
+}
+
+// out: the gradients of x (or 0), d1, d2, d3
+void tensor_gradients(const PackedTensors& self, const FactorAddresses& f, Address x, Address g, std::size_t count,
+                      const std::array<Address, 4>& out, int threads) {
+  const Unlocked unlocked;
+  self.gradients(f, at<const float>(x), at<const float>(g), count,
+                 {at<float>(out[0]), at<float>(out[1]), at<float>(out[2]), at<float>(out[3])}, threads);
+}
+
+// Whether it was packed for the instruction set that is selected now.
+bool is_current(const PackedTensors& self) { return &self.packed().kernels() == &diba::active(); }
+
+void bind_packed(py::module_& m) {
+  using Factorization = diba::PackedFactorization;
+  const auto array = [](const char* name) { return py::arg(name).noconvert(); };
+  py::class_<Factorization>(m, "Packed")
+      .def(py::init(&make_packed), array("d1"), array("b1"), array("d2"), array("b2"), array("d3"), py::arg("signs"))
+      .def_property_readonly("nbytes", &Factorization::bytes)
+      .def_property_readonly("isa", [](const Factorization& self) { return std::string(self.bits.kernels().name); })
+      .def("multiply", &multiply, array("x"), array("bias").none(true), array("out"), py::arg("threads"))
+      .def("try_multiply", &try_multiply, py::arg("x"), py::arg("threads"));
+  py::class_<PackedTensors>(m, "PackedTensors")
+      .def(py::init(&make_layer), py::arg("b1"), py::arg("b2"), py::arg("rows"), py::arg("inner"), py::arg("cols"),
+           py::arg("signs"))
+      .def_static("matrix", &make_matrix, py::arg("bits"), py::arg("rows"), py::arg("cols"), py::arg("signs"),
+                  py::arg("transposed"))
+      .def_property_readonly("nbytes", [](const PackedTensors& self) { return self.packed().bytes(); })
+      .def_property_readonly("current", &is_current)
+      .def(
+          "holds", [](const PackedTensors& self, Address b1, Address b2) { return self.holds(b1, b2, true); },
+          py::arg("b1"), py::arg("b2"))
+      .def("multiply", &multiply_tensors)
+      .def("gradients", &tensor_gradients);
+}
+
 }  // namespace
 
 void bind_product(py::module_& m) {
@@ -71,4 +261,5 @@ void bind_product(py::module_& m) {
       .def(py::init<std::size_t, std::size_t>(), py::arg("rows"), cols);
   m.def("correlate", &correlate, words, py::arg("x"), weights, signs, out, threads);
   m.def("gram", &gram, words, cols, weights, signs, out, threads);
+  bind_packed(m);
 }

@@ -103,6 +103,4 @@ class Unlocked {
 void bind_layout(pybind11::module_& m);
 void bind_runtime(pybind11::module_& m);
 void bind_product(pybind11::module_& m);
-void bind_prepared(pybind11::module_& m);
-void bind_layer(pybind11::module_& m);
 void bind_solve(pybind11::module_& m);

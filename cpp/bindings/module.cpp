@@ -9,7 +9,5 @@ PYBIND11_MODULE(_core, m) {
   bind_layout(m);
   bind_runtime(m);
   bind_product(m);
-  bind_prepared(m);
-  bind_layer(m);
   bind_solve(m);
 }

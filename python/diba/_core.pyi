@@ -1,4 +1,4 @@
-"""Types of the compiled module; what each function computes is stated in cpp/include/diba/*.hpp.
+"""Types of the compiled module; what each function computes is stated in the headers of cpp/src.
 
 No defaults and no conversions: arrays are C-contiguous and of the exact dtype, outputs are allocated
 by the caller.
@@ -147,8 +147,8 @@ def greedy_rows(
     pairs: bool,
 ) -> tuple[int, float]: ...
 
-class Prepared:
-    """A factorization in the layout of the fast kernels; cpp/include/diba/prepared.hpp."""
+class Packed:
+    """A factorization in the layout of the fast kernels; cpp/src/product/packed.hpp."""
 
     def __init__(
         self,
@@ -172,14 +172,16 @@ class Prepared:
     ) -> None: ...
     def try_multiply(self, x: object, threads: int) -> NDArray[np.float32] | None: ...
 
-class Layer:
-    """A layer whose diagonals come with every call; cpp/include/diba/layer.hpp.
+class PackedTensors:
+    """The bits of a layer, or one bit matrix, for the fast kernels; the diagonals come with every call.
 
     Arrays are addresses of contiguous float32 data (bits: uint8, rows of whole bytes) of the sizes it
-    was made for; ``factors`` are those of d1, b1, d2, b2, d3.
+    was made for; ``factors`` are those of d1, b1, d2, b2, d3, for one matrix all 0 but b1.
     """
 
     def __init__(self, b1: int, b2: int, rows: int, inner: int, cols: int, signs: bool) -> None: ...
+    @staticmethod
+    def matrix(bits: int, rows: int, cols: int, signs: bool, transposed: bool) -> PackedTensors: ...
     @property
     def nbytes(self) -> int: ...
     @property
@@ -204,15 +206,6 @@ class Layer:
         out: tuple[int, int, int, int],
         threads: int,
     ) -> None: ...
-
-class PreparedMatrix:
-    """One bit matrix for the fast kernels, or its transpose; cpp/include/diba/prepared.hpp."""
-
-    def __init__(self, bits: int, rows: int, cols: int, signs: bool, transposed: bool) -> None: ...
-    @property
-    def current(self) -> bool: ...
-    def holds(self, bits: int) -> bool: ...
-    def multiply(self, bits: int, x: int, count: int, y: int, threads: int, whole: bool) -> bool: ...
 
 def read_seconds(words: NDArray[np.uint64]) -> float: ...
 def tuning() -> tuple[int, int]: ...

@@ -214,9 +214,9 @@ class Factorization(FastOperator):
         result *= last[:, None]
         return result
 
-    def _pack(self) -> _core.Prepared:
+    def _pack(self) -> _core.Packed:
         check.fits_tables(max(self.k, self.shape[1]))
-        return _core.Prepared(
+        return _core.Packed(
             self._d1, self._b1.words, self._d2, self._b2.words, self._d3, self.alphabet == "sign"
         )
 

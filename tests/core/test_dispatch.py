@@ -89,11 +89,11 @@ def objects(source_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     assert {
         "scalar",
         "lookup_scalar",
-        "prepared",
+        "packed",
         "dispatch",
         "parallel",
         "greedy",
-        "products",
+        "exact",
         "bit_matrix",
     } <= set(found)
     assert not X86 or {"avx2", "avx512", "lookup_avx2", "lookup_avx512"} <= set(found)

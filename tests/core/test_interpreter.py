@@ -62,7 +62,7 @@ calls = [
     lambda: diba.solve(A, 20, threads=2),
     lambda: diba.solve(A, 20, effort="fast", alphabet="sign"),
     lambda: diba.onebit(A),
-    lambda: _core.Prepared(**prepared_arguments()),
+    lambda: _core.Packed(**prepared_arguments()),
     lambda: _core.read_seconds(large.b1.words),
     *(call(name, 60).run for name in KERNELS),
 ]
@@ -241,7 +241,7 @@ def addresses(*arrays):
 shapes = (500, 400), (400, 300)
 b1, b2 = (random.integers(0, 256, (m, -(-n // 8)), dtype=np.uint8) for m, n in shapes)
 b2[:, -1] &= 0x0F
-layer = _core.Layer(*addresses(b1, b2), 500, 400, 300, False)
+layer = _core.PackedTensors(*addresses(b1, b2), 500, 400, 300, False)
 diagonals = [[random.standard_normal(n, np.float32) for n in (500, 400, 300)] for _ in range(2)]
 x, g = np.ones((1, 300), np.float32), np.ones((1, 500), np.float32)
 

@@ -34,7 +34,7 @@ def packings(monkeypatch: pytest.MonkeyPatch) -> list[diba.Factorization]:
     """Whatever is packed from now on."""
     packed, pack = [], diba.Factorization._pack
 
-    def counted(self: diba.Factorization) -> _core.Prepared:
+    def counted(self: diba.Factorization) -> _core.Packed:
         packed.append(self)
         return pack(self)
 
@@ -160,22 +160,22 @@ def other_shapes(value: np.ndarray) -> list[np.ndarray]:
 
 def test_prepared_matrices_are_made_of_factors_that_fit_only() -> None:
     given = prepared_arguments()
-    assert _core.Prepared(**given).isa == _core.isa()
+    assert _core.Packed(**given).isa == _core.isa()
     for name in ("d1", "b1", "d2", "b2", "d3"):
         for wrong in other_types(given[name]):
             with pytest.raises(TypeError, match="incompatible constructor arguments"):
-                _core.Prepared(**given | {name: wrong})
+                _core.Packed(**given | {name: wrong})
         for wrong in other_shapes(given[name]):
             if name == "d3" and wrong.ndim == 1:
                 continue  # 8 or 10 columns take one word, too
             with pytest.raises(ValueError, match="must"):
-                _core.Prepared(**given | {name: wrong})
+                _core.Packed(**given | {name: wrong})
     with pytest.raises(ValueError, match="must have shape"):
-        _core.Prepared(**given | {"d3": np.ones(65, np.float32)})
+        _core.Packed(**given | {"d3": np.ones(65, np.float32)})
 
 
 def test_prepared_matrices_multiply_arrays_that_fit_only() -> None:
-    product = _core.Prepared(**prepared_arguments(5, 70, 9))
+    product = _core.Packed(**prepared_arguments(5, 70, 9))
     given = {"x": np.ones((3, 9), np.float32), "bias": np.ones(5, np.float32)}
     given |= {"out": np.zeros((3, 5), np.float32), "threads": 1}
     product.multiply(**given)
@@ -200,7 +200,7 @@ def test_prepared_matrices_multiply_arrays_that_fit_only() -> None:
 
 def test_what_cannot_be_multiplied_at_once_is_left_to_python() -> None:
     """None, never an exception: the slow way converts, or says what is wrong."""
-    product = _core.Prepared(**prepared_arguments(5, 70, 9))
+    product = _core.Packed(**prepared_arguments(5, 70, 9))
     x = np.random.default_rng(0).standard_normal((3, 9), dtype=np.float32)
     out = np.empty((3, 5), np.float32)
     product.multiply(x, None, out, 1)

@@ -52,7 +52,7 @@ def addresses(*arrays):
     return tuple(array.ctypes.data for array in arrays)
 
 b1, b2 = (numbers.integers(0, 256, shape, dtype=np.uint8) for shape in ((48, 4), (32, 5)))
-layer = _core.Layer(*addresses(b1, b2), 48, 32, 40, False)
+layer = _core.PackedTensors(*addresses(b1, b2), 48, 32, 40, False)
 diagonals = [[numbers.standard_normal(n, np.float32) for n in (48, 32, 40)] for _ in range(3)]
 rows, grads = (numbers.standard_normal((40, n), np.float32) for n in (40, 48))
 

@@ -52,6 +52,7 @@ void transposes(std::size_t rows, std::size_t cols) {
   data::Guarded<std::uint64_t> turned(cols * diba::words_for(rows));
   const diba::BitView view{words.data(), rows, cols};
   diba::transpose(view, {turned.data(), cols, rows});
+  CHECK_IN(data::same_bytes(diba::transposed(view).words, turned.copy()), at("transposed", rows, cols));
   const diba::BitView result{turned.data(), cols, rows};
   bool entries = true;
   for (std::size_t i = 0; i < rows; ++i)
@@ -68,6 +69,23 @@ void tails() {
   CHECK(diba::tails_are_zero({words.data(), 3, 128}));
 }
 
+// Rows of a file end with their last byte, up to a protected page; what is past the last column goes with the tails.
+void reads_bytes(std::size_t rows, std::size_t cols) {
+  const std::vector<std::uint64_t> words = data::bits(rows, cols, 3);
+  const diba::BitView view{words.data(), rows, cols};
+  data::Guarded<std::uint8_t> bytes(rows * diba::bytes_for(cols));
+  for (std::size_t i = 0; i < rows; ++i)
+    for (std::size_t j = 0; j < diba::bytes_for(cols); ++j)
+      bytes[i * diba::bytes_for(cols) + j] = static_cast<std::uint8_t>(view.row(i)[j / 8] >> (8 * (j % 8)));
+  CHECK_IN(data::same_bytes(diba::matrix_of_bytes(bytes.data(), rows, cols).words, words), at("bytes", rows, cols));
+  if (cols % 8 == 0) return;
+  bytes[rows * diba::bytes_for(cols) - 1] |= 0x80;
+  diba::BitMatrix spoilt = diba::matrix_of_bytes(bytes.data(), rows, cols);
+  CHECK_IN(!diba::tails_are_zero(spoilt.view()), at("bytes", rows, cols));
+  diba::clear_tails(spoilt.mutable_view());
+  CHECK_IN(data::same_bytes(spoilt.words, words), at("bytes", rows, cols));
+}
+
 }  // namespace
 
 int main() {
@@ -76,6 +94,7 @@ int main() {
   pack_and_unpack(100, 1000);
   for (const std::size_t rows : {1U, 5U, 63U, 64U, 65U, 130U})
     for (const std::size_t cols : {1U, 31U, 64U, 65U, 200U}) transposes(rows, cols);
+  for (const std::size_t cols : {1U, 8U, 31U, 64U, 65U, 200U}) reads_bytes(3, cols);
   tails();
   return check::done();
 }

@@ -6,7 +6,7 @@
 
 #include "check.hpp"
 #include "data.hpp"
-#include "layout/fingerprint.hpp"
+#include "product/fingerprint.hpp"
 
 namespace {
 

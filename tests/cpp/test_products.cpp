@@ -7,7 +7,7 @@
 
 #include "check.hpp"
 #include "data.hpp"
-#include "product/products.hpp"
+#include "product/exact.hpp"
 
 namespace {
 

@@ -123,7 +123,7 @@ PACKAGES = {
     "hf",
 }
 BINDINGS = {"bindings.hpp", "module.cpp"} | {
-    f"bind_{folder}.cpp" for folder in ("layout", "runtime", "product", "prepared", "layer", "solve")
+    f"bind_{folder}.cpp" for folder in ("layout", "runtime", "product", "solve")
 }
 AVX512 = {"avx512.cpp", "avx512_vnni.cpp", "avx512_amx.cpp", "lookup_avx512.cpp", "lookup_avx512_vbmi.cpp"}
 THIRD_PARTY = {

@@ -11,9 +11,8 @@ from diba import _core
 
 SETTINGS = {"hold_threads_at_exit", "isa", "select_isa", "supported_isas", "tuning", "set_tuning"}
 NOT_KERNELS = SETTINGS | {
-    "Layer",
-    "Prepared",
-    "PreparedMatrix",
+    "Packed",
+    "PackedTensors",
     "QuantizedMatrix",
     "TiledMatrix",
     "read_seconds",
@@ -91,7 +90,7 @@ def random_bits(rng: np.random.Generator, rows: int, cols: int) -> np.ndarray:
 
 
 def prepared_arguments(m: int = 5, k: int = 70, n: int = 9, signs: bool = False) -> dict[str, Any]:
-    """Arguments of _core.Prepared, random and by name."""
+    """Arguments of _core.Packed, random and by name."""
     rng = np.random.default_rng([m, k, n])
     b1, b2 = packed(random_bits(rng, m, k)), packed(random_bits(rng, k, n))
     d1, d2, d3 = (rng.standard_normal(size, dtype=np.float32) for size in (m, k, n))

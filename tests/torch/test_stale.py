@@ -224,14 +224,14 @@ def test_bits_past_the_last_column_do_not_count(alphabet: str) -> None:
 def test_a_broadcast_of_equal_bits_packs_nothing() -> None:
     module, x = layer(SMALL), torch.randn(1, SMALL[0])
     module(x)
-    kept = packed._layers[module.b1.data_ptr()].compiled
+    kept = packed._kept[module.b1.data_ptr()].compiled
     with torch.no_grad():
         module.b1.copy_(module.b1.clone())  # as DistributedDataParallel does before every forward pass
         module(x)
-        assert packed._layers[module.b1.data_ptr()].compiled is kept
+        assert packed._kept[module.b1.data_ptr()].compiled is kept
         module.b1.bitwise_xor_(torch.ones_like(module.b1))
         module(x)
-    assert packed._layers[module.b1.data_ptr()].compiled is not kept
+    assert packed._kept[module.b1.data_ptr()].compiled is not kept
 
 
 def test_another_view_of_the_same_memory() -> None:

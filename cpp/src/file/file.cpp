@@ -8,7 +8,6 @@
 #include "file/crc32.hpp"
 #include "file/safetensors.hpp"
 #include "file/source.hpp"
-#include "layout/words.hpp"
 
 namespace diba {
 namespace {
@@ -125,7 +124,7 @@ void check_length(const TensorEntry& entry, const std::string& key, const Metada
 void check_entries(const Header& header, const StoredFactors& factors, const Metadata& metadata) {
   const std::uint64_t rows = factors.rows, cols = factors.cols, k = factors.k;
   const std::map<std::string, Shape> shapes = {
-      {"b1", {rows, (k + 7) / 8}}, {"b2", {k, (cols + 7) / 8}}, {"d1", {rows}}, {"d2", {k}}, {"d3", {cols}}};
+      {"b1", {rows, bytes_for(k)}}, {"b2", {k, bytes_for(cols)}}, {"d1", {rows}}, {"d2", {k}}, {"d3", {cols}}};
   for (const auto& [key, entry] : header.tensors)
     if (shapes.count(key) == 0)
       metadata.fail("tensor " + quoted(key) + " is unexpected; a diba file has b1, b2, d1, d2, d3 only");
@@ -163,10 +162,10 @@ struct Reader {
   }
 
   std::vector<std::uint64_t> bits(const std::string& key, std::size_t rows, std::size_t cols) const {
-    std::vector<std::uint64_t> words = words_of_bytes(checked(key), rows, cols);
-    if (!tails_are_zero({words.data(), rows, cols}))
+    BitMatrix read = matrix_of_bytes(checked(key), rows, cols);
+    if (!tails_are_zero(read.view()))
       metadata.fail("tensor " + quoted(key) + " has ones past its last column, expected zeros");
-    return words;
+    return std::move(read.words);
   }
 
   std::vector<float> diagonal(const std::string& key, std::size_t size) const {

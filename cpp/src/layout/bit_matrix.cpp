@@ -22,6 +22,14 @@ double elements(std::size_t rows, std::size_t cols) { return static_cast<double>
 
 }  // namespace
 
+BitMatrix matrix_of_bytes(const std::uint8_t* bytes, std::size_t rows, std::size_t cols) {
+  BitMatrix bits(rows, cols);
+  const MutableBitView out = bits.mutable_view();
+  for (std::size_t i = 0; i < rows; ++i, bytes += bytes_for(cols))
+    for (std::size_t j = 0; j < bytes_for(cols); ++j) out.row(i)[j / 8] |= std::uint64_t{bytes[j]} << 8 * (j % 8);
+  return bits;
+}
+
 void pack(const float* dense, MutableBitView out, int threads) {
   const Kernels& kernels = active();
   parallel_for(out.rows, 1, elements(out.rows, out.cols), threads, [&](std::size_t begin, std::size_t end) {
@@ -50,11 +58,22 @@ void transpose(BitView bits, MutableBitView out) {
   }
 }
 
+BitMatrix transposed(BitView bits) {
+  BitMatrix out(bits.cols, bits.rows);
+  transpose(bits, out.mutable_view());
+  return out;
+}
+
 bool tails_are_zero(BitView bits) {
   if (bits.cols == 0) return true;
   for (std::size_t i = 0; i < bits.rows; ++i)
     if ((bits.row(i)[bits.row_words() - 1] & ~tail_mask(bits.cols)) != 0) return false;
   return true;
+}
+
+void clear_tails(MutableBitView bits) {
+  if (bits.cols == 0) return;
+  for (std::size_t i = 0; i < bits.rows; ++i) bits.row(i)[bits.row_words() - 1] &= tail_mask(bits.cols);
 }
 
 }  // namespace diba

@@ -1,23 +1,19 @@
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <stdexcept>
 #include <utility>
 #include <vector>
 
 #include "diba/diba.hpp"
 #include "file/file.hpp"
-#include "product/prepared.hpp"
-#include "product/products.hpp"
+#include "product/exact.hpp"
+#include "product/finite.hpp"
+#include "product/packed.hpp"
 #include "runtime/dispatch.hpp"
 #include "runtime/published.hpp"
 
 namespace diba {
 namespace {
-
-bool all_finite(const float* x, std::size_t count) {
-  return std::all_of(x, x + count, [](float value) { return std::isfinite(value); });
-}
 
 // B x for x of any size: sums in float32, the exponent in float64.
 std::vector<double> matvec_wide(BitView bits, bool signs, const std::vector<double>& x, int threads) {
@@ -48,17 +44,17 @@ class Factorization::Implementation {
 
   const StoredFactors& stored() const { return stored_; }
 
-  const Prepared& prepared() const {
-    return prepared_.get([&] {
+  const PackedFactorization& packed() const {
+    return packed_.get([&] {
       const StoredFactors& s = stored_;
-      return std::make_unique<const Prepared>(
-          Factors{s.d1.data(), s.left(), s.d2.data(), s.right(), s.d3.data(), s.signs}, active());
+      return std::make_unique<const PackedFactorization>(s.left(), s.right(), s.signs,
+                                                         Scales{s.d1.data(), s.d2.data(), s.d3.data()}, active());
     });
   }
 
   std::size_t bytes() const {
     const StoredFactors& s = stored_;
-    const Prepared* made = prepared_.get();
+    const PackedFactorization* made = packed_.get();
     return sizeof(float) * (s.d1.size() + s.d2.size() + s.d3.size()) +
            sizeof(std::uint64_t) * (s.b1.size() + s.b2.size()) + (made == nullptr ? 0 : made->bytes());
   }
@@ -89,15 +85,14 @@ class Factorization::Implementation {
     std::vector<double> inner = matvec_wide(s.right(), s.signs, scaled, options.threads);
     for (std::size_t l = 0; l < s.k; ++l) inner[l] *= static_cast<double>(s.d2[l]);
     const std::vector<double> sums = matvec_wide(s.left(), s.signs, inner, options.threads);
-    constexpr double kLargest = std::numeric_limits<float>::max();
     for (std::size_t i = 0; i < s.rows; ++i) {
       const double shift = options.bias == nullptr ? 0.0 : static_cast<double>(options.bias[i]);
-      y[i] = static_cast<float>(std::clamp(static_cast<double>(s.d1[i]) * sums[i] + shift, -kLargest, kLargest));
+      y[i] = saturated(static_cast<double>(s.d1[i]) * sums[i] + shift);
     }
   }
 
   StoredFactors stored_;
-  mutable MadeOnce<Prepared> prepared_;
+  mutable MadeOnce<PackedFactorization> packed_;
 };
 
 Factorization::Factorization(std::unique_ptr<const Implementation> implementation) noexcept
@@ -126,7 +121,7 @@ double Factorization::bits_per_weight() const noexcept {
   return (inner * (m + n) + diagonal_bits() * (m + inner + n)) / (m * n);
 }
 
-void Factorization::prepare() const { implementation_->prepared(); }
+void Factorization::prepare() const { implementation_->packed(); }
 
 void Factorization::multiply(const float* x, float* y, const Options& options) const { multiply(x, 1, y, options); }
 
@@ -136,7 +131,7 @@ void Factorization::multiply(const float* x, std::size_t count, float* y, const 
   if (options.precision == Precision::kExact) {
     implementation_->multiply_exactly(x, count, y, options);
   } else {
-    implementation_->prepared().multiply(x, count, options.bias, y, options.threads);
+    implementation_->packed().multiply(x, count, options.bias, y, options.threads);
   }
 }
 

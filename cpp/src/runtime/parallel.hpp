@@ -7,10 +7,36 @@
 #pragma once
 
 #include <cstddef>
-
-#include "runtime/function_ref.hpp"
+#include <memory>
+#include <type_traits>
+#include <utility>
 
 namespace diba {
+
+template <class Signature>
+class FunctionRef;
+
+// A callable, referred to by two pointers: owns nothing, allocates nothing. Only a named one can be referred to, as a
+// temporary would be gone before the call.
+template <class Result, class... Arguments>
+class FunctionRef<Result(Arguments...)> {
+ public:
+  template <class F, std::enable_if_t<!std::is_same_v<std::remove_const_t<F>, FunctionRef> &&
+                                          std::is_invocable_r_v<Result, F&, Arguments...>,
+                                      int> = 0>
+  FunctionRef(F& f) noexcept  // NOLINT(google-explicit-constructor): it stands for f
+      : callable_(const_cast<void*>(static_cast<const void*>(std::addressof(f)))), call_([](void* c, Arguments... a) {
+          return static_cast<Result>((*static_cast<F*>(c))(std::forward<Arguments>(a)...));
+        }) {
+    static_assert(std::is_object_v<F>, "pass a lambda that calls the function");
+  }
+
+  Result operator()(Arguments... a) const { return call_(callable_, std::forward<Arguments>(a)...); }
+
+ private:
+  void* callable_;
+  Result (*call_)(void*, Arguments...);
+};
 
 struct Stage {
   std::size_t count;
@@ -22,6 +48,33 @@ struct Stage {
 // while that one is inside fn. Never allocates, except to start workers. The first thing that fn throws is rethrown
 // here, after everybody has left; what had not begun by then is never begun.
 void run_stages(const Stage* stages, std::size_t stage_count, int threads);
+
+// Whose threads work on a call: at most so many of diba's pool, or of the pool of a program that has its own, such as
+// an inference runtime. One thread is always the caller's.
+class Executor {
+ public:
+  // As run_stages.
+  using Run = void (*)(void* pool, const Stage* stages, std::size_t stage_count, int threads);
+
+  Executor(int most) : threads_(most) {}  // NOLINT(google-explicit-constructor): most callers have a number
+  Executor(int most, Run runs, void* pool) : threads_(most), run_(runs), pool_(pool) {}
+
+  int threads() const { return threads_; }
+  Executor at_most(int most) const { return {most < threads_ ? most : threads_, run_, pool_}; }
+
+  void run(const Stage* stages, std::size_t stage_count) const {
+    if (run_ == nullptr || threads_ <= 1) {
+      run_stages(stages, stage_count, threads_);
+    } else {
+      run_(pool_, stages, stage_count, threads_);
+    }
+  }
+
+ private:
+  int threads_;
+  Run run_ = nullptr;
+  void* pool_ = nullptr;
+};
 
 void parallel_ranges(std::size_t count, std::size_t grain, double work, int threads,
                      FunctionRef<void(std::size_t, std::size_t)> fn);

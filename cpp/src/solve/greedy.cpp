@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "layout/aligned.hpp"
-#include "product/products.hpp"
+#include "product/exact.hpp"
 #include "runtime/dispatch.hpp"
 #include "runtime/parallel.hpp"
 

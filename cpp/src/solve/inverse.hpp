@@ -3,7 +3,7 @@
 
 #include <cstddef>
 
-#include "product/products.hpp"
+#include "product/exact.hpp"
 
 namespace diba {
 

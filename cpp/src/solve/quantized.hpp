@@ -6,7 +6,7 @@
 
 #include "kernels/kernels.hpp"
 #include "layout/aligned.hpp"
-#include "product/products.hpp"
+#include "product/exact.hpp"
 
 namespace diba {
 

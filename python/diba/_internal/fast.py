@@ -38,11 +38,11 @@ class FastOperator(PackedOperator):
 
     __slots__ = ("_prepared", "_small")
 
-    _prepared: _core.Prepared | None
+    _prepared: _core.Packed | None
     _small: bool  # one vector is multiplied sooner than asked how many threads there are
 
     @abstractmethod
-    def _pack(self) -> _core.Prepared:
+    def _pack(self) -> _core.Packed:
         """This matrix in the execution layout of the instruction set in use."""
 
     @property
@@ -70,7 +70,7 @@ class FastOperator(PackedOperator):
         """Bytes of the packed copy, in addition to ``nbytes``; 0 before there is one."""
         return 0 if self._prepared is None else self._prepared.nbytes
 
-    def _ready(self) -> _core.Prepared:
+    def _ready(self) -> _core.Packed:
         prepared = self._prepared
         if prepared is None or prepared.isa != _core.isa():
             tuning.read_environment()

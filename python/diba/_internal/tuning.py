@@ -176,7 +176,7 @@ def _product(side: int, count: int) -> Callable[[int], None]:
     def bits(rows: int, cols: int) -> np.ndarray[tuple[int, int], np.dtype[np.uint64]]:
         return random.integers(0, 2**64, size=(rows, cols // 64), dtype=np.uint64, endpoint=False)
 
-    prepared = _core.Prepared(ones, bits(side, k), ones[:k].copy(), bits(k, side), ones, True)
+    prepared = _core.Packed(ones, bits(side, k), ones[:k].copy(), bits(k, side), ones, True)
     x = random.standard_normal((count, side)).astype(np.float32)
     out = np.empty((count, side), dtype=np.float32)
     return lambda threads: prepared.multiply(x, None, out, threads)

@@ -46,13 +46,15 @@ _core.hold_threads_at_exit(threading.main_thread().ident or 0)
 # ---- linear
 
 
-def _check(x: Tensor, d1: Tensor, d2: Tensor, d3: Tensor, bias: Tensor | None) -> None:
+def _check_vectors(x: Tensor, length: int) -> None:
     if not x.dtype.is_floating_point:
         raise TypeError(f"x is of dtype {x.dtype}; it must be floating point: use x.float()")
-    if x.dim() == 0 or x.shape[-1] != d3.shape[0]:
-        raise ValueError(
-            f"x has shape {tuple(x.shape)}; its last axis must have {d3.shape[0]} entries, the layer's inputs"
-        )
+    if x.dim() == 0 or x.shape[-1] != length:
+        raise ValueError(f"x has shape {tuple(x.shape)}; its last axis must have {length} entries")
+
+
+def _check(x: Tensor, d1: Tensor, d2: Tensor, d3: Tensor, bias: Tensor | None) -> None:
+    _check_vectors(x, d3.shape[0])
     if not (d1.dtype == d2.dtype == d3.dtype):
         raise TypeError(f"the diagonals are {d1.dtype}, {d2.dtype}, {d3.dtype}; they must be of one dtype")
     if bias is not None and bias.shape != d1.shape:
@@ -78,9 +80,9 @@ def _linear(
     at_once = packed.try_linear(x, d1, b1, d2, b2, d3, bias, sign)
     if at_once is not None:
         return at_once
-    _check(x, d1, d2, d3, bias)
     if not _is_packed(x, d1):
-        return reference.linear(x, d1, b1, d2, b2, d3, bias, sign)
+        return _linear_elsewhere(x, d1, b1, d2, b2, d3, bias, sign)
+    _check(x, d1, d2, d3, bias)
     shift = None if bias is None else _plain(bias)
     y = packed.linear(_plain(x), _plain(d1), b1, _plain(d2), b2, _plain(d3), shift, sign)
     return y.to(x.dtype)
@@ -213,28 +215,20 @@ def linear(
 
 
 def _times_bits(x: Tensor, bits: Tensor, columns: int, sign: bool, transposed: bool) -> Tensor:
-    _check_times(x, bits, columns, transposed)
     if x.dtype not in _ACTIVATIONS:
-        return reference.times_bits(x, bits, columns, sign, transposed)
+        return _times_bits_elsewhere(x, bits, columns, sign, transposed)
+    _check_vectors(x, bits.shape[0] if transposed else columns)
     return packed.times_bits(_plain(x), bits, columns, sign, transposed).to(x.dtype)
 
 
 def _times_bits_elsewhere(x: Tensor, bits: Tensor, columns: int, sign: bool, transposed: bool) -> Tensor:
-    _check_times(x, bits, columns, transposed)
+    _check_vectors(x, bits.shape[0] if transposed else columns)
     return reference.times_bits(x, bits, columns, sign, transposed)
 
 
 def _times_bits_fake(x: Tensor, bits: Tensor, columns: int, sign: bool, transposed: bool) -> Tensor:
-    _check_times(x, bits, columns, transposed)
+    _check_vectors(x, bits.shape[0] if transposed else columns)
     return x.new_empty((*x.shape[:-1], columns if transposed else bits.shape[0]))
-
-
-def _check_times(x: Tensor, bits: Tensor, columns: int, transposed: bool) -> None:
-    if not x.dtype.is_floating_point:
-        raise TypeError(f"x is of dtype {x.dtype}; it must be floating point: use x.float()")
-    length = bits.shape[0] if transposed else columns
-    if x.dim() == 0 or x.shape[-1] != length:
-        raise ValueError(f"x has shape {tuple(x.shape)}; its last axis must have {length} entries")
 
 
 def _keep_bits(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

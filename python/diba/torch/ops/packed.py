@@ -1,4 +1,4 @@
-"""Compiled layers by the memory that holds their bits: packed when first used, kept while that memory lives.
+"""Packed bits by the memory that holds them as tensors: packed when first used, kept while that memory lives.
 
 The bits of a layer are plain tensors, which anybody may write to; a packed copy must not outlive what it was
 made of. Three things see to that, from the cheapest to the surest:
@@ -9,7 +9,7 @@ made of. Three things see to that, from the cheapest to the surest:
   not count (tensors of inference mode), all bits are compared with what was packed, and only other bits are
   packed again: a broadcast of equal bits costs a comparison;
 - what torch does not count (``.data``, NumPy, collectives) shows in the bits themselves. Every product looks
-  at some of them, and at all for 32 vectors or more and for gradients: ``cpp/src/layout/fingerprint.hpp``.
+  at some of them, and at all for 32 vectors or more and for gradients: ``cpp/src/product/fingerprint.hpp``.
 
 ``forget`` drops a copy at once.
 """
@@ -28,26 +28,43 @@ __all__ = ["forget", "gradients", "linear", "times_bits", "try_linear", "version
 
 _NOT_COUNTED = -1
 
+_kept: dict[Any, _Kept] = {}
+"""By the place of b1 for layers, by (place, transposed) for one matrix."""
+
 
 class _Kept:
-    """A compiled object, where the bits lie that it was made of, and how often these had been changed."""
+    """What was packed of bits, where these lie, and how often they had been changed.
+
+    Args:
+        key: Its place in ``_kept``.
+        bits: (b1, b2) of a layer, or (bits,).
+        shape: (m, k, n, sign) of a layer, (rows, columns, sign, transposed) of a matrix.
+
+    Raises:
+        ValueError: the bits are not laid out as this shape demands.
+    """
 
     __slots__ = ("compiled", "places", "shape", "storages", "versions", "whole")
 
-    def __init__(
-        self, table: dict[Any, _Kept], key: Any, bits: tuple[Tensor, ...], shape: Any, compiled: Any
-    ):
-        def forget(dead: object) -> None:
-            kept = table.get(key)
-            if kept is not None and any(dead is storage for storage in kept.storages):
-                del table[key]
+    def __init__(self, key: Any, bits: tuple[Tensor, ...], shape: Any):
+        layer = len(bits) == 2
+        names = ("b1", "b2") if layer else ("bits",)
+        for name, b, rows, columns in zip(names, bits, shape[:-1], shape[1:], strict=False):
+            _check_bits(b, name, rows, columns)
 
-        # Of the storages, not of the tensors: torch.utils.swap_tensors refuses tensors with weak references.
-        self.storages = tuple(weakref.ref(b.untyped_storage(), forget) for b in bits)
+        def forget(dead: object) -> None:
+            kept = _kept.get(key)
+            if kept is not None and any(dead is storage for storage in kept.storages):
+                del _kept[key]
+
         self.places = tuple(b.data_ptr() for b in bits)
-        self.shape, self.compiled = shape, compiled
+        self.shape = shape
+        make: Any = _core.PackedTensors if layer else _core.PackedTensors.matrix
+        self.compiled = make(*self.places, *shape)
+        # The storages, not the tensors: torch.utils.swap_tensors refuses tensors with weak references.
+        self.storages = tuple(weakref.ref(b.untyped_storage(), forget) for b in bits)
         self.note_versions(bits)
-        table[key] = self
+        _kept[key] = self
 
     def note_versions(self, bits: tuple[Tensor, ...]) -> None:
         """The bits were just compared, or packed."""
@@ -58,20 +75,24 @@ class _Kept:
         """Whether it is still what these tensors say; all bits are compared."""
         places = tuple(b.data_ptr() for b in bits)
         same = self.shape == shape and self.places == places and all(b.is_contiguous() for b in bits)
-        if not same or not self.compiled.current:
-            return False
-        if not self.compiled.holds(*places):
+        if not (same and self.compiled.current and self.compiled.holds(*places, *(0,) * (2 - len(places)))):
             return False
         self.note_versions(bits)
         return True
 
 
-_layers: dict[int, _Kept] = {}
-_matrices: dict[tuple[int, bool], _Kept] = {}
+def _packed(key: Any, bits: tuple[Tensor, ...], shape: Any) -> _Kept:
+    """What is kept of these bits, if it is still what they say; else they are packed now."""
+    kept = _kept.get(key)
+    return kept if kept is not None and kept.fits(bits, shape) else _Kept(key, bits, shape)
+
+
+def _layer(d1: Tensor, b1: Tensor, d2: Tensor, b2: Tensor, d3: Tensor, sign: bool) -> _Kept:
+    return _packed(b1.data_ptr(), (b1, b2), (d1.numel(), d2.numel(), d3.numel(), sign))
 
 
 def version(bits: Tensor) -> int:
-    """How often torch changed the tensor in place; -1 for those of inference mode, which it does not."""
+    """How often torch changed the tensor in place; -1 where it does not count, in inference mode."""
     try:
         return bits._version
     except RuntimeError:
@@ -79,23 +100,11 @@ def version(bits: Tensor) -> int:
 
 
 def forget(bits: Tensor) -> None:
-    """Drop what was made of these bits, if anything was: of a layer, by its b1."""
+    """Drop what was packed of these bits, if anything was: of a layer, by its b1."""
     if bits.device.type == "cpu" and type(bits) is Tensor:
         place = bits.data_ptr()
-        _layers.pop(place, None)
-        for transposed in (False, True):
-            _matrices.pop((place, transposed), None)
-
-
-def _layer(d1: Tensor, b1: Tensor, d2: Tensor, b2: Tensor, d3: Tensor, sign: bool) -> Any:
-    shape = m, k, n, _ = d1.numel(), d2.numel(), d3.numel(), sign
-    place = b1.data_ptr()
-    kept = _layers.get(place)
-    if kept is not None and kept.fits((b1, b2), shape):
-        return kept.compiled
-    _check_bits(b1, "b1", m, k)
-    _check_bits(b2, "b2", k, n)
-    return _Kept(_layers, place, (b1, b2), shape, _core.Layer(place, b2.data_ptr(), *shape)).compiled
+        for key in (place, (place, False), (place, True)):
+            _kept.pop(key, None)
 
 
 def _check_bits(bits: Tensor, name: str, rows: int, columns: int) -> None:
@@ -115,7 +124,7 @@ def try_linear(
     A product of microseconds goes this way, so every line counts.
     """
     left, right = b1.data_ptr(), b2.data_ptr()
-    kept = _layers.get(left)
+    kept = _kept.get(left)
     if kept is None or not x.shape:
         return None
     m, k, n, signs = kept.shape
@@ -163,7 +172,7 @@ def try_linear(
     )
     if done:
         return y
-    _layers.pop(left, None)  # else the next look, at other bits, might find nothing
+    _kept.pop(left, None)  # else the next look, at other bits, might find nothing
     return None
 
 
@@ -194,7 +203,7 @@ def gradients(
     """(gradient of x, or empty if it is not needed; of d1; of d2; of d3), under the same conditions."""
     of_x = torch.empty_like(x) if input_needed else x.new_empty(0)
     of_d1, of_d2, of_d3 = (torch.empty_like(d) for d in (d1, d2, d3))
-    _layer(d1, b1, d2, b2, d3, sign).gradients(
+    _layer(d1, b1, d2, b2, d3, sign).compiled.gradients(
         (d1.data_ptr(), b1.data_ptr(), d2.data_ptr(), b2.data_ptr(), d3.data_ptr()),
         x.data_ptr(),
         grad.data_ptr(),
@@ -208,27 +217,19 @@ def gradients(
 def times_bits(x: Tensor, bits: Tensor, columns: int, sign: bool, transposed: bool) -> Tensor:
     """``x @ B`` if transposed, else ``x @ B'``: float32 x, B of ``columns`` columns, contiguous."""
     rows, place = bits.shape[0], bits.data_ptr()
-    shape, key = (rows, columns, sign), (place, transposed)
+    key, shape = (place, transposed), (rows, columns, sign, transposed)
     y = x.new_empty((*x.shape[:-1], columns if transposed else rows))
-    call = place, x.data_ptr(), x.numel() // x.shape[-1], y.data_ptr(), torch.get_num_threads()
-    kept = _matrices.get(key)
-    fits = (
-        kept is not None
-        and kept.shape == shape
-        and kept.versions == (version(bits),)
-        and bits.is_contiguous()
-    )
-    if kept is None or not fits or not kept.compiled.current:
-        kept = _matrix(bits, key, shape)
+    kept = _kept.get(key)
+    if (
+        kept is None
+        or kept.shape != shape
+        or kept.versions != (version(bits),)
+        or not bits.is_contiguous()
+        or not kept.compiled.current
+    ):
+        kept = _packed(key, (bits,), shape)
+    count = x.numel() // x.shape[-1]
+    call = (0, place, 0, 0, 0), x.data_ptr(), count, 0, y.data_ptr(), torch.get_num_threads()
     if not kept.compiled.multiply(*call, kept.whole):
-        _matrix(bits, key, shape).compiled.multiply(*call, False)
+        _packed(key, (bits,), shape).compiled.multiply(*call, False)
     return y
-
-
-def _matrix(bits: Tensor, key: tuple[int, bool], shape: tuple[int, int, bool]) -> _Kept:
-    kept = _matrices.get(key)
-    if kept is None or not kept.fits((bits,), shape):
-        _check_bits(bits, "bits", *shape[:2])
-        matrix = _core.PreparedMatrix(bits.data_ptr(), *shape, key[1])
-        kept = _Kept(_matrices, key, (bits,), shape, matrix)
-    return kept

@@ -1,7 +1,6 @@
-#include "product/products.hpp"
+#include "product/exact.hpp"
 
 #include <algorithm>
-#include <vector>
 
 #include "layout/transpose.hpp"
 #include "runtime/dispatch.hpp"
@@ -140,9 +139,7 @@ void matmul(BitView bits, bool signs, const float* x, std::size_t p, float* y, i
 }
 
 void matmul_t(BitView bits, bool signs, const float* x, std::size_t p, float* y, int threads) {
-  std::vector<std::uint64_t> words(bits.cols * words_for(bits.rows));
-  transpose(bits, {words.data(), bits.cols, bits.rows});
-  matmul({words.data(), bits.cols, bits.rows}, signs, x, p, y, threads);
+  matmul(transposed(bits).view(), signs, x, p, y, threads);
 }
 
 TiledMatrix::TiledMatrix(const float* x, std::size_t rows_, std::size_t cols_)
@@ -169,15 +166,13 @@ void correlate(BitView bits, bool signs, const TiledMatrix& x, const float* weig
 void gram(BitView bits, bool signs, const float* weights, float* h, int threads) {
   const Kernels& kernels = active();
   const std::size_t k = bits.rows;
-  std::vector<std::uint64_t> turned_words(bits.cols * words_for(k));
-  transpose(bits, {turned_words.data(), bits.cols, k});
-  const BitView turned{turned_words.data(), bits.cols, k};
+  const BitMatrix turned = transposed(bits);
   // Tile t: columns [first, first + width) of H, rows up to its own end only; the rest is their mirror image.
   const auto one_tile = [&](TileProduct& product, float* tile, std::size_t t) {
     const std::size_t first = t * kTile;
     const std::size_t width = std::min(kTile, k - first);
     for (std::size_t j = 0; j < bits.cols; ++j) {
-      const std::uint64_t word = turned.row(j)[first / kWordBits] >> (first % kWordBits);
+      const std::uint64_t word = turned.view().row(j)[first / kWordBits] >> (first % kWordBits);
       kernels.unpack_row(&word, width, signs ? -1.0F : 0.0F, 1.0F, tile + j * kTile);
       for (std::size_t c = width; c < kTile; ++c) tile[j * kTile + c] = 0.0F;
     }

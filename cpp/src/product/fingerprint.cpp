@@ -1,4 +1,4 @@
-#include "layout/fingerprint.hpp"
+#include "product/fingerprint.hpp"
 
 #include <algorithm>
 #include <cstring>

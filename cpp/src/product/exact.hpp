@@ -1,4 +1,4 @@
-// Products with a packed bit matrix, float32 in and out: y = B x, or S x with S = 2 B - 1 when `signs`.
+// Exact products with a bit matrix, float32 in and out, sums in float32: y = B x, or S x with S = 2 B - 1 when `signs`.
 //
 // The kernels know only 0/1: S x = 2 (B x) - sum(x). Rounding: |y - exact| <= cols * eps * sum |x| for B and
 // (cols + 2) * eps * sum |x| for S, eps = 2^-23 (rows instead of cols for the transposed products).

@@ -1,0 +1,255 @@
+#include "product/packed.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+#include <utility>
+
+#include "product/exact.hpp"
+#include "product/finite.hpp"
+#include "runtime/tuning.hpp"
+
+namespace diba {
+namespace {
+
+// The most vectors that are worked on together (Tuning::table_bytes may say fewer): their sums are on the stack.
+constexpr std::size_t kMostTogether = 64;
+
+// Scales of what is not to be scaled.
+constexpr struct Ones {
+  constexpr Ones() : values() {
+    for (float& value : values) value = 1.0F;
+  }
+  alignas(64) float values[kBlockRows];
+} kOnes;
+
+bool all_finite(const std::vector<float>& x) { return diba::all_finite(x.data(), x.size()); }
+
+const float* or_null(const std::vector<float>& x) { return x.empty() ? nullptr : x.data(); }
+const float* from(const float* x, std::size_t first) { return x == nullptr ? nullptr : x + first; }
+
+std::size_t padded(std::size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+// a(j) *= d(j), where there is a d.
+void scale(std::vector<double>& a, const std::vector<float>& d) {
+  for (std::size_t j = 0; j < d.size(); ++j) a[j] *= static_cast<double>(d[j]);
+}
+
+bool same(const std::vector<float>& kept, const float* given) {
+  return std::memcmp(kept.data(), given, kept.size() * sizeof(float)) == 0;
+}
+
+// Tables of some vectors of `cols` entries, in one piece of memory.
+class VectorTables {
+ public:
+  VectorTables(std::size_t cols, std::size_t count)
+      : cols_(cols),
+        entry_bytes_(steps_for(cols) * kStepEntries),
+        weight_bytes_(padded(steps_for(cols) * kStepWeights)),
+        memory_(count * (entry_bytes_ + weight_bytes_)),
+        scaled_(count * steps_for(cols) * kStep) {
+    for (std::size_t c = 0; c < count; ++c) {
+      std::uint8_t* entries = memory_.data() + c * (entry_bytes_ + weight_bytes_);
+      tables_[c] = {entries, entries + entry_bytes_, 0.0F, 0, 0.0F};
+    }
+  }
+
+  void fill(const LookupKernels& kernels, std::size_t c, const float* x, const float* d) {
+    kernels.tabulate(x, d, cols_, scaled_.data() + c * steps_for(cols_) * kStep, &tables_[c]);
+  }
+
+  const LookupTables* data() const { return tables_; }
+  float total(std::size_t c) const { return tables_[c].total; }
+  std::size_t steps() const { return steps_for(cols_); }
+
+ private:
+  std::size_t cols_, entry_bytes_, weight_bytes_;
+  Aligned<std::uint8_t> memory_;
+  AlignedFloats scaled_;
+  LookupTables tables_[kMostTogether];
+};
+
+// One block of rows times all vectors; finish(c, first) says what becomes of the sums of vector c.
+template <typename Finish>
+void multiply_block(const LookupKernels& kernels, const TiledBits& matrix, std::size_t b, const VectorTables& x,
+                    std::size_t count, float* y, const Finish& finish) {
+  alignas(64) std::int32_t sums[kMostTogether * kBlockRows];
+  const TiledBits::Block block = matrix.block(b);
+  kernels.look_up(block.words, block.tiles * kTileStep, block.tiles, x.steps(), x.data(), count, sums, kBlockRows);
+  for (std::size_t c = 0; c < count; ++c)
+    kernels.finish(sums + c * kBlockRows, block.rows, finish(x.data()[c], c, block.first),
+                   y + c * matrix.rows + block.first);
+}
+
+}  // namespace
+
+// ---- what is packed
+
+Packed::Packed(BitView left, BitView right, bool signs, const Kernels& kernels)
+    : kernels_(kernels),
+      signs_(signs),
+      arena_(TiledBits::bytes_for(right) + TiledBits::bytes_for(left)),
+      right_(right, kernels.lookup->layout, arena_.data()),
+      left_(std::in_place, left, kernels.lookup->layout, arena_.data() + TiledBits::bytes_for(right)) {
+  if (left.cols != right.rows) throw std::invalid_argument("b1 must have as many columns as b2 has rows");
+}
+
+Packed::Packed(BitView bits, bool signs, const Kernels& kernels)
+    : kernels_(kernels),
+      signs_(signs),
+      arena_(TiledBits::bytes_for(bits)),
+      right_(bits, kernels.lookup->layout, arena_.data()) {}
+
+Packed::~Packed() = default;
+
+std::size_t Packed::bytes() const {
+  const Packed* turned = transposed_.get();
+  return arena_.bytes() + (turned == nullptr ? 0 : turned->bytes());
+}
+
+const Packed& Packed::transposed() const {
+  return transposed_.get([this] {
+    const BitMatrix first = diba::transposed(right_.unpack().view());
+    if (!left_) return std::make_unique<const Packed>(first.view(), signs_, kernels_);
+    const BitMatrix last = diba::transposed(left_->unpack().view());
+    return std::make_unique<const Packed>(first.view(), last.view(), signs_, kernels_);
+  });
+}
+
+Diagonals Packed::diagonals(const Scales& s) const {
+  Diagonals d{{s.d1, s.d1 + rows()}, {s.d2, s.d2 + inner()}, {s.d3, s.d3 + cols()}, {}, {}};
+  if (signs_) return d;
+  d.middle.resize(rows());
+  matvec(left_->unpack().view(), false, s.d2, d.middle.data(), 1);
+  d.shift = d.middle;
+  for (std::size_t i = 0; i < rows(); ++i) d.shift[i] *= s.d1[i];
+  return d;
+}
+
+std::shared_ptr<const Diagonals> LatestDiagonals::get(const Packed& bits, const Scales& s) const {
+  std::shared_ptr<const Diagonals> d = last_.get();
+  if (d == nullptr || !same(d->d1, s.d1) || !same(d->d2, s.d2) || !same(d->d3, s.d3)) {
+    d = std::make_shared<const Diagonals>(bits.diagonals(s));
+    last_.set(d);
+  }
+  return d;
+}
+
+// ---- products
+
+void Packed::multiply(const Diagonals& d, const float* x, std::size_t count, const float* bias, float* y,
+                      const Executor& executor) const {
+  if (count == 0) return;
+  const Pass pass{or_null(d.d3), or_null(d.d2), or_null(d.d1), or_null(d.shift), bias};
+  const Executor used = affordable(executor, count);
+  const auto workers = static_cast<std::size_t>(used.threads());
+  if (workers > 1 && count >= 4 * workers) {  // whole vectors to each thread: nobody waits for anybody
+    const std::size_t fair = (count / workers + 3) / 4 * 4;
+    const std::size_t together = std::min(vectors_together(), fair);
+    const auto some = [&](std::size_t i) {
+      const std::size_t first = i * together, size = std::min(together, count - first);
+      multiply_together(pass, x + first * cols(), size, nullptr, y + first * rows(), 1);
+    };
+    const Stage stage{(count + together - 1) / together, some};
+    used.run(&stage, 1);
+  } else {
+    multiply_batches(pass, x, count, nullptr, y, used);
+  }
+  if (all_finite(y, count * rows()) || !all_finite(d.d1) || !all_finite(d.d2) || !all_finite(d.d3)) return;
+  if (bias != nullptr && !all_finite(bias, rows())) return;
+  const auto mend = [&](std::size_t c) {
+    const float* one = x + c * cols();
+    float* result = y + c * rows();
+    if (!all_finite(result, rows()) && all_finite(one, cols())) multiply_in_double(d, one, bias, result);
+  };
+  const Stage stage{count, mend};
+  used.run(&stage, 1);
+}
+
+// At least one thread, and no more than there is work for.
+Executor Packed::affordable(const Executor& executor, std::size_t count) const {
+  const double right = static_cast<double>(inner()) * static_cast<double>(cols());
+  const double left = left_ ? static_cast<double>(inner()) * static_cast<double>(rows()) : 0.0;
+  const double threads = (left + right) * static_cast<double>(count) / static_cast<double>(tuning().bits_per_thread);
+  const double most = std::max(executor.threads(), 1);
+  return executor.at_most(static_cast<int>(std::clamp(threads, 1.0, most)));
+}
+
+std::size_t Packed::vectors_together() const {
+  const std::size_t steps = steps_for(std::max(cols(), left_ ? inner() : 0));
+  const std::size_t fitting = tuning().table_bytes / (steps * (kStepEntries + kStepWeights)) / 4 * 4;
+  return std::clamp<std::size_t>(fitting, 4, kMostTogether);
+}
+
+void Packed::multiply_batches(const Pass& pass, const float* x, std::size_t count, float* u, float* y,
+                              const Executor& executor) const {
+  const std::size_t together = vectors_together();
+  for (std::size_t first = 0; first < count; first += together)
+    multiply_together(pass, x + first * cols(), std::min(together, count - first),
+                      u == nullptr ? nullptr : u + first * inner(), y + first * rows(), executor);
+}
+
+// S x = 2 B x - sum(x). A 0/1 factor is split likewise, B x = (S x + sum(x)) / 2: its second half is the same for all
+// rows, often much larger than what differs between them. It passes around the second tables by way of pass.shift, and
+// is added to u when they are done.
+void Packed::multiply_together(const Pass& pass, const float* x, std::size_t count, float* u, float* y,
+                               const Executor& executor) const {
+  const LookupKernels& kernels = *kernels_.lookup;
+  const bool two = left_.has_value();
+  VectorTables outer(cols(), count);
+  VectorTables middle(two ? inner() : 0, two ? count : 0);
+  const AlignedFloats scratch(two && u == nullptr ? count * inner() : 0);
+  float* sums = !two ? y : u == nullptr ? scratch.data() : u;
+  const auto finish_right = [&](const LookupTables& t, std::size_t /*c*/, std::size_t /*first*/) {
+    const float gain = signs_ ? 2.0F * t.unit : t.unit;
+    const float offset = signs_ ? t.total : two ? 0.5F * t.total : 0.0F;
+    return LookupFinish{kOnes.values, nullptr, nullptr, gain, offset, 0.0F, t.zero};
+  };
+  const auto finish_left = [&](const LookupTables& t, std::size_t c, std::size_t first) {
+    const float gain = signs_ ? 2.0F * t.unit : t.unit;
+    return LookupFinish{pass.scale == nullptr ? kOnes.values : pass.scale + first,
+                        from(pass.shift, first),
+                        from(pass.bias, first),
+                        gain,
+                        signs_ ? t.total : 0.0F,
+                        0.5F * outer.total(c),
+                        t.zero};
+  };
+  // The last blocks of one product are the first of the next: what a cache smaller than both factors still holds.
+  // Several threads share them out so that each keeps its own (parallel.cpp).
+  const bool backwards = executor.threads() == 1 &&
+                         backwards_.exchange(!backwards_.load(std::memory_order_relaxed), std::memory_order_relaxed);
+  const auto in_order = [=](std::size_t b, const TiledBits& matrix) { return backwards ? matrix.blocks() - 1 - b : b; };
+  const auto fill_outer = [&](std::size_t c) { outer.fill(kernels, c, x + c * cols(), pass.d3); };
+  const auto right = [&](std::size_t b) {
+    multiply_block(kernels, right_, in_order(b, right_), outer, count, sums, finish_right);
+  };
+  const auto fill_middle = [&](std::size_t c) { middle.fill(kernels, c, sums + c * inner(), pass.d2); };
+  const auto left = [&](std::size_t b) {
+    multiply_block(kernels, *left_, in_order(b, *left_), middle, count, y, finish_left);
+  };
+  const Stage stages[] = {
+      {count, fill_outer}, {right_.blocks(), right}, {count, fill_middle}, {two ? left_->blocks() : 0, left}};
+  executor.run(stages, two ? 4 : 2);
+  if (u == nullptr || signs_) return;
+  for (std::size_t c = 0; c < count; ++c)
+    for (std::size_t j = 0; j < inner(); ++j) u[c * inner() + j] += 0.5F * outer.total(c);
+}
+
+// No product of four float32 numbers and 2^20 by 2^20 sums leaves float64.
+void Packed::multiply_in_double(const Diagonals& d, const float* x, const float* bias, float* y) const {
+  std::vector<double> a(x, x + cols()), sums(inner());
+  scale(a, d.d3);
+  right_.multiply(a.data(), signs_, sums.data());
+  if (left_) {
+    scale(sums, d.d2);
+    a = std::move(sums);
+    sums.resize(rows());
+    left_->multiply(a.data(), signs_, sums.data());
+  }
+  scale(sums, d.d1);
+  for (std::size_t i = 0; i < rows(); ++i)
+    y[i] = saturated(sums[i] + (bias == nullptr ? 0.0 : static_cast<double>(bias[i])));
+}
+
+}  // namespace diba

@@ -1,0 +1,127 @@
+// Fast products: bits packed once for the lookup kernels, multiplied many times.
+//
+// A Packed holds bits only. Diagonals come with every call, as they change while a layer is trained and the bits do
+// not; so do the threads (Executor).
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "kernels/kernels.hpp"
+#include "layout/aligned.hpp"
+#include "layout/bit_matrix.hpp"
+#include "product/tiles.hpp"
+#include "runtime/parallel.hpp"
+#include "runtime/published.hpp"
+
+namespace diba {
+
+// The diagonals of D1 B1 D2 B2 D3, not owned: (rows), (inner), (cols).
+struct Scales {
+  const float *d1, *d2, *d3;
+};
+
+// Copies of them, and what follows from them and from the bits. All empty: a bit matrix by itself, which has none.
+struct Diagonals {
+  std::size_t bytes() const {
+    return sizeof(float) * (d1.size() + d2.size() + d3.size() + middle.size() + shift.size());
+  }
+
+  std::vector<float> d1, d2, d3;
+  std::vector<float> middle;  // 0/1 factors: B1 D2 1, what a constant in the middle adds before d1
+  std::vector<float> shift;   // 0/1 factors: D1 middle
+};
+
+// Where gradients go: x (count, cols) or null, d1 (rows), d2 (inner), d3 (cols).
+struct Gradients {
+  float *x, *d1, *d2, *d3;
+};
+
+class Packed {
+ public:
+  // The bits of D1 B1 D2 B2 D3: left (rows, inner), right (inner, cols).
+  Packed(BitView left, BitView right, bool signs, const Kernels& kernels);
+  // One matrix by itself.
+  Packed(BitView bits, bool signs, const Kernels& kernels);
+  ~Packed();
+
+  std::size_t rows() const { return left_ ? left_->rows : right_.rows; }
+  std::size_t inner() const { return right_.rows; }
+  std::size_t cols() const { return right_.cols; }
+  std::size_t bytes() const;  // the transpose among them, once there is one
+  const Kernels& kernels() const { return kernels_; }
+
+  Diagonals diagonals(const Scales& scales) const;
+
+  // The transposed matrix, packed by the first call and kept.
+  const Packed& transposed() const;
+
+  // Y = X M^T + bias: each row x of X (count, cols) becomes the row M x + bias of Y (count, rows). Row-major; bias
+  // (rows) or null. The same bytes for every instruction set, every count and number of threads. Of finite numbers y
+  // is finite: where float32 overflows on the way, the vector is multiplied in float64, and what is beyond float32 in
+  // the end is its largest number. A NaN or an infinity in x makes all of its y NaN.
+  void multiply(const Diagonals& d, const float* x, std::size_t count, const float* bias, float* y,
+                const Executor& executor) const;
+
+  // The gradients of sum(g * y) for g (count, rows), of two matrices. `d` and `turned` are the diagonals of this and of
+  // transposed(). Nothing of the product is needed but x: with u = B2 (d3 x), w = B1' (d1 g), z = B2' (d2 w),
+  //   x: d3 z,  d1: sum of g * (B1 (d2 u)),  d2: sum of w * u,  d3: sum of z * x.
+  // Sums run over 32 vectors at a time in float32 and over these sums in float64, in order: the same bytes for every
+  // instruction set and number of threads.
+  void gradients(const Diagonals& d, const Diagonals& turned, const float* x, const float* g, std::size_t count,
+                 const Gradients& out, const Executor& executor) const;
+
+ private:
+  // What is made of the vectors besides the products with bits.
+  struct Pass {
+    const float *d3, *d2;               // null: ones
+    const float *scale, *shift, *bias;  // (rows), of y; null: ones, zeros, zeros
+  };
+
+  Executor affordable(const Executor& executor, std::size_t count) const;
+  std::size_t vectors_together() const;
+  // u, where it is not null: B2 (d3 x) of every vector, (count, inner).
+  void multiply_batches(const Pass& pass, const float* x, std::size_t count, float* u, float* y,
+                        const Executor& executor) const;
+  void multiply_together(const Pass& pass, const float* x, std::size_t count, float* u, float* y,
+                         const Executor& executor) const;
+  void multiply_in_double(const Diagonals& d, const float* x, const float* bias, float* y) const;
+  void add_gradients(const Diagonals& d, const Diagonals& turned, const float* x, const float* g, std::size_t count,
+                     float* gx, float* sums, const Executor& executor) const;
+
+  const Kernels& kernels_;
+  const bool signs_;
+  const Arena arena_;  // B2, then B1, in the order in which they are read
+  const TiledBits right_;
+  const std::optional<TiledBits> left_;         // none: one matrix by itself
+  mutable std::atomic<bool> backwards_{false};  // order of blocks: every product turns round where the last one ended
+  mutable MadeOnce<Packed> transposed_;
+};
+
+// A factorization that stays as it is.
+struct PackedFactorization {
+  PackedFactorization(BitView left, BitView right, bool signs, const Scales& scales, const Kernels& kernels)
+      : bits(left, right, signs, kernels), diagonals(bits.diagonals(scales)) {}
+
+  std::size_t bytes() const { return bits.bytes() + diagonals.bytes(); }
+  void multiply(const float* x, std::size_t count, const float* bias, float* y, const Executor& executor) const {
+    bits.multiply(diagonals, x, count, bias, y, executor);
+  }
+
+  const Packed bits;
+  const Diagonals diagonals;
+};
+
+// The diagonals of a layer in training: those of the last call are, as a rule, those of the next.
+class LatestDiagonals {
+ public:
+  std::shared_ptr<const Diagonals> get(const Packed& bits, const Scales& scales) const;
+
+ private:
+  mutable Latest<Diagonals> last_;
+};
+
+}  // namespace diba
