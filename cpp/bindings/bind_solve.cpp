@@ -106,7 +106,7 @@ double residual_correlations(const Floats& gram, const Floats& correlations, con
 }
 
 std::pair<std::uint64_t, double> greedy_rows(const Floats& gram, Floats& correlations, const Floats& scale,
-                                             Words& words, bool signs, bool cyclic, int threads, bool pairs) {
+                                             Words& words, bool signs, int threads, bool pairs) {
   require(gram.ndim() == 2, "gram must be two-dimensional");
   const std::size_t k = extent(gram, 0);
   const float* h = elements(gram, k, k, "gram must have shape (k, k)");
@@ -114,7 +114,7 @@ std::pair<std::uint64_t, double> greedy_rows(const Floats& gram, Floats& correla
   float* g = elements(correlations, view.rows, k, "correlations must have shape (rows, k)");
   const float* d = elements(scale, view.rows, "scale must have shape (rows,)");
   const Unlocked unlocked;
-  const diba::FlipResult result = diba::greedy_rows(h, g, d, view, signs, cyclic, pairs, threads);
+  const diba::FlipResult result = diba::greedy_rows(h, g, d, view, signs, pairs, threads);
   return {result.flips, result.decrease};
 }
 
@@ -138,6 +138,5 @@ void bind_solve(py::module_& m) {
         py::arg("energy"), array("d2"));
   m.def("residual_correlations", &residual_correlations, gram, correlations, inner, words, signs, py::arg("fit"), scale,
         array("out"), threads);
-  m.def("greedy_rows", &greedy_rows, gram, correlations, scale, words, signs, py::arg("cyclic"), threads,
-        py::arg("pairs"));
+  m.def("greedy_rows", &greedy_rows, gram, correlations, scale, words, signs, threads, py::arg("pairs"));
 }

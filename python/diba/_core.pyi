@@ -142,7 +142,6 @@ def greedy_rows(
     scale: NDArray[np.float32],
     words: NDArray[np.uint64],
     signs: bool,
-    cyclic: bool,
     threads: int,
     pairs: bool,
 ) -> tuple[int, float]: ...

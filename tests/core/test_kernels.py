@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
 
 from diba import _core, reference
 from kernel_calls import KERNELS, Inverse, call, packed, random_bits, words_for
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 EPS = 2.0**-23  # float32
 LENGTHS = range(1, 131)  # every tail of a word and of a vector, with none, one and two full words before it
@@ -355,31 +352,11 @@ def test_residual_correlations_run_in_the_stated_order(isa: str, signs: bool) ->
 # ---------------------------------------------------------------- the hot loop
 
 
-def cyclic_flips(H: np.ndarray, G: np.ndarray, d: np.ndarray, B: np.ndarray, step: int) -> tuple:
-    """As reference.best_flips, taking the next improving bit after the last flip instead of the best."""
-    B, G, flips, decrease = B.copy(), G.copy(), 0, 0.0
-    k = len(H)
-    for i, (b, g) in enumerate(zip(B, G, strict=True)):
-        threshold = reference.FLIP_THRESHOLD * (step * d[i]) ** 2 * H.diagonal().max()
-        start = idle = 0
-        while idle < k:
-            j = (start + idle) % k
-            s = -step if b[j] > 0 else step
-            gain = 2 * s * d[i] * g[j] - (s * d[i]) ** 2 * H[j, j]
-            if not gain > threshold:
-                idle += 1
-                continue
-            b[j] += s
-            g -= s * d[i] * H[j]
-            flips, decrease, start, idle = flips + 1, decrease + gain, j + 1, 0
-    return B, G, flips, decrease
-
-
-def greedy_rows(H: np.ndarray, G: np.ndarray, d: np.ndarray, B: np.ndarray, step: int, cyclic: bool) -> tuple:
+def greedy_rows(H: np.ndarray, G: np.ndarray, d: np.ndarray, B: np.ndarray, step: int) -> tuple:
     """The same signature around diba._core.greedy_rows."""
     words, G = packed(B > 0), G.astype(np.float32)
     flips, decrease = _core.greedy_rows(
-        H.astype(np.float32), G, d.astype(np.float32), words, step == 2, cyclic, 1, False
+        H.astype(np.float32), G, d.astype(np.float32), words, step == 2, 1, False
     )
     assert _core.tails_are_zero(words, len(H))
     bits = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little", count=len(H)).astype(np.float64)
@@ -397,26 +374,20 @@ def row_problem(k: int, step: int, whole: bool, rows: int = 6, p: int = 12) -> t
 
 
 @pytest.mark.parametrize("step", [1, 2], ids=["binary", "sign"])
-@pytest.mark.parametrize(
-    ("cyclic", "twin"), [(False, reference.best_flips), (True, cyclic_flips)], ids=["best", "cyclic"]
-)
-def test_flips_of_whole_numbers_are_those_of_the_reference(
-    isa: str, step: int, cyclic: bool, twin: Callable[..., tuple]
-) -> None:
+def test_flips_of_whole_numbers_are_those_of_the_reference(isa: str, step: int) -> None:
     """Exact arithmetic on both sides: bits, correlations, counts and decreases are equal, ties included."""
     for k in (*range(1, 35), 63, 64, 65, 96, 127, 128, 129):
         A, C, d, B = row_problem(k, step, whole=True)
         H, G = C @ C.T, (A - d[:, None] * (B @ C)) @ C.T
-        expected, found = twin(H, G, d, B, step), greedy_rows(H, G, d, B, step, cyclic)
+        expected, found = reference.best_flips(H, G, d, B, step), greedy_rows(H, G, d, B, step)
         assert np.array_equal(found[0], expected[0])
         assert np.array_equal(found[1], expected[1])
         assert found[2:] == expected[2:]
         assert np.array_equal(found[1], (A - d[:, None] * (found[0] @ C)) @ C.T)
 
 
-@pytest.mark.parametrize("cyclic", [False, True], ids=["best", "cyclic"])
 @pytest.mark.parametrize("step", [1, 2], ids=["binary", "sign"])
-def test_flips_end_one_bit_optimal(isa: str, step: int, cyclic: bool) -> None:
+def test_flips_end_one_bit_optimal(isa: str, step: int) -> None:
     """With rounding: no flip is left that helps by more than the threshold and the rounding of its gain.
 
     A gain is a sum of 2 + flips float32 terms of at most `size` each, rounded a few times: it is off by less
@@ -425,7 +396,7 @@ def test_flips_end_one_bit_optimal(isa: str, step: int, cyclic: bool) -> None:
     for k in (1, 5, 20, 70, 130):
         A, C, d, B = row_problem(k, step, whole=False)
         H, G = C @ C.T, (A - d[:, None] * (B @ C)) @ C.T
-        found, correlations, flips, decrease = greedy_rows(H, G, d, B, step, cyclic)
+        found, correlations, flips, decrease = greedy_rows(H, G, d, B, step)
         assert flips > 0
         residual = A - d[:, None] * (found @ C)
         s = np.where(found > 0, -step, step) * d[:, None]
@@ -444,7 +415,7 @@ def test_flips_are_globally_optimal_where_components_do_not_interact(isa: str, s
     k = 5
     A, _, d, B = row_problem(k, step, whole=False, p=k)
     C = np.diag([1.0, 0.5, 2.0, 3.0, 0.25])
-    found = greedy_rows(C @ C.T, (A - d[:, None] * (B @ C)) @ C.T, d, B, step, False)[0]
+    found = greedy_rows(C @ C.T, (A - d[:, None] * (B @ C)) @ C.T, d, B, step)[0]
     entries = step * (np.arange(2**k)[:, None] >> np.arange(k) & 1) - (step - 1)
     errors = np.square(A[:, None] - d[:, None, None] * (entries @ C)).sum(axis=2)
     assert np.array_equal(found, entries[errors.argmin(axis=1)])
@@ -454,7 +425,7 @@ def test_rows_without_scale_or_curvature_stay_as_they_are(isa: str) -> None:
     A, C, d, B = row_problem(40, 1, whole=False)
     G = ((A - d[:, None] * (B @ C)) @ C.T).astype(np.float32).astype(np.float64)
     for H, scale in ((C @ C.T, 0 * d), (0 * (C @ C.T), 0 * d)):
-        found, correlations, flips, decrease = greedy_rows(H, G, scale, B, 1, False)
+        found, correlations, flips, decrease = greedy_rows(H, G, scale, B, 1)
         assert np.array_equal(found, B)
         assert np.array_equal(correlations, G)
         assert (flips, decrease) == (0, 0.0)

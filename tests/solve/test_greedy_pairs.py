@@ -58,7 +58,7 @@ def greedy_rows(H: np.ndarray, G: np.ndarray, d: np.ndarray, B: np.ndarray, step
     """The same signature around diba._core.greedy_rows."""
     words, G = packed(B > 0), G.astype(np.float32)
     single = H.astype(np.float32), G, d.astype(np.float32), words
-    flips, decrease = _core.greedy_rows(*single, step == 2, False, 1, pairs)
+    flips, decrease = _core.greedy_rows(*single, step == 2, 1, pairs)
     bits = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little", count=len(H)).astype(np.float64)
     return step * bits - (step - 1), G.astype(np.float64), flips, decrease
 

@@ -145,7 +145,7 @@ def call(name: str, rows: int = 5, cols: int = 70, p: int = 6, threads: int = 1,
             "words": words,
         }
         if name == "greedy_rows":
-            return Call(name, problem | {"cyclic": False, "pairs": True} | flags)
+            return Call(name, problem | {"pairs": True} | flags)
         if name == "residual_correlations":
             more = {"inner": np.ones(cols, np.float32), "fit": True, "out": np.ones((rows, cols), np.float32)}
             return Call(name, problem | more | flags)

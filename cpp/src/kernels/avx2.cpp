@@ -293,17 +293,6 @@ std::size_t find_bit(const Row& row, std::size_t k, float best) {
   return k;
 }
 
-// The first bit at or after `from` whose flip pays; k if none.
-std::size_t next_bit(const Row& row, std::size_t from, std::size_t k) {
-  const __m256 threshold = _mm256_set1_ps(row.threshold);
-  unsigned allowed = ~0U << (from % kLanes);
-  for (std::size_t j = from / kLanes * kLanes; j < k; j += kLanes, allowed = ~0U) {
-    const unsigned found = lanes_where(_mm256_cmp_ps(_mm256_load_ps(row.gains + j), threshold, _CMP_GT_OQ)) & allowed;
-    if (found != 0) return j + static_cast<std::size_t>(__builtin_ctz(found));
-  }
-  return k;
-}
-
 struct Vector {
   using Type = __m256;
   static constexpr std::size_t kLanes = diba::kLanes;
@@ -333,26 +322,11 @@ float largest_in(const Row& /*row*/, const float* x, std::uint64_t word) {
   return max_lane(best);
 }
 
-std::uint64_t xor_words(const std::uint64_t* words, std::size_t count) {
-  __m256i sums[8];
-  for (__m256i& sum : sums) sum = _mm256_setzero_si256();
-  std::size_t w = 0;
-  for (; w + 32 <= count; w += 32)
-    for (std::size_t v = 0; v < 8; ++v)
-      sums[v] = _mm256_xor_si256(sums[v], _mm256_loadu_si256(reinterpret_cast<const __m256i*>(words + w) + v));
-  for (std::size_t v = 1; v < 8; ++v) sums[0] = _mm256_xor_si256(sums[0], sums[v]);
-  std::uint64_t lanes[4];
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(lanes), sums[0]);
-  std::uint64_t sum = (lanes[0] ^ lanes[1]) ^ (lanes[2] ^ lanes[3]);
-  for (; w < count; ++w) sum ^= words[w];
-  return sum;
-}
-
 }  // namespace
 
 const Kernels kAvx2 = {"avx2",       pack_row,         unpack_row,       row_sums,
                        column_sums,  row_sums_tile,    dot_rows,         fused_tile<Vector, 6>,
                        invert_pivot, quantize_row,     integer_tile_256, sign_target,
-                       sign_project, search_rows<Row>, xor_words,        &kLookupAvx2};
+                       sign_project, search_rows<Row>, &kLookupAvx2};
 
 }  // namespace diba

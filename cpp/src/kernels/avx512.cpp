@@ -286,17 +286,6 @@ std::size_t find_bit(const Row& row, std::size_t k, float best) {
   return k;
 }
 
-// The first bit at or after `from` whose flip pays; k if none.
-std::size_t next_bit(const Row& row, std::size_t from, std::size_t k) {
-  const __m512 threshold = _mm512_set1_ps(row.threshold);
-  unsigned allowed = ~0U << (from % kLanes);
-  for (std::size_t j = from / kLanes * kLanes; j < k; j += kLanes, allowed = ~0U) {
-    const unsigned found = _mm512_cmp_ps_mask(_mm512_load_ps(row.gains + j), threshold, _CMP_GT_OQ) & allowed;
-    if (found != 0) return j + static_cast<std::size_t>(__builtin_ctz(found));
-  }
-  return k;
-}
-
 struct Vector {
   using Type = __m512;
   static constexpr std::size_t kLanes = diba::kLanes;
@@ -323,26 +312,11 @@ float largest_in(const Row& /*row*/, const float* x, std::uint64_t word) {
   return _mm512_reduce_max_ps(best);
 }
 
-std::uint64_t xor_words(const std::uint64_t* words, std::size_t count) {
-  __m512i sums[8];
-  for (__m512i& sum : sums) sum = _mm512_setzero_si512();
-  std::size_t w = 0;
-  for (; w + 64 <= count; w += 64)
-    for (std::size_t v = 0; v < 8; ++v) sums[v] = _mm512_xor_si512(sums[v], _mm512_loadu_si512(words + w + 8 * v));
-  for (std::size_t v = 1; v < 8; ++v) sums[0] = _mm512_xor_si512(sums[0], sums[v]);
-  std::uint64_t lanes[8];
-  _mm512_storeu_si512(lanes, sums[0]);
-  std::uint64_t sum = 0;
-  for (const std::uint64_t lane : lanes) sum ^= lane;
-  for (; w < count; ++w) sum ^= words[w];
-  return sum;
-}
-
 }  // namespace
 
 const Kernels kAvx512 = {"avx512",     pack_row,         unpack_row,       row_sums,
                          column_sums,  row_sums_tile,    dot_rows,         fused_tile<Vector, 12>,
                          invert_pivot, quantize_row,     integer_tile_256, sign_target,
-                         sign_project, search_rows<Row>, xor_words,        &kLookupAvx512};
+                         sign_project, search_rows<Row>, &kLookupAvx512};
 
 }  // namespace diba

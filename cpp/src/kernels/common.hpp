@@ -19,7 +19,6 @@ inline std::uint32_t half_word(const std::uint64_t* row, std::size_t h) {
 //   float open_row(f, i, scratch, row)       gains of row i; returns the largest
 //   float apply_flip(f, row, b)              flips bit b, moves all gains; returns the largest
 //   std::size_t find_bit(row, k, best)       first bit whose gain is `best`
-//   std::size_t next_bit(row, from, k)       first bit from `from` on whose gain passes the threshold, or k
 //   void close_row(f, row, i)                correlations from gains
 // and what best_pair asks for.
 template <typename Row>
@@ -30,7 +29,6 @@ std::uint64_t search_rows(const FlipProblem& f, std::size_t begin, std::size_t e
     float best = open_row(f, i, scratch, row);
     double decrease = 0.0;
     std::uint64_t done = 0;
-    std::size_t from = 0;  // where a cyclic visit goes on
     const auto flip = [&](std::size_t b) {
       decrease += static_cast<double>(row.gains[b]);
       best = apply_flip(f, row, b);
@@ -38,11 +36,9 @@ std::uint64_t search_rows(const FlipProblem& f, std::size_t begin, std::size_t e
     };
     while (done < max_flips(f.k)) {
       if (best > row.threshold) {
-        std::size_t b = f.cyclic ? next_bit(row, from, f.k) : find_bit(row, f.k, best);
-        if (f.cyclic && b == f.k) b = next_bit(row, 0, f.k);
+        const std::size_t b = find_bit(row, f.k, best);
         if (b == f.k) break;
         flip(b);
-        from = b + 1;
       } else {
         if (f.reach == nullptr) break;
         const Pair pair = best_pair(f, row, scratch + flip_scratch_floats(f.k) / 3 * 2);

@@ -25,8 +25,7 @@ struct FlipProblem {
   std::uint64_t* words;   // (rows, words_for(k)) bits of b_i; kept up to date
   double* decrease;       // (rows) out: by how much |r_i|^2 fell
   std::size_t k;
-  float step;   // change of an entry when its bit flips: 1 for 0/1, 2 for signs
-  bool cyclic;  // visit bits in order instead of taking the best flip each time
+  float step;  // change of an entry when its bit flips: 1 for 0/1, 2 for signs
   // Where no single flip helps, the best pair is tried, if `reach` is given, and so on until neither helps.
   const float* reach;          // (k) max |H_jl| over l != j; null: single flips only
   const std::uint64_t* sides;  // (words_for(k)) e_j = -1 where set, with e_j e_l H_jl >= 0 for all j, l: no two flips
@@ -108,9 +107,6 @@ struct Kernels {
   // Flips bits of rows [begin, end) until no single flip (or pair) lowers the objective of its row (FlipProblem), and
   // returns the number of flips. scratch: flip_scratch_floats(k) floats, 64-byte aligned.
   std::uint64_t (*flip_rows)(const FlipProblem& problem, std::size_t begin, std::size_t end, float* scratch);
-
-  // All words combined by exclusive or: a pass over memory that does next to nothing else.
-  std::uint64_t (*xor_words)(const std::uint64_t* words, std::size_t count);
 
   const LookupKernels* lookup;  // of the fast products
 };

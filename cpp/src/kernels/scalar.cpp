@@ -147,11 +147,6 @@ std::size_t find_bit(const Row& row, std::size_t k, float best) {
   return b;
 }
 
-std::size_t next_bit(const Row& row, std::size_t from, std::size_t k) {
-  while (from < k && !(row.gains[from] > row.threshold)) ++from;
-  return from;
-}
-
 void integer_tile(const std::int8_t* a, std::size_t rows, std::size_t stride, std::size_t groups, const std::int8_t* x,
                   std::int32_t* y) {
   for (std::size_t i = 0; i < rows; ++i)
@@ -184,16 +179,10 @@ float largest_in(const Row& /*row*/, const float* x, std::uint64_t word) {
   return best;
 }
 
-std::uint64_t xor_words(const std::uint64_t* words, std::size_t count) {
-  std::uint64_t sum = 0;
-  for (std::size_t w = 0; w < count; ++w) sum ^= words[w];
-  return sum;
-}
-
 }  // namespace
 
-const Kernels kScalar = {"scalar",     pack_row,         unpack_row,   row_sums,      column_sums,  row_sums_tile,
-                         dot_rows,     fused_tile,       invert_pivot, quantize_row,  integer_tile, sign_target,
-                         sign_project, search_rows<Row>, xor_words,    &kLookupScalar};
+const Kernels kScalar = {"scalar",      pack_row,    unpack_row,   row_sums,         column_sums,
+                         row_sums_tile, dot_rows,    fused_tile,   invert_pivot,     quantize_row,
+                         integer_tile,  sign_target, sign_project, search_rows<Row>, &kLookupScalar};
 
 }  // namespace diba

@@ -94,7 +94,7 @@ struct PairBounds {
 }  // namespace
 
 FlipResult greedy_rows(const float* gram, float* correlations, const float* scale, MutableBitView bits, bool signs,
-                       bool cyclic, bool pairs, int threads) {
+                       bool pairs, int threads) {
   const std::size_t k = bits.cols;
   if (k == 0 || bits.rows == 0) return {0, 0.0};
   std::vector<float> diagonal(k);
@@ -112,7 +112,6 @@ FlipResult greedy_rows(const float* gram, float* correlations, const float* scal
   problem.decrease = decrease.data();
   problem.k = k;
   problem.step = signs ? 2.0F : 1.0F;
-  problem.cyclic = cyclic;
   problem.reach = nullptr;
   problem.sides = nullptr;
   std::optional<PairBounds> bounds;

@@ -25,9 +25,9 @@ double residual_correlations(const float* gram, const float* correlations, const
 
 // Lowers sum_i |a_i - d_i b_i C|^2 over the bits of every row until no single flip helps.
 // gram (k, k) = C C^T; correlations (rows, k) = C r_i, kept up to date; scale (rows) = d_i; k = bits.cols.
-// Best flip of the row first (the published order), or in cyclic order of the bits. With `pairs`, until no pair of
-// flips helps either: one flip moves the row's sum, which 0/1 factors keep balanced, and a pair can keep it.
+// Best flip of the row first, the published order. With `pairs`, until no pair of flips helps either: one flip moves
+// the row's sum, which 0/1 factors keep balanced, and a pair can keep it.
 FlipResult greedy_rows(const float* gram, float* correlations, const float* scale, MutableBitView bits, bool signs,
-                       bool cyclic, bool pairs, int threads);
+                       bool pairs, int threads);
 
 }  // namespace diba

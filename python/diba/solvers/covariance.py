@@ -252,7 +252,6 @@ class Correlated(Greedy):
             right.scale[q : q + 1],
             right.words[q : q + 1],
             right.signs,
-            self._cyclic,
             1,
             self._pairs,
         )

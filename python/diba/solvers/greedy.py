@@ -110,7 +110,6 @@ class Greedy:
         d1: Start of the row scales, shape (m,); None for ones.
         d2: The inner diagonal, shape (k,), left as it is until the first step; None to fit it here.
         d3: Start of the column scales, shape (n,); None for ones.
-        cyclic: Visit the bits of a row in order instead of taking the best flip each time.
         pairs: Where no single flip helps any more, try pairs of flips; let rows of zeros begin again.
     """
 
@@ -124,7 +123,6 @@ class Greedy:
         d1: NDArray[np.float32] | None = None,
         d2: NDArray[np.float32] | None = None,
         d3: NDArray[np.float32] | None = None,
-        cyclic: bool = False,
         pairs: bool = False,
     ) -> None:
         self.energy = _core.energy(A)
@@ -133,7 +131,6 @@ class Greedy:
         self.d2 = np.zeros(b1.shape[1], dtype=np.float32)
         self.objective = self.energy
         self.flips = 0
-        self._cyclic = cyclic
         self._pairs = pairs
         self._threads = threads
         self._buffers = {side: np.empty((side.rows, side.k), np.float32) for side in (self.left, self.right)}
@@ -267,7 +264,6 @@ class Greedy:
                 side.scale[part],
                 side.words[part],
                 side.signs,
-                self._cyclic,
                 self._threads,
                 self._pairs,
             )
