@@ -15,9 +15,9 @@ import diba
 import diba.torch
 from diba.solvers.greedy import Greedy
 from diba.solvers.size import inner_dimension
-from diba.torch.conversion.solving import dense_matrix
 from diba.torch.model.selection import Target, targets
 from diba.torch.model.swap import replace
+from diba.torch.modules.kinds import dense_matrix
 
 __all__ = ["convert_random", "random_factors"]
 
@@ -34,7 +34,7 @@ def convert_random(model: nn.Module, config: diba.torch.Config, seed: int = 0) -
     for number, target in enumerate(targets(model, config)):
         A = dense_matrix(target.module)
         f = random_factors(A, inner(target), target.settings.alphabet, (seed, number))
-        replace(model, target, f)
+        replace(model, target.modules, f)
         report[target.name] = f.snr_db(A)
     return report
 

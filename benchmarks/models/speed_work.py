@@ -21,9 +21,9 @@ from torch import nn
 import diba
 import diba.torch
 from diba._internal.timing import activations, random_factorization
-from diba.torch.conversion.solving import dense_matrix
 from diba.torch.model.selection import Target, targets
 from diba.torch.model.swap import replace
+from diba.torch.modules.kinds import dense_matrix
 
 from ..common.data import news, prompts, vader
 from . import speech
@@ -115,7 +115,7 @@ def randomize(model: nn.Module, config: diba.torch.Config) -> dict[str, float]:
     found = {}
     for seed, target in enumerate(targets(model, config)):
         f = random_factors(target, seed)
-        replace(model, target, f)
+        replace(model, target.modules, f)
         found[target.name] = f.bits_per_weight
     return found
 

@@ -17,7 +17,7 @@ from diba.torch.conversion.convert import convert  # noqa: E402
 from diba.torch.model.attention import Attention  # noqa: E402
 from diba.torch.model.config import Config  # noqa: E402
 from diba.torch.model.selection import targets  # noqa: E402
-from diba.torch.model.unfuse import fuse, unfuse, unfused  # noqa: E402
+from diba.torch.model.swap import fuse, unfuse, unfused  # noqa: E402
 from diba.torch.modules.layer import FactoredLayer  # noqa: E402
 
 # Sums of at most 2^5 terms, one after another in six places, on numbers that cancel to no less than 2^-8.

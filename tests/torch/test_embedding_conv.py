@@ -15,7 +15,7 @@ import diba
 from diba.torch.modules import embedding
 from diba.torch.modules.conv import DibaConv1d, DibaConv2d
 from diba.torch.modules.embedding import DibaEmbedding
-from diba.torch.modules.kinds import compressed, factored_matrix, layer_class, obstacle
+from diba.torch.modules.kinds import compressed, factored_matrix, kind_of, replaceable
 from diba.torch.ops.operators import reference
 
 ALPHABETS = pytest.mark.parametrize("alphabet", ["binary", "sign"])
@@ -149,7 +149,7 @@ def test_other_embeddings_are_refused(setting: dict[str, Any]) -> None:
     dense = nn.Embedding(ROWS, DIM, **setting)
     (name,) = setting
     assert factored_matrix(dense) is None
-    assert name in obstacle(dense)
+    assert name in kind_of(dense).obstacle(dense)
     with pytest.raises(ValueError, match=f"{name} is .*, must be .*leave this Embedding dense"):
         compressed(dense, k=2)
 
@@ -160,7 +160,7 @@ class Positions(nn.Embedding):
 
 
 def test_embeddings_with_their_own_forward_are_left_alone() -> None:
-    assert layer_class(Positions(ROWS, DIM)) is None
+    assert replaceable(Positions(ROWS, DIM)) is None
 
 
 # ---------------------------------------------------------------- convolutions
@@ -322,9 +322,9 @@ def test_wrong_images_are_refused(shape: tuple[int, ...]) -> None:
 
 def test_grouped_convolutions_stay_dense() -> None:
     dense = nn.Conv2d(4, 4, 3, groups=4)
-    assert layer_class(dense) is DibaConv2d
+    assert kind_of(dense).factored is DibaConv2d
     assert factored_matrix(dense) is None
-    assert obstacle(dense) == "groups is 4, must be 1"
+    assert kind_of(dense).obstacle(dense) == "groups is 4, must be 1"
     with pytest.raises(ValueError, match="groups is 4, must be 1; leave this Conv2d dense"):
         compressed(dense, k=2)
     with pytest.raises(TypeError, match=r"module is a ConvTranspose2d; it must be a torch\.nn\.Conv2d"):

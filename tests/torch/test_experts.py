@@ -26,7 +26,7 @@ from diba.torch.conversion.convert import convert  # noqa: E402
 from diba.torch.model.config import Config  # noqa: E402
 from diba.torch.model.experts import Experts  # noqa: E402
 from diba.torch.model.selection import select, targets  # noqa: E402
-from diba.torch.model.unfuse import unfuse, unfused  # noqa: E402
+from diba.torch.model.swap import unfuse, unfused  # noqa: E402
 from diba.torch.modules.layer import FactoredLayer  # noqa: E402
 from diba.torch.modules.vectors import mark, marked  # noqa: E402
 from diba.torch.retuning.losses import fisher  # noqa: E402

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import diba
-from diba.torch.modules.kinds import compressed, factored_matrix, layer_class, obstacle
+from diba.torch.modules.kinds import compressed, factored_matrix, kind_of, replaceable
 from diba.torch.modules.layer import FactoredLayer
 from diba.torch.modules.linear import DibaLinear
 from diba.torch.modules.weight import Weight
@@ -601,23 +601,49 @@ class Renamed(nn.Linear):
 
 
 def test_which_layers_are_replaced() -> None:
-    assert layer_class(nn.Linear(4, 3)) is layer_class(Renamed(4, 3)) is DibaLinear
-    for other in (nn.ReLU(), nn.Bilinear(2, 2, 2), Shifted(4, 3), nn.MultiheadAttention(4, 2).out_proj):
-        assert layer_class(other) is None
-        assert factored_matrix(other) is None
-        assert obstacle(other) is None
+    linear = nn.Linear(4, 3)
+    assert replaceable(linear) is replaceable(Renamed(4, 3)) is not None
+    assert factored_matrix(linear).data_ptr() == linear.weight.data_ptr()
+    for other in (nn.ReLU(), nn.Bilinear(2, 2, 2)):
+        assert kind_of(other) is factored_matrix(other) is None
         with pytest.raises(TypeError, match=f"module is a {type(other).__name__}"):
             compressed(other, k=2)
         with pytest.raises(TypeError, match=r"must be a torch\.nn\.Linear"):
             DibaLinear.from_dense(other, k=2)
-    linear = nn.Linear(4, 3)
-    assert factored_matrix(linear).data_ptr() == linear.weight.data_ptr()
+    for other in (Shifted(4, 3), nn.MultiheadAttention(4, 2).out_proj):
+        assert kind_of(other) is kind_of(linear)
+        assert replaceable(other) is factored_matrix(other) is None
+        for make in (compressed, DibaLinear.from_dense):
+            with pytest.raises(ValueError, match=f"its {type(other).__name__} has a forward of its own"):
+                make(other, k=2)
+
+
+def test_subclasses_of_conv1d_are_layers_of_its_kind() -> None:
+    class Plain(Conv1D):
+        pass
+
+    class Doubled(Conv1D):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    plain, doubled = Plain(M, N), Doubled(M, N)
+    assert replaceable(plain) is kind_of(doubled) is kind_of(Conv1D(M, N)) is not None
+    assert torch.equal(factored_matrix(plain), plain.weight.T)
+    assert "forward of its own" in kind_of(doubled).obstacle(doubled)
+
+
+def test_a_layer_of_a_subclass_is_of_that_class(make_factors: Any) -> None:
+    class Own(DibaLinear):
+        pass
+
+    layer = Own.from_dense(nn.Linear(N, M), make_factors(M, K, N, "sign").diba)
+    assert type(layer) is Own
+    assert type(layer.to_dense_module()) is nn.Linear
 
 
 def test_a_layer_without_shape_is_refused() -> None:
     lazy = nn.LazyLinear(3)
     assert factored_matrix(lazy) is None
-    assert "no shape" in obstacle(lazy)
     with pytest.raises(ValueError, match="no shape before the first call; leave this LazyLinear dense"):
         compressed(lazy, k=2)
 

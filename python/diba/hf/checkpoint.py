@@ -17,8 +17,8 @@ from .._internal.storage import BITS, DIAGONALS
 from ..checkpoints import entries as checkpoints
 from ..errors import FormatError
 from ..torch.model.parts import Parts
-from ..torch.model.unfuse import unfuse
-from ..torch.modules.kinds import factored_matrix, layer_class
+from ..torch.model.swap import unfuse
+from ..torch.modules.kinds import replaceable
 from ..torch.modules.layer import FactoredLayer, Sizes, as_numpy
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ __all__ = [
     "factored",
     "forms",
     "names_in",
-    "put",
     "share",
     "state_dict",
     "take_apart",
@@ -166,7 +165,7 @@ def tied(
         for one, other in (pair, pair[::-1]):
             layer, known = one.removesuffix(".weight"), {here: name for name, here in names.items()}
             owner = known.get(other.removesuffix(".weight"))
-            kind = layer_class(model.get_submodule(layer)) if one.endswith(".weight") else None
+            kind = replaceable(model.get_submodule(layer)) if one.endswith(".weight") else None
             if (
                 owner is not None
                 and kind is not None
@@ -175,7 +174,7 @@ def tied(
             ):
                 entry, bias = entries[owner], getattr(model.get_submodule(layer), "bias", None) is not None
                 names[layer] = layer
-                entries[layer] = {**entry, "kind": kind.__name__, "bias": bias} | {
+                entries[layer] = {**entry, "kind": kind.factored.__name__, "bias": bias} | {
                     "shared": entry.get("shared", owner)
                 }
     return names, entries
@@ -199,27 +198,24 @@ def empty(module: nn.Module, name: str, entry: dict[str, Any]) -> FactoredLayer:
     Raises:
         ValueError: the entry is of another kind, or size, than the dense layer.
     """
-    kind, matrix = layer_class(module), factored_matrix(module)
-    if kind is None or matrix is None or kind.__name__ != entry["kind"]:
+    kind = replaceable(module)
+    if kind is None or kind.factored.__name__ != entry["kind"]:
         raise ValueError(
             f"the checkpoint has a {entry['kind']} at {name}, and the model a {type(module).__name__}; load "
             "it with the class that it was saved from, or upgrade diba"
         )
-    dense: Any = module
-    bias = getattr(dense, "bias", None) is not None
+    matrix = kind.matrix(module)
+    bias = getattr(module, "bias", None) is not None
     if list(matrix.shape) != entry["shape"] or bias != entry["bias"]:
         (m, n), (rows, columns) = entry["shape"], matrix.shape
         raise ValueError(
             f"the checkpoint has {name} as a matrix of {m} x {n} {_with(entry['bias'])} bias, and the model "
             f"of {rows} x {columns} {_with(bias)} bias; load it with its own config, or dequantize() it first"
         )
-    layer = kind._settings_of(
-        module, Sizes((matrix.shape[0], matrix.shape[1]), entry["k"], entry["alphabet"])
-    )
-    layer._keep(module)
-    if dense.weight.dtype == torch.float64:
-        layer.double()  # diagonals, too, as in the model that was saved
-    return layer.train(module.training)
+    (m, n) = matrix.shape
+    layer = kind.empty(module, Sizes((m, n), entry["k"], entry["alphabet"]))
+    # Of a float64 model the diagonals are float64, too, as in the model that was saved.
+    return layer.double() if matrix.dtype == torch.float64 else layer
 
 
 def _with(bias: bool) -> str:
@@ -312,9 +308,3 @@ def share(model: nn.Module, names: dict[str, str], entries: Entries, stored: Sto
             setattr(layer, own, getattr(source, own))
         sharing |= {id(layer), id(source)}
     return sharing
-
-
-def put(model: nn.Module, name: str, value: nn.Module | nn.Parameter) -> None:
-    """Another module, or parameter, in the place of the one of that name."""
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, value)

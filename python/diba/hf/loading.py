@@ -13,11 +13,12 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 from ..torch.calibration.propagate import Wanted
 from ..torch.conversion.report import Report
 from ..torch.conversion.run import Conversion
-from ..torch.conversion.solving import dense_matrix
 from ..torch.model.accounts import Accounts
-from ..torch.model.parts import Parts, places
-from ..torch.model.selection import Target, check_weights, kind, require, select
-from ..torch.model.unfuse import factored, settle, unfused
+from ..torch.model.parts import Parts
+from ..torch.model.selection import Target, check_weights, require, select
+from ..torch.model.swap import places, settle, unfused
+from ..torch.modules.kinds import dense_matrix, kind_of
+from ..torch.modules.layer import factored_layers
 
 if TYPE_CHECKING:
     from ..torch.model.config import Config
@@ -132,7 +133,7 @@ class Compression:
     def _put_in(self, part: Parts) -> None:
         """What has a compressed weight takes the place of its module, with all else that this one had."""
         part.whole._modules.pop(_PART, None)
-        if not factored(part):
+        if not factored_layers(part):
             return
         for source, parameter in part.held().items():
             if parameter is not None and not parameter.is_meta:  # biases, and weights not in the checkpoint
@@ -196,6 +197,6 @@ def _without(settings: Config | None, model: nn.Module, names: list[str] | None)
     skip = [
         name
         for name, module in model.named_modules()
-        if not should_convert_module(name, names) and kind(module) is not None and name not in settings.layers
+        if kind_of(module) and not should_convert_module(name, names) and name not in settings.layers
     ]
     return dataclasses.replace(settings, skip=[*settings.skip, *skip])

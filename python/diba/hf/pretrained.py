@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..torch.model.accounts import uncounted
 from ..torch.modules.embedding import DibaEmbedding
-from ..torch.modules.kinds import dense_numbers_more, distinct
-from ..torch.modules.layer import FactoredLayer
+from ..torch.modules.layer import FactoredLayer, factored_layers
 from .config import METHOD
 
 __all__ = ["teach"]
@@ -35,7 +35,7 @@ def _num_parameters(original: Callable[..., int]) -> Callable[..., int]:
 
     def num_parameters(self: Any, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         count = original(self, only_trainable, exclude_embeddings)
-        return count if only_trainable else count + dense_numbers_more(self, not exclude_embeddings)
+        return count if only_trainable else count + uncounted(self, not exclude_embeddings)
 
     return num_parameters
 
@@ -44,7 +44,7 @@ def _memory_footprint(original: Callable[..., int]) -> Callable[..., int]:
     """Bits are weights, whether or not buffers count."""
 
     def get_memory_footprint(self: Any, return_buffers: bool = True) -> int:
-        bits = 0 if return_buffers else sum(x.b1.nbytes + x.b2.nbytes for x in distinct(self))
+        bits = 0 if return_buffers else sum(x.b1.nbytes + x.b2.nbytes for x in factored_layers(self))
         return original(self, return_buffers) + bits
 
     return get_memory_footprint

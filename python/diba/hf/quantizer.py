@@ -16,8 +16,7 @@ from transformers.quantizers.base import HfQuantizer
 from ..checkpoints.entries import check_names, factored_in
 from ..checkpoints.stored import Stored, check_stored
 from ..errors import FormatError
-from ..torch.model import swap
-from ..torch.model.unfuse import fuse
+from ..torch.model.swap import fuse, put, retie
 from . import checkpoint
 from .config import METHOD, DibaConfig
 from .loading import Compress, Compression
@@ -88,7 +87,7 @@ class DibaQuantizer(HfQuantizer):
         if not self.pre_quantized:
             self._require_dense()
             for target, source in model.all_tied_weights_keys.items():  # transformers does so later
-                checkpoint.put(model, target, model.get_parameter(source))
+                put(model, target, model.get_parameter(source))
             self._loading = Compression(model, self.quantization_config)
             return model
         entries = self.quantization_config.factors
@@ -104,7 +103,7 @@ class DibaQuantizer(HfQuantizer):
         for name, here in self._names.items():
             layer = checkpoint.empty(model.get_submodule(here), here, self._entries[name])
             self._forms[here] = checkpoint.forms(layer)
-            checkpoint.put(model, here, layer)
+            put(model, here, layer)
         checkpoint.expect(model, self._names, self._entries)
         weights = {f"{here}.weight" for here in self._names.values()}
         tied = model.all_tied_weights_keys.items()
@@ -136,7 +135,7 @@ class DibaQuantizer(HfQuantizer):
         checkpoint.check_loaded(model, self._forms, unchecked, self._stored.where)
         sharing = checkpoint.share(model, self._names, self._entries, self._stored)
         if sharing:
-            swap._retie(model, sharing)
+            retie(model, sharing)
         self._stored, self._entries = Stored({}), {}
         set_quantizer(model, self)
         self.describe(model, checkpoint.describe_layers(model))
@@ -174,7 +173,7 @@ class DibaQuantizer(HfQuantizer):
         for name, layer in checkpoint.factored(model).items():
             dense: Any = layer.to_dense_module().to(dtype=dtype)
             dense.weight = weights.setdefault(id(layer.b1), dense.weight)
-            checkpoint.put(model, name, dense)
+            put(model, name, dense)
         fuse(model)
         for inner in models(model):
             inner.__dict__.pop("_tied_weights_keys", None)  # of weights again, as the class has them

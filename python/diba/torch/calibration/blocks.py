@@ -18,7 +18,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..model.parts import Parallel
-from ..modules.vectors import input_of, input_size, kind, vectors
+from ..modules.kinds import input_layout, input_size
+from ..modules.vectors import input_of, vectors
 from ..retuning.batches import call, plain_grad
 
 __all__ = ["Block", "Group", "Item", "Plan", "captured", "collect", "plan", "run_block"]
@@ -215,7 +216,7 @@ def _groups(names: Sequence[str], trace: _Trace, model: nn.Module) -> tuple[Grou
         inputs = [input_of(made.args, made.kwargs) for made in trace.calls[name]]
         versions = [made.version for made in trace.calls[name]]
         layer = model.get_submodule(name)
-        found.setdefault((tuple(map(id, inputs)), tuple(versions), kind(layer)), []).append(name)
+        found.setdefault((tuple(map(id, inputs)), tuple(versions), input_layout(layer)), []).append(name)
     groups = [
         Group(tuple(names), len(trace.calls[names[0]]), _list(names[0], model)) for names in found.values()
     ]

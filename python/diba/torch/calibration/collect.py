@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from ..._internal import check
 from ...progress import ProgressOption, Steps, check_progress, reporting
-from ..model.unfuse import unfused
-from ..modules.vectors import Products, input_of, input_size, kind, vectors
+from ..model.swap import unfused
+from ..modules.kinds import input_layout, input_size
+from ..modules.vectors import Products, input_of, vectors
 from ..retuning.batches import call, differentiable, plain_grad, repeatable, size, token_masks
 from ..retuning.losses import Loss, check_loss
 from .moments import Calibration, Moments
@@ -193,7 +194,7 @@ class _Recorder:
 
     def _numbered(self, name: str, module: nn.Module, x: Tensor) -> tuple[int, str]:
         """The number of this input in the batch, and the first layer that read it."""
-        key = (id(x), 0 if x.is_inference() else x._version, kind(module))
+        key = (id(x), 0 if x.is_inference() else x._version, input_layout(module))
         known = self._inputs.get(key)
         if known is None or known[0]() is not x:  # an id is given anew once its tensor is gone
             known = weakref.ref(x), sum(map(len, self._calls.values())), name

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ..._internal import check
 from ..._internal.check_arrays import describe
 from ...solvers.covariance import missing_power, shrinkage
-from ..modules.kinds import factored_matrix
-from ..modules.vectors import input_size
+from ..model.swap import put
+from ..modules.kinds import dense_matrix, input_size, replaceable
 from ..retuning.batches import call, digest, evaluating, repeatable, token_masks
 from .blocks import Block, Group, Item, captured, collect, plan, run_block
 from .correction import InputSums, correction
@@ -120,7 +120,7 @@ def _layers(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
     known = dict(model.named_modules())
     layers = {}
     for name in names:
-        if name not in known or factored_matrix(known[name]) is None:
+        if name not in known or replaceable(known[name]) is None:
             found = "no module of the model" if name not in known else type(known[name]).__name__
             raise ValueError(f"names has {name!r}, {found}; it must be the name of a dense layer")
         layers[name] = known[name]
@@ -177,7 +177,7 @@ class _Run:
 
     def unread(self, names: Iterable[str]) -> None:
         """Factor layers without inputs to be seen."""
-        layers = [(name, _matrix(self._model.get_submodule(name))) for name in names]
+        layers = [(name, dense_matrix(self._model.get_submodule(name))) for name in names]
         if layers:
             self._call_factor([Wanted(name, matrix.astype(np.float32), None) for name, matrix in layers])
 
@@ -274,7 +274,8 @@ class _Run:
         self._call_factor([wanted for group in found for wanted in group])
 
     def _wanted(self, group: Group, sums: InputSums) -> list[Wanted]:
-        matrices = {name: _matrix(self._model.get_submodule(name)) for name in group.names}
+        layers = {name: self._model.get_submodule(name) for name in group.names}
+        matrices = {name: dense_matrix(layer).astype(np.float64) for name, layer in layers.items()}
         if not sums.calls or (group.together and not sums.count):  # no batch reaches it by now
             return [Wanted(name, matrix.astype(np.float32), None) for name, matrix in matrices.items()]
         second = sums.second(group.names[0])
@@ -311,25 +312,9 @@ class _Run:
     @contextmanager
     def _dense(self) -> Iterator[None]:
         """The model with its dense layers back for a while."""
-        current = {name: _put(self._model, name, layer) for name, layer in self._replaced.items()}
+        current = {name: put(self._model, name, layer) for name, layer in self._replaced.items()}
         try:
             yield
         finally:
             for name, layer in reversed(current.items()):  # of two names of one place the first knows it
-                _put(self._model, name, layer)
-
-
-def _put(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
-    """Set a submodule; returns what was there."""
-    parent, _, last = name.rpartition(".")
-    owner = model.get_submodule(parent)
-    before = owner.get_submodule(last)
-    setattr(owner, last, layer)
-    return before
-
-
-def _matrix(layer: nn.Module) -> NDArray[np.float64]:
-    matrix = factored_matrix(layer)
-    assert matrix is not None, "names were checked"
-    result: NDArray[np.float64] = matrix.detach().cpu().double().numpy().copy()
-    return result
+                put(self._model, name, layer)

@@ -17,10 +17,10 @@ from ...progress import Steps, reporting
 from ...solvers.solver import no_advice
 from ..model.config import Config
 from ..model.selection import select
-from ..model.unfuse import unfused
+from ..model.swap import unfused
+from ..modules.kinds import dense_matrix
 from ..modules.layer import FactoredLayer
 from .coverage import moments_of, unreached, warn_unreached
-from .solving import dense_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -15,8 +15,8 @@ from ..._internal import check
 from ..calibration.moments import Calibration
 from ..model.config import Config
 from ..model.selection import check_weights, require, select
-from ..model.unfuse import unfused
-from ..modules.layer import FactoredLayer
+from ..model.swap import unfused
+from ..modules.layer import factored_layers
 from ..retuning.losses import check_loss
 from . import run as conversion
 from .coverage import moments_of, reads, unreached, warn_unreached
@@ -24,7 +24,7 @@ from .report import LayerReport, Report
 
 if TYPE_CHECKING:
     from ..calibration.moments import Moments
-    from ..model.unfuse import Unfused
+    from ..model.swap import Unfused
     from ..retuning.losses import Loss
 
 __all__ = ["convert", "meet_transformers"]
@@ -146,7 +146,7 @@ def _convert(
 
 def _prepare(model: nn.Module, config: Config) -> None:
     """Let the layers above, :mod:`diba.hf`, see to it that the model can be saved and loaded."""
-    if any(isinstance(module, FactoredLayer) for module in model.modules()):
+    if factored_layers(model):
         for prepare in conversion.prepare:
             prepare(model, config)
 

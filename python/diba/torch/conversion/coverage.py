@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..._internal import check
 from ..._internal.check_arrays import describe
 from ..model.accounts import some
-from ..modules.vectors import input_size
+from ..modules.kinds import input_size
 from .solving import tells
 
 if TYPE_CHECKING:

@@ -20,9 +20,10 @@ from ..model.accounts import totals
 from ..model.config import Config
 from ..model.selection import Target
 from ..model.swap import replace
+from ..modules.kinds import dense_matrix
 from .display import Display
 from .report import LayerReport, Report
-from .solving import dense_matrix, factorization, objective, output_snr
+from .solving import factorization, objective, output_snr
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -192,7 +193,7 @@ class Conversion:
         target = self._pending[name]
         weight: Any = target.module.weight
         snr = solved.f.snr_db(dense_matrix(target.module))
-        new = replace(self._model, target, solved.f)
+        new = replace(self._model, target.modules, solved.f)
         del self._pending[name]
         if self._begun is not None and not self.reports:
             self._begun()

@@ -6,34 +6,22 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 import diba
 
 from ..._internal import diagonal16
 from ...solvers.covariance import missing_power, shrinkage
-from ..modules.kinds import factored_matrix
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from torch import nn
 
     from ..calibration.moments import Moments
     from ..model.config import Settings
 
-__all__ = ["dense_matrix", "factorization", "objective", "output_snr", "tells"]
+__all__ = ["factorization", "objective", "output_snr", "tells"]
 
 _LARGEST_EXPONENT = 120  # of an entry to solve for
 _ROWS_AT_ONCE = 1024  # of error matrices in float64
-
-
-def dense_matrix(module: nn.Module) -> NDArray[Any]:
-    """The matrix of a dense layer, shape (m, n), float32 (float64 if the weight is)."""
-    matrix = factored_matrix(module)
-    assert matrix is not None, "selected"
-    wide = matrix.dtype == torch.float64
-    result: NDArray[Any] = matrix.detach().to(torch.float64 if wide else torch.float32).numpy()
-    return result
 
 
 def objective(settings: Settings, moments: Moments | None) -> str:

@@ -9,10 +9,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..modules.layer import FactoredLayer
+from ..modules.embedding import DibaEmbedding
+from ..modules.layer import FactoredLayer, factored_layers
 from .parts import Parts
 
-__all__ = ["APART", "CONVERTED", "Accounts", "Skipped", "Totals", "listed", "some", "text_of_bytes", "totals"]
+__all__ = [
+    "APART",
+    "CONVERTED",
+    "Accounts",
+    "Skipped",
+    "Totals",
+    "listed",
+    "some",
+    "text_of_bytes",
+    "totals",
+    "uncounted",
+]
 
 CONVERTED = "already converted"
 """The reason of layers that held factors before."""
@@ -156,9 +168,22 @@ def totals(model: nn.Module) -> Totals:
     """Count a model."""
     parameters = list(model.parameters())
     size = sum(t.nbytes for t in (*parameters, *model.buffers()))
-    factored = {id(m.b1): m for m in model.modules() if isinstance(m, FactoredLayer)}.values()
-    change = sum(m.weight_shape.numel() * m.dtype.itemsize - m.nbytes for m in factored)
+    layers = factored_layers(model)
+    change = sum(m.weight_shape.numel() * m.dtype.itemsize - m.nbytes for m in layers)
     return Totals(sum(p.numel() for p in parameters), size, size + change)
+
+
+def uncounted(model: nn.Module, embeddings: bool = True) -> int:
+    """How many weights the factored layers stand for, less the diagonals, which ``parameters()`` shows.
+
+    ``embeddings=False``: without those of embeddings, and of layers that share their factors with one.
+    """
+    more = 0
+    for layer in factored_layers(model):
+        more -= sum(d.numel() for d in layer.diagonals())
+        if embeddings or not isinstance(layer, DibaEmbedding):
+            more += layer.weight_shape.numel()
+    return more
 
 
 # ---------------------------------------------------------------- text

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..modules.extras import runs_its_class
+from ..modules.dense import runs_its_class
 from .parts import Parts, linear
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..modules.extras import runs_its_class
+from ..modules.dense import runs_its_class
 from ..modules.vectors import mark
 from .parts import Parallel, Parts, linear
 

@@ -11,18 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Self
 
-__all__ = ["Parallel", "Parts", "keep_padding", "linear", "places", "take_hooks"]
-
-_HOOKS = (
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_backward_pre_hooks",
-    "_backward_hooks",
-    "_is_full_backward_hook",
-)
+__all__ = ["Parallel", "Parts", "linear"]
 
 
 class Parallel(nn.ModuleList):
@@ -119,29 +108,3 @@ def linear(weight: Tensor, bias: Tensor | None, asked: bool) -> nn.Linear:
 
 def _parameter(tensor: Tensor, asked: bool) -> nn.Parameter:
     return tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor.detach(), requires_grad=asked)
-
-
-# ---------------------------------------------------------------- one module in the place of another
-
-
-def places(model: nn.Module, module: nn.Module) -> list[tuple[nn.Module, str]]:
-    """Where a module is in a model: (owner, name), as often as it is there."""
-    return [
-        (owner, name)
-        for owner in model.modules()
-        for name, child in owner._modules.items()
-        if child is module
-    ]
-
-
-def take_hooks(new: nn.Module, old: nn.Module) -> None:
-    """The hooks of another module; they are the very dicts, so a handle's ``remove()`` still works."""
-    for name in _HOOKS:
-        setattr(new, name, getattr(old, name))
-
-
-def keep_padding(model: nn.Module) -> None:
-    """No nested tensors in ``nn.TransformerEncoder``: its fast path makes them, for dense layers alone."""
-    for module in model.modules():
-        if isinstance(module, nn.TransformerEncoder):
-            module.use_nested_tensor = False

@@ -9,26 +9,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
-from torch.nn.utils import parametrize
 
 from ..._internal import check
 from ...solvers.size import inner_dimension
-from ..modules.extras import runs_its_class
-from ..modules.kinds import factored_matrix, layer_class, obstacle
+from ..modules.kinds import KINDS, factored_matrix, kind_of
 from ..modules.layer import FactoredLayer
 from .accounts import CONVERTED, Accounts, listed
 from .config import Config, Settings, suggestion
-from .unfuse import unfused
+from .swap import unfused
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence, Sized
 
     from .accounts import Skipped
 
-__all__ = ["Selection", "Target", "check_weights", "kind", "require", "select", "targets"]
+__all__ = ["Selection", "Target", "check_weights", "require", "select", "targets"]
 
 _REASONS = 4  # named in an error
-_KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +49,11 @@ class Target:
     settings: Settings
     aliases: tuple[str, ...] = ()
     tied: dict[str, nn.Module] = field(default_factory=dict)
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """The layer, and those that are tied to it."""
+        return self.module, *self.tied.values()
 
 
 class Selection(NamedTuple):
@@ -115,7 +117,7 @@ def _select(model: nn.Module, config: Config) -> Selection:
             if isinstance(result, str):
                 reasons[key] = result
             else:
-                made |= {id(module): result for module in (result.module, *result.tied.values())}
+                made |= {id(module): result for module in result.modules}
     leads = [
         made[id(x.module)] for x in layers if id(x.module) in made and made[id(x.module)].module is x.module
     ]
@@ -169,18 +171,6 @@ def check_weights(found: Iterable[Target]) -> None:
             )
 
 
-def kind(module: nn.Module) -> str | None:
-    """The kind of a layer that may be compressed, or is already; None for any other module."""
-    if isinstance(module, FactoredLayer):
-        return type(module).__name__
-    for cls in _KINDS:
-        if isinstance(module, cls):
-            return cls.__name__
-    if type(module).__name__ == "Conv1D" and getattr(getattr(module, "weight", None), "ndim", 0) == 2:
-        return "Conv1D"  # of transformers, which is not imported
-    return None
-
-
 # ---------------------------------------------------------------- layers and their weights
 
 
@@ -188,20 +178,20 @@ def _layers(model: nn.Module) -> list[_Layer]:
     names: dict[int, list[str]] = defaultdict(list)
     modules: dict[int, tuple[nn.Module, str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        found = kind(module)
-        if found is not None:
+        kind = kind_of(module)
+        if kind is not None or isinstance(module, FactoredLayer):
             names[id(module)].append(name)
-            modules[id(module)] = module, found
+            modules[id(module)] = module, kind.name if kind is not None else type(module).__name__
     if id(model) in modules:
         raise ValueError(
             f"model is itself a {modules[id(model)][1]}, which cannot be replaced in place; put it into a "
             "module, such as torch.nn.Sequential(model), or use diba.torch.DibaLinear.from_dense"
         )
     if not modules:
+        possible = " or ".join(kind.described for kind in KINDS)
         held = "; ".join(listed(Accounts().others(model, ()))[:_REASONS])
         raise ValueError(
-            "model has no layer to compress: it must hold an nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding "
-            f"or a Conv1D of transformers{f'; it has: {held}' if held else ''}"
+            f"model has no layer to compress: it must hold {possible}{f'; it has: {held}' if held else ''}"
         )
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):
@@ -255,17 +245,14 @@ def _unfit(layer: _Layer, inside_attention: set[int]) -> str | None:
     module: Any = layer.module
     if id(module) in inside_attention:
         return "nn.MultiheadAttention reads its weight itself"
-    if "weight" not in module._parameters or parametrize.is_parametrized(module, "weight"):
-        return "its weight is computed from other parameters (parametrized, pruned or normalised)"
-    if hasattr(module, "_hf_hook"):
+    if hasattr(module, "_hf_hook") and "weight" in module._parameters:
         raise ValueError(
             f"{layer.names[0]} has a hook of accelerate, which moves its weight between devices, memory and "
             "disk, and would be lost; load the model without device_map, or first call "
             "accelerate.hooks.remove_hook_from_module(model, recurse=True)"
         )
-    if layer_class(module) is None or not runs_its_class(module):
-        return f"its {type(module).__name__} has a forward of its own"
-    return obstacle(module) or (None if module.weight.numel() else "its weight is empty")
+    kind = kind_of(module)
+    return None if kind is None else kind.obstacle(module)
 
 
 def _target(

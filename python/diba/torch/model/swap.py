@@ -1,57 +1,133 @@
-"""Put a layer with factors into the places of a dense one, so that the model notices nothing else."""
+"""Modules in the place of others: factored layers for dense ones, layers for fused matrices, and back."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+import weakref
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from ..._internal import check
+from ..._internal.storage import BITS, DIAGONALS
 from ..modules.kinds import compressed
-from .parts import keep_padding, places, take_hooks
+from ..modules.layer import factored_layers
+from .attention import Attention
+from .experts import Experts
+from .parts import Parts
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
     import diba
 
     from ..modules.layer import FactoredLayer
-    from .selection import Target
 
-__all__ = ["replace"]
+__all__ = [
+    "Unfused",
+    "exchange",
+    "fuse",
+    "places",
+    "put",
+    "replace",
+    "retie",
+    "settle",
+    "unfuse",
+    "unfused",
+]
 
-_TENSORS = ("d1", "d2", "d3", "b1", "b2")
+_FORMS: tuple[type[Parts], ...] = (Experts, Attention)
+_TENSORS = (*DIAGONALS, *BITS)
+_HOOKS = (
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_backward_pre_hooks",
+    "_backward_hooks",
+    "_is_full_backward_hook",
+)
 
 
-def replace(model: nn.Module, target: Target, f: diba.Factorization) -> FactoredLayer:
-    """Replace a dense layer, under all of its names, and those tied to it, which share parameters and bits.
+# ---------------------------------------------------------------- one module in the place of another
 
-    Hooks and the bias are taken over. Nothing is changed before all new layers are made.
+
+def places(model: nn.Module, module: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Where a module is in a model: (owner, name), as often as it is there."""
+    return [
+        (owner, name)
+        for owner in model.modules()
+        for name, child in owner._modules.items()
+        if child is module
+    ]
+
+
+def exchange(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put a module in the place of another, under all of its names, with its hooks.
+
+    They are the very dicts, so a handle's ``remove()`` still works.
+    """
+    for name in _HOOKS:
+        setattr(new, name, getattr(old, name))
+    for owner, name in places(model, old):
+        setattr(owner, name, new)
+
+
+def put(model: nn.Module, name: str, value: nn.Module | nn.Parameter) -> Any:
+    """Put a module, or parameter, in the place of the one of that name; returns that one."""
+    parent, _, own = name.rpartition(".")
+    owner = model.get_submodule(parent)
+    before = getattr(owner, own)
+    setattr(owner, own, value)
+    return before
+
+
+def _keep_padding(model: nn.Module) -> None:
+    """No nested tensors in ``nn.TransformerEncoder``: its fast path makes them, for dense layers alone."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
+
+
+# ---------------------------------------------------------------- factored layers for dense ones
+
+
+def replace(model: nn.Module, dense: Sequence[nn.Module], f: diba.Factorization) -> FactoredLayer:
+    """Replace dense layers that have one weight, under all of their names, by layers that share the factors.
+
+    Hooks and biases are taken over. Nothing is changed before all new layers are made.
+
+    Args:
+        model: Changed in place.
+        dense: The layers, one or several that are tied.
+        f: Factors of their matrix.
+
+    Returns:
+        What is in the place of the first.
     """
     with torch.inference_mode(False), torch.no_grad():
-        dense = [target.module, *target.tied.values()]
         made = [_like(module, f) for module in dense]
     for twin in made[1:]:
         for name in _TENSORS:
             setattr(twin, name, getattr(made[0], name))
     for old, new in zip(dense, made, strict=True):
-        for owner, name in places(model, old):
-            setattr(owner, name, new)
-    if target.tied:
-        _retie(model, {id(module) for module in made})
-    keep_padding(model)
+        exchange(model, old, new)
+    if len(made) > 1:
+        retie(model, {id(module) for module in made})
+    _keep_padding(model)
     return made[0]
 
 
-def _like(module: nn.Module, f: diba.Factorization) -> FactoredLayer:
+def _like(module: Any, f: diba.Factorization) -> FactoredLayer:
     new = compressed(module, f)
     if new.bias is not None:
-        new.bias = cast(
-            "nn.Parameter", module.bias
-        )  # the very parameter: an optimizer, or another layer, may hold it
-    take_hooks(new, module)
+        new.bias = module.bias  # the very parameter: an optimizer, or another layer, may hold it
     return new
 
 
-def _retie(model: nn.Module, shared: set[int]) -> None:
+def retie(model: nn.Module, shared: set[int]) -> None:
     """Tell a model of transformers that tied weights are tied factors now.
 
     Its mappings ``{tied name: source name}`` of weights, which ``tie_weights`` and ``save_pretrained``
@@ -75,3 +151,108 @@ def _renamed(module: nn.Module, mapping: dict[str, str], shared: set[int]) -> di
         target, source = owners if ours else names
         result.update({f"{target}.{t}": f"{source}.{t}" for t in _TENSORS} if ours else {target: source})
     return result
+
+
+# ---------------------------------------------------------------- layers for fused matrices
+
+
+def unfuse(model: nn.Module, wanted: Callable[[str], bool] = lambda name: True) -> list[Parts]:
+    """Put a module with layers in the place of every one that is recognised, under all of its names.
+
+    The layers are on the memory of the parameters. Hooks are taken over.
+
+    Args:
+        model: Changed in place; it cannot itself be replaced.
+        wanted: Told the name of a module, whether it is to be replaced.
+
+    Returns:
+        What was put in.
+    """
+    found = []
+    for name, module in list(model.named_modules()):
+        form = next((form for form in _FORMS if form.recognises(module)), None)
+        if name and form is not None and wanted(name):
+            with torch.inference_mode(False), torch.no_grad():
+                part = form.of(module)
+            exchange(model, module, part)
+            found.append(part)
+    if found:
+        _keep_padding(model)
+    return found
+
+
+def fuse(model: nn.Module) -> None:
+    """The reverse: modules without factored layers are put together again."""
+    for part in [module for module in model.modules() if isinstance(module, Parts)]:
+        if not factored_layers(part):
+            exchange(model, part, part.together(part.sources()))
+
+
+@contextmanager
+def unfused(model: nn.Module) -> Iterator[Unfused]:
+    """The model with a layer for each matrix; at the end, what then has no factored layer is fused again.
+
+    Meanwhile a run calls every layer it comes by, with no vectors if there are none: see ``Parts.watched``.
+    """
+    check.instance(model, "model", nn.Module, "use the torch model itself")
+    state = Unfused(model)
+    try:
+        yield state
+    finally:
+        state.close()
+
+
+class Unfused:
+    """A model that has been taken apart, and the parameters that it had before.
+
+    Attributes:
+        parts: What has been put in.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._padding = [(m, m.use_nested_tensor) for m in model.modules() if hasattr(m, "use_nested_tensor")]
+        self.parts = unfuse(model)
+        self._known: dict[int, dict[str, weakref.ref[nn.Parameter]]] = {}
+        self._watched: list[Parts] = [m for m in model.modules() if isinstance(m, Parts)]
+        self._before = [part.watched for part in self._watched]
+        for part in self._watched:
+            part.watched = True
+
+    def forget(self, layers: Iterable[nn.Module]) -> None:
+        """Hold no parameter that these layers are parts of, so that its memory is free when they are gone."""
+        gone = set(map(id, layers))
+        for part in self.parts:
+            if any(id(module) in gone for module in part.modules()):
+                held = part.held()
+                self._known[id(part)] = {name: weakref.ref(p) for name, p in held.items() if p is not None}
+                part.hold(dict.fromkeys(held))
+
+    def close(self) -> None:
+        """Put together what has no factors; dense layers of what has some get memory of their own."""
+        for part, before in zip(self._watched, self._before, strict=True):
+            part.watched = before
+        for part in self.parts:
+            if factored_layers(part):
+                settle(self._model, part)
+            else:
+                exchange(self._model, part, self._whole(part))
+        if not factored_layers(self._model):  # swap has its own say
+            for module, nested in self._padding:
+                module.use_nested_tensor = nested
+
+    def _whole(self, part: Parts) -> nn.Module:
+        """The module as it was, with its very parameters wherever anybody still has them."""
+        known = self._known.get(id(part), {})
+        part.hold({name: reference() for name, reference in known.items()})
+        return part.together([name for name, parameter in part.held().items() if parameter is None])
+
+
+def settle(model: nn.Module, part: Parts) -> None:
+    """Put in a part for good: nothing is held of the module, and what is dense has memory of its own."""
+    with torch.inference_mode(False), torch.no_grad():
+        for parameter in part.parameters():
+            if parameter.untyped_storage().nbytes() > parameter.nbytes or not parameter.is_contiguous():
+                parameter.data = parameter.detach().clone(memory_format=torch.contiguous_format)
+    part.hold(dict.fromkeys(part.sources()))
+    exchange(model, part.whole, part)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..._internal import check
+from .dense import Kind
 from .layer import FactoredLayer, check_factorization
 from .linear import multiply
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from ..._internal.check import Alphabet
     from .layer import Sizes
 
-__all__ = ["Convolution", "DibaConv1d", "DibaConv2d"]
+__all__ = ["Convolution", "ConvolutionKind", "DibaConv1d", "DibaConv2d"]
 
 _PADDINGS = ("same", "valid")
 _SETTINGS = ("stride", "padding", "dilation", "padding_mode")
@@ -57,7 +58,6 @@ class Convolution(FactoredLayer):
     """
 
     axes: ClassVar[int]
-    _dense_class: ClassVar[Any]
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class Convolution(FactoredLayer):
         )
         if self.padding == "same" and any(step != 1 for step in self.stride):
             raise ValueError(f"stride is {self.stride}; it must be 1 where padding is 'same'")
-        self._pads = self._pads_of_axes()
+        self._pads = _pads(self)
 
     @classmethod
     def _sizes(cls, value: Any, name: str, minimum: int) -> tuple[int, ...]:
@@ -103,17 +103,6 @@ class Convolution(FactoredLayer):
         if len(values) != cls.axes:
             raise ValueError(f"{name} is {values}; it must be one number, or {cls.axes}")
         return tuple(check.integer(size, name, minimum=minimum) for size in values)
-
-    def _pads_of_axes(self) -> list[int]:
-        """Pixels before and after, last axis first, as ``functional.pad`` takes them."""
-        pads: list[int] = []
-        for axis in reversed(range(self.axes)):
-            if self.padding == "same":
-                total = self.dilation[axis] * (self.kernel_size[axis] - 1)
-                pads += [total // 2, total - total // 2]
-            else:
-                pads += [0 if isinstance(self.padding, str) else self.padding[axis]] * 2
-        return pads
 
     def forward(self, x: Tensor) -> Tensor:
         """From (batch, in_channels, *pixels) to (batch, out_channels, *pixels), with or without a batch axis.
@@ -130,18 +119,9 @@ class Convolution(FactoredLayer):
                 f"x has shape {tuple(x.shape)}; it must be (batch, {self.in_channels} channels, and "
                 f"{self.axes} axes of pixels), or the same without a batch"
             )
-        y = multiply(self, self._patches(x, channel)).movedim(-1, channel)
+        patches = windows(self, x, channel, self._pads).flatten(channel + self.axes)
+        y = multiply(self, patches).movedim(-1, channel)
         return y.contiguous() if x.is_contiguous() else y
-
-    def _patches(self, x: Tensor, channel: int) -> Tensor:
-        """The input of each output pixel, shape (batch, *pixels, n)."""
-        if any(self._pads):
-            x = functional.pad(x, self._pads, mode=_PADDING_MODES[self.padding_mode])
-        sizes = zip(self.kernel_size, self.stride, self.dilation, strict=True)
-        for axis, (size, stride, dilation) in enumerate(sizes, channel + 1):
-            # Views: windows along an axis become a further last axis, in the order of weight.flatten(1).
-            x = x.unfold(axis, dilation * (size - 1) + 1, stride)[..., ::dilation]
-        return x.movedim(channel, channel + self.axes).flatten(channel + self.axes)
 
     @property
     def weight_shape(self) -> torch.Size:
@@ -181,57 +161,94 @@ class Convolution(FactoredLayer):
         if bias is not None:
             device, dtype = device or bias.device, dtype or bias.dtype
         check_factorization(f)
-        layer = cls._meta(f, kernel_size, {"bias": bias is not None, "dtype": dtype, **settings})
-        return layer._fill(f, bias, device)
-
-    @classmethod
-    def _meta(cls, f: Sizes | diba.Factorization, kernel_size: Any, settings: dict[str, Any]) -> Self:
         (m, n), pixels = f.shape, math.prod(cls._sizes(kernel_size, "kernel_size", 1))
         if n % pixels:
             raise ValueError(f"f has {n} columns; they must be a multiple of the kernel's {pixels} pixels")
-        return cls(n // pixels, m, kernel_size, f.k, alphabet=f.alphabet, device="meta", **settings)
+        facts: dict[str, Any] = {"bias": bias is not None, "alphabet": f.alphabet, "dtype": dtype, **settings}
+        layer = cls(n // pixels, m, kernel_size, f.k, **facts, device="meta")
+        return layer._fill(f, bias, device)
 
-    # ------------------------------------------------------------ from and to dense layers
 
-    @classmethod
-    def replaces(cls, module: nn.Module) -> bool:
-        """Whether a module is torch's convolution of this kind, and not a subclass with its own forward."""
-        kind: Any = type(module)
-        dense = cls._dense_class
-        if not isinstance(module, dense):
-            return False
-        return kind.forward is dense.forward and kind._conv_forward is dense._conv_forward
+def windows(conv: Any, x: Tensor, channel: int, pads: list[int] | None = None) -> Tensor:
+    """What a convolution multiplies, dense or factored: a view of the padded input.
 
-    @classmethod
-    def obstacle(cls, module: Any) -> str | None:
-        """Groups."""
-        if module.groups != 1:
-            return f"groups is {module.groups}, must be 1"
-        return super().obstacle(module)
+    Args:
+        conv: With the settings of ``nn.Conv1d`` or ``nn.Conv2d``.
+        x: Shape (batch, channels, *pixels), or without a batch.
+        channel: The axis of the channels: 1 or 0.
+        pads: ``_pads(conv)``, if it is known.
 
-    @classmethod
-    def _settings_of(cls, module: Any, f: Sizes | diba.Factorization) -> Self:
-        settings = {name: getattr(module, name) for name in _SETTINGS}
-        settings |= {"bias": module.bias is not None, "dtype": module.weight.dtype}
-        return cls._meta(f, module.kernel_size, settings)
+    Returns:
+        Shape (batch, *positions, channels, *kernel): the last axes in the order of ``weight.flatten(1)``.
+    """
+    pads = _pads(conv) if pads is None else pads
+    if any(pads):
+        x = functional.pad(x, pads, mode=_PADDING_MODES[conv.padding_mode])
+    sizes = zip(conv.kernel_size, conv.stride, conv.dilation, strict=True)
+    for axis, (size, stride, dilation) in enumerate(sizes, channel + 1):
+        x = x.unfold(axis, dilation * (size - 1) + 1, stride)[..., ::dilation]
+    return x.movedim(channel, channel + len(conv.kernel_size))
 
-    def _empty_dense(self) -> Any:
-        settings = {name: getattr(self, name) for name in _SETTINGS}
-        settings |= {"bias": self.bias is not None, "device": "meta", "dtype": self.dtype}
-        return self._dense_class(self.in_channels, self.out_channels, self.kernel_size, **settings)
+
+def _pads(conv: Any) -> list[int]:
+    """Pixels before and after, last axis first, as ``functional.pad`` takes them."""
+    pads: list[int] = []
+    for axis in reversed(range(len(conv.kernel_size))):
+        if conv.padding == "same":
+            total = conv.dilation[axis] * (conv.kernel_size[axis] - 1)
+            pads += [total // 2, total - total // 2]
+        else:
+            pads += [0 if isinstance(conv.padding, str) else conv.padding[axis]] * 2
+    return pads
 
 
 class DibaConv1d(Convolution):
     """``nn.Conv1d`` with a factored kernel; arguments, errors and cost are those of :class:`Convolution`."""
 
     axes = 1
-    _dense_class = nn.Conv1d
-    _dense_name = "a torch.nn.Conv1d, with its own forward"
 
 
 class DibaConv2d(Convolution):
     """``nn.Conv2d`` with a factored kernel; arguments, errors and cost are those of :class:`Convolution`."""
 
     axes = 2
-    _dense_class = nn.Conv2d
-    _dense_name = "a torch.nn.Conv2d, with its own forward"
+
+
+class ConvolutionKind(Kind):
+    """``nn.Conv1d`` or ``nn.Conv2d``."""
+
+    def computes(self, module: nn.Module) -> bool:
+        """Not where ``_conv_forward`` is a subclass's own."""
+        kind: Any = type(module)
+        return super().computes(module) and kind._conv_forward is self.dense._conv_forward
+
+    def _impossible(self, module: Any) -> str | None:
+        return None if module.groups == 1 else f"groups is {module.groups}, must be 1"
+
+    def matrix(self, module: Any) -> Tensor:
+        """One row for each output channel."""
+        weight: Tensor = module.weight
+        return weight.flatten(1)
+
+    def input_size(self, module: Any) -> int | None:
+        """None where there are groups."""
+        return int(module.weight[0].numel()) if module.groups == 1 else None
+
+    def input_layout(self, module: Any) -> object:
+        """All settings of the patches."""
+        return (module.kernel_size, *(getattr(module, name) for name in _SETTINGS))
+
+    def windows(self, module: Any, x: Tensor) -> Tensor:
+        """See :meth:`Kind.windows`."""
+        return windows(module, x if x.ndim == self.axes + 2 else x[None], 1)
+
+    def _built(self, module: Any, sizes: Sizes | diba.Factorization) -> Any:
+        options = {name: getattr(module, name) for name in _SETTINGS}
+        options |= {"bias": module.bias is not None, "alphabet": sizes.alphabet, "dtype": module.weight.dtype}
+        channels = module.in_channels, module.out_channels
+        return self.factored(*channels, module.kernel_size, sizes.k, **options, device="meta")
+
+    def _dense(self, layer: Any) -> Any:
+        options = {name: getattr(layer, name) for name in _SETTINGS}
+        options |= {"bias": layer.bias is not None, "dtype": layer.dtype}
+        return self.dense(layer.in_channels, layer.out_channels, layer.kernel_size, **options, device="meta")

@@ -13,6 +13,7 @@ from ..ops import (
     operators,  # noqa: F401  # ops registers torch.ops.diba
     reference,  # ops registers torch.ops.diba
 )
+from .dense import Kind
 from .layer import FactoredLayer, check_factorization
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from ..._internal.check import Alphabet
     from .layer import Sizes
 
-__all__ = ["DibaEmbedding"]
+__all__ = ["DibaEmbedding", "EmbeddingKind"]
 
 _times_bits = torch.ops.diba.times_bits.default
 
@@ -51,8 +52,6 @@ class DibaEmbedding(FactoredLayer):
     Notes:
         ``max_norm``, ``scale_grad_by_freq`` and ``sparse`` of ``nn.Embedding`` are not supported.
     """
-
-    _dense_name = "a torch.nn.Embedding, with its own forward"
 
     def __init__(
         self,
@@ -117,38 +116,8 @@ class DibaEmbedding(FactoredLayer):
     ) -> Self:
         """The layer of these factors, shape (num_embeddings, embedding_dim)."""
         check_factorization(f)
-        return cls._meta(f, padding_idx, dtype)._fill(f, None, device)
-
-    @classmethod
-    def _meta(cls, f: Sizes | diba.Factorization, padding_idx: int | None, dtype: torch.dtype | None) -> Self:
-        m, n = f.shape
-        return cls(m, n, f.k, padding_idx=padding_idx, alphabet=f.alphabet, device="meta", dtype=dtype)
-
-    # ------------------------------------------------------------ from and to dense layers
-
-    @classmethod
-    def replaces(cls, module: nn.Module) -> bool:
-        """Whether a module is an ``nn.Embedding``, and not a subclass with its own forward."""
-        return getattr(type(module), "forward", None) is nn.Embedding.forward
-
-    @classmethod
-    def obstacle(cls, module: Any) -> str | None:
-        """``max_norm``, which rescales rows where they are used, and gradients of other kinds."""
-        if module.max_norm is not None:
-            return f"max_norm is {module.max_norm}, must be None: looked-up rows would have to be rewritten"
-        for name in ("scale_grad_by_freq", "sparse"):
-            if getattr(module, name):
-                return f"{name} is True, must be False: rows have no gradients of their own"
-        return super().obstacle(module)
-
-    @classmethod
-    def _settings_of(cls, module: Any, f: Sizes | diba.Factorization) -> Self:
-        return cls._meta(f, module.padding_idx, module.weight.dtype)
-
-    def _empty_dense(self) -> Any:
-        return nn.Embedding(
-            self.num_embeddings, self.embedding_dim, self.padding_idx, device="meta", dtype=self.dtype
-        )
+        facts: dict[str, Any] = {"alphabet": f.alphabet, "dtype": dtype, "device": "meta"}
+        return cls(*f.shape, f.k, padding_idx=padding_idx, **facts)._fill(f, None, device)
 
 
 def _padding_row(padding_idx: int | None, rows: int) -> int | None:
@@ -157,3 +126,27 @@ def _padding_row(padding_idx: int | None, rows: int) -> int | None:
         return None
     index = check.integer(padding_idx, "padding_idx", minimum=-rows, maximum=rows - 1)
     return index % rows
+
+
+class EmbeddingKind(Kind):
+    """``nn.Embedding``, whose inputs are row numbers: it multiplies nothing."""
+
+    def _impossible(self, module: Any) -> str | None:
+        if module.max_norm is not None:
+            return f"max_norm is {module.max_norm}, must be None: looked-up rows would have to be rewritten"
+        for name in ("scale_grad_by_freq", "sparse"):
+            if getattr(module, name):
+                return f"{name} is True, must be False: rows have no gradients of their own"
+        return None
+
+    def input_size(self, module: Any) -> int | None:
+        """None: see above."""
+        return None
+
+    def _built(self, module: Any, sizes: Sizes | diba.Factorization) -> Any:
+        options: dict[str, Any] = {"alphabet": sizes.alphabet, "dtype": module.weight.dtype}
+        return self.factored(*sizes.shape, sizes.k, padding_idx=module.padding_idx, **options, device="meta")
+
+    def _dense(self, layer: Any) -> Any:
+        sizes = layer.num_embeddings, layer.embedding_dim, layer.padding_idx
+        return nn.Embedding(*sizes, device="meta", dtype=layer.dtype)

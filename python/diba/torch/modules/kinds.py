@@ -1,46 +1,60 @@
-"""Which dense layers can be replaced, and by what."""
+"""The kinds of dense layers that can be factored, and what the rest of diba asks of them.
+
+A new kind is a module of its own, as ``conv.py`` is one, and an entry of ``KINDS``. Selection, calibration,
+conversion and checkpoints look at no class themselves.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .conv import DibaConv1d, DibaConv2d
-from .embedding import DibaEmbedding
-from .layer import FactoredLayer
-from .linear import DibaLinear
+from torch import nn
+
+from .conv import ConvolutionKind, DibaConv1d, DibaConv2d
+from .embedding import DibaEmbedding, EmbeddingKind
+from .layer import as_numpy
+from .linear import DibaLinear, LinearKind, TransformersConv1DKind
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from numpy.typing import NDArray
+    from torch import Tensor
 
     import diba
 
+    from .dense import Kind
+    from .layer import FactoredLayer
+
 __all__ = [
-    "LAYERS",
+    "KINDS",
     "compressed",
-    "dense_numbers_more",
-    "distinct",
+    "dense_matrix",
     "factored_matrix",
-    "layer_class",
-    "obstacle",
+    "input_layout",
+    "input_size",
+    "kind_of",
+    "replaceable",
 ]
 
-LAYERS: tuple[type[FactoredLayer], ...] = (DibaLinear, DibaConv1d, DibaConv2d, DibaEmbedding)
+KINDS: tuple[Kind, ...] = (
+    LinearKind("Linear", nn.Linear, DibaLinear, "a torch.nn.Linear"),
+    TransformersConv1DKind("Conv1D", None, DibaLinear, "a Conv1D of transformers"),
+    ConvolutionKind("Conv1d", nn.Conv1d, DibaConv1d, "a torch.nn.Conv1d", axes=1),
+    ConvolutionKind("Conv2d", nn.Conv2d, DibaConv2d, "a torch.nn.Conv2d", axes=2),
+    EmbeddingKind("Embedding", nn.Embedding, DibaEmbedding, "a torch.nn.Embedding"),
+)
+for _kind in KINDS:
+    _kind.factored.kinds = (*_kind.factored.kinds, _kind)
 
 
-def layer_class(module: nn.Module) -> type[FactoredLayer] | None:
-    """The class for layers of this kind, whether or not every setting is possible; None: no dense layer.
-
-    ``nn.Linear``, transformers' ``Conv1D``, ``nn.Conv1d``, ``nn.Conv2d``, ``nn.Embedding`` and subclasses
-    that leave ``forward`` alone. Subclasses that compute something else are not replaced, nor is the
-    ``out_proj`` of ``nn.MultiheadAttention``, whose weight that module reads without calling the layer.
-    """
-    return next((layer for layer in LAYERS if layer.replaces(module)), None)
+def kind_of(module: nn.Module) -> Kind | None:
+    """The kind of a dense layer by its class, whether or not it can be replaced; None: no dense layer."""
+    return next((kind for kind in KINDS if kind.covers(module)), None)
 
 
-def obstacle(module: nn.Module) -> str | None:
-    """Why a dense layer cannot be replaced, as ``"groups is 32, must be 1"``; None: it can, or is none."""
-    layer = layer_class(module)
-    return None if layer is None else layer.obstacle(module)
+def replaceable(module: nn.Module) -> Kind | None:
+    """The kind of a dense layer that can be replaced; None: it cannot, or is none."""
+    kind = kind_of(module)
+    return kind if kind is not None and kind.obstacle(module) is None else None
 
 
 def factored_matrix(module: nn.Module) -> Tensor | None:
@@ -49,49 +63,43 @@ def factored_matrix(module: nn.Module) -> Tensor | None:
     ``weight`` of ``nn.Linear`` and ``nn.Embedding``, its transpose for transformers' ``Conv1D``,
     ``weight.flatten(1)`` for convolutions.
     """
-    layer = layer_class(module)
-    return None if layer is None or layer.obstacle(module) else layer.matrix_of(module)
+    kind = replaceable(module)
+    return None if kind is None else kind.matrix(module)
+
+
+def dense_matrix(module: nn.Module) -> NDArray[Any]:
+    """The matrix of a replaceable layer, shape (m, n), for NumPy: float32 (float64 if the weight is).
+
+    Raises:
+        TypeError, ValueError: the layer is not replaceable.
+    """
+    matrix = factored_matrix(module)
+    if matrix is None:
+        raise ValueError(f"{type(module).__name__} is no dense layer that can be factored")
+    return as_numpy(matrix)
+
+
+def input_size(module: nn.Module) -> int | None:
+    """Length n of the vectors that a dense layer multiplies its matrix by; None: it is none, or has none."""
+    kind = kind_of(module)
+    return None if kind is None else kind.input_size(module)
+
+
+def input_layout(module: nn.Module) -> object:
+    """Dense layers of equal layouts make the same vectors of the same input."""
+    kind = kind_of(module)
+    return None if kind is None else kind.input_layout(module)
 
 
 def compressed(module: nn.Module, f: diba.Factorization | None = None, **solve_options: Any) -> FactoredLayer:
-    """The layer that replaces a dense one: ``from_dense`` of the class for its kind.
-
-    Args:
-        module: The dense layer.
-        f: Factors of its matrix; None: ``diba.solve(matrix, **solve_options)``.
-        **solve_options: For ``diba.solve``, as ``bits_per_weight=2``.
+    """The layer that takes a dense one's place, whatever its kind: see :meth:`FactoredLayer.from_dense`.
 
     Raises:
         TypeError: ``module`` is no dense layer.
-        ValueError: a setting of it is not possible, or ``f`` has another shape.
+        ValueError: it cannot be replaced, or ``f`` has another shape.
     """
-    layer = layer_class(module)
-    if layer is None:
-        raise TypeError(
-            f"module is a {type(module).__name__}; it must be a torch.nn.Linear, Embedding, Conv1d or "
-            f"Conv2d, or transformers' Conv1D, with their own forward"
-        )
-    return layer.from_dense(module, f, **solve_options)
-
-
-def distinct(model: nn.Module) -> list[FactoredLayer]:
-    """The factored layers of a model in module order, the first of those that share their factors."""
-    found: dict[int, FactoredLayer] = {}
-    for module in model.modules():
-        if isinstance(module, FactoredLayer):
-            found.setdefault(id(module.b1), module)
-    return list(found.values())
-
-
-def dense_numbers_more(model: nn.Module, embeddings: bool = True) -> int:
-    """How many parameters more a model would have with dense layers in place of the factored ones.
-
-    ``embeddings=False``: than it has outside of its embeddings, those that share their factors with one
-    included.
-    """
-    more = 0
-    for layer in distinct(model):
-        more -= sum(d.numel() for d in layer.diagonals())
-        if embeddings or not isinstance(layer, DibaEmbedding):
-            more += layer.weight_shape.numel()
-    return more
+    kind = kind_of(module)
+    if kind is None:
+        known = ", ".join(kind.described for kind in KINDS)
+        raise TypeError(f"module is a {type(module).__name__}; it must be one of: {known}")
+    return kind.replacement(module, f, **solve_options)

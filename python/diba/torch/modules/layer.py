@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 import diba
 
 from ..._internal import check, diagonal16, storage
 from ..._internal.storage import BITS, DIAGONALS
 from ..ops import reference
-from .extras import kept, lost
 from .state import FactorState
 from .weight import Weight
 
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
     from ..._internal.check import Alphabet
 
-__all__ = ["FactoredLayer", "Sizes", "as_numpy", "check_factorization"]
+__all__ = ["FactoredLayer", "Sizes", "as_numpy", "check_factorization", "factored_layers"]
 
 
 class Sizes(NamedTuple):
@@ -245,30 +244,8 @@ class FactoredLayer(FactorState):
 
     # ------------------------------------------------------------ from and to dense layers
 
-    @classmethod
-    def replaces(cls, module: nn.Module) -> bool:
-        """Whether a module is the dense layer of this kind, with torch's own forward."""
-        raise NotImplementedError
-
-    @classmethod
-    def obstacle(cls, module: Any) -> str | None:
-        """Which setting of a dense layer of this kind is not possible here, or what would be lost."""
-        weight = module.weight
-        if is_lazy(weight):
-            return "its weight has no shape before the first call"
-        if type(weight) not in (nn.Parameter, Tensor):
-            return f"its weight is a {type(weight).__name__}, whose values only its own library reads"
-        if not weight.is_floating_point() or weight.numel() == 0:
-            return (
-                f"its weight is {weight.dtype} of shape {tuple(weight.shape)}, must be floating and not empty"
-            )
-        return lost(module, cls)
-
-    @classmethod
-    def matrix_of(cls, module: Any) -> Tensor:
-        """The matrix, shape (m, n), that this class makes of a dense layer's weight: a view of it."""
-        weight: Tensor = module.weight
-        return weight.flatten(1)
+    kinds: ClassVar[tuple[Any, ...]] = ()
+    """The kinds of dense layers that it stands for: ``dense.Kind``; ``kinds.KINDS`` sets them."""
 
     @classmethod
     def from_dense(cls, module: nn.Module, f: diba.Factorization | None = None, **solve_options: Any) -> Self:
@@ -279,71 +256,29 @@ class FactoredLayer(FactorState):
 
         Args:
             module: The dense layer.
-            f: Factors of its matrix (``matrix_of``); None: ``diba.solve(matrix, **solve_options)``.
+            f: Factors of its matrix; None: ``diba.solve(matrix, **solve_options)``.
             **solve_options: For ``diba.solve``, as ``bits_per_weight=2``.
 
         Raises:
             TypeError: ``module`` is no dense layer of this kind, or ``f`` and options are both given.
-            ValueError: a setting of it is not possible here, or ``f`` has another shape.
+            ValueError: a setting of it is not possible here, it computes or holds more than a layer of its
+                kind, or ``f`` has another shape.
         """
-        if not cls.replaces(module):
-            raise TypeError(f"module is a {type(module).__name__}; it must be {cls._dense_name}")
-        reason = cls.obstacle(module)
-        if reason is not None:
-            raise ValueError(f"module cannot be replaced: {reason}; leave this {type(module).__name__} dense")
-        matrix = cls.matrix_of(module).detach()
-        if f is None:
-            f = diba.solve(as_numpy(matrix), **solve_options)
-        elif solve_options:
-            options = ", ".join(solve_options)
-            raise TypeError(f"f and {options} are both given; give factors, or options for diba.solve")
-        check_factorization(f)
-        check.equal(f.shape, "the shape of f", tuple(matrix.shape), "shape of the layer's matrix")
-        layer = cls._settings_of(module, f)
-        dense: Any = module
-        layer._fill(f, dense.bias if layer.bias is not None else None, matrix.device)
-        for d in layer.diagonals():
-            d.requires_grad_(dense.weight.requires_grad)
-        if layer.bias is not None:
-            layer.bias.requires_grad_(dense.bias.requires_grad)
-        layer._keep(module)
-        return layer.train(module.training)
-
-    def _keep(self, module: nn.Module) -> None:
-        """Take over the attributes that somebody set on a dense layer."""
-        found = kept(module)
-        if found:
-            self._kept = tuple(found)
-            self.__dict__.update(found)
+        kind = next((kind for kind in cls.kinds if kind.covers(module)), None)
+        if kind is None:
+            possible = " or ".join(kind.described for kind in cls.kinds)
+            raise TypeError(f"module is a {type(module).__name__}; it must be {possible}")
+        result: Self = dataclasses.replace(kind, factored=cls).replacement(module, f, **solve_options)
+        return result
 
     def to_dense_module(self) -> nn.Module:
         """The dense layer in this one's place: of the class it had, on its device and in its dtype."""
-        dense = self._empty_dense().to_empty(device=self.d1.device)
-        with torch.no_grad():
-            dense.weight.copy_(self.dense_weight())
-            if self.bias is not None:
-                dense.bias.copy_(self.bias)
-        dense.weight.requires_grad_(any(d.requires_grad for d in self.diagonals()))
-        if self.bias is not None:
-            dense.bias.requires_grad_(self.bias.requires_grad)
-        dense.__dict__.update({name: vars(self)[name] for name in self._kept if name in vars(self)})
-        module: nn.Module = dense.train(self.training)
-        return module
+        kind = next(kind for kind in self.kinds if kind.made(self))
+        result: nn.Module = kind.restored(self)
+        return result
 
     _kept: tuple[str, ...] = ()
     """Names of attributes that somebody set on the dense layer."""
-
-    _dense_name: ClassVar[str]
-    """What from_dense takes, for its message."""
-
-    @classmethod
-    def _settings_of(cls, module: Any, f: Sizes | diba.Factorization) -> Self:
-        """A layer on the meta device with the settings of a dense one and the sizes of ``f``."""
-        raise NotImplementedError
-
-    def _empty_dense(self) -> Any:
-        """A dense layer of these settings and this dtype, on the meta device."""
-        raise NotImplementedError
 
     def _fill(self, f: diba.Factorization, bias: Tensor | None, device: torch.device | str | None) -> Self:
         """Come from the meta device with these values."""
@@ -353,6 +288,15 @@ class FactoredLayer(FactorState):
             with torch.no_grad():
                 self.bias.copy_(bias)
         return self
+
+
+def factored_layers(model: nn.Module) -> list[FactoredLayer]:
+    """The factored layers of a model in module order, the first of those that share their factors."""
+    found: dict[int, FactoredLayer] = {}
+    for module in model.modules():
+        if isinstance(module, FactoredLayer):
+            found.setdefault(id(module.b1), module)
+    return list(found.values())
 
 
 def as_numpy(t: Tensor) -> NDArray[Any]:

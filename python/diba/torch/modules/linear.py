@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..._internal import check
 from ..ops import operators
-from .extras import forward_owner
+from .dense import Kind, forward_owner
 from .layer import FactoredLayer, check_factorization
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..._internal.check import Alphabet
     from .layer import Sizes
 
-__all__ = ["DibaLinear", "is_conv1d", "multiply"]
+__all__ = ["DibaLinear", "LinearKind", "TransformersConv1DKind", "multiply"]
 
 
 class DibaLinear(FactoredLayer):
@@ -48,8 +48,6 @@ class DibaLinear(FactoredLayer):
         >>> layer(torch.zeros(5, 64)).shape
         torch.Size([5, 48])
     """
-
-    _dense_name = "a torch.nn.Linear or transformers' Conv1D, with their own forward"
 
     def __init__(
         self,
@@ -104,49 +102,10 @@ class DibaLinear(FactoredLayer):
         if bias is not None:
             device, dtype = device or bias.device, dtype or bias.dtype
         check_factorization(f)
-        layer = cls._meta(f, bias is not None, fan_in_fan_out, dtype)
-        return layer._fill(f, bias, device)
-
-    @classmethod
-    def _meta(
-        cls, f: Sizes | diba.Factorization, bias: bool, fan_in_fan_out: bool, dtype: torch.dtype | None
-    ) -> Self:
         m, n = f.shape
-        options: dict[str, Any] = {"bias": bias, "alphabet": f.alphabet, "fan_in_fan_out": fan_in_fan_out}
-        return cls(n, m, f.k, **options, device="meta", dtype=dtype)
-
-    # ------------------------------------------------------------ from and to dense layers
-
-    @classmethod
-    def replaces(cls, module: nn.Module) -> bool:
-        """Whether a module is an ``nn.Linear`` or ``Conv1D``, and not a subclass with its own forward.
-
-        The ``FalconLinear`` of transformers is one, too: it adds the bias after rounding, no more.
-        """
-        # nn.MultiheadAttention reads the weight of its out_proj, a class of its own, without calling it.
-        own = isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
-        plain = getattr(type(module), "forward", None) is nn.Linear.forward and not own
-        return plain or is_conv1d(module) or _is_falcon(module)
-
-    @classmethod
-    def matrix_of(cls, module: Any) -> Tensor:
-        """The weight, transposed if the layer is a ``Conv1D``."""
-        weight: Tensor = module.weight
-        return weight.T if is_conv1d(module) else weight
-
-    @classmethod
-    def _settings_of(cls, module: Any, f: Sizes | diba.Factorization) -> Self:
-        return cls._meta(f, module.bias is not None, is_conv1d(module), module.weight.dtype)
-
-    def _empty_dense(self) -> Any:
-        if not self.fan_in_fan_out:
-            bias = self.bias is not None
-            return nn.Linear(self.in_features, self.out_features, bias, device="meta", dtype=self.dtype)
-        from transformers.pytorch_utils import Conv1D  # only a model of transformers has one
-
-        with torch.device("meta"):
-            dense: Any = Conv1D(self.out_features, self.in_features)  # type: ignore[no-untyped-call]
-        return dense.to(self.dtype)
+        facts: dict[str, Any] = {"bias": bias is not None, "alphabet": f.alphabet, "dtype": dtype}
+        layer = cls(n, m, f.k, **facts, fan_in_fan_out=fan_in_fan_out, device="meta")
+        return layer._fill(f, bias, device)
 
 
 def multiply(layer: FactoredLayer, x: Tensor) -> Tensor:
@@ -162,14 +121,70 @@ def multiply(layer: FactoredLayer, x: Tensor) -> Tensor:
     return operators.linear(x, d1, b1, d2, b2, d3, bias, layer.sign)
 
 
-def is_conv1d(module: nn.Module) -> bool:
-    """Whether a module is transformers' ``Conv1D``, recognised without importing transformers."""
-    parts = hasattr(module, "nf") and isinstance(getattr(module, "weight", None), Tensor)
-    return parts and type(module).__name__ == "Conv1D"
+class LinearKind(Kind):
+    """``nn.Linear``; but not the ``out_proj`` of ``nn.MultiheadAttention``."""
+
+    def computes(self, module: nn.Module) -> bool:
+        """Not the ``out_proj`` above; Falcon's class too."""
+        # nn.MultiheadAttention reads the weight of its out_proj, a class of its own, without calling it.
+        own = isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
+        return (super().computes(module) and not own) or self._is_falcon(module)
+
+    @staticmethod
+    def _is_falcon(module: nn.Module) -> bool:
+        """Falcon's linear layer adds the bias after rounding, no more; by name, as models bring their own."""
+        cls = forward_owner(module)
+        home = cls.__module__.rpartition(".")[2] == "modeling_falcon"
+        return home and cls.__name__ == "FalconLinear" and issubclass(cls, nn.Linear)
+
+    def _built(self, module: Any, sizes: Sizes | diba.Factorization) -> Any:
+        (m, n), bias = sizes.shape, module.bias is not None
+        options: dict[str, Any] = {"bias": bias, "alphabet": sizes.alphabet, "dtype": module.weight.dtype}
+        return self.factored(n, m, sizes.k, **options, device="meta")
+
+    def _dense(self, layer: Any) -> Any:
+        bias = layer.bias is not None
+        return nn.Linear(layer.in_features, layer.out_features, bias, device="meta", dtype=layer.dtype)
+
+    def made(self, layer: Any) -> bool:
+        """See :meth:`Kind.made`."""
+        return not layer.fan_in_fan_out
 
 
-def _is_falcon(module: nn.Module) -> bool:
-    """Whether a module is of Falcon's class, also as the model's own repository has it: by its name."""
-    cls = forward_owner(module)
-    home = cls.__module__.rpartition(".")[2] == "modeling_falcon"
-    return home and cls.__name__ == "FalconLinear" and issubclass(cls, nn.Linear)
+class TransformersConv1DKind(LinearKind):
+    """A linear layer whose weight has shape (in, out), recognised without importing transformers."""
+
+    def covers(self, module: nn.Module) -> bool:
+        """By the name of a class, and what such a layer has."""
+        named = any(cls.__name__ == self.name for cls in type(module).__mro__)
+        weight = getattr(module, "weight", None) if named else None
+        return isinstance(weight, Tensor) and weight.ndim == 2 and isinstance(module.nf, int)
+
+    def computes(self, module: nn.Module) -> bool:
+        """That class has the forward."""
+        return forward_owner(module).__name__ == self.name
+
+    def matrix(self, module: Any) -> Tensor:
+        """The transpose of the weight."""
+        weight: Tensor = module.weight
+        return weight.T
+
+    def input_size(self, module: Any) -> int | None:
+        """Rows of the weight."""
+        return int(module.weight.shape[0])
+
+    def _built(self, module: Any, sizes: Sizes | diba.Factorization) -> Any:
+        layer = super()._built(module, sizes)
+        layer.fan_in_fan_out = True
+        return layer
+
+    def _dense(self, layer: Any) -> Any:
+        from transformers.pytorch_utils import Conv1D  # only a model of transformers has one
+
+        with torch.device("meta"):
+            dense: Any = Conv1D(layer.out_features, layer.in_features)  # type: ignore[no-untyped-call]
+        return dense.to(layer.dtype)
+
+    def made(self, layer: Any) -> bool:
+        """See :meth:`Kind.made`."""
+        return bool(layer.fan_in_fan_out)

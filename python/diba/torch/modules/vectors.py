@@ -13,14 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from .kinds import kind_of
 
 __all__ = [
     "PATCHES",
     "Products",
     "input_of",
-    "input_size",
-    "kind",
     "mark",
     "mark_like",
     "marked",
@@ -34,30 +33,6 @@ PATCHES = 8192
 all images, even, the same at every call, and out of step with the rows of any image."""
 
 _ROWS = 4096  # vectors whose products are summed in float32 before they are added in float64
-_Conv = (nn.Conv1d, nn.Conv2d)
-
-
-def input_size(module: nn.Module) -> int | None:
-    """Length n of the vectors of a layer; None if the module is no dense layer with inputs."""
-    if isinstance(module, nn.Linear):
-        return module.in_features
-    if isinstance(module, _Conv) and module.groups == 1:
-        return module.weight[0].numel()
-    if _is_transformers_conv1d(module):
-        return int(module.weight.shape[0])  # type: ignore[index]
-    return None
-
-
-def kind(module: nn.Module) -> object:
-    """Layers of equal kinds make the same vectors of the same input."""
-    if isinstance(module, _Conv):
-        return module.kernel_size, module.stride, module.padding, module.dilation, module.padding_mode
-    return None
-
-
-def _is_transformers_conv1d(module: nn.Module) -> bool:
-    # by name, since torch users need no transformers; its weight has shape (in, out)
-    return type(module).__name__ == "Conv1D" and isinstance(getattr(module, "nf", None), int)
 
 
 def input_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
@@ -87,21 +62,20 @@ def vectors(module: nn.Module, x: Tensor, masks: Sequence[Tensor] = ()) -> Tenso
     """A copy of a layer's input vectors, shape (count, n), float32 (float64 if x is).
 
     Args:
-        module: A layer that ``input_size`` knows.
+        module: A dense layer with an ``input_size``.
         x: What it is called with.
         masks: Shape (batch, tokens), False for padding; positions of an x of shape (batch, tokens, ..., n)
             that every mask of that shape calls padding are left out. So are vectors that are marked as one of
             batch times tokens. Marks stay on what remains.
     """
-    rows = _patches(module, x.detach()) if isinstance(module, _Conv) else _unpadded(x, masks)
+    rows = _patches(module, x.detach()) if _axes(module) else _unpadded(x, masks)
     return mark_like(rows.to(torch.float64 if x.dtype == torch.float64 else torch.float32, copy=True), rows)
 
 
 def output_rows(module: nn.Module, y: Tensor, masks: Sequence[Tensor] = ()) -> Tensor:
     """A layer's output, or the gradient of it, as rows of shape (count, m), padding left out."""
-    if isinstance(module, _Conv):
-        return y.movedim(-1 - len(module.kernel_size), -1).flatten(0, -2)
-    return _unpadded(y, masks)
+    axes = _axes(module)
+    return y.movedim(-1 - axes, -1).flatten(0, -2) if axes else _unpadded(y, masks)
 
 
 def _unpadded(x: Tensor, masks: Sequence[Tensor]) -> Tensor:
@@ -117,31 +91,18 @@ def _unpadded(x: Tensor, masks: Sequence[Tensor]) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
-def _patches(conv: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
-    spatial = len(conv.kernel_size)
-    if x.ndim == spatial + 1:
-        x = x[None]
-    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-    windows = F.pad(x, _padding(conv), mode=mode)
-    for axis in range(spatial):  # views only: (batch, C, *out, *kernel)
-        step = conv.dilation[axis]
-        length = step * (conv.kernel_size[axis] - 1) + 1
-        windows = windows.unfold(2 + axis, length, conv.stride[axis])[..., ::step]
-    windows = windows.movedim(1, 1 + spatial)
-    positions = windows.shape[: 1 + spatial]
+def _axes(module: nn.Module) -> int:
+    """Spatial axes of the input of a layer whose vectors are patches, else 0."""
+    kind = kind_of(module)
+    return 0 if kind is None else kind.axes
+
+
+def _patches(module: nn.Module, x: Tensor) -> Tensor:
+    kind = kind_of(module)
+    assert kind is not None, "it has axes"
+    windows = kind.windows(module, x)
+    positions = windows.shape[: 1 + kind.axes]
     return windows[torch.unravel_index(_spread(math.prod(positions)).to(x.device), positions)].flatten(1)
-
-
-def _padding(conv: nn.Conv1d | nn.Conv2d) -> list[int]:
-    """Pairs of paddings, last axis first, as F.pad takes them."""
-    pairs: list[int] = []
-    for axis in reversed(range(len(conv.kernel_size))):
-        if conv.padding == "same":
-            total = conv.dilation[axis] * (conv.kernel_size[axis] - 1)
-            pairs += [total // 2, total - total // 2]
-        else:
-            pairs += [0, 0] if isinstance(conv.padding, str) else [conv.padding[axis]] * 2
-    return pairs
 
 
 def _spread(total: int) -> Tensor:
@@ -154,7 +115,7 @@ def _spread(total: int) -> Tensor:
 
 def sampled(module: nn.Module, rows: Tensor) -> Tensor:
     """Of one row for every vector a layer multiplies, those of the vectors that ``vectors`` takes."""
-    return rows[_spread(len(rows)).to(rows.device)] if isinstance(module, _Conv) else rows
+    return rows[_spread(len(rows)).to(rows.device)] if _axes(module) else rows
 
 
 class Products:

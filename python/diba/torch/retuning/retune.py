@@ -16,7 +16,7 @@ from torch import nn
 
 from ..._internal import check
 from ...progress import ProgressOption, Steps, check_progress, reporting
-from ..modules.kinds import dense_numbers_more
+from ..model.accounts import uncounted
 from ..modules.layer import FactoredLayer, as_numpy
 from ..modules.linear import DibaLinear
 from .batches import differentiable, evaluating, plain_grad, repeatable
@@ -199,7 +199,7 @@ def _report(
         loss_before=trainer.loss_before,
         loss_after=trainer.loss_after,
         restored=trainer.restored,
-        dense_training_bytes=12 * (sum(p.numel() for p in model.parameters()) + dense_numbers_more(model)),
+        dense_training_bytes=12 * (sum(p.numel() for p in model.parameters()) + uncounted(model)),
         **flips,
         **known,
     )

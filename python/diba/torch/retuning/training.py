@@ -14,7 +14,7 @@ from torch import nn
 from ..._internal import check
 from ..._internal.check_arrays import describe
 from ..model.config import suggestion
-from ..modules.layer import FactoredLayer
+from ..modules.layer import FactoredLayer, factored_layers
 from .flips import Flips
 
 __all__ = ["Group", "Scheduler", "Training", "grouped", "norms_sized", "parameter_groups", "trainable"]
@@ -221,7 +221,7 @@ def parameter_groups(model: nn.Module, *, biases: bool, norms: bool, lr: float) 
             sized += [(d, factor * typical_size(d)) for d in module.diagonals()]
             sized += [(module.bias, typical_size(module.bias, _SMALLEST_SCALE))] if biases else []
     sized += norms_sized(model) if norms else []
-    if not any(isinstance(module, FactoredLayer) for module in model.modules()):
+    if not factored_layers(model):
         raise ValueError(
             "model has no factored layer; it must have some: call diba.torch.convert(model) first"
         )
