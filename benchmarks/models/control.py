@@ -66,8 +66,7 @@ def random_factors(
     """
     m, n = A.shape
     rng = np.random.default_rng(seed)
-    words = (rng.integers(0, 256, (rows, -(-cols // 8)), np.uint8) for rows, cols in ((m, k), (k, n)))
-    b1, b2 = (bits(packed, cols, alphabet) for packed, cols in zip(words, (k, n), strict=True))
+    b1, b2 = (random_bits(rng, rows, cols, alphabet) for rows, cols in ((m, k), (k, n)))
     largest = float(np.abs(A).max()) or 1.0
     fit = Greedy(np.ascontiguousarray(A / largest, np.float32), b1, b2, threads=diba.num_threads())
     for _ in range(SWEEPS):
@@ -80,7 +79,7 @@ def random_factors(
     return diba.Factorization(f.d1 * np.float32(largest), f.b1, f.d2, f.b2, f.d3).round_diagonals()
 
 
-def bits(packed: NDArray[np.uint8], cols: int, alphabet: str) -> diba.BitMatrix:
-    """From rows of packed bits, those past the last column dropped."""
-    dense = np.unpackbits(packed, axis=1, count=cols, bitorder="little")
-    return diba.BitMatrix.from_dense(dense if alphabet == "binary" else 2.0 * dense - 1, alphabet)
+def random_bits(rng: np.random.Generator, rows: int, cols: int, alphabet: str) -> diba.BitMatrix:
+    packed = rng.integers(0, 256, (rows, -(-cols // 8)), np.uint8)
+    packed[:, -1] &= 0xFF >> (-cols % 8)
+    return diba.BitMatrix.from_packed_rows(packed, cols, alphabet)

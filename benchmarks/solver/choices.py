@@ -33,7 +33,11 @@ Change = Callable[[], None]
 
 
 def setting(module: object, name: str, value: object) -> Change:
-    return lambda: setattr(module, name, value)
+    def change() -> None:
+        getattr(module, name)  # one that is not there would change nothing
+        setattr(module, name, value)
+
+    return change
 
 
 def without_pairs() -> None:

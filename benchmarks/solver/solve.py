@@ -26,6 +26,7 @@ from ..common.tables import markdown, measured
 SHAPES = ("384x384", "1536x384", "2048x512")
 BITS = (1.0, 2.0)
 MAX_ITER, TOL = 100, 1e-4
+GREEDY = {"method": "greedy", "seed": 0, "threads": 1}
 
 
 def matrix(shape: str) -> tuple[str, np.ndarray]:
@@ -54,34 +55,29 @@ def run_cpp(A: np.ndarray, bits: float, alphabet: str) -> dict[str, Any]:
     import diba
 
     watch = Watch()
-    f = diba.solve(
-        A, bits_per_weight=bits, method="greedy", alphabet=alphabet, max_iter=MAX_ITER, tol=TOL, threads=1
-    )
+    f = diba.solve(A, bits_per_weight=bits, alphabet=alphabet, max_iter=MAX_ITER, tol=TOL, **GREEDY)
     return watch.read() | {"snr": f.snr_db(A), "k": f.k, "isa": diba.isa()}
 
 
 def run_torch(A: np.ndarray, bits: float, alphabet: str, drop_finished: bool) -> dict[str, Any]:
     import torch
 
+    import diba
     from diba._internal.error import energy_and_error, snr_db
-    from diba.solvers.factoring import scaled_to_one
-    from diba.solvers.size import inner_dimension
-    from diba.solvers.solver import random_start
 
     from . import torch_greedy
 
     torch.set_num_threads(1)
-    m, n = A.shape
-    k = inner_dimension(m, n, "bits_per_weight", bits)
-    scaled, _ = scaled_to_one(A)
-    start = [torch.from_numpy(b.to_dense()) for b in random_start(m, n, k, alphabet, seed=0)]
+    random = diba.solve(A, bits_per_weight=bits, alphabet=alphabet, max_iter=0, **GREEDY)  # flips no bit
+    start = [torch.from_numpy(b.to_dense()) for b in (random.b1, random.b2)]
+    scaled = A / np.abs(A).max()
     watch = Watch()
     d1, B1, d2, B2, d3 = torch_greedy.solve(
         torch.from_numpy(scaled), *start, alphabet == "sign", MAX_ITER, TOL, drop_finished
     )
     taken = watch.read()
     snr = snr_db(*energy_and_error(scaled, ((B1 * d1[:, None] * d2) @ (B2 * d3)).numpy()))
-    return taken | {"snr": snr, "k": k}
+    return taken | {"snr": snr, "k": random.k}
 
 
 RUNS = {

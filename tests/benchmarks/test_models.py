@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import random
 import struct
 import tarfile
@@ -345,6 +346,55 @@ def test_converted_models_are_taken_up_by_the_next_run(benchmark: Benchmark, tmp
     finally:
         shared.keep_converted(None)
         shared._converted.clear()
+
+
+def tiny_task(benchmark: Benchmark) -> Any:
+    """Two layers of noise, judged by their distance from the dense model's answers."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(48, 64), nn.Linear(64, 32)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(torch.relu(self.first(x)))
+
+    def load() -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return Net().eval()
+
+    batches = [{"x": torch.randn(16, 48, generator=torch.Generator().manual_seed(i))} for i in range(24)]
+
+    def distance(model: nn.Module) -> dict[str, float]:
+        with torch.no_grad():
+            return {"distance": float((model(**batches[0]) - load()(**batches[0])).square().mean())}
+
+    return benchmark("models.task").Task(
+        "mlp", "Net", load, lambda: batches, distance, "distance", False, loss="logits"
+    )
+
+
+def test_every_kind_of_cell_can_be_made(benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch) -> None:
+    arms, shared, Cell = benchmark("models.arms"), benchmark("models.shared"), benchmark("models.plan").Cell
+    monkeypatch.setitem(shared.TASKS, "mlp", lambda size: tiny_task(benchmark))
+    found = {}
+    try:
+        for arm in arms.MAKERS:
+            at = ("",) if arm == "dense" or arm.startswith("rounded") else ("sign",)
+            found[arm] = arms.run(Cell("mlp", arm, 32.0 if arm == "dense" else 2.0, *at), quick=True)
+    finally:
+        shared._tasks.clear()
+        shared._converted.clear()
+    assert set(found) == set(benchmark("models.table").ARMS)
+    assert found["dense"]["metrics"] == {"distance": 0}
+    assert found["dense"]["layer_bits"] is None
+    assert all(cell["metrics"]["distance"] > 0 for arm, cell in found.items() if arm != "dense")
+    assert all(
+        cell["layer_bits"] <= 2.0 for arm, cell in found.items() if arm != "dense" and "round" not in arm
+    )
+    assert found["calibrated"]["metrics"]["distance"] < found["random"]["metrics"]["distance"]
+    json.dumps(found)
 
 
 def report_of(values: dict[tuple[str, float], list[float]]) -> dict[str, Any]:

@@ -247,3 +247,18 @@ def test_the_table_pairs_matrices(benchmark: Callable[[str], ModuleType]) -> Non
     assert (ours.to_dbf, ours.worst_to_dbf, ours.worst_matrix) == (0.125, -0.25, "y")
     assert (ours.over_dbf, ours.over_greedy) == ((1, 2), (2, 3))
     assert ours.time_ratio == 3 / 12
+
+
+@pytest.mark.parametrize(
+    "name", ["dbf", "sign-fast", "binary-fast", "greedy", "onebit", "svd16", "rtn-row", "rtn-64"]
+)
+def test_every_method_keeps_to_its_size(benchmark: Callable[[str], ModuleType], name: str) -> None:
+    pytest.importorskip("torch")
+    cells = benchmark("quality.cells")
+    bits = cells.METHODS[name].bits[-1]
+    A = np.random.default_rng(0).standard_normal((96, 80)).astype(np.float32)
+    found = cells.run(cells.Cell("m", name, bits), A, 1)
+    assert found["snr_db"] > 0
+    scales = {"onebit": 16 * (96 + 80), "rtn-row": 16 * 96 + 3 * 96, "rtn-64": 2 * (16 + 3) * 96}
+    assert 0 < found["bits_per_weight"] <= bits + scales.get(name, 0) / A.size + 1e-5  # five digits are kept
+    assert (found["matrix"], found["method"], found["bits"]) == ("m", name, bits)
