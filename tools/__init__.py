@@ -1,0 +1,1 @@
+"""What dev.py does: the environment, the checks, wheels."""
