@@ -13,13 +13,15 @@ import numpy as np
 
 from . import _core
 from ._internal import check
-from ._internal.operator import PackedOperator
+from ._internal.check import describe
+from ._internal.check_arrays import bad_entries, matrix_shape, real_array
+from .operator import PackedOperator
 from .runtime import resolve_threads
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-    from ._internal.check import Alphabet, FloatArray
+    from ._internal.check import Alphabet
 
 __all__ = ["BitMatrix"]
 
@@ -29,8 +31,8 @@ _WORD_BITS = 64
 class BitMatrix(PackedOperator):
     """An immutable matrix of single bits, read as 0/1 or as -1/+1.
 
-    It multiplies dense arrays from either side: ``b @ x``, ``b @ X``, ``X @ b``,
-    and ``matvec``, ``rmatvec``, ``matmul``, ``rmatmul`` with ``threads``.
+    It multiplies dense arrays from either side, always exactly: ``b @ x``, ``b @ X``, ``X @ b``, ``linear``,
+    and ``matvec``, ``rmatvec``, ``matmat``, ``rmatmat`` with ``threads``.
 
     Args:
         words: uint64 array of shape (rows, ceil(cols / 64)), bits past ``cols`` zero.
@@ -59,10 +61,14 @@ class BitMatrix(PackedOperator):
         self, words: NDArray[np.uint64], cols: int, alphabet: Alphabet, *, copy: bool = True
     ) -> None:
         cols = check.positive_int(cols, "cols")
-        check.packed_words(words, cols)
+        _packed(words, "words", np.dtype(np.uint64), cols)
         own = np.array(words, order="C", copy=True) if copy else np.ascontiguousarray(words)
         own.flags.writeable = False
-        check.zero_tails(_core.tails_are_zero(own, cols), cols)
+        if not _core.tails_are_zero(own, cols):
+            raise ValueError(
+                f"the packed bits have ones past column {cols - 1}, the last; clear the padding or correct "
+                "cols"
+            )
         self._words: NDArray[np.uint64] = own
         self._cols = cols
         self._alphabet = check.alphabet(alphabet)
@@ -77,15 +83,24 @@ class BitMatrix(PackedOperator):
             TypeError: ``entries`` is not of a real number type.
             ValueError: not a non-empty matrix, or an entry outside the alphabet.
         """
-        alphabet = check.alphabet(alphabet)
-        return cls._pack(check.alphabet_matrix(entries, "entries", alphabet), alphabet, threads)
+        return cls._from_entries(entries, "entries", alphabet, resolve_threads(threads))
 
     @classmethod
-    def _pack(cls, entries: FloatArray, alphabet: Alphabet, threads: int | None = None) -> BitMatrix:
-        """Pack entries already known to be in the alphabet."""
+    def _from_entries(cls, value: ArrayLike, name: str, alphabet: Alphabet, threads: int) -> BitMatrix:
+        """The same for an argument of that name."""
+        alphabet = check.alphabet(alphabet)
+        entries = real_array(value, name)
+        matrix_shape(entries.shape, name)
+        zero, other = (0, "sign") if alphabet == "binary" else (-1, "binary")
+        outside = (entries != zero) & (entries != 1)
+        if outside.any():
+            raise ValueError(
+                f"{name} has entries other than {zero} and 1 ({bad_entries(outside, entries, name)}), "
+                f"alphabet {alphabet!r} has only these; correct the entries or use alphabet={other!r}"
+            )
         rows, cols = entries.shape
         words = np.zeros((rows, _words_per_row(cols)), dtype=np.uint64)
-        _core.pack(np.ascontiguousarray(entries, dtype=np.float32), words, resolve_threads(threads))
+        _core.pack(np.ascontiguousarray(entries, dtype=np.float32), words, threads)
         return cls(words, cols, alphabet, copy=False)
 
     @classmethod
@@ -103,7 +118,7 @@ class BitMatrix(PackedOperator):
             ValueError: wrong shape, or a bit past the last column is set.
         """
         cols = check.positive_int(cols, "cols")
-        check.packed_bytes(packed, cols)
+        _packed(packed, "packed", np.dtype(np.uint8), cols)
         rows = packed.shape[0]
         padded = np.zeros((rows, 8 * _words_per_row(cols)), dtype=np.uint8)
         padded[:, : packed.shape[1]] = packed
@@ -120,7 +135,10 @@ class BitMatrix(PackedOperator):
 
     def to_dense(self, dtype: DTypeLike = np.float32) -> NDArray[Any]:
         """The entries as a dense matrix of shape (rows, cols): 0/1 or -1/+1."""
-        wanted = check.entry_dtype(dtype, self._alphabet)
+        wanted: np.dtype[Any] = np.dtype(dtype)
+        if wanted.kind not in "fiubc" or (self.signs and wanted.kind in "ub"):
+            kind = "a signed number type such as int8" if self.signs else "a number type such as uint8"
+            raise TypeError(f"dtype is {wanted}; entries of alphabet {self._alphabet!r} need {kind}")
         dense = np.empty(self.shape, dtype=np.float32)
         zero = -1.0 if self.signs else 0.0
         _core.unpack(self._words, self._cols, zero, 1.0, dense, resolve_threads(None))
@@ -161,47 +179,25 @@ class BitMatrix(PackedOperator):
         _core.transpose(self._words, cols, words)
         return BitMatrix(words, rows, self._alphabet, copy=False)
 
-    def _apply(self, x: NDArray[np.float32], transposed: bool, threads: int) -> NDArray[np.float32]:
+    # ------------------------------------------------------------ for the base class
+
+    def _apply(self, x: NDArray[Any], transposed: bool, threads: int) -> NDArray[Any]:
+        if x.dtype == np.float64:
+            exponents = np.frexp(np.abs(x).max(axis=0))[1]
+            scaled = np.ldexp(x, -exponents).astype(np.float32)
+            return np.ldexp(self._apply(scaled, transposed, threads).astype(np.float64), exponents)
         rows, cols = self.shape
-        result = np.zeros((cols if transposed else rows, *x.shape[1:]), dtype=np.float32)
-        if x.ndim == 1:
-            kernel = _core.matvec_t if transposed else _core.matvec
-        else:
+        result = np.zeros((cols if transposed else rows, x.shape[1]), dtype=np.float32)
+        if x.shape[1] == 1:  # one vector has a kernel of its own
+            vector_kernel = _core.matvec_t if transposed else _core.matvec
+            vector_kernel(self._words, cols, x.reshape(-1), self.signs, result.reshape(-1), threads)
+        elif x.size:
             kernel = _core.matmul_t if transposed else _core.matmul
-        if x.size:  # X may have no columns
             kernel(self._words, cols, x, self.signs, result, threads)
         return result
 
-    def _apply_wide(self, x: NDArray[np.float64], transposed: bool, threads: int) -> NDArray[np.float64]:
-        exponents = np.frexp(np.abs(x).max(axis=0))[1]
-        scaled = np.ldexp(x, -exponents).astype(np.float32)
-        if x.shape[1] == 1:  # one vector has a kernel of its own
-            scaled = scaled[:, 0]
-        sums = self._apply(scaled, transposed, threads).reshape(-1, x.shape[1])
-        return np.ldexp(sums.astype(np.float64), exponents)
-
-    # ------------------------------------------------------------ object protocol
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, BitMatrix):
-            return NotImplemented
-        return (
-            self.shape == other.shape
-            and self._alphabet == other._alphabet
-            and np.array_equal(self._words, other._words)
-        )
-
-    def __hash__(self) -> int:
-        return hash((self.shape, self._alphabet, self._words.tobytes()))
-
-    def __reduce__(self) -> tuple[type[BitMatrix], tuple[NDArray[np.uint64], int, Alphabet]]:
-        return BitMatrix, (self._words, self._cols, self._alphabet)
-
-    def __copy__(self) -> BitMatrix:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> BitMatrix:
-        return self
+    def _parts(self) -> tuple[NDArray[np.uint64], int, Alphabet]:
+        return self._words, self._cols, self._alphabet
 
     def __repr__(self) -> str:
         rows, cols = self.shape
@@ -210,3 +206,15 @@ class BitMatrix(PackedOperator):
 
 def _words_per_row(cols: int) -> int:
     return -(-cols // _WORD_BITS)
+
+
+def _packed(array: Any, name: str, dtype: np.dtype[Any], cols: int) -> None:
+    """Require packed bits of shape (rows, columns in whole units of ``dtype``)."""
+    units = -(-cols // (8 * dtype.itemsize))
+    wanted = f"a {dtype} array of shape (rows, {units}) for {cols} columns"
+    mend = "use BitMatrix.from_dense for entries that are not packed"
+    if not isinstance(array, np.ndarray) or array.dtype != dtype:
+        what = f"of dtype {array.dtype}" if isinstance(array, np.ndarray) else describe(array)
+        raise TypeError(f"{name} is {what}; it must be {wanted}; {mend}")
+    if array.ndim != 2 or array.shape[0] == 0 or array.shape[1] != units:
+        raise ValueError(f"{name} has shape {array.shape}; it must be {wanted}; {mend}")

@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from . import _core, files
-from ._internal import check, diagonal16, error_bound
-from ._internal.error import dense_blocks, energy_and_error, snr_db
-from ._internal.fast import FastOperator
-from ._internal.storage import bits_per_weight, padding_bits
+from ._internal import check, check_arrays, diagonal16, error_bound, tuning
+from ._internal.error import dense_blocks
+from ._internal.factored import FactoredMatrix
+from ._internal.storage import bits_per_weight
 from .bits import BitMatrix
+from .runtime import resolve_threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import ArrayLike, NDArray
-    from scipy.sparse.linalg import LinearOperator
 
     from ._internal.check import Alphabet
 
 __all__ = ["Factorization", "load"]
 
+_BYTES_FOR_THREADS = 1 << 17  # of the packed copy; one vector of a smaller one is the caller's thread's
 
-class Factorization(FastOperator):
+
+class Factorization(FactoredMatrix):
     """An immutable product ``D1 B1 D2 B2 D3`` that stands for an m x n matrix.
 
     D1 (m), D2 (k), D3 (n) are diagonals; B1 (m x k), B2 (k x n) are bit matrices
-    of one alphabet. It multiplies like the matrix it stands for, float32 in and out:
-    ``f @ x``, ``f @ X``, ``X @ f``, ``linear`` for rows of activations, and ``matvec``,
-    ``rmatvec``, ``matmul``, ``rmatmul`` with ``threads`` and ``precision``: "fast" is
-    the default, about 45 dB from the exact product. SciPy's iterative solvers want
-    ``aslinearoperator()``, whose products are exact.
+    of one alphabet. It multiplies like the matrix it stands for, float32 in and out. ``f @ x``, ``X @ f`` and
+    ``linear`` for rows of activations are fast by default, about 45 dB from the exact product; ``matvec``,
+    ``rmatvec``, ``matmat`` and ``rmatmat``, which SciPy's solvers call, are exact by default. All of these
+    methods take ``precision`` and ``threads``.
 
     Args:
         d1: m finite numbers, stored as float32.
@@ -58,11 +58,14 @@ class Factorization(FastOperator):
         >>> f.to_dense()
         array([[ 6., 30.],
                [ 3., 20.]], dtype=float32)
-        >>> f.matvec(np.array([1, 1]), precision="exact")
+        >>> f.matvec(np.array([1, 1]))
         array([36., 23.], dtype=float32)
     """
 
-    __slots__ = ("__weakref__", "_b1", "_b2", "_d1", "_d2", "_d3", "_diagonal_bits", "_transposed")
+    __slots__ = (
+        "__weakref__", "_b1", "_b2", "_d1", "_d2", "_d3", "_diagonal_bits", "_packed", "_small", "_transposed"
+    )  # fmt: skip
+    _has_tables = True
 
     def __init__(self, d1: ArrayLike, b1: BitMatrix, d2: ArrayLike, b2: BitMatrix, d3: ArrayLike) -> None:
         for name, b in {"b1": b1, "b2": b2}.items():
@@ -70,12 +73,12 @@ class Factorization(FastOperator):
         check.equal(b2.shape[0], "the number of rows of b2", b1.shape[1], "number of columns of b1")
         check.equal(b2.alphabet, "the alphabet of b2", b1.alphabet, "alphabet of b1")
         self._b1, self._b2 = b1, b2
-        self._d1 = check.diagonal(d1, "d1", b1.shape[0], "rows of b1")
-        self._d2 = check.diagonal(d2, "d2", b1.shape[1], "columns of b1")
-        self._d3 = check.diagonal(d3, "d3", b2.shape[1], "columns of b2")
+        self._d1 = check_arrays.diagonal(d1, "d1", b1.shape[0], "rows of b1")
+        self._d2 = check_arrays.diagonal(d2, "d2", b1.shape[1], "columns of b1")
+        self._d3 = check_arrays.diagonal(d3, "d3", b2.shape[1], "columns of b2")
         self._diagonal_bits: int | None = None
         self._transposed: dict[str, Factorization] = {}  # one entry, once asked for
-        self._prepared = None
+        self._packed: _core.Packed | None = None
 
     @classmethod
     def from_factors(
@@ -93,9 +96,9 @@ class Factorization(FastOperator):
             TypeError: a factor is no array of real numbers.
             ValueError: wrong shapes, an entry outside the alphabet, a diagonal entry not finite.
         """
-        alphabet = check.alphabet(alphabet)
-        packed1 = BitMatrix._pack(check.alphabet_matrix(b1, "b1", alphabet), alphabet)
-        packed2 = BitMatrix._pack(check.alphabet_matrix(b2, "b2", alphabet), alphabet)
+        threads = resolve_threads(None)
+        packed1 = BitMatrix._from_entries(b1, "b1", alphabet, threads)
+        packed2 = BitMatrix._from_entries(b2, "b2", alphabet, threads)
         return cls(d1, packed1, d2, packed2, d3)
 
     # ------------------------------------------------------------ factors
@@ -128,11 +131,6 @@ class Factorization(FastOperator):
     # ------------------------------------------------------------ facts
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """(m, n) of the matrix it stands for."""
-        return self._b1.shape[0], self._b2.shape[1]
-
-    @property
     def k(self) -> int:
         """Inner size: columns of B1, rows of B2."""
         return self._b1.shape[1]
@@ -146,8 +144,7 @@ class Factorization(FastOperator):
     def diagonal_bits(self) -> int:
         """16 if every diagonal is one power of two times float16 values exactly, else 32."""
         if self._diagonal_bits is None:
-            fit = all(diagonal16.fits(d) for d in (self._d1, self._d2, self._d3))
-            self._diagonal_bits = 16 if fit else 32
+            self._diagonal_bits = super().diagonal_bits
         return self._diagonal_bits
 
     @property
@@ -157,30 +154,12 @@ class Factorization(FastOperator):
         return bits_per_weight(m, n, self.k, self.diagonal_bits)
 
     @property
-    def storage_ratio(self) -> float:
-        """``bits_per_weight / 32``: size relative to a float32 matrix."""
-        return self.bits_per_weight / 32
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes in memory: packed words and float32 diagonals.
-
-        ``8 * nbytes == k (m + n) + 32 (m + k + n) + padding_bits``.
-        """
-        return self._b1.nbytes + self._b2.nbytes + 4 * (self._d1.size + self._d2.size + self._d3.size)
-
-    @property
-    def padding_bits(self) -> int:
-        """Unused bits in memory, where rows fill whole 64-bit words."""
-        return padding_bits(*self.shape, self.k, unit=64)
-
-    @property
     def file_padding_bits(self) -> int:
         """Unused bits in a file, where rows fill whole bytes.
 
         A file's tensors take ``bits_per_weight * m * n + file_padding_bits`` bits.
         """
-        return padding_bits(*self.shape, self.k, unit=8)
+        return self._padding(8)
 
     @property
     def T(self) -> Factorization:
@@ -192,38 +171,52 @@ class Factorization(FastOperator):
             kept = self._transposed.setdefault("T", made)  # one step: the first to come is everybody's
         return kept
 
-    def _apply(self, x: NDArray[np.float32], transposed: bool, threads: int) -> NDArray[np.float32]:
-        """Exact: five float32 steps, ``d1 * (B1 (d2 * (B2 (d3 * x))))``, or their transposes."""
-        first, left, right, last = self._d3, self._b2, self._b1, self._d1
-        if transposed:
-            first, left, right, last = last, right, left, first
-        column = slice(None) if x.ndim == 1 else (slice(None), None)
-        inner = left._apply(first[column] * x, transposed, threads)
-        inner *= self._d2[column]
-        result = right._apply(inner, transposed, threads)
-        result *= last[column]
-        return result
+    # ------------------------------------------------------------ the fast products
 
-    def _apply_wide(self, x: NDArray[np.float64], transposed: bool, threads: int) -> NDArray[np.float64]:
-        first, left, right, last = self._d3, self._b2, self._b1, self._d1
-        if transposed:
-            first, left, right, last = last, right, left, first
-        inner = left._apply_wide(first[:, None] * x, transposed, threads)
-        inner *= self._d2[:, None]
-        result = right._apply_wide(inner, transposed, threads)
-        result *= last[:, None]
-        return result
+    def prepare(self) -> Self:
+        """Pack now what the first fast product would pack; returns this object.
+
+        The packed copy belongs to one instruction set, is made again if that changes,
+        takes ``prepared_nbytes``, and is never written to a file. The transposed
+        products (``x @ f``) use one of ``f.T``. Nothing is
+        locked meanwhile, so that signal handlers, finalizers and children made by
+        ``fork`` may multiply at any time: threads that come at once may each pack a
+        copy, of which one stays.
+        """
+        self._tables()
+        return self
+
+    @property
+    def prepared_nbytes(self) -> int:
+        """Bytes of the packed copy, in addition to ``nbytes``; 0 before there is one."""
+        return 0 if self._packed is None else self._packed.nbytes
+
+    def _tables(self) -> _core.Packed:
+        """This matrix in the layout of the instruction set in use."""
+        packed = self._packed
+        if packed is None or packed.isa != _core.isa():
+            tuning.read_environment()
+            packed = self._pack()
+            self._small = packed.nbytes < _BYTES_FOR_THREADS
+            self._packed = packed  # last: from here on others use it
+        return packed
 
     def _pack(self) -> _core.Packed:
         check.fits_tables(max(self.k, self.shape[1]))
-        return _core.Packed(
-            self._d1, self._b1.words, self._d2, self._b2.words, self._d3, self.alphabet == "sign"
-        )
+        signs = self.alphabet == "sign"
+        return _core.Packed(self._d1, self._b1.words, self._d2, self._b2.words, self._d3, signs)
+
+    def _apply_tables(
+        self, rows: NDArray[np.float32], bias: NDArray[np.float32] | None, threads: int
+    ) -> NDArray[np.float32]:
+        result = np.empty((len(rows), self.shape[0]), dtype=np.float32)
+        self._tables().multiply(rows, bias, result, threads)
+        return result
 
     def error_bound(self, x: ArrayLike) -> NDArray[np.float64]:
         """A bound of ``|f @ x - exact product|`` for the fast precision, of shape (m,).
 
-        It holds for every input, in real arithmetic; ``diba.error_bound`` derives it. A
+        It holds for every input, in real arithmetic; ``_internal/error_bound.py`` derives it. A
         usual error is a small part of it, since roundings rarely all fall the same way.
 
         Args:
@@ -233,31 +226,8 @@ class Factorization(FastOperator):
             TypeError: ``x`` is complex or no array of numbers.
             ValueError: ``x`` has the wrong shape.
         """
-        vector = check.operand(x, "x", self.shape[1], 1, "columns")
+        vector = check_arrays.operand(x, "x", self.shape[1], "vector", "columns")
         return error_bound.bound(*self._parts(), vector)
-
-    # ------------------------------------------------------------ dense forms
-
-    def to_dense(self) -> NDArray[np.float32]:
-        """The matrix it stands for, float32 of shape (m, n); temporaries stay at a few MB."""
-        dense = np.empty(self.shape, dtype=np.float32)
-        for columns, block in self._blocks():
-            dense[:, columns] = block
-        return dense
-
-    def snr_db(self, A: ArrayLike) -> float:
-        """Signal-to-noise ratio against A in dB: ``10 log10(|A|^2 / |A - f|^2)``.
-
-        Sums run in float64. ``inf`` for an exact fit, ``-inf`` for a zero A that is
-        not met exactly.
-
-        Raises:
-            TypeError: ``A`` is no array of real numbers.
-            ValueError: ``A`` is not of this shape or not finite.
-        """
-        A = check.real_matrix(A, "A")
-        check.equal(A.shape, "the shape of A", self.shape, "shape of the factorization")
-        return snr_db(*energy_and_error(A, self))
 
     # ------------------------------------------------------------ other forms
 
@@ -267,25 +237,6 @@ class Factorization(FastOperator):
             return self
         d1, d2, d3 = (diagonal16.round_to_16(d) for d in (self._d1, self._d2, self._d3))
         return Factorization(d1, self._b1, d2, self._b2, d3)
-
-    def aslinearoperator(self) -> LinearOperator:
-        """This matrix as a ``scipy.sparse.linalg.LinearOperator``, with exact products.
-
-        Raises:
-            ImportError: SciPy is not installed.
-        """
-        try:
-            from scipy.sparse.linalg import LinearOperator
-        except ImportError as error:
-            raise ImportError("aslinearoperator needs SciPy; use python -m pip install scipy") from error
-        return LinearOperator(
-            self.shape,
-            matvec=partial(self.matvec, precision="exact"),
-            rmatvec=partial(self.rmatvec, precision="exact"),
-            matmat=partial(self.matmul, precision="exact"),
-            rmatmat=partial(self.rmatmul, precision="exact"),
-            dtype=self.dtype,
-        )
 
     def save(self, path: files.PathLike) -> None:
         """Write a diba file (see ``diba.files`` for its format), whole or not at all.
@@ -322,26 +273,6 @@ class Factorization(FastOperator):
         self,
     ) -> tuple[NDArray[np.float32], BitMatrix, NDArray[np.float32], BitMatrix, NDArray[np.float32]]:
         return self._d1, self._b1, self._d2, self._b2, self._d3
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Factorization):
-            return NotImplemented
-        return self._key() == other._key()
-
-    def __hash__(self) -> int:
-        return hash(self._key())
-
-    def _key(self) -> tuple[object, ...]:
-        return self._b1, self._b2, *(d.tobytes() for d in (self._d1, self._d2, self._d3))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Factorization, (self._d1, self._b1, self._d2, self._b2, self._d3)
-
-    def __copy__(self) -> Factorization:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Factorization:
-        return self
 
     def __repr__(self) -> str:
         m, n = self.shape

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ._internal.check_arrays import describe
+from ._internal.check import describe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

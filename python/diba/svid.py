@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from . import _core
-from ._internal import check, diagonal16
+from ._internal import check, check_arrays, diagonal16
 from ._internal.check_arrays import saturated
-from ._internal.error import energy_and_error, snr_db
-from ._internal.operator import PackedOperator
+from ._internal.factored import FactoredMatrix
 from .bits import BitMatrix
 from .runtime import resolve_threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from numpy.typing import ArrayLike, DTypeLike, NDArray
+    from numpy.typing import ArrayLike, NDArray
 
 __all__ = ["OneBit", "onebit"]
 
@@ -27,10 +26,10 @@ _SETTLED = 1e-9  # of |A|^2: growth of the fitted part in a step
 _BLOCK_WORDS = 16  # columns of a dense block, by 64
 
 
-class OneBit(PackedOperator):
+class OneBit(FactoredMatrix):
     """An immutable product ``diag(a) S diag(b)`` of a sign matrix and two diagonals.
 
-    It multiplies like the m x n matrix it stands for, as :class:`diba.Factorization` does.
+    It multiplies like the m x n matrix it stands for, as :class:`diba.Factorization` does, always exactly.
 
     Args:
         a: m finite numbers, stored as float32.
@@ -51,8 +50,8 @@ class OneBit(PackedOperator):
         check.instance(signs, "signs", BitMatrix, "use BitMatrix.from_dense for plain arrays")
         check.equal(signs.alphabet, "the alphabet of signs", "sign", "alphabet of entries -1 and +1")
         self._signs = signs
-        self._a = check.diagonal(a, "a", signs.shape[0], "rows of signs")
-        self._b = check.diagonal(b, "b", signs.shape[1], "columns of signs")
+        self._a = check_arrays.diagonal(a, "a", signs.shape[0], "rows of signs")
+        self._b = check_arrays.diagonal(b, "b", signs.shape[1], "columns of signs")
 
     @property
     def a(self) -> NDArray[np.float32]:
@@ -70,59 +69,15 @@ class OneBit(PackedOperator):
         return self._b
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """(m, n) of the matrix it stands for."""
-        return self._signs.shape
-
-    @property
-    def diagonal_bits(self) -> int:
-        """16 if both diagonals are one power of two times float16 values exactly, else 32."""
-        return 16 if diagonal16.fits(self._a) and diagonal16.fits(self._b) else 32
-
-    @property
     def bits_per_weight(self) -> float:
         """``[m n + q (m + n)] / (m n)`` with q = ``diagonal_bits``; padding not counted."""
         m, n = self.shape
         return (m * n + self.diagonal_bits * (m + n)) / (m * n)
 
     @property
-    def storage_ratio(self) -> float:
-        """``bits_per_weight / 32``: size relative to a float32 matrix."""
-        return self.bits_per_weight / 32
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes in memory, ``8 * nbytes == m n + 32 (m + n) + padding_bits``: diagonals are float32."""
-        return self._signs.nbytes + self._a.nbytes + self._b.nbytes
-
-    @property
-    def padding_bits(self) -> int:
-        """Unused bits in memory, where rows fill whole 64-bit words."""
-        m, n = self.shape
-        return m * (-n % 64)
-
-    @property
     def T(self) -> OneBit:
         """The transposed matrix ``diag(b) S' diag(a)``, a new object (not a view)."""
         return OneBit(self._b, self._signs.T, self._a)
-
-    def to_dense(self, dtype: DTypeLike = np.float32) -> NDArray[Any]:
-        """The matrix it stands for, computed in float32, of shape (m, n)."""
-        dense = np.empty(self.shape, dtype=dtype)
-        for columns, block in self._blocks():
-            dense[:, columns] = block
-        return dense
-
-    def snr_db(self, A: ArrayLike) -> float:
-        """Signal-to-noise ratio against A in dB, sums in float64: as :meth:`diba.Factorization.snr_db`.
-
-        Raises:
-            TypeError: ``A`` is no array of real numbers.
-            ValueError: ``A`` is not of this shape or not finite.
-        """
-        A = check.real_matrix(A, "A")
-        check.equal(A.shape, "the shape of A", self.shape, "shape of the approximation")
-        return snr_db(*energy_and_error(A, self))
 
     def _blocks(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         n, words = self.shape[1], self._signs.words
@@ -135,38 +90,8 @@ class OneBit(PackedOperator):
                 block *= self._b[columns]
             yield columns, saturated(block)
 
-    def _apply(self, x: NDArray[np.float32], transposed: bool, threads: int) -> NDArray[np.float32]:
-        first, last = (self._a, self._b) if transposed else (self._b, self._a)
-        column = slice(None) if x.ndim == 1 else (slice(None), None)
-        result = self._signs._apply(first[column] * x, transposed, threads)
-        result *= last[column]
-        return result
-
-    def _apply_wide(self, x: NDArray[np.float64], transposed: bool, threads: int) -> NDArray[np.float64]:
-        first, last = (self._a, self._b) if transposed else (self._b, self._a)
-        result = self._signs._apply_wide(first[:, None] * x, transposed, threads)
-        result *= last[:, None]
-        return result
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, OneBit):
-            return NotImplemented
-        return self._key() == other._key()
-
-    def __hash__(self) -> int:
-        return hash(self._key())
-
-    def _key(self) -> tuple[object, ...]:
-        return self._signs, self._a.tobytes(), self._b.tobytes()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return OneBit, (self._a, self._signs, self._b)
-
-    def __copy__(self) -> OneBit:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> OneBit:
-        return self
+    def _parts(self) -> tuple[NDArray[np.float32], BitMatrix, NDArray[np.float32]]:
+        return self._a, self._signs, self._b
 
     def __repr__(self) -> str:
         m, n = self.shape
@@ -203,7 +128,7 @@ def onebit(A: ArrayLike, *, threads: int | None = None) -> OneBit:
         array([[ 1., -2.],
                [-3.,  6.]], dtype=float32)
     """
-    matrix = check.real_matrix(A, "A")
+    matrix = check_arrays.real_matrix(A, "A")
     threads = resolve_threads(threads)
     m, n = matrix.shape
     check.fits_in_memory(

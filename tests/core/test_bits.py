@@ -52,8 +52,8 @@ def test_products_of_integers_are_exact(isa: str, rows: int, cols: int, alphabet
     for p in (1, 2, 17):
         X = rng.integers(-100, 100, (cols, p)).astype(np.float32)
         Y = rng.integers(-100, 100, (rows, p)).astype(np.float32)
-        assert np.array_equal(b.matmul(X), entries @ X)
-        assert np.array_equal(b.rmatmul(Y), entries.T @ Y)
+        assert np.array_equal(b.matmat(X), entries @ X)
+        assert np.array_equal(b.rmatmat(Y), entries.T @ Y)
         assert np.array_equal(b.matvec(X[:, 0]), entries @ X[:, 0])
         assert np.array_equal(b.rmatvec(Y[:, 0]), entries.T @ Y[:, 0])
 
@@ -68,9 +68,9 @@ def test_products_of_floats_meet_the_bound_of_a_float32_sum(isa: str, alphabet: 
     Y = rng.standard_normal((rows, p)).astype(np.float32)
     # A sum of N terms errs by at most N eps sum|terms|. Signs are 2 B x - sum(x): three such errors.
     for result, exact, terms in (
-        (b.matmul(X), entries @ X, np.abs(X)),
+        (b.matmat(X), entries @ X, np.abs(X)),
         (b.matvec(X[:, 0])[:, None], entries @ X[:, :1], np.abs(X[:, :1])),
-        (b.rmatmul(Y), entries.T @ Y, np.abs(Y)),
+        (b.rmatmat(Y), entries.T @ Y, np.abs(Y)),
         (b.rmatvec(Y[:, 0])[:, None], entries.T @ Y[:, :1], np.abs(Y[:, :1])),
     ):
         bound = 3 * len(terms) * EPS * terms.sum(axis=0, dtype=np.float64)
@@ -86,8 +86,8 @@ def test_results_are_the_same_bytes_for_any_threads_and_instruction_set(isa: str
         return [
             b.matvec(X[:, 0], threads=threads).tobytes(),
             b.rmatvec(Y[:, 0], threads=threads).tobytes(),
-            b.matmul(X, threads=threads).tobytes(),
-            b.rmatmul(Y, threads=threads).tobytes(),
+            b.matmat(X, threads=threads).tobytes(),
+            b.rmatmat(Y, threads=threads).tobytes(),
         ]
 
     expected = all_products(1)
@@ -95,44 +95,6 @@ def test_results_are_the_same_bytes_for_any_threads_and_instruction_set(isa: str
     assert all_products(7) == expected
     diba._core.select_isa("scalar")  # the isa fixture restores the instruction set
     assert all_products(1) == expected
-
-
-def test_matmul_operator_from_both_sides() -> None:
-    entries = random_entries(5, 70, "binary")
-    b = diba.BitMatrix.from_dense(entries, "binary")
-    X, Y = np.arange(140.0).reshape(70, 2), np.arange(15).reshape(3, 5)
-    assert np.array_equal(b @ X, entries @ X)
-    assert np.array_equal(b @ X[:, 0], entries @ X[:, 0])
-    assert np.array_equal(Y @ b, Y @ entries)
-    assert np.array_equal(Y[0] @ b, Y[0] @ entries)
-    assert np.array_equal(b @ b.T, entries @ entries.T)
-    with pytest.raises(TypeError):
-        X + b  # no silent elementwise loop of NumPy's
-
-
-def test_operands_of_any_real_type_and_layout() -> None:
-    entries = random_entries(4, 6, "sign")
-    b = diba.BitMatrix.from_dense(entries, "sign")
-    X = np.arange(48).reshape(12, 4)
-    for operand in (
-        X[::2, ::2],
-        np.asfortranarray(X[::2, ::2]),
-        X[::2, ::2].astype(np.float16),
-        X[::2, ::2].astype(">f4"),
-        X[::2, ::2].tolist(),
-        X[::2, ::2] > 7,
-    ):
-        result = b.matmul(operand)
-        assert result.dtype == np.float32
-        assert np.array_equal(result, entries @ np.asarray(operand, dtype=np.float64))
-
-
-def test_no_columns_and_one_column() -> None:
-    b = diba.BitMatrix.from_dense(random_entries(4, 6, "sign"), "sign")
-    assert b.matmul(np.empty((6, 0))).shape == (4, 0)
-    assert b.rmatmul(np.empty((4, 0))).shape == (6, 0)
-    assert b.matvec(np.ones((6, 1))).shape == (4, 1)
-    assert b.matvec(np.ones(6)).shape == (4,)
 
 
 @settings(max_examples=60, deadline=None)
@@ -256,17 +218,6 @@ GOOD = np.zeros((2, 1), np.uint64)
         (lambda: diba.BitMatrix.from_dense([[0, np.nan]], "binary"), ValueError, "the first is nan"),
         (lambda: diba.BitMatrix.from_dense([0, 1], "binary"), ValueError, "must be a matrix"),
         (lambda: diba.BitMatrix.from_dense(np.empty((0, 3)), "binary"), ValueError, "is empty"),
-        (
-            lambda: diba.BitMatrix(GOOD, 3, "binary") @ np.ones(4),
-            ValueError,
-            "must have 3 entries, as many as",
-        ),
-        (lambda: diba.BitMatrix(GOOD, 3, "binary").matvec(np.ones((3, 2))), ValueError, "must be a vector"),
-        (lambda: diba.BitMatrix(GOOD, 3, "binary").matmul(np.ones(3)), ValueError, r"use X.reshape\(-1, 1\)"),
-        (lambda: diba.BitMatrix(GOOD, 3, "binary") @ np.ones(3, complex), TypeError, "is complex"),
-        (lambda: diba.BitMatrix(GOOD, 3, "binary") @ np.array([1, 2, None]), TypeError, "dtype object"),
-        (lambda: np.ones(3) @ diba.BitMatrix(GOOD, 3, "binary"), ValueError, "must have 2 entries"),
-        (lambda: diba.BitMatrix(GOOD, 3, "binary").matvec(np.ones(3), threads=0), ValueError, "threads is 0"),
     ],
 )
 def test_bad_arguments(make: object, error: type[Exception], message: str) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import diba
-from diba._internal import check, machine
+from diba._internal import check, check_arrays, machine
 
 BASE = np.array([[1, 0, 1], [0, 1, 1]])  # also a valid bool array
 
@@ -38,7 +38,7 @@ ACCEPTED: dict[str, Callable[[], Any]] = {
 @pytest.mark.filterwarnings("ignore:the matrix subclass")
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_matrices_of_every_real_kind_are_accepted(name: str) -> None:
-    result = check.real_matrix(ACCEPTED[name](), "A")
+    result = check_arrays.real_matrix(ACCEPTED[name](), "A")
     assert type(result) is np.ndarray
     assert result.dtype in (np.float32, np.float64)
     assert result.dtype.isnative
@@ -54,10 +54,10 @@ def test_no_value_is_lost_and_nothing_is_copied_without_need() -> None:
         np.uint16(65535),
         np.float16(0.1),
     ):
-        assert check.real_matrix(np.array([[exact]]), "A")[0, 0] == exact
+        assert check_arrays.real_matrix(np.array([[exact]]), "A")[0, 0] == exact
     for dtype in (np.float32, np.float64):
         A = np.ones((3, 4), dtype)
-        assert check.real_matrix(A, "A") is A
+        assert check_arrays.real_matrix(A, "A") is A
 
 
 def test_torch_tensors() -> None:
@@ -74,21 +74,21 @@ def test_torch_tensors() -> None:
         torch.tensor(-1j * BASE).conj().imag,  # a view that is negated when read
         A.float().requires_grad_() * 1,
     ):
-        assert np.array_equal(check.real_matrix(value, "A"), BASE)
+        assert np.array_equal(check_arrays.real_matrix(value, "A"), BASE)
     for wrong, message in (
         (A.to("meta"), r"on device 'meta', must be on the CPU; use A.cpu\(\)"),
         (A.float().to_sparse(), r"layout torch.sparse_coo, must be dense; use A.to_dense\(\)"),
         (A + 0j, "A is complex"),
     ):
         with pytest.raises(TypeError, match=message):
-            check.real_matrix(wrong, "A")
+            check_arrays.real_matrix(wrong, "A")
 
 
 def test_sparse_matrices_are_refused() -> None:
     sparse = pytest.importorskip("scipy.sparse")
     for kind in (sparse.csr_matrix, sparse.coo_array):
         with pytest.raises(TypeError, match=r"A is a sparse .*; it must be dense: use A.toarray\(\)"):
-            check.real_matrix(kind(BASE), "A")
+            check_arrays.real_matrix(kind(BASE), "A")
 
 
 class Refusing:
@@ -143,14 +143,52 @@ NAN[1, 2] = NAN[2, 0] = np.nan
 )
 def test_bad_matrices(value: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        check.real_matrix(value, "A")
+        check_arrays.real_matrix(value, "A")
 
 
 def test_longdouble_beyond_float64() -> None:
     if np.finfo(np.longdouble).max <= np.finfo(np.float64).max:
         pytest.skip("longdouble is no wider than float64 here")
     with pytest.raises(ValueError, match="A has NaN or infinite entries"):
-        check.real_matrix(np.array([["1e400"]]).astype(np.longdouble), "A")
+        check_arrays.real_matrix(np.array([["1e400"]]).astype(np.longdouble), "A")
+
+
+# ---------------------------------------------------------------- operands
+
+
+@pytest.mark.parametrize(
+    ("form", "shapes"),
+    [
+        ("vector", [(3,)]),
+        ("column", [(3,), (3, 1)]),
+        ("columns", [(3, 1), (3, 4), (3, 0)]),
+        ("either", [(3,), (3, 4), (3, 1), (3, 0)]),
+        ("rows", [(3,), (4, 3), (2, 4, 3), (0, 3), (1, 1, 1, 3)]),
+    ],
+)
+def test_forms_of_operands(form: Any, shapes: list[tuple[int, ...]]) -> None:
+    every = {(), (2,), (3,), (3, 1), (3, 4), (3, 0), (4, 3), (2, 4, 3), (0, 3), (1, 1, 1, 3), (3, 1, 1)}
+    for shape in shapes:
+        for dtype in ("f4", "f8", ">f4", "i1", "?", "f2"):
+            found = check_arrays.operand(np.ones(shape, dtype), "X", 3, form, "columns")
+            assert (found.shape, found.dtype) == (shape, np.float32)
+    for shape in every - set(shapes):
+        if form == "rows" and shape[-1:] == (3,):
+            continue
+        with pytest.raises(ValueError, match=r"^X (is .*-D|has shape).*3[,)]"):
+            check_arrays.operand(np.ones(shape), "X", 3, form, "columns")
+
+
+def test_operands_are_rounded_to_float32_if_they_fit() -> None:
+    x = np.ones(6, np.float32)[::2]
+    assert np.shares_memory(check_arrays.operand(x, "x", 3, "vector", "columns"), x)
+    assert check_arrays.operand([1 / 3, np.inf, 1e-60], "x", 3, "vector", "columns").tolist() == [
+        np.float32(1 / 3),
+        np.inf,
+        0,
+    ]
+    with pytest.raises(ValueError, match=r"beyond float32's range \(1 of 3, .* 1e\+300 at x\[1\]"):
+        check_arrays.operand([1, 1e300, np.inf], "x", 3, "vector", "columns")
 
 
 # ---------------------------------------------------------------- numbers and names
@@ -293,5 +331,5 @@ def test_solve_refuses_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_torch_is_not_imported_to_recognise_its_tensors() -> None:
     before = "torch" in sys.modules
-    check.real_matrix(BASE, "A")
+    check_arrays.real_matrix(BASE, "A")
     assert ("torch" in sys.modules) == before

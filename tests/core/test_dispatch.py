@@ -179,8 +179,8 @@ for alphabet in ("binary", "sign"):
     g = diba.Factorization.from_factors(A[:, 0], f.b1.to_dense(), A[0, :67], f.b2.to_dense(), A[1], alphabet)
     x, X = A[2], A[:20].T
     report[alphabet + " products"] = digest(
-        g @ x, g.T @ A[:, 1], g @ X, g.rmatmul(A), g.linear(A, A[:70, 2]), g.to_dense(),
-        g.matvec(x, precision="exact"), g.rmatmul(A, precision="exact"),
+        g @ x, g.T @ A[:, 1], g @ X, g.T @ A, g.linear(A, A[:70, 2]), g.to_dense(),
+        g.matvec(x), g.rmatmat(A),
     )
 for name in ("amx", "avx512vbmi", "avx512vnni", "avx512", "avx2", "scalar"):
     try:

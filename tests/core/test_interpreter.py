@@ -54,9 +54,9 @@ X, y = np.ones((300, 20), np.float32), np.ones(64, np.float32)
 A = random.standard_normal((40, 30))
 calls = [
     lambda: small @ y,
-    lambda: small.rmatvec(y),
-    lambda: large.matmul(X, threads=2),
-    lambda: large.matmul(X, threads=2, precision="exact"),
+    lambda: y @ small,
+    lambda: large.matmat(X, threads=2, precision="fast"),
+    lambda: large.matmat(X, threads=2),
     lambda: fresh(large).prepare(),
     lambda: fresh(large).T.prepare(),
     lambda: diba.solve(A, 20, threads=2),
@@ -130,7 +130,7 @@ last = Last()
 
 # interrupted(work): as work(), but `interrupt` runs each time something is about to be packed or transposed.
 INTERRUPTED = """
-expected = small.matvec(np.ones(64)).tobytes(), small.rmatvec(np.ones(64)).tobytes()
+expected = (small @ np.ones(64)).tobytes(), (np.ones(64) @ small).tobytes()
 ran = 0
 
 def multiply_all():
@@ -138,7 +138,7 @@ def multiply_all():
     ran += 1
     other = fresh(small)
     for f in (small, other, interrupted_one):
-        assert (f.matvec(np.ones(64)).tobytes(), f.rmatvec(np.ones(64)).tobytes()) == expected
+        assert ((f @ np.ones(64)).tobytes(), (np.ones(64) @ f).tobytes()) == expected
     assert other.T.T is other
 
 def child_multiplies():
@@ -184,12 +184,12 @@ def first_interrupted(function):
 diba.Factorization._pack = first_interrupted(pack)
 _core.transpose = first_interrupted(transpose)
 for by, action in itertools.product((by_signal, by_finalizer, by_thread), (multiply_all, child_multiplies)):
-    for work in ("prepare", "T", "rmatvec"):
+    for work in ("prepare", "T", "__rmatmul__"):
         interrupted_one = fresh(small)
         interrupt = lambda: by(action)
         before, kept = ran, getattr(interrupted_one, work)
         if work != "T":
-            kept(*[np.ones(64)][:work == "rmatvec"])
+            kept(*[np.ones(64)][:work == "__rmatmul__"])
         assert interrupt is None
         assert interrupted_one.T is interrupted_one.T and interrupted_one.T.T is interrupted_one
         assert ran == before + (action is multiply_all)
@@ -226,11 +226,11 @@ thread.join()
 
 PACKING = """
 x = np.ones(300)
-expected = large.matvec(x).tobytes(), large.rmatvec(np.ones(500)).tobytes()
+expected = (large @ x).tobytes(), (np.ones(500) @ large).tobytes()
 
 def work():
     f = fresh(large)
-    assert (f.matvec(x).tobytes(), f.rmatvec(np.ones(500)).tobytes()) == expected
+    assert ((f @ x).tobytes(), (np.ones(500) @ f).tobytes()) == expected
 """
 
 # One layer whose diagonals differ from call to call, as in training.

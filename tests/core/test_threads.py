@@ -35,7 +35,7 @@ x = rng.standard_normal((1300, 20)).astype(np.float32)
 diba.set_num_threads(3)
 
 def products():
-    return (f @ x[:, 0]).tobytes() + f.matmul(x).tobytes() + f.rmatvec(d1).tobytes()
+    return (f @ x[:, 0]).tobytes() + (f @ x).tobytes() + (d1 @ f).tobytes()
 
 def threads_of_process():
     return len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else None
@@ -109,8 +109,11 @@ def test_python_threads_at_once_give_the_same_bytes(make_factors: Callable[..., 
 
     def products(job: tuple[int, int]) -> bytes:
         which, threads = job
-        x = inputs[which]
-        return bytes(f.matvec(x[:, 0], threads=threads).tobytes() + f.matmul(x, threads=threads).tobytes())
+        return b"".join(
+            product(x, precision=precision, threads=threads).tobytes()
+            for product, x in ((f.matvec, inputs[which][:, 0]), (f.matmat, inputs[which]))
+            for precision in ("fast", "exact")
+        )
 
     jobs = [(which, threads) for threads in THREADS for which in range(len(inputs))]
     expected = {which: products((which, 1)) for which in range(len(inputs))}
@@ -147,7 +150,7 @@ def test_workers_are_as_many_as_asked_for_and_stay() -> None:
     code = f"""{PRODUCTS}
 counts = [threads_of_process()]
 for threads in (1, 2, 2, 4, 1, 3):
-    f.matmul(x, threads=threads, precision='exact')
+    f.matmat(x, threads=threads, precision='exact')
     counts.append(threads_of_process())
 print(*counts)
 """

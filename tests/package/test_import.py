@@ -27,14 +27,14 @@ LAYERS = (
         "errors",
         "reference",
         "_internal.storage",
-        "_internal.check_arrays",
     ),
-    ("progress", "_internal.check", "_internal.container", "solvers.deadline", "solvers.target_snr"),
-    ("solvers.options",),
-    ("_internal.signed", "runtime", "cli.inputs", "_internal.check_objectives"),
-    ("_internal.operator", "files", "checkpoints.entries"),
+    ("_internal.check", "_internal.container", "solvers.deadline", "solvers.target_snr"),
+    ("solvers.options", "progress"),
+    ("_internal.signed", "runtime", "cli.inputs", "_internal.check_arrays"),
+    ("operator", "files", "checkpoints.entries"),
     ("bits", "_internal.tuning", "checkpoints.stored"),
-    ("_internal.error", "_internal.fast", "_internal.error_bound"),
+    ("_internal.error", "_internal.error_bound"),
+    ("_internal.factored",),
     ("factorization", "svid"),
     ("solvers.size", "solvers.greedy", "solvers.admm", "solvers.importance"),
     ("solvers.methods", "solvers.covariance", "_internal.timing"),
@@ -145,7 +145,7 @@ THIRD_PARTY = {
     "numpy": None,
     "safetensors": set(),
     "tqdm": {"progress", "torch.conversion.display"},
-    "scipy": {"factorization"},
+    "scipy": set(),
     "threadpoolctl": {"torch.conversion.run"},
     "matplotlib": {"allocation.curves"},
 }
@@ -267,7 +267,7 @@ f = diba.solve(np.random.default_rng(0).standard_normal((200, 300)), bits_per_we
 with tempfile.TemporaryDirectory() as folder:
     f.save(folder + "/f.safetensors")
     assert diba.load(folder + "/f.safetensors") == f
-f @ np.ones(300), f.matmul(np.ones((300, 20))), f.snr_db(np.ones((200, 300))), diba.info()
+f @ np.ones(300), f @ np.ones((300, 20)), f.snr_db(np.ones((200, 300))), diba.info()
 print(changes(before), [name for name in ("torch", "scipy", "tqdm", "matplotlib") if name in sys.modules])
 """
     done = python(code, DIBA_NUM_THREADS=str(threads))

@@ -10,7 +10,7 @@ import pytest
 
 import diba
 from diba import reference
-from diba._internal import check_objectives
+from diba._internal import check_arrays
 from diba.solvers.covariance import Correlated, descend, input_scales, output_error, shrunk
 from diba.solvers.deadline import Deadline
 from diba.solvers.greedy import Greedy
@@ -265,7 +265,7 @@ def test_importance_lowers_the_weighted_error() -> None:
 
 
 def test_accepted_arguments() -> None:
-    rows, cols = check_objectives.importance([np.array([1, 2]), None], 2, 3)
+    rows, cols = check_arrays.importance([np.array([1, 2]), None], 2, 3)
     assert rows is not None
     assert (rows.tolist(), rows.dtype, cols) == ([1, 2], np.float64, None)
     for given, shrink in (
@@ -274,11 +274,11 @@ def test_accepted_arguments() -> None:
         (((2, 1), (1, 2)), 0.5),
         (np.ones((2, 2)), 0.5),
     ):
-        S, share = check_objectives.covariance(given, 2, 0.5)
+        S, share = check_arrays.covariance(given, 2, 0.5)
         assert S.shape == (2, 2)
         assert share == shrink
     X = np.random.default_rng(0).standard_normal((5, 40)).astype(np.float32)
-    check_objectives.covariance(X.T @ X, 40, 0.1)  # of rank 5: zero eigenvalues rounded to below 0
+    check_arrays.covariance(X.T @ X, 40, 0.1)  # of rank 5: zero eigenvalues rounded to below 0
 
 
 IMPORTANCES: dict[str, tuple[Any, type[Exception], str]] = {
@@ -309,11 +309,11 @@ COVARIANCES: dict[str, tuple[Any, type[Exception], str]] = {
 def test_refused_importance(name: str) -> None:
     value, kind, message = IMPORTANCES[name]
     with pytest.raises(kind, match=message):
-        check_objectives.importance(value, 2, 3)
+        check_arrays.importance(value, 2, 3)
 
 
 @pytest.mark.parametrize("name", COVARIANCES)
 def test_refused_covariance(name: str) -> None:
     value, kind, message = COVARIANCES[name]
     with pytest.raises(kind, match=message):
-        check_objectives.covariance(value, 3, 0.1)
+        check_arrays.covariance(value, 3, 0.1)

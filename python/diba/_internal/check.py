@@ -1,9 +1,8 @@
-"""Every rule about arguments, and every message about a broken one.
+"""Every rule about numbers, names, objects and sizes, and every message about a broken one.
 
 A message says which argument, what it is, what it must be and how to mend it.
 ``TypeError`` is for the wrong kind of object or dtype, ``ValueError`` for a
-wrong shape, size or value. Rules about arrays are in ``_check_arrays`` and are
-part of this module's names.
+wrong shape, size or value. Rules about arrays are in ``check_arrays``.
 """
 
 from __future__ import annotations
@@ -14,27 +13,9 @@ import os
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from . import machine
-from .check_arrays import (
-    ALPHABETS,
-    Alphabet,
-    FloatArray,
-    alphabet_matrix,
-    columns,
-    describe,
-    diagonal,
-    entry_dtype,
-    matrix_shape,
-    may_copy,
-    operand,
-    packed_bytes,
-    packed_words,
-    real_array,
-    real_matrix,
-    rows,
-    zero_tails,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,36 +27,40 @@ __all__ = [
     "BudgetName",
     "FloatArray",
     "alphabet",
-    "alphabet_matrix",
-    "columns",
-    "diagonal",
-    "entry_dtype",
+    "describe",
     "equal",
     "exactly_one_budget",
     "fits_in_memory",
     "fits_tables",
     "instance",
     "integer",
-    "matrix_shape",
-    "may_copy",
     "method",
+    "no_sizes",
     "number",
     "one_of",
-    "operand",
-    "packed_bytes",
-    "packed_words",
     "path",
     "positive_int",
     "precision",
-    "real_array",
-    "real_matrix",
-    "rows",
     "seed",
     "thread_count",
-    "zero_tails",
 ]
 
+Alphabet = Literal["binary", "sign"]
+BudgetName = Literal["k", "bits_per_weight", "storage_ratio", "snr_db"]
+FloatArray = NDArray[np.float32 | np.float64]
+
+ALPHABETS: tuple[Alphabet, ...] = ("binary", "sign")
 MAX_THREADS = 1024
+_SIZES = ("k", "bits_per_weight", "storage_ratio", "snr_db")
+
+
+def describe(value: Any) -> str:
+    """A short description of a value for messages: its type, and itself if that is short."""
+    if value is None:
+        return "None"
+    text = repr(value)
+    kind = type(value).__name__
+    return f"{text} ({kind})" if len(text) <= 40 and "\n" not in text else f"of type {kind}"
 
 
 # ---------------------------------------------------------------- numbers and names
@@ -197,9 +182,6 @@ def path(value: Any, name: str = "path") -> str:
 # ---------------------------------------------------------------- sizes
 
 
-BudgetName = Literal["k", "bits_per_weight", "storage_ratio", "snr_db"]
-
-
 def exactly_one_budget(
     k: Any, bits_per_weight: Any, storage_ratio: Any, snr_db: Any
 ) -> tuple[BudgetName, float]:
@@ -216,6 +198,13 @@ def exactly_one_budget(
     if name == "k":
         return "k", positive_int(k, "k")
     return cast("BudgetName", name), number(value, name, minimum=0, exclusive=True)
+
+
+def no_sizes(options: dict[str, Any], function: str, argument: str) -> None:
+    """Refuse options of solve that set the size, where the function sets it itself."""
+    for name in _SIZES:
+        if name in options:
+            raise ValueError(f"{name} is given; {function} sets the sizes itself: use {argument}")
 
 
 def fits_in_memory(needed: int, what: str, mend: str) -> None:

@@ -1,8 +1,7 @@
-"""Rules about array arguments; used through ``_check``.
+"""Every rule about arrays: what counts as an array of real numbers, as an operand, a diagonal, an objective.
 
-What counts as an array of real numbers: NumPy arrays of any layout, nested
-sequences, torch CPU tensors and anything else that NumPy understands. torch is
-never imported: a tensor can only come from a caller who has imported it.
+Arrays of real numbers are NumPy arrays of any layout, nested sequences, torch CPU tensors and anything else
+that NumPy understands. torch is never imported: a tensor can only come from a caller who has imported it.
 """
 
 from __future__ import annotations
@@ -13,30 +12,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = [
-    "ALPHABETS",
-    "Alphabet",
-    "FloatArray",
-    "alphabet_matrix",
-    "describe",
-    "diagonal",
-    "entry_dtype",
-    "matrix_shape",
-    "may_copy",
-    "operand",
-    "packed_bytes",
-    "packed_words",
-    "real_array",
-    "real_matrix",
-    "saturated",
-    "zero_tails",
-]
+from .check import FloatArray, describe, number
 
-Alphabet = Literal["binary", "sign"]
-ALPHABETS: tuple[Alphabet, ...] = ("binary", "sign")
+__all__ = ["covariance", "diagonal", "importance", "operand", "real_array", "real_matrix", "saturated"]
 
-FloatArray = NDArray[np.float32 | np.float64]
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
+_ASYMMETRY = 1e-4  # of the largest entry: what a sum in float32, or a file in float16, may leave
+_NEGATIVE = 1e-5  # of the trace: rounding of eigenvalues that should be zero
 
 
 # ---------------------------------------------------------------- reading an argument
@@ -109,15 +91,6 @@ def _from_torch(value: Any, name: str, torch: Any) -> NDArray[Any]:
     return array
 
 
-def describe(value: Any) -> str:
-    """A short description of a value for messages: its type, and itself if that is short."""
-    if value is None:
-        return "None"
-    text = repr(value)
-    kind = type(value).__name__
-    return f"{text} ({kind})" if len(text) <= 40 and "\n" not in text else f"of type {kind}"
-
-
 # ---------------------------------------------------------------- real arrays
 
 
@@ -162,48 +135,53 @@ def matrix_shape(shape: tuple[int, ...], name: str) -> None:
     raise ValueError(f"{name} is {len(shape)}-D, of shape {shape}; it must be a matrix (2-D): {mend}")
 
 
-def operand(value: Any, name: str, length: int, ndim: int, against: str) -> NDArray[np.float32]:
-    """The right side of a product as a C-contiguous float32 array.
+Form = Literal["vector", "column", "columns", "either", "rows"]
+_FORMS: dict[Form, tuple[str, range, str]] = {  # what it must be, numbers of axes, how to mend it
+    "vector": ("a vector of shape ({n},)", range(1, 2), "use {name}.ravel()"),
+    "column": (
+        "a vector of shape ({n},) or one column ({n}, 1)",
+        range(1, 3),
+        "matmat takes more",
+    ),
+    "columns": ("a matrix of shape ({n}, p)", range(2, 3), "use {name}.reshape(-1, 1) for one column"),
+    "either": (
+        "a vector of shape ({n},) or a matrix of shape ({n}, p)",
+        range(1, 3),
+        "stacks go to linear",
+    ),
+    "rows": ("an array of shape (..., {n})", range(1, 65), "columns are multiplied by matmat"),
+}
+
+
+def operand(value: Any, name: str, length: int, form: Form, against: str) -> NDArray[np.float32]:
+    """One side of a product as a float32 array of any strides; other real types are rounded to float32.
 
     Args:
-        value: What the caller passed; other real types are rounded to float32.
+        value: What the caller passed.
         name: Its name in messages.
-        length: Required length of the first axis.
-        ndim: 1 for a vector (length,), 2 for columns (length, p).
-        against: What ``length`` is, for the message, as in ``"columns of B"``.
+        length: Required length of the first axis (``"rows"``: of the last).
+        form: ``"vector"`` (length,), ``"column"`` the same or (length, 1), ``"columns"`` (length, p),
+            ``"either"`` (length,) or (length, p), ``"rows"`` (..., length).
+        against: What ``length`` counts, for the message, as in ``"columns"``.
+
+    Raises:
+        TypeError: see :func:`real_array`.
+        ValueError: another shape, or a finite entry beyond float32's range.
     """
     array = real_array(value, name)
-    if array.ndim != ndim:
-        wanted = f"a vector of shape ({length},)" if ndim == 1 else f"a matrix of shape ({length}, p)"
-        mend = "use the matrix product for several columns" if ndim == 1 else f"use {name}.reshape(-1, 1)"
-        raise ValueError(f"{name} is {array.ndim}-D, of shape {array.shape}; it must be {wanted}; {mend}")
-    if array.shape[0] != length:
-        rows = "entries" if ndim == 1 else "rows"
+    shape = array.shape
+    wanted, axes, mend = _FORMS[form]
+    if array.ndim not in axes or (form == "column" and shape[1:] not in ((), (1,))):
         raise ValueError(
-            f"{name} has shape {array.shape}; it must have {length} {rows}, as many as there are {against}"
+            f"{name} is {array.ndim}-D, of shape {shape}; it must be {wanted.format(n=length)}; "
+            f"{mend.format(name=name)}"
         )
-    return np.ascontiguousarray(_as_float32(array, name))
-
-
-def columns(value: Any, name: str, length: int, against: str) -> NDArray[np.float32]:
-    """The columns of :func:`operand`, (length, p), as rows: C-contiguous, of shape (p, length)."""
-    array = real_array(value, name)
-    if array.ndim != 2 or array.shape[0] != length:
-        operand(array, name, length, 2, against)  # says what is wrong
-    return np.ascontiguousarray(_as_float32(array, name).T)
-
-
-def rows(value: Any, name: str, length: int, against: str) -> NDArray[np.float32]:
-    """Vectors of ``length`` entries along the last axis, as a C-contiguous float32 array (..., length)."""
-    array = real_array(value, name)
-    if array.ndim == 0:
-        raise ValueError(f"{name} is a single number; it must have shape (..., {length})")
-    if array.shape[-1] != length:
+    if shape[-1 if form == "rows" else 0] != length:
         raise ValueError(
-            f"{name} has shape {array.shape}; its last axis must have {length} entries, as many as there are "
-            f"{against}; columns are multiplied by matmul"
+            f"{name} has shape {shape}; it must be {wanted.format(n=length)}, with as many "
+            f"entries as there are {against}"
         )
-    return np.ascontiguousarray(_as_float32(array, name))
+    return _as_float32(array, name)
 
 
 def _as_float32(array: FloatArray, name: str) -> NDArray[np.float32]:
@@ -214,7 +192,7 @@ def _as_float32(array: FloatArray, name: str) -> NDArray[np.float32]:
         beyond = np.isinf(result) & np.isfinite(array)
         if beyond.any():
             raise ValueError(
-                f"{name} has entries beyond float32's range ({_count_and_first(beyond, array, name)}), must "
+                f"{name} has entries beyond float32's range ({bad_entries(beyond, array, name)}), must "
                 f"stay below {_FLOAT32_MAX:.3g} in size; divide {name} by a constant and multiply the result"
             )
     return result
@@ -255,76 +233,88 @@ def _finite(array: FloatArray, name: str) -> None:
     if finite.all():
         return
     raise ValueError(
-        f"{name} has NaN or infinite entries ({_count_and_first(~finite, array, name)}); all must be "
+        f"{name} has NaN or infinite entries ({bad_entries(~finite, array, name)}); all must be "
         f"finite: repair them or use numpy.nan_to_num({name})"
     )
 
 
-def _count_and_first(bad: NDArray[np.bool_], array: FloatArray, name: str) -> str:
+def bad_entries(bad: NDArray[np.bool_], array: FloatArray, name: str) -> str:
     """For messages: how many entries are bad, and the first of them with its place."""
     first = tuple(int(index) for index in np.unravel_index(int(bad.argmax()), array.shape))
     where = ", ".join(map(str, first))
     return f"{int(bad.sum())} of {array.size}, the first is {array[first]:g} at {name}[{where}]"
 
 
-# ---------------------------------------------------------------- bits
+# ---------------------------------------------------------------- what a solver is to minimise
 
 
-def packed_words(words: Any, cols: int) -> None:
-    """Require a uint64 array of shape (rows, ceil(cols / 64))."""
-    _packed(words, "words", np.dtype(np.uint64), 64, cols)
+def importance(value: Any, m: int, n: int) -> tuple[NDArray[np.float64] | None, NDArray[np.float64] | None]:
+    """Importance of rows (m,) and columns (n,), float64; None stands for ones.
 
-
-def packed_bytes(packed: Any, cols: int) -> None:
-    """Require a uint8 array of shape (rows, ceil(cols / 8))."""
-    _packed(packed, "packed", np.dtype(np.uint8), 8, cols)
-
-
-def _packed(array: Any, name: str, dtype: np.dtype[Any], width: int, cols: int) -> None:
-    wanted = f"a {dtype} array of shape (rows, {-(-cols // width)}) for {cols} columns"
-    mend = "use BitMatrix.from_dense for entries that are not packed"
-    if not isinstance(array, np.ndarray) or array.dtype != dtype:
-        what = f"of dtype {array.dtype}" if isinstance(array, np.ndarray) else describe(array)
-        raise TypeError(f"{name} is {what}; it must be {wanted}; {mend}")
-    if array.ndim != 2 or array.shape[0] == 0 or array.shape[1] != -(-cols // width):
-        raise ValueError(f"{name} has shape {array.shape}; it must be {wanted}; {mend}")
-
-
-def zero_tails(are_zero: bool, cols: int) -> None:
-    """Require that the bits past the last column are zero."""
-    if not are_zero:
-        raise ValueError(
-            f"the packed bits have ones past column {cols - 1}, the last; clear the padding or correct cols"
+    Raises:
+        TypeError: not a pair, or not of real numbers.
+        ValueError: wrong lengths, or an entry that is not positive and finite.
+    """
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise TypeError(
+            f"importance is {describe(value)}; it must be a pair (rows, cols) of vectors of lengths "
+            f"{m} and {n}, None for one that does not matter: use importance=(None, cols) for columns"
         )
+    rows, cols = value
+    return _weights(rows, "importance[0]", m, "rows of A"), _weights(cols, "importance[1]", n, "columns of A")
 
 
-def alphabet_matrix(value: Any, name: str, alphabet: Alphabet) -> FloatArray:
-    """``value`` as a non-empty matrix whose entries are all in the alphabet."""
-    array = real_array(value, name)
-    matrix_shape(array.shape, name)
-    zero = 0 if alphabet == "binary" else -1
-    outside = (array != zero) & (array != 1)
-    if outside.any():
-        other = "sign" if alphabet == "binary" else "binary"
+def _weights(value: Any, name: str, length: int, against: str) -> NDArray[np.float64] | None:
+    if value is None:
+        return None
+    vector = diagonal(value, name, length, against).astype(np.float64)
+    if not vector.min() > 0:
+        first = int(vector.argmin())
         raise ValueError(
-            f"{name} has entries other than {zero} and 1 ({_count_and_first(outside, array, name)}), "
-            f"alphabet {alphabet!r} has only these; correct the entries or use alphabet={other!r}"
+            f"{name} has entries that are not positive in float32 ({name}[{first}] is {vector[first]:g}); "
+            f"all must be above 0: use numpy.maximum({name}, 1e-3 * numpy.max({name}))"
         )
-    return array
+    return vector
 
 
-def entry_dtype(value: Any, alphabet: Alphabet) -> np.dtype[Any]:
-    """A numeric dtype that holds the alphabet's entries."""
-    dtype: np.dtype[Any] = np.dtype(value)
-    if dtype.kind not in "fiubc" or (alphabet == "sign" and dtype.kind in "ub"):
-        wanted = "a signed number type such as int8" if alphabet == "sign" else "a number type such as uint8"
-        raise TypeError(f"dtype is {dtype}; entries of alphabet {alphabet!r} need {wanted}")
-    return dtype
+def covariance(value: Any, n: int, shrink: float) -> tuple[FloatArray, float]:
+    """(S, shrink) from S or (S, shrink): symmetric positive semidefinite (n, n), share of its diagonal.
 
-
-def may_copy(copy: bool | None, name: str) -> None:
-    """Refuse ``copy=False`` where a dense array must be made."""
-    if copy is False:
+    Raises:
+        TypeError: S is no matrix of real numbers, shrink no number.
+        ValueError: S is not n x n, finite, symmetric, positive semidefinite and other than zero; shrink is
+            not from 0 to 1.
+    """
+    if isinstance(value, tuple) and len(value) == 2 and np.ndim(value[1]) == 0:
+        value, shrink = value
+    shrink = number(shrink, "the shrinkage covariance[1]", minimum=0)
+    if shrink > 1:
+        raise ValueError(f"the shrinkage covariance[1] is {shrink:g}; it must be from 0 to 1")
+    S = real_matrix(value, "covariance")
+    if S.shape != (n, n):
         raise ValueError(
-            f"a dense array of a {name} is always a new one; use copy=None instead of copy=False"
+            f"covariance has shape {S.shape}; it must be {(n, n)}, the second moments of the inputs of A: "
+            f"use X.T @ X / len(X) for inputs X of shape (samples, {n})"
         )
+    largest = float(np.abs(S).max())
+    asymmetry = float(np.abs(S - S.T).max())
+    if asymmetry > _ASYMMETRY * largest:
+        raise ValueError(
+            f"covariance is not symmetric: entries differ from their mirror images by up to {asymmetry:.3g}, "
+            f"the largest is {largest:.3g}; use (S + S.T) / 2 if that is meant"
+        )
+    if not largest:
+        raise ValueError("covariance is zero; it must have a positive entry, or every factorization is exact")
+    _positive_semidefinite(S / largest)
+    return S, shrink
+
+
+def _positive_semidefinite(S: FloatArray) -> None:
+    ridge = _NEGATIVE * max(float(S.trace()), 1.0)
+    try:
+        np.linalg.cholesky(S + ridge * np.eye(len(S), dtype=S.dtype))
+    except np.linalg.LinAlgError:
+        raise ValueError(
+            "covariance is not positive semidefinite: some combination of inputs would have a negative mean "
+            "square; use X.T @ X / len(X) for inputs X of shape (samples, n)"
+        ) from None

@@ -133,11 +133,11 @@ def dense_blocks(
         if safe:
             inner *= d3[columns]
             inner *= d2[:, None]
-            block = b1.matmul(inner)
+            block = b1.matmat(inner)
             block *= d1[:, None]
         else:
             inner *= np.ldexp(d2, -e2)[:, None]
-            exact = b1.matmul(inner).astype(np.float64)
+            exact = b1.matmat(inner).astype(np.float64)
             exact *= np.ldexp(d1.astype(np.float64), e2)[:, None]
             exact *= d3[columns]
             block = saturated(exact)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._internal import check, check_objectives
-from .._internal.check_arrays import describe
+from .._internal import check, check_arrays
+from .._internal.check import describe
 from .._internal.disk import check_target, replace_file
 from ..progress import Steps, reporting
 from ..solvers.solver import solve
@@ -153,8 +153,8 @@ def curve(
         >>> diba.curve(A, bits=(1, 2), method="greedy").k
         array([20, 55])
     """
-    check_objectives.no_sizes(options, "diba.curve", "bits=(1, 2)")
-    matrix = check.real_matrix(A, "A")
+    check.no_sizes(options, "diba.curve", "bits=(1, 2)")
+    matrix = check_arrays.real_matrix(A, "A")
     if isinstance(bits, (str, bytes)) or not isinstance(bits, Iterable):
         raise TypeError(f"bits is {describe(bits)}; it must be several numbers, such as (1, 2)")
     sizes = sorted({check.number(b, "an entry of bits", minimum=0, exclusive=True) for b in bits})

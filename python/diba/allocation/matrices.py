@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._internal import check, check_objectives
-from .._internal.check_arrays import describe
+from .._internal import check, check_arrays
+from .._internal.check import describe
 from ..progress import Steps, reporting
 from ..solvers.solver import no_advice, solve
 from .waterfill import NoiseCurve, uniform_k, waterfill
@@ -89,7 +89,7 @@ def allocate(
         )
     if not source:
         raise ValueError("source is empty; it must hold at least one matrix")
-    check_objectives.no_sizes(options, "diba.allocate", "its second argument")
+    check.no_sizes(options, "diba.allocate", "its second argument")
     unknown = sorted(set(weights or ()) - set(source))
     if unknown:
         raise ValueError(f"weights has {unknown[0]!r}, which is no name of a matrix; use the names of source")
@@ -99,7 +99,7 @@ def allocate(
     with reporting(progress or False) as report, no_advice():
         steps = Steps("allocate", len(source), report)
         for at, (name, values) in enumerate(source.items()):
-            matrix = check.real_matrix(values, f"source[{name!r}]")
+            matrix = check_arrays.real_matrix(values, f"source[{name!r}]")
             energy = float(np.vdot(matrix.astype(np.float64), matrix))
             weight = check.number((weights or {}).get(name, 1.0), f"weights[{name!r}]", minimum=0)
             scale = check.number(weight * energy, f"weights[{name!r}] |A|^2", minimum=0)

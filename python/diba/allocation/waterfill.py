@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from .._internal import check
-from .._internal.check_arrays import describe
+from .._internal.check import describe
 from ..solvers.size import DIAGONAL_BITS, inner_dimension
 
 if TYPE_CHECKING:

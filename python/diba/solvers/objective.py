@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._internal import check_objectives, diagonal16
+from .._internal import check_arrays, diagonal16
 from ..factorization import Factorization
 from .covariance import SHRINK, descend, input_scales, output_error, shrunk
 from .importance import Importance
@@ -125,16 +125,16 @@ def checked(importance: Any, covariance: Any, m: int, n: int) -> Objective:
     """The objective that these arguments of ``diba.solve`` ask for.
 
     Raises:
-        TypeError, ValueError: see ``_check_objectives``; also where both are given.
+        TypeError, ValueError: see ``check_arrays``; also where both are given.
     """
     if importance is not None and covariance is not None:
         raise ValueError(
             "importance and covariance are both given; give one: a covariance weighs the columns by itself"
         )
     if importance is not None:
-        return Objective(Importance(*check_objectives.importance(importance, m, n)), None)
+        return Objective(Importance(*check_arrays.importance(importance, m, n)), None)
     if covariance is not None:
-        S, shrink = check_objectives.covariance(covariance, n, SHRINK)
+        S, shrink = check_arrays.covariance(covariance, n, SHRINK)
         S = shrunk(S, shrink)
         return Objective(Importance(None, input_scales(S)), S)
     return Objective(None, None)

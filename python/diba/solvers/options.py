@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from .._internal import check
-from .._internal.check_arrays import Alphabet
+from .._internal.check import Alphabet
 
 __all__ = ["EFFORTS", "METHODS", "Effort", "Method", "SolveOptions"]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._internal import check
+from .._internal import check, check_arrays
 from ..factorization import Factorization
 from ..progress import check_progress, reporting
 from ..runtime import resolve_threads
@@ -116,7 +116,7 @@ def solve(
         >>> diba.solve(A, bits_per_weight=2)
         Factorization(64x48, k=34, binary, 2.00 bits/weight)
     """
-    matrix = check.real_matrix(A, "A")
+    matrix = check_arrays.real_matrix(A, "A")
     options = SolveOptions(
         method=method,
         alphabet=alphabet,

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from ..._internal import check
-from ..._internal.check_arrays import describe
+from ..._internal.check import describe
 from ...solvers.covariance import missing_power, shrinkage
 from ..model.swap import put
 from ..modules.kinds import dense_matrix, input_size, replaceable

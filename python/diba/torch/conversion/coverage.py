@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..._internal import check
-from ..._internal.check_arrays import describe
+from ..._internal.check import describe
 from ..model.accounts import some
 from ..modules.kinds import input_size
 from .solving import tells

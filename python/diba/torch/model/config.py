@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..._internal import check
-from ..._internal.check_arrays import describe
+from ..._internal.check import describe
 from ...solvers import EFFORTS, METHODS
 
 __all__ = ["OBJECTIVES", "OVERRIDES", "Config", "Settings", "suggestion"]

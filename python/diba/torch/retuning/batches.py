@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..._internal.check_arrays import describe
+from ..._internal.check import describe
 
 __all__ = [
     "HELD_BYTES",

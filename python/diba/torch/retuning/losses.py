@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..._internal import check
-from ..._internal.check_arrays import describe
+from ..._internal.check import describe
 from .batches import call, digest, evaluating
 from .outputs import Answer, answers, choices, field, positions
 

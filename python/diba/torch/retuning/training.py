@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..._internal import check
-from ..._internal.check_arrays import describe
+from ..._internal.check import describe
 from ..model.config import suggestion
 from ..modules.layer import FactoredLayer, factored_layers
 from .flips import Flips

@@ -1,0 +1,100 @@
+"""What matrices made of diagonals and bit matrices have in common: Factorization, OneBit."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..bits import BitMatrix
+from ..operator import PackedOperator
+from . import check, check_arrays, diagonal16
+from .error import energy_and_error, snr_db
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+__all__ = ["FactoredMatrix"]
+
+
+class FactoredMatrix(PackedOperator):
+    """An immutable product of diagonals and bit matrices in turn: a diagonal first, a diagonal last."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def _blocks(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """Column slices and the dense blocks of shape (m, width)."""
+
+    @property
+    @abstractmethod
+    def bits_per_weight(self) -> float:
+        """Stored bits for each entry of the matrix."""
+
+    # ------------------------------------------------------------ facts
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n) of the matrix it stands for."""
+        parts = self._parts()
+        return parts[0].size, parts[-1].size
+
+    @property
+    def diagonal_bits(self) -> int:
+        """16 if every diagonal is one power of two times float16 values exactly, else 32."""
+        return 16 if all(diagonal16.fits(d) for d in self._parts()[::2]) else 32
+
+    @property
+    def storage_ratio(self) -> float:
+        """``bits_per_weight / 32``: size relative to a float32 matrix."""
+        return self.bits_per_weight / 32
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory: packed words and float32 diagonals.
+
+        ``8 * nbytes`` is the number of bits, plus 32 for each entry of a diagonal, plus ``padding_bits``.
+        """
+        return sum(part.nbytes for part in self._parts())
+
+    @property
+    def padding_bits(self) -> int:
+        """Unused bits in memory, where rows fill whole 64-bit words."""
+        return self._padding(64)
+
+    def _padding(self, unit: int) -> int:
+        return sum(b.shape[0] * (-b.shape[1] % unit) for b in self._parts()[1::2])
+
+    # ------------------------------------------------------------ dense forms
+
+    def to_dense(self, dtype: DTypeLike = np.float32) -> NDArray[Any]:
+        """The matrix it stands for, computed in float32, of shape (m, n); temporaries stay at a few MB."""
+        dense = np.empty(self.shape, dtype=dtype)
+        for columns, block in self._blocks():
+            dense[:, columns] = block
+        return dense
+
+    def snr_db(self, A: ArrayLike) -> float:
+        """Signal-to-noise ratio against A in dB: ``10 log10(|A|^2 / |A - f|^2)``.
+
+        Sums run in float64. ``inf`` for an exact fit, ``-inf`` for a zero A that is
+        not met exactly.
+
+        Raises:
+            TypeError: ``A`` is no array of real numbers.
+            ValueError: ``A`` is not of this shape or not finite.
+        """
+        A = check_arrays.real_matrix(A, "A")
+        check.equal(A.shape, "the shape of A", self.shape, f"shape of the {type(self).__name__}")
+        return snr_db(*energy_and_error(A, self))
+
+    # ------------------------------------------------------------ products
+
+    def _apply(self, x: NDArray[Any], transposed: bool, threads: int) -> NDArray[Any]:
+        """One float32 step after the other: ``d1 * (B1 (d2 * (B2 (d3 * x))))``, or their transposes."""
+        for part in self._parts() if transposed else reversed(self._parts()):
+            x = part._apply(x, transposed, threads) if isinstance(part, BitMatrix) else part[:, None] * x
+        return x
