@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 
 import diba
 from diba._internal.error import output_energy_and_error, snr_db
-from diba.solvers.covariance import SHRINK, descend, input_scales, shrunk
-from diba.solvers.importance import Importance
+from diba.solvers.covariance import descend
+from diba.solvers.objective import SHRINK, input_scales, shrunk
+from diba.solvers.schedule import NEVER, Schedule
 
 from ..common import results
 from ..common.command import arguments_of, at_least_one, finish, parser
@@ -88,13 +89,13 @@ def measure(case: Case, bits: float, options: argparse.Namespace) -> Iterator[Ro
     began = time.perf_counter()
     yield case.row(diba.solve(case.A, **chosen), "plain", began)
     began = time.perf_counter()
-    importance = Importance(None, input_scales(case.calibration))
-    start = importance.unscaled(diba.solve(importance.scaled(case.A), **chosen))
+    start = diba.solve(case.A, **chosen, importance=(None, input_scales(case.calibration)))
     yield case.row(start, "importance", began)
     for shrink in options.shrink:
         began = time.perf_counter()
         S = shrunk(case.calibration, shrink)
-        f = descend(case.A, start, S, iterations=options.iterations, threads=options.threads)
+        given = {"schedule": Schedule(None), "deadline": NEVER, "threads": options.threads}
+        f, *_ = descend(case.A, start, S, iterations=options.iterations, **given)
         yield case.row(f, f"covariance, shrink {shrink:g}", began)
 
 

@@ -11,7 +11,7 @@ import pytest
 import diba
 from diba import _core
 from diba.solvers.admm import Admm, SignSide
-from diba.solvers.deadline import NEVER, Deadline
+from diba.solvers.schedule import NEVER, Deadline
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,10 +11,11 @@ import pytest
 import diba
 from diba import reference
 from diba._internal import check_arrays
-from diba.solvers.covariance import Correlated, descend, input_scales, output_error, shrunk
-from diba.solvers.deadline import Deadline
+from diba._internal.error import output_energy_and_error
+from diba.solvers.covariance import Correlated, descend
 from diba.solvers.greedy import Greedy
-from diba.solvers.importance import Importance
+from diba.solvers.objective import Objective, input_scales, normalised, shrunk
+from diba.solvers.schedule import NEVER, Deadline, Schedule
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -150,10 +151,27 @@ def test_a_diagonal_covariance_is_importance_of_columns(alphabet: str) -> None:
 
 
 def start_for(A: NDArray[Any], S: NDArray[Any], k: int, alphabet: str) -> diba.Factorization:
-    importance = Importance(None, input_scales(S))
-    return importance.unscaled(
-        diba.solve(importance.scaled(A), k=k, alphabet=alphabet, method="greedy", max_iter=20)
+    return weighted_factors(
+        Objective(cols=input_scales(S)), A, k=k, alphabet=alphabet, method="greedy", max_iter=20
     )
+
+
+def weighted_factors(objective: Objective, A: NDArray[Any], **options: Any) -> diba.Factorization:
+    W, exponent = objective.normalised(A)
+    return objective.denormalised(diba.solve(W, **options), exponent)
+
+
+def output_error(A: NDArray[Any], f: diba.Factorization, S: NDArray[Any]) -> float:
+    return output_energy_and_error(A, f, S)[1]
+
+
+def descended(
+    A: NDArray[Any], start: diba.Factorization, S: NDArray[Any], report: Any = None, **options: Any
+) -> diba.Factorization:
+    """The best of what the descent gives."""
+    given: dict[str, Any] = {"threads": 1, "deadline": NEVER} | options
+    found = descend(A, start, np.asarray(S, np.float64), schedule=Schedule(report), **given)
+    return min(found, key=lambda f: output_error(A, f, S))
 
 
 @pytest.mark.parametrize("alphabet", ALPHABETS)
@@ -162,7 +180,7 @@ def test_descend_improves_and_reports(alphabet: str, scale: float, power: float)
     A, S = matrix(40, 50).astype(np.float64) * scale, second_moments(50).astype(np.float64) * power
     start = start_for(A, S, 25, alphabet)
     seen: list[diba.Progress] = []
-    f = descend(A, start, S, threads=1, report=seen.append)
+    f = descended(A, start, S, seen.append)
     assert output_error(A, f, S) < 0.8 * output_error(A, start, S)
     R = A - f.to_dense()
     assert output_error(A, f, S) == pytest.approx(np.trace(R @ S @ R.T), rel=1e-9)
@@ -171,15 +189,15 @@ def test_descend_improves_and_reports(alphabet: str, scale: float, power: float)
     assert seen[-1].snr_db == pytest.approx(decibels, abs=1e-3)
     assert [report.done for report in seen] == list(range(len(seen)))
     assert f.diagonal_bits == 16
-    assert f == descend(A, start, S, threads=1)
+    assert f == descended(A, start, S)
 
 
 def test_descend_returns_the_start_rather_than_something_worse() -> None:
     A, S = matrix(20, 16), second_moments(16)
-    best = descend(A, start_for(A, S, 10, "sign"), S, tol=0, iterations=100)
-    again = descend(A, best, S, tol=0, iterations=0)
+    best = descended(A, start_for(A, S, 10, "sign"), S, tol=0, iterations=100)
+    again = descended(A, best, S, tol=0, iterations=0)
     assert output_error(A, again, S) <= output_error(A, best, S)
-    assert descend(A, best, S, deadline=Deadline(0.0)).k == 10  # no step at all
+    assert descended(A, best, S, deadline=Deadline(0.0)) == best  # no step at all
 
 
 def test_descend_ends_with_an_exception_of_the_callback() -> None:
@@ -189,7 +207,7 @@ def test_descend_ends_with_an_exception_of_the_callback() -> None:
 
     A, S = matrix(20, 16), second_moments(16)
     with pytest.raises(KeyboardInterrupt):
-        descend(A, start_for(A, S, 10, "sign"), S, report=stop)
+        descended(A, start_for(A, S, 10, "sign"), S, stop)
 
 
 @pytest.mark.parametrize("alphabet", ALPHABETS)
@@ -206,7 +224,7 @@ def test_descend_ends_with_an_exception_of_the_callback() -> None:
 )
 def test_edges(A: NDArray[Any], S: NDArray[Any], alphabet: str) -> None:
     start = start_for(A, S, 3, alphabet)
-    f = descend(A, start, S)
+    f = descended(A, start, S)
     assert np.isfinite(f.to_dense()).all()
     assert output_error(A, f, S) <= output_error(A, start, S)
 
@@ -235,30 +253,46 @@ def spread(size: int, seed: int) -> NDArray[np.float64]:
 
 
 @pytest.mark.parametrize("unit", [1.0, 1e-30, 1e30])
-def test_importance_scales_and_unscales(unit: float) -> None:
+def test_importance_weighs_the_normalised_matrix_and_leaves_its_factors(unit: float) -> None:
     A, o, i = matrix(30, 20), unit * spread(30, 0), unit * spread(20, 1)
-    importance = Importance(o, i)
-    weighted = o[:, None] * A.astype(np.float64) * i
-    assert np.allclose(np.ldexp(importance.scaled(A), importance.exponent), weighted, rtol=1e-15)
-    assert np.abs(importance.scaled(A)).max() <= 1
-    f = diba.solve(importance.scaled(A), k=12, method="greedy")
-    g = importance.unscaled(f)
-    back = importance.scaled(g.to_dense())
+    objective = Objective(o, i)
+    W, exponent = objective.normalised(A)
+    units = -exponent - objective.exponent
+    assert W.dtype == np.float32
+    assert 0.5 <= np.abs(W).max() <= 1
+    assert np.allclose(W, np.ldexp(o[:, None] * A.astype(np.float64) * i, units), rtol=2.0**-24, atol=0)
+    f = diba.solve(W, k=12, method="greedy")
+    g = objective.denormalised(f, exponent)
+    back = np.ldexp(o[:, None] * g.to_dense().astype(np.float64) * i, units)
     rounding = 2 * 2.0**-11 + 8 * 2.0**-23  # d1 and d3 to 16 bits; products in float32
     parts = (abs(f.d1), f.b1.to_dense(), abs(f.d2), f.b2.to_dense(), abs(f.d3))
     assert (np.abs(back - f.to_dense()) <= 1.01 * rounding * reference.reconstruct(*parts)).all()
+    again = objective.normalised_factors(g, exponent)
+    assert np.allclose(again.to_dense(), back, rtol=1e-5, atol=1e-5)
     direct = float(np.square(o[:, None] * (A - g.to_dense().astype(np.float64)) * i).sum())
-    assert importance.error(A, g) == pytest.approx(direct, rel=1e-9)
+    assert objective.measured(A, g).error == pytest.approx(direct, rel=1e-9)
     assert g.diagonal_bits == 16
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [1e-40, 1e-3, 1.0, 3e38])
+def test_the_normalised_matrix_is_a_power_of_two_away(size: float, dtype: type) -> None:
+    A = (matrix(700, 1600) * np.float64(size)).astype(dtype)  # several blocks of rows
+    before = A.copy()
+    W, exponent = normalised(A)
+    assert (W.dtype, W.flags.c_contiguous) == (np.float32, True)
+    assert 0.5 <= np.abs(W).max() <= 1
+    assert np.array_equal(W, np.ldexp(A.astype(np.float64), -exponent).astype(np.float32))
+    assert np.array_equal(A, before)
 
 
 def test_importance_lowers_the_weighted_error() -> None:
     A, o, i = matrix(48, 40), spread(48, 0), spread(40, 1)
     for rows, cols in ((o, i), (o, None), (None, i)):
-        importance = Importance(rows, cols)
-        weighted = importance.unscaled(diba.solve(importance.scaled(A), k=20, method="greedy"))
+        objective = Objective(rows, cols)
+        weighted = weighted_factors(objective, A, k=20, method="greedy")
         plain = diba.solve(A, k=20, method="greedy")
-        assert importance.error(A, weighted) < 0.95 * importance.error(A, plain)
+        assert objective.measured(A, weighted).error < 0.95 * objective.measured(A, plain).error
 
 
 # ---------------------------------------------------------------- arguments

@@ -15,8 +15,7 @@ import diba
 import diba.torch
 from arrays import random_factors
 from diba.allocation.waterfill import waterfill
-from diba.solvers.size import paying_k, sizes_to_try
-from diba.solvers.target_snr import largest_k
+from diba.solvers.size import largest_k, paying_k, sizes_to_try
 
 LARGEST = float(np.finfo(np.float32).max)
 ALPHABETS = ("binary", "sign")

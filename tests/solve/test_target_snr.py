@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diba.solvers.target_snr import largest_k, smallest_k
+from diba.solvers.size import largest_k, smallest_k
 
 M, N = 384, 512
 

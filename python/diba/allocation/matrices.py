@@ -11,7 +11,8 @@ import numpy as np
 from .._internal import check, check_arrays
 from .._internal.check import describe
 from ..progress import Steps, reporting
-from ..solvers.solver import no_advice, solve
+from ..solvers.size import no_advice
+from ..solvers.solver import solve
 from .waterfill import NoiseCurve, uniform_k, waterfill
 
 if TYPE_CHECKING:

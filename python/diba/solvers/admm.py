@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .._internal.check import Alphabet
-    from .deadline import Deadline
+    from .schedule import Deadline
 
 __all__ = ["PUBLISHED_STEPS", "Admm"]
 
@@ -215,13 +215,13 @@ class Admm:
     def iterate(self, steps: int, deadline: Deadline) -> Iterator[int]:
         """Run the outer steps, yielding how many are done: 0 for the start, and after each.
 
-        The ramp is hurried so that it ends by the deadline. Steps from the previous iterate may diverge
-        where k is far beyond what A needs: the run then ends.
+        The penalty rises faster where it would not reach 1 by the deadline. Steps from the previous iterate
+        may diverge where k is far beyond what A needs: the run then ends.
         """
         used, pace, began = deadline.part_used(), 0.0, time.perf_counter()
         for step in range(steps + 1):
-            hurried = (deadline.part_used() - used) / max(1 - used, 1e-9)
-            part = max(step / max(1, steps - _SETTLED), hurried)
+            of_time = (deadline.part_used() - used) / max(1 - used, 1e-9)
+            part = max(step / max(1, steps - _SETTLED), of_time)
             last = step == steps or deadline.over() or not deadline.leaves(pace)
             if self.published:
                 penalties = (min(1.0, part) ** 3,) + (1.0,) * (_PUBLISHED_INNER - 1)

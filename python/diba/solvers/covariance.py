@@ -16,7 +16,6 @@ S is shrunk towards its diagonal first, since S is estimated from a sample.
 from __future__ import annotations
 
 import math
-import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,10 +24,8 @@ from .. import _core
 from .._internal import diagonal16
 from ..bits import BitMatrix
 from ..factorization import Factorization
-from ..progress import Progress
-from ..runtime import resolve_threads
-from .deadline import NEVER
-from .greedy import Greedy, Side, snr_db
+from .greedy import Greedy, Side
+from .objective import normalised
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,80 +33,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .._internal.check import FloatArray
-    from .deadline import Deadline
+    from .schedule import Deadline, Schedule
 
-__all__ = [
-    "SHRINK",
-    "Correlated",
-    "descend",
-    "input_scales",
-    "missing_power",
-    "output_error",
-    "shrinkage",
-    "shrunk",
-]
-
-SHRINK = 0.1
-"""Share of the diagonal in S by default.
-
-Held out, on all-MiniLM-L6-v2 (benchmarks/solver/objectives.py), 0.1 is within 0.04 dB of the best share with
-16,000 tokens and 0.08 to 0.16 dB better than none with 2,000; 0.4 costs 0.1 to 0.3 dB with 16,000.
-"""
-
-LEAST_POWER = 0.01
-"""Of an input's mean square, relative to the median over the inputs."""
+__all__ = ["Correlated", "descend"]
 
 _NO_POWER = 2.0**-60  # of an input's mean square, the largest being about 1: it would drown in rounding
 _BEYOND = 2.0**127  # no diagonal of float32 gets there
 _BLOCK = 32  # columns that are brought up to date one by one
-
-
-def shrinkage(n: int, count: int) -> float:
-    """Share of the diagonal in an S that is the mean over ``count`` vectors of length n.
-
-    SHRINK, or more where there are few vectors: n / (2 (n + count)). Held out, with moments of 500 and 1,500
-    tokens, shares of 0.2 to 0.5 are 0.1 to 0.5 dB better than SHRINK (objectives_500.json and _1500 in
-    benchmarks/results; n is 384 and 1536).
-    """
-    return max(SHRINK, n / (2 * (n + count)))
-
-
-def shrunk(S: FloatArray, shrink: float = SHRINK) -> NDArray[np.float64]:
-    """``(1 - shrink) S + shrink diag(S)``, made exactly symmetric."""
-    result = S.astype(np.float64)
-    result += result.T.copy()
-    diagonal = result.diagonal() / 2
-    result *= (1 - shrink) / 2
-    np.fill_diagonal(result, diagonal)
-    return result
-
-
-def input_scales(S: FloatArray) -> NDArray[np.float64]:
-    """Root mean square of every input, for ``importance``: positive, also where an input is always 0."""
-    power = S.diagonal().astype(np.float64)
-    result: NDArray[np.float64] = np.sqrt(np.maximum(power, 1e-6 * power.mean()))
-    return result
-
-
-def missing_power(S: FloatArray) -> NDArray[np.float64]:
-    """What the diagonal of S lacks to LEAST_POWER of its median, shape (n,).
-
-    Added to S, it keeps the columns of inputs that hardly came up near those of A. Without, they would serve
-    to mend errors of others, with entries thousands of times larger, which other data would bring to light.
-    """
-    power = np.asarray(S.diagonal(), np.float64)
-    known = power[power > 0]
-    result: NDArray[np.float64] = (
-        np.maximum(0, LEAST_POWER * np.median(known) - power) if len(known) else 0 * power
-    )
-    return result
-
-
-def output_error(A: FloatArray, f: Factorization, S: FloatArray) -> float:
-    """``tr((A - F) S (A - F)')`` in float64: the mean of ``|A x - F x|^2`` over inputs x."""
-    error = A.astype(np.float64)
-    error -= f.to_dense()
-    return float(np.vdot(error @ S, error))
+_ROWS_AT_ONCE = 1024  # in float64
 
 
 class _InputSide(Side):
@@ -126,7 +57,7 @@ class _InputSide(Side):
     def __init__(
         self,
         bits: BitMatrix,
-        scale: NDArray[np.float32],
+        scale: NDArray[np.float32] | None,
         AS: NDArray[np.float32],
         S: NDArray[np.float32],
         threads: int,
@@ -184,13 +115,17 @@ class Correlated(Greedy):
         d3: NDArray[np.float32],
         threads: int,
     ) -> None:
+        self._S = S
         AS = A @ S
         super().__init__(AS, b1, b2, threads, d1=d1, d2=np.zeros(b2.shape[0], np.float32), d3=d3)
-        self._S = S
-        self.energy = float(np.vdot(A.astype(np.float64), AS))
-        self.right = _InputSide(b2.T, d3, np.ascontiguousarray(AS.T), S, threads)
-        self._buffers[self.right] = np.empty((self.right.rows, self.right.k), np.float32)
+        parts = (slice(first, first + _ROWS_AT_ONCE) for first in range(0, len(A), _ROWS_AT_ONCE))
+        self.energy = sum(float(np.vdot(A[part].astype(np.float64), AS[part])) for part in parts)
         self.fit_inner()
+
+    def _right_side(
+        self, bits: BitMatrix, scale: NDArray[np.float32] | None, A: NDArray[np.float32], threads: int
+    ) -> Side:
+        return _InputSide(bits, scale, A, self._S, threads)
 
     def steps(self) -> tuple[Callable[[], None], ...]:
         """One iteration: d1 and rows, d3 and columns, d2 (fitted at the start, too)."""
@@ -204,12 +139,12 @@ class Correlated(Greedy):
 
     def flip_columns(self) -> None:
         """Columns in order: the scale of each in closed form, then its bits; later ones see the change."""
-        right, (gram, aims) = self.right, self._against_left()
+        right, (gram, correlations) = self.right, self._against_left()
         entries = right.entries()
         curves = entries @ gram  # rows G b_q
         squares = np.einsum("ij,ij->i", entries, curves)
         weights = self._S.diagonal()
-        W = aims - right.image @ gram  # (n, k), row q: correlations of the residual with column q
+        W = correlations - right.image @ gram  # (n, k), row q: correlations of the residual with column q
         for first in range(0, right.rows, _BLOCK):
             if self._deadline.over():
                 break
@@ -226,7 +161,7 @@ class Correlated(Greedy):
                 W[q + 1 : block.stop] -= np.outer(self._S[q + 1 : block.stop, q], step)
             W[block.stop :] -= self._S[block.stop :, first : block.stop] @ steps
         right.bits_changed()
-        self._rows_aim = None
+        self._rows_problem = None
 
     def _best_column(
         self,
@@ -266,76 +201,60 @@ class Correlated(Greedy):
 def descend(
     A: FloatArray,
     start: Factorization,
-    S: FloatArray,
+    S: NDArray[np.float64],
     *,
+    schedule: Schedule,
+    deadline: Deadline,
+    threads: int,
     iterations: int = 20,
     tol: float = 1e-4,
-    threads: int | None = None,
-    deadline: Deadline = NEVER,
-    report: Callable[[Progress], object] | None = None,
-) -> Factorization:
+) -> list[Factorization]:
     """Lower ``tr((A - F) S (A - F)')`` from given factors by descent on diagonals and bits.
 
     Args:
         A: Checked matrix, shape (m, n).
         start: Factors of A, best those of ``importance=(None, input_scales(S))``.
-        S: Second moments of the inputs, symmetric positive semidefinite, shape (n, n): see :func:`shrunk`.
+        S: Second moments of the inputs, symmetric positive semidefinite, shape (n, n): see ``shrunk``.
+        schedule: Told of the start and every iteration; objective and SNR are those in S.
+        deadline: When to stop: no step begins after it.
+        threads: Threads of the bit kernels.
         iterations: At most.
         tol: Stop when an iteration lowers the objective by less than this share of it.
-        threads: Threads of the bit kernels.
-        deadline: When to stop: no step begins after it.
-        report: Called at the start and after every iteration; objective and SNR are those in S.
 
     Returns:
-        Factors with 16-bit diagonals, never worse than ``start`` (rounded so, too) in float64.
+        The factors it ends with, where they are finite, and ``start``, all with 16-bit diagonals. To be
+        measured in float64: rounding may have made the first ones worse.
     """
+    rounded = start.round_diagonals()
     if deadline.over():
-        return start.round_diagonals()
-    began = time.perf_counter()
-    exponents = math.frexp(float(np.abs(A).max()))[1], math.frexp(float(S.diagonal().max()))[1]
-    scaled, weights = (
-        np.ldexp(x, -e).astype(np.float32, order="C") for x, e in zip((A, S), exponents, strict=True)
-    )
+        return [rounded]
+    scaled, exponent = normalised(A)
+    exponent_of_S = math.frexp(float(S.diagonal().max()))[1]
+    weights = np.ldexp(S, -exponent_of_S).astype(np.float32)
     d1, d3 = (np.ldexp(d, -diagonal16.exponent(d)) for d in (start.d1, start.d3))
-    run = Correlated(scaled, weights, start.b1, start.b2, d1, d3, resolve_threads(threads))
-
-    def tell(iteration: int) -> None:
-        if report is not None:
-            objective = math.ldexp(run.objective, 2 * exponents[0] + exponents[1])
-            elapsed = time.perf_counter() - began
-            decibels = snr_db(run.energy, run.objective)
-            report(
-                Progress(
-                    "solve",
-                    iteration,
-                    iterations,
-                    elapsed,
-                    snr_db=decibels,
-                    objective=objective,
-                    flips=run.flips,
-                )
-            )
-
-    tell(0)
+    run = Correlated(scaled, weights, start.b1, start.b2, d1, d3, threads)
+    del scaled, weights
+    stage = schedule.stage(deadline, 2 * exponent + exponent_of_S, iterations)
+    stage.report(0, run.energy, run.objective)
     for iteration in range(1, iterations + 1):
         before = run.objective
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is not taken
             run.sweep(deadline)
         if not math.isfinite(run.objective):
             break
-        tell(iteration)
+        stage.report(iteration, run.energy, run.objective, run.flips)
         if not before - run.objective > tol * before:
             break
-    return min(_finished(run, start, exponents[0]), key=lambda f: output_error(A, f, S))
+    found = _finished(run, start, exponent)
+    return [rounded] if found is None else [found, rounded]
 
 
-def _finished(run: Correlated, start: Factorization, exponent: int) -> list[Factorization]:
-    """Factors of the unscaled A, if finite, d1 and d3 at the scales of ``start``; and ``start``."""
+def _finished(run: Correlated, start: Factorization, exponent: int) -> Factorization | None:
+    """Factors of A, with d1 and d3 at the scales of ``start``; None where they are not finite."""
     e1, e3 = diagonal16.exponent(start.d1), diagonal16.exponent(start.d3)
-    parts = [np.ldexp(d.astype(np.float64), e) for d, e in ((run.left.scale, e1), (run.right.scale, e3))]
+    d1, d3 = (np.ldexp(d.astype(np.float64), e) for d, e in ((run.left.scale, e1), (run.right.scale, e3)))
     d2 = np.ldexp(run.d2.astype(np.float64), exponent - e1 - e3)
+    if not np.abs(np.concatenate((d1, d2, d3))).max() < _BEYOND:
+        return None
     b1, b2 = run.bits()
-    start = start.round_diagonals()
-    if not np.abs(np.concatenate((*parts, d2))).max() < _BEYOND:
-        return [start]
-    return [Factorization(parts[0], b1, d2, b2, parts[1]).round_diagonals(), start]
+    return Factorization(d1, b1, d2, b2, d3).round_diagonals()

@@ -11,7 +11,6 @@ B2 being the rows of B2' for A'. A :class:`Side` is one of them.
 
 from __future__ import annotations
 
-import math
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,7 +19,7 @@ import numpy as np
 from .. import _core
 from ..bits import BitMatrix
 from ..factorization import Factorization
-from .deadline import NEVER
+from .schedule import NEVER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,9 +27,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .._internal.check import Alphabet
-    from .deadline import Deadline
+    from .schedule import Deadline
 
-__all__ = ["Greedy", "Side", "snr_db"]
+__all__ = ["Greedy", "Side"]
 
 _WORK_PER_CALL = 1 << 30  # rows * k^2 of one C++ call: a fraction of a second, so that Ctrl-C is prompt
 _ROWS_AT_FIRST = 16  # of a call under a time limit; then as many as take
@@ -92,8 +91,8 @@ class Side:
         return self._correlations
 
 
-class Aim(NamedTuple):
-    """One side's subproblem: its rows of bits against C, the other side with d2."""
+class Subproblem(NamedTuple):
+    """One side's rows of bits against C, the other side with d2."""
 
     gram: NDArray[np.float32]  # H = C C', shape (k, k)
     residual: NDArray[np.float32]  # G = C (A - diag(scale) B C)', shape (rows, k)
@@ -127,14 +126,14 @@ class Greedy:
     ) -> None:
         self.energy = _core.energy(A)
         self.left = Side(b1, d1, A, threads)
-        self.right = Side(b2.T, d3, np.ascontiguousarray(A.T), threads)
+        self.right = self._right_side(b2.T, d3, np.ascontiguousarray(A.T), threads)
         self.d2 = np.zeros(b1.shape[1], dtype=np.float32)
         self.objective = self.energy
         self.flips = 0
         self._pairs = pairs
         self._threads = threads
         self._buffers = {side: np.empty((side.rows, side.k), np.float32) for side in (self.left, self.right)}
-        self._rows_aim: Aim | None = None  # what fit_rows leaves for flip_rows
+        self._rows_problem: Subproblem | None = None  # what fit_rows leaves for flip_rows
         self._deadline = NEVER
         self._took: dict[str, float] = {}  # seconds of a step, by its name
         if d2 is None:
@@ -142,6 +141,11 @@ class Greedy:
         else:
             self.d2[:] = d2
             self.objective = self._measure()
+
+    def _right_side(
+        self, bits: BitMatrix, scale: NDArray[np.float32] | None, A: NDArray[np.float32], threads: int
+    ) -> Side:
+        return Side(bits, scale, A, threads)
 
     # ------------------------------------------------------------ Algorithm 1
 
@@ -173,14 +177,14 @@ class Greedy:
 
     def fit_rows(self) -> None:
         """d1 in closed form."""
-        self._rows_aim = self._aim(self.left, self.right, fit=True)
+        self._rows_problem = self._subproblem(self.left, self.right, fit=True)
         self.left.scale_changed()
 
     def fit_columns(self) -> None:
         """d3 in closed form."""
-        self._aim(self.right, self.left, fit=True)
+        self._subproblem(self.right, self.left, fit=True)
         self.right.scale_changed()
-        self._rows_aim = None
+        self._rows_problem = None
 
     def fit_inner(self) -> None:
         """d2 in closed form; kept as it is where rounding would make it worse."""
@@ -196,50 +200,50 @@ class Greedy:
             self.d2,
         )
         self.objective = max(objective, 0.0)
-        self._rows_aim = None
+        self._rows_problem = None
         self._took["fit_inner"] = time.perf_counter() - began
 
     def flip_rows(self) -> None:
         """Bits of B1, row by row."""
-        self._flip(self.left, self._rows_aim or self._aim(self.left, self.right, fit=False))
-        self._rows_aim = None
+        self._flip(self.left, self._rows_problem or self._subproblem(self.left, self.right, fit=False))
+        self._rows_problem = None
 
     def flip_columns(self) -> None:
         """Bits of B2, column by column."""
-        self._flip(self.right, self._aim(self.right, self.left, fit=False))
-        self._rows_aim = None
+        self._flip(self.right, self._subproblem(self.right, self.left, fit=False))
+        self._rows_problem = None
 
     # ------------------------------------------------------------ one side against C = D2 X' of the other
 
-    def _aim(self, side: Side, other: Side, fit: bool) -> Aim:
+    def _subproblem(self, side: Side, other: Side, fit: bool) -> Subproblem:
         """What the bits of a side are tested against; ``fit`` first sets its scale in closed form."""
-        aim = Aim(other.gram * np.outer(self.d2, self.d2), self._buffers[side])
+        problem = Subproblem(other.gram * np.outer(self.d2, self.d2), self._buffers[side])
         decrease = _core.residual_correlations(
-            aim.gram,
+            problem.gram,
             other.correlations,
             self.d2,
             side.words,
             side.signs,
             fit,
             side.scale,
-            aim.residual,
+            problem.residual,
             self._threads,
         )
         self._lower_objective(decrease)
         if fit and self._pairs and not side.signs:
-            self._revive(side, aim)
-        return aim
+            self._revive(side, problem)
+        return problem
 
-    def _revive(self, side: Side, aim: Aim) -> None:
+    def _revive(self, side: Side, problem: Subproblem) -> None:
         """Rows of zeros, whose scale no flip can move, begin again with their one best bit.
 
         Not in the published algorithm, where they stay dead.
         """
-        diagonal = aim.gram.diagonal()
+        diagonal = problem.gram.diagonal()
         dead = np.flatnonzero(side.scale == 0)
         if not dead.size or not diagonal.max() > 0:
             return
-        along = aim.residual[dead]  # C a_i
+        along = problem.residual[dead]  # C a_i
         gains = np.divide(along * along, diagonal, out=np.zeros_like(along), where=diagonal > 0)
         best = gains.argmax(axis=1)
         gained = gains[np.arange(dead.size), best]
@@ -247,11 +251,11 @@ class Greedy:
         side.scale[dead] = along[np.arange(dead.size), best] / diagonal[best]
         side.words[dead] = 0
         side.words[dead, best // 64] = np.uint64(1) << (best % 64).astype(np.uint64)
-        aim.residual[dead] -= side.scale[dead, None] * aim.gram[best]
+        problem.residual[dead] -= side.scale[dead, None] * problem.gram[best]
         self._lower_objective(float(gained.sum()))
         side.bits_changed()
 
-    def _flip(self, side: Side, aim: Aim) -> None:
+    def _flip(self, side: Side, problem: Subproblem) -> None:
         limit = self._deadline.limit
         most = max(64, _WORK_PER_CALL // side.k**2)
         first, rows = 0, most if limit is None else min(most, _ROWS_AT_FIRST)
@@ -259,8 +263,8 @@ class Greedy:
             began = time.perf_counter()
             part = slice(first, first + rows)
             flips, decrease = _core.greedy_rows(
-                aim.gram,
-                aim.residual[part],
+                problem.gram,
+                problem.residual[part],
                 side.scale[part],
                 side.words[part],
                 side.signs,
@@ -292,11 +296,6 @@ class Greedy:
         """What the last fit of the inner diagonal took."""
         return self._took.get("fit_inner", 0.0)
 
-    @property
-    def snr_db(self) -> float:
-        """``10 log10(|A|^2 / objective)`` in dB."""
-        return snr_db(self.energy, self.objective)
-
     def factors(self) -> Factorization:
         """The factors as they are, diagonals in float32."""
         b1, b2 = self.bits()
@@ -307,10 +306,3 @@ class Greedy:
         alphabet: Alphabet = "sign" if self.left.signs else "binary"
         right = BitMatrix(self.right.words, self.right.k, alphabet)
         return BitMatrix(self.left.words, self.left.k, alphabet), right.T
-
-
-def snr_db(energy: float, objective: float) -> float:
-    """``10 log10(energy / objective)`` in dB; ``inf`` for an exact fit, also of zero."""
-    if objective <= 0:
-        return math.inf
-    return 10 * math.log10(energy / objective) if energy else -math.inf

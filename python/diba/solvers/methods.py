@@ -1,4 +1,4 @@
-"""What each named method does to one scaled matrix: a chain of ADMM and greedy runs, tracked and timed."""
+"""What each named method does to one normalised matrix: a chain of ADMM and greedy runs."""
 
 from __future__ import annotations
 
@@ -8,21 +8,20 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from .._internal import diagonal16
+from .._internal.error import snr_db
 from ..bits import BitMatrix
-from ..progress import Progress
 from .admm import PUBLISHED_STEPS, Admm
-from .greedy import Greedy, snr_db
+from .greedy import Greedy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import NDArray
 
     from .._internal.check import Alphabet
     from ..factorization import Factorization
-    from .deadline import Deadline
+    from .options import SolveOptions
+    from .schedule import Deadline, Schedule, Stage
 
-__all__ = ["BUDGETS", "Run", "Task", "run"]
+__all__ = ["BUDGETS", "Problem", "factors"]
 
 BALANCE = 0.1  # lambda of the balance penalty
 GREEDY_ITERATIONS = 100
@@ -37,10 +36,10 @@ _FIT_SHARE = 1.25  # of a step of the ramp: what the fit of the inner diagonal t
 
 
 class Steps(NamedTuple):
-    """Iteration budget of a run."""
+    """Iterations of one effort."""
 
-    steps: int  # of the ADMM ramp, for signs
-    binary_steps: int  # for 0/1 factors, which have to balance too
+    signs: int  # of the ADMM ramp
+    binary: int  # of the ramp for 0/1 factors, which have to balance too
     polish: int  # greedy iterations after it, at most
 
 
@@ -51,194 +50,150 @@ BUDGETS = {
 }
 
 
-class Budget(NamedTuple):
-    """Iterations of one task: of the ramp, and of greedy after it or alone."""
-
-    steps: int
-    polish: int
-
-
 @dataclass(frozen=True)
-class Task:
-    """One matrix to factor, all arguments checked.
+class Problem:
+    """One normalised matrix to factor.
 
     Attributes:
-        matrix: Shape (m, n), float32, scaled to magnitudes up to 1.
+        matrix: Shape (m, n), float32, magnitudes up to 1.
         k: Inner dimension.
-        alphabet: Of the factors.
-        method: One of METHODS.
-        effort: Key of BUDGETS.
-        seed: Of the random start.
-        max_iter: Outer iterations; None for the method's own.
-        tol: Least share of the objective that a greedy iteration must win.
+        options: Checked.
         threads: Of the compiled code.
+        schedule: Told of every iteration.
+        exponent: Objectives of ``matrix``, times 2^exponent, are those to report.
         deadline: When to stop.
-        report: Called with every Progress, in units of the scaled matrix.
-        start: Factors to improve instead of a random start.
-        weighted: Whether the matrix was scaled by what its rows or columns matter: then a few of them may
+        start: Factors of ``matrix`` to improve instead of a random start.
+        weighted: Whether ``matrix`` was scaled by what its rows or columns matter: then a few of them may
             hold most of its energy.
     """
 
     matrix: NDArray[np.float32]
     k: int
-    alphabet: Alphabet
-    method: str
-    effort: str
-    seed: int
-    max_iter: int | None
-    tol: float
+    options: SolveOptions
     threads: int
+    schedule: Schedule
+    exponent: int
     deadline: Deadline
-    report: Callable[[Progress], object]
     start: Factorization | None = None
     weighted: bool = False
 
-    def budget(self) -> Budget:
-        """What ``method``, ``effort`` and ``max_iter`` say."""
-        effort, given = BUDGETS[self.effort], self.max_iter
-        if self.method == "greedy" or self.start is not None:
-            return Budget(0, GREEDY_ITERATIONS if given is None else given)
-        if self.method == "dbf":
-            return Budget(PUBLISHED_STEPS if given is None else given, 0)
-        steps = effort.binary_steps if self.alphabet == "binary" else effort.steps
-        return Budget(steps if given is None else given, effort.polish)
+    def budget(self) -> tuple[int, int]:
+        """(steps of a ramp, greedy iterations after it or alone) by method, effort and max_iter."""
+        steps, given = BUDGETS[self.options.effort], self.options.max_iter
+        if self.options.method == "greedy" or self.start is not None:
+            return 0, GREEDY_ITERATIONS if given is None else given
+        if self.options.method == "dbf":
+            return PUBLISHED_STEPS if given is None else given, 0
+        if given is None:
+            given = steps.binary if self.options.alphabet == "binary" else steps.signs
+        return given, steps.polish
 
 
-class Run:
-    """Counts iterations over the stages of a task and reports them."""
-
-    def __init__(self, task: Task) -> None:
-        self._task = task
-        self._budget = task.budget()
-        self._first: tuple[float, float] | None = None  # work and time of the first iteration, and before it
-
-    def report(self, energy: float, objective: float, iteration: int, flips: int = 0) -> None:
-        """One Progress. ``iteration`` counts the ramp and what follows it."""
-        elapsed = self._task.deadline.elapsed()
-        total = sum(self._budget)
-        self._task.report(
-            Progress(
-                "solve",
-                iteration,
-                total,
-                elapsed,
-                self._remaining(iteration, elapsed),
-                snr_db=snr_db(energy, objective),
-                objective=objective,
-                flips=flips,
-            )
-        )
-
-    def _remaining(self, iteration: int, elapsed: float) -> float | None:
-        """Seconds to go, at the pace since the first iteration: a greedy one costs about two of the ramp."""
-        if iteration == 0:
-            return None
-        steps, polish = self._budget
-        done = iteration + max(0, iteration - steps)
-        if self._first is None:
-            self._first = done, elapsed
-        work, time = self._first
-        pace = (elapsed - time) / (done - work) if done > work else elapsed / done
-        remaining = pace * (steps + 2 * polish - done)
-        limit = self._task.deadline.limit
-        return remaining if limit is None else max(0.0, min(remaining, limit - elapsed))
+def factors(problem: Problem) -> Factorization:
+    """Factors of ``problem.matrix``: the best that the method found."""
+    stage = problem.schedule.stage(problem.deadline, problem.exponent, *problem.budget())
+    if problem.start is not None:
+        return _descend(problem, _from(problem, problem.start), stage)
+    if problem.options.method == "greedy":
+        return _descend(problem, _random(problem), stage)
+    result = _ramped(problem, stage)
+    found = result.factors()
+    if problem.options.method != "auto" or not _unusual(problem, result):
+        return found
+    seconds = result.seconds_to_fit
+    del result  # its memory
+    if not problem.deadline.leaves(2 * seconds):
+        return found
+    return max([found, *_by_greedy(problem, seconds)], key=lambda f: _reached(problem, f))
 
 
-def run(task: Task) -> Greedy:
-    """Factors of ``task.matrix``: the best that the method found."""
-    progress = Run(task)
-    if task.start is not None:
-        return _descend(task, _from(task, task.start), progress)
-    if task.method == "greedy":
-        return _descend(task, _random(task), progress)
-    result = _ramped(task, progress)
-    if task.method == "auto" and _unusual(task, result) and task.deadline.leaves(2 * result.seconds_to_fit):
-        other = _random(task)
-        for _ in other.iterate(GREEDY_ITERATIONS, task.tol, task.deadline):
-            pass
-        further = other
-        if task.deadline.leaves(result.seconds_to_fit):
-            further = _from(task, other.factors())  # with pairs, and rows of zeros begin again
-            for _ in further.iterate(GREEDY_ITERATIONS, task.tol, task.deadline):
-                pass
-        result = max(result, other, further, key=lambda candidate: _reached(task, candidate))
-    return result
-
-
-def _unusual(task: Task, result: Greedy) -> bool:
+def _unusual(problem: Problem, result: Greedy) -> bool:
     """Whether greedy may do better: ADMM averages over many components of many alike rows and columns."""
-    m, n = task.matrix.shape
-    bits = task.k * (m + n) / (m * n)
-    small = min(m, n, task.k) < _SMALL or bits > _MANY_BITS
-    easy = result.snr_db > _USUAL_DB * max(bits, 0.5) and not task.weighted
+    m, n = problem.matrix.shape
+    bits = problem.k * (m + n) / (m * n)
+    small = min(m, n, problem.k) < _SMALL or bits > _MANY_BITS
+    easy = snr_db(result.energy, result.objective) > _USUAL_DB * max(bits, 0.5) and not problem.weighted
     return small or not result.objective < result.energy or easy
 
 
-def _reached(task: Task, result: Greedy) -> float:
+def _by_greedy(problem: Problem, seconds_to_fit: float) -> list[Factorization]:
+    """Factors by greedy as published, and those with pairs of flips after it, as far as the time goes."""
+    published = _random(problem)
+    for _ in published.iterate(GREEDY_ITERATIONS, problem.options.tol, problem.deadline):
+        pass
+    found = [published.factors()]
+    if problem.deadline.leaves(seconds_to_fit):
+        further = _from(problem, found[0])  # with pairs, and rows of zeros begin again
+        for _ in further.iterate(GREEDY_ITERATIONS, problem.options.tol, problem.deadline):
+            pass
+        found.append(further.factors())
+    return found
+
+
+def _reached(problem: Problem, f: Factorization) -> float:
     """SNR of the finished factors: near exact fits rounding decides, to 16 bits and of the objective."""
-    return result.factors().round_diagonals().snr_db(task.matrix)
+    return f.round_diagonals().snr_db(problem.matrix)
 
 
-def _ramped(task: Task, progress: Run) -> Greedy:
+def _ramped(problem: Problem, stage: Stage) -> Greedy:
     """ADMM, then greedy from its best iterate."""
-    steps, polish = task.budget()
-    published = task.method == "dbf"
-    balance = BALANCE if task.alphabet == "binary" else 0.0
-    ramp = Admm(task.matrix, task.k, task.seed, balance, task.threads, published=published)
-    share = task.deadline.share(_PUBLISHED_SHARE if published else _RAMP_SHARE)
-    for step in ramp.iterate(steps, share):
-        progress.report(ramp.energy, ramp.objective, step)
-    d1, b1, d2, b2, d3 = ramp.factors(task.alphabet)
-    fitted = not published and task.deadline.leaves(_FIT_SHARE * ramp.pace)
-    result = Greedy(
-        task.matrix,
-        b1,
-        b2,
-        task.threads,
-        d1=d1,
-        d2=None if fitted or not ramp.energy else d2,
-        d3=d3,
-        pairs=not published,
+    steps, polish = problem.budget()
+    published = problem.options.method == "dbf"
+    alphabet = problem.options.alphabet
+    balance = BALANCE if alphabet == "binary" else 0.0
+    ramp = Admm(
+        problem.matrix, problem.k, problem.options.seed, balance, problem.threads, published=published
     )
+    share = problem.deadline.share(_PUBLISHED_SHARE if published else _RAMP_SHARE)
+    for step in ramp.iterate(steps, share):
+        stage.report(step, ramp.energy, ramp.objective)
+    d1, b1, d2, b2, d3 = ramp.factors(alphabet)
+    fitted = not published and problem.deadline.leaves(_FIT_SHARE * ramp.pace)
+    given_d2 = None if fitted or not ramp.energy else d2
+    del ramp  # its memory
+    result = Greedy(problem.matrix, b1, b2, problem.threads, d1=d1, d2=given_d2, d3=d3, pairs=not published)
     if published:
         return result
-    for iteration in result.iterate(polish, task.tol, task.deadline):
-        progress.report(result.energy, result.objective, steps + iteration, result.flips)
+    for iteration in result.iterate(polish, problem.options.tol, problem.deadline):
+        stage.report(steps + iteration, result.energy, result.objective, result.flips)
     return result
 
 
-def _descend(task: Task, result: Greedy, progress: Run) -> Greedy:
-    progress.report(result.energy, result.objective, 0)
-    for iteration in result.iterate(task.budget().polish, task.tol, task.deadline):
-        progress.report(result.energy, result.objective, iteration, result.flips)
-    return result
+def _descend(problem: Problem, result: Greedy, stage: Stage) -> Factorization:
+    _, iterations = problem.budget()
+    stage.report(0, result.energy, result.objective)
+    for iteration in result.iterate(iterations, problem.options.tol, problem.deadline):
+        stage.report(iteration, result.energy, result.objective, result.flips)
+    return result.factors()
 
 
-def _from(task: Task, start: Factorization) -> Greedy:
-    """Greedy from given factors of the scaled matrix, the outer diagonals brought to entries of about 1."""
+def _from(problem: Problem, start: Factorization) -> Greedy:
+    """Greedy from given factors, the outer diagonals brought to entries of about 1."""
     e1, e3 = diagonal16.exponent(start.d1), diagonal16.exponent(start.d3)
     d2 = np.ldexp(start.d2.astype(np.float64), e1 + e3)
     return Greedy(
-        task.matrix,
+        problem.matrix,
         start.b1,
         start.b2,
-        task.threads,
+        problem.threads,
         d1=np.ldexp(start.d1, -e1),
         d2=d2.astype(np.float32) if np.abs(d2).max() < _FAR_BEYOND else None,
         d3=np.ldexp(start.d3, -e3),
-        pairs=task.method != "greedy",
+        pairs=problem.options.method != "greedy",
     )
 
 
-def _random(task: Task) -> Greedy:
-    """Every bit 0 or 1 at even odds, scales of one."""
-    m, n = task.matrix.shape
-    random = np.random.default_rng(task.seed)
-    b1 = _random_bits(random, m, task.k, task.alphabet)
-    return Greedy(task.matrix, b1, _random_bits(random, task.k, n, task.alphabet), task.threads)
+def _random(problem: Problem) -> Greedy:
+    """Greedy from random bits and scales of one."""
+    m, n = problem.matrix.shape
+    random = np.random.default_rng(problem.options.seed)
+    b1 = _random_bits(random, m, problem.k, problem.options.alphabet)
+    b2 = _random_bits(random, problem.k, n, problem.options.alphabet)
+    return Greedy(problem.matrix, b1, b2, problem.threads)
 
 
 def _random_bits(random: np.random.Generator, rows: int, cols: int, alphabet: Alphabet) -> BitMatrix:
+    """Every bit 0 or 1 at even odds."""
     packed = random.integers(0, 256, size=(rows, -(-cols // 8)), dtype=np.uint8)
     packed[:, -1] &= 0xFF >> (-cols % 8)
     return BitMatrix.from_packed_rows(packed, cols, alphabet)

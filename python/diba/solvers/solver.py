@@ -1,40 +1,40 @@
-"""diba.solve: checks, budget, the factors, and a word where k is beyond what pays."""
+"""diba.solve: what it is given is checked here; then sizes, stages and the best of what they find."""
 
 from __future__ import annotations
 
-import logging
-import warnings
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .._internal import check, check_arrays
+from ..bits import BitMatrix
 from ..factorization import Factorization
 from ..progress import check_progress, reporting
 from ..runtime import resolve_threads
-from .deadline import Deadline
-from .factoring import Run, factor, factor_at
+from .covariance import descend
+from .methods import Problem, factors
 from .objective import checked
 from .options import SolveOptions
-from .size import PAYING_BITS, inner_dimension, paying_k
-from .target_snr import smallest_k
+from .schedule import Deadline, Schedule
+from .size import advise, inner_dimension, sizes_to_try, smallest_k
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import ArrayLike
 
     from .._internal.check import Alphabet, FloatArray
     from ..progress import ProgressOption
+    from .objective import Objective, Solution
     from .options import Effort, Method
 
-__all__ = ["no_advice", "solve"]
+__all__ = ["solve"]
 
 _SMALLEST = 2.0**-150  # in size; what is smaller rounds to zero in float32
-_advising: ContextVar[bool] = ContextVar("diba_advising", default=True)
+_START_SHARE = 0.6  # of a time limit, for the start of a descent under a covariance
+_FAST_TOL = 2e-3  # of that descent at effort "fast": a third of its steps, within 0.05 dB
+_TRIAL_SHARE = 1 / 16  # of the time that is left, for a size that a larger one follows
+_GROWTH, _USEFUL_STEPS = 8, 10  # a step of twice the k takes up to 8 times as long; fewer steps gain nothing
+_SHORTER = 4  # what ended by itself in its share of the time still pays in a quarter of the time it needs
 
 
 def solve(
@@ -127,59 +127,22 @@ def solve(
         time_limit=time_limit,
         threads=threads,
     )
-    _checked_start(init, matrix.shape, options.alphabet, snr_db)
+    _check_start(init, matrix.shape, options.alphabet, snr_db)
     check_progress(progress)
     objective = checked(importance, covariance, *matrix.shape)
-    run = Run(options, objective, init, Deadline(options.time_limit), resolve_threads(options.threads))
-    if not np.abs(matrix).max() > _SMALLEST:
+    if not max(matrix.max(), -matrix.min()) > _SMALLEST:
         matrix = np.zeros_like(matrix)
+    deadline = Deadline(options.time_limit)
     with reporting(progress) as report:
-        result = _solve(matrix, (k, bits_per_weight, storage_ratio, snr_db), replace(run, report=report))
-    _advise(result)
+        run = Run(
+            matrix, objective, init, options, resolve_threads(options.threads), deadline, Schedule(report)
+        )
+        result = _solve(run, k, bits_per_weight, storage_ratio, snr_db)
+    advise(result)
     return result
 
 
-def _solve(matrix: FloatArray, sizes: tuple[Any, Any, Any, Any], run: Run) -> Factorization:
-    m, n = matrix.shape
-    if run.init is not None and sizes == (None,) * 4:
-        return factor(matrix, run.init.k, run)
-    name, size = check.exactly_one_budget(*sizes)
-    if name == "snr_db":
-        return _reaching(matrix, size, run)
-    inner = inner_dimension(m, n, name, size)
-    if run.init is not None:
-        check.equal(run.init.k, "the inner dimension of init", inner, "inner dimension asked for")
-    return factor(matrix, inner, run)
-
-
-def _advise(f: Factorization) -> None:
-    """Say it where k is beyond what pays."""
-    (m, n), k = f.shape, f.k
-    pays = paying_k(m, n)
-    if k <= pays or not _advising.get():
-        return
-    text = (
-        f"k is {k}, beyond what pays for a {m} x {n} matrix: its binary factors take "
-        f"{k * (m + n) / (m * n):.3g} bits for each entry, where plain integers of as many bits lose less; "
-        f"k = {pays} ({PAYING_BITS} bits) is enough"
-    )
-    try:
-        warnings.warn(text, UserWarning, stacklevel=3)
-    except UserWarning:  # a filter that makes it an error must not cost the factors
-        logging.getLogger("diba").warning("%s", text)
-
-
-@contextmanager
-def no_advice() -> Iterator[None]:
-    """Within it, :func:`solve` says nothing of k in this thread: for sizes that no user chose."""
-    token = _advising.set(False)
-    try:
-        yield
-    finally:
-        _advising.reset(token)
-
-
-def _checked_start(init: Any, shape: tuple[int, int], alphabet: str, snr_db: Any) -> None:
+def _check_start(init: Any, shape: tuple[int, int], alphabet: str, snr_db: Any) -> None:
     """Require factors of that shape and alphabet, or None."""
     if init is None:
         return
@@ -190,17 +153,156 @@ def _checked_start(init: Any, shape: tuple[int, int], alphabet: str, snr_db: Any
         raise ValueError("snr_db and init are both given; a start has a k of its own: leave one out")
 
 
-def _reaching(matrix: FloatArray, snr_db: float, run: Run) -> Factorization:
+# ---------------------------------------------------------------- one call
+
+
+@dataclass(frozen=True)
+class Run:
+    """One call of :func:`solve`: what is factored, for what objective, from where, how, and by when."""
+
+    A: FloatArray
+    objective: Objective
+    init: Factorization | None
+    options: SolveOptions
+    threads: int
+    deadline: Deadline
+    schedule: Schedule
+
+
+def _solve(run: Run, *sizes: Any) -> Factorization:
+    """Factors of the size asked for: k, bits_per_weight, storage_ratio or snr_db."""
+    m, n = run.A.shape
+    if run.init is not None and sizes == (None,) * 4:
+        return _best(run, run.init.k)
+    name, size = check.exactly_one_budget(*sizes)
+    if name == "snr_db":
+        return _of_snr(run, size)
+    k = inner_dimension(m, n, name, size)
+    if run.init is not None:
+        check.equal(run.init.k, "the inner dimension of init", k, "inner dimension asked for")
+    return _best(run, k)
+
+
+def _of_snr(run: Run, snr_db: float) -> Factorization:
     """The factors of the smallest k that reaches snr_db."""
+    cheap = replace(run, options=replace(run.options, effort="fast"), schedule=Schedule(None))
+    pays = run.options.max_iter is None and run.options.effort != "fast"
 
     def solve_at(k: int) -> tuple[Factorization, float]:
-        f = factor_at(matrix, k, run)
-        return f, run.objective.measure(matrix, f)[1]
+        found = _best_of([k], run, k)
+        return found.f, found.snr_db
 
     def rough(k: int) -> float:
-        return run.objective.measure(matrix, factor_at(matrix, k, cheap))[1]
+        return _best_of([k], cheap, k).snr_db
 
-    m, n = matrix.shape
-    cheap = replace(run, options=replace(run.options, effort="fast"), report=None)
-    pays = run.options.max_iter is None and run.options.effort != "fast"
+    m, n = run.A.shape
     return smallest_k(solve_at, m, n, snr_db, rough=rough if pays else None, expired=run.deadline.over)[1]
+
+
+def _best(run: Run, k: int) -> Factorization:
+    """Factors at k; beyond what pays, never worse than at fewer bits."""
+    (m, n), limited = run.A.shape, run.deadline.limit is not None
+    sizes = sizes_to_try(m, n, k, limited=limited) if run.init is None else [k]
+    return _best_of(sizes, run, k).f
+
+
+def _best_of(sizes: list[int], run: Run, k: int) -> Solution:
+    """The best of several inner dimensions, rising, as far as the time goes; filled up to k with zeros.
+
+    Under a time limit, a share of it tells how long a step takes; the largest size that it is enough for has
+    the rest.
+    """
+    m, n = run.A.shape
+    check.fits_in_memory(
+        _bytes_needed(m, n, sizes[-1], run.objective) + (k * (m + n) // 4 if k > sizes[-1] else 0),
+        f"a {m} x {n} matrix with k = {k}",
+        "use a smaller k, or split A by rows",
+    )
+    deadline, schedule = run.deadline, run.schedule
+    found: list[Solution] = []
+    for size in sizes[:-1]:
+        began, before = deadline.elapsed(), schedule.iterations
+        trial = replace(run, deadline=deadline.rest(_TRIAL_SHARE))
+        found.append(_at(size, trial))
+        took = deadline.elapsed() - began
+        needed = _GROWTH * took * min(1.0, _USEFUL_STEPS / (schedule.iterations - before + 1))
+        ended = not trial.deadline.over()  # by itself: what follows may be given less time
+        if not deadline.leaves(needed / _SHORTER if ended else needed):
+            sizes = [size]  # once more, in all the time that is left
+            break
+    if not found or not deadline.over():
+        found.append(_at(sizes[-1], replace(run, deadline=deadline.rest())))
+    best = min(found, key=lambda solution: solution.error)
+    schedule.end(best.error, best.snr_db)
+    return best._replace(f=_padded(best.f, k))
+
+
+def _at(k: int, run: Run) -> Solution:
+    """Factors at one inner dimension, finished and measured."""
+    objective, A = run.objective, run.A
+    f = run.init
+    if f is None or objective.covariance is None:
+        f = _by_method(k, run)
+    candidates = [f]
+    if objective.covariance is not None:
+        options = run.options
+        tol = max(options.tol, _FAST_TOL) if options.effort == "fast" else options.tol
+        candidates = descend(
+            A,
+            f,
+            objective.covariance,
+            schedule=run.schedule,
+            deadline=run.deadline,
+            threads=run.threads,
+            tol=tol,
+        )
+    measured = min((objective.measured(A, f) for f in candidates), key=lambda solution: solution.error)
+    found = objective.no_worse_than_zero(A, measured)
+    if run.init is None:
+        return found
+    before = objective.measured(A, run.init)
+    return found if found.error < before.error else before
+
+
+def _by_method(k: int, run: Run) -> Factorization:
+    """Factors of A by the method asked for, under the plain objective of the normalised matrix."""
+    objective = run.objective
+    matrix, exponent = objective.normalised(run.A)
+    f = factors(
+        Problem(
+            matrix,
+            k,
+            run.options,
+            run.threads,
+            run.schedule,
+            2 * (exponent + objective.exponent),
+            run.deadline if objective.covariance is None else run.deadline.share(_START_SHARE),
+            None if run.init is None else objective.normalised_factors(run.init, exponent),
+            not objective.plain,
+        )
+    )
+    return objective.denormalised(f, exponent)
+
+
+def _padded(f: Factorization, k: int) -> Factorization:
+    """The same with further components that are zero."""
+    if k == f.k:
+        return f
+    (m, n), signs = f.shape, f.alphabet
+    b1 = np.zeros((m, -(-k // 64)), np.uint64)
+    b1[:, : f.b1.words.shape[1]] = f.b1.words
+    b2 = np.zeros((k, f.b2.words.shape[1]), np.uint64)
+    b2[: f.k] = f.b2.words
+    d2 = np.zeros(k, np.float32)
+    d2[: f.k] = f.d2
+    return Factorization(
+        f.d1, BitMatrix(b1, k, signs, copy=False), d2, BitMatrix(b2, n, signs, copy=False), f.d3
+    )
+
+
+def _bytes_needed(m: int, n: int, k: int, objective: Objective) -> int:
+    """Peak memory of a run: A in five forms, dense (m + n) x k matrices, k x k systems."""
+    plain = 4 * (5 * m * n + 6 * (m + n) * k) + 8 * 6 * k * k
+    if objective.covariance is None:
+        return plain + (0 if objective.plain else 8 * m * n)
+    return max(plain, 8 * (2 * m * n + 2 * n * n) + 4 * (6 * m * n + 4 * n * n + 8 * n * k + 3 * k * k))

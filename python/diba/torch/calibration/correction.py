@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...solvers.covariance import shrunk
+from ...solvers.objective import shrunk
 from ..modules.vectors import Products, marked
 
 if TYPE_CHECKING:

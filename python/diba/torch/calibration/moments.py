@@ -19,7 +19,7 @@ import numpy as np
 from ..._internal import check
 from ..._internal.disk import open_regular, replace_file
 from ..._internal.signed import Format, SignedFile, StoredTensor, encode, open_signed
-from ...solvers.covariance import input_scales
+from ...solvers.objective import input_scales
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -14,7 +14,7 @@ from ..._internal import check
 from ...allocation.matrices import SIZES, STEPS, check_sizes
 from ...allocation.waterfill import NoiseCurve, uniform_k, waterfill
 from ...progress import Steps, reporting
-from ...solvers.solver import no_advice
+from ...solvers.size import no_advice
 from ..model.config import Config
 from ..model.selection import select
 from ..model.swap import unfused

@@ -10,7 +10,7 @@ import numpy as np
 import diba
 
 from ..._internal import diagonal16
-from ...solvers.covariance import missing_power, shrinkage
+from ...solvers.objective import missing_power, shrinkage
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
