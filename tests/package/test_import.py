@@ -93,7 +93,7 @@ LAYERS = (
         "torch.calibration.sensitivity",
     ),
     (
-        "torch.calibration.correction",
+        "torch.calibration.inputs",
         "torch.conversion.display",
     ),
     (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tracemalloc
 
 import numpy as np
@@ -250,6 +251,24 @@ def test_reading_ends_after_enough_tokens():
     assert calibrate(nn.Sequential(model), batches, tokens=9)["0"].count == 12
     with pytest.raises(ValueError, match="tokens is 0"):
         calibrate(model, batches, tokens=0)
+
+
+class Endless:
+    """Batches without a length."""
+
+    def __iter__(self):
+        return itertools.repeat(torch.ones(4, 3))
+
+
+def test_progress_is_told_of_every_batch():
+    for batches, total in (([torch.ones(4, 3)] * 3, 3), (Endless(), None)):
+        seen = []
+        calibrate(nn.Linear(3, 2), batches, tokens=12, progress=seen.append)
+        assert [(state.task, state.done, state.total) for state in seen] == [
+            ("calibrate", done, total) for done in range(4)
+        ]
+    with pytest.raises(TypeError, match="progress is 2"):
+        calibrate(nn.Linear(3, 2), [torch.ones(4, 3)], progress=2)
 
 
 def test_a_config_says_which_layers():

@@ -20,7 +20,7 @@ from torch import nn  # noqa: E402
 import diba.hf  # noqa: E402
 import tiny_experts  # noqa: E402
 from diba.torch.calibration.collect import calibrate  # noqa: E402
-from diba.torch.calibration.correction import InputSums  # noqa: E402
+from diba.torch.calibration.inputs import InputSums  # noqa: E402
 from diba.torch.conversion.allocation import allocate  # noqa: E402
 from diba.torch.conversion.convert import convert  # noqa: E402
 from diba.torch.model.config import Config  # noqa: E402

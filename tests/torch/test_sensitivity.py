@@ -81,14 +81,14 @@ def test_layers_of_one_input_are_weighed_by_all_their_outputs() -> None:
     assert found.outputs("unused") is None
 
 
-@pytest.mark.parametrize("by_blocks", [True, False])
-def test_layers_get_moments_with_the_weights_of_their_vectors(by_blocks: bool) -> None:
+@pytest.mark.parametrize("readers", [["up_proj", "gate_proj"], ["lm_head"]])  # in a block, and outside
+def test_layers_get_moments_with_the_weights_of_their_vectors(readers: list[str]) -> None:
     model, batches = tiny_models.build("llama")
     loss = diba.torch.fisher()
     names = tiny_models.dense_layers(model)
     layers = {name: model.get_submodule(name) for name in names}
     known = measure(model, layers, batches, diba.torch.fisher())
-    name = next(name for name in names if name.endswith("up_proj"))
+    name = next(name for name in names if name.endswith(readers[0]))
     inputs: list[Tensor] = []
     hook = layers[name].register_forward_pre_hook(lambda module, args: inputs.append(args[0].detach()))
     for batch in batches:
@@ -96,7 +96,7 @@ def test_layers_get_moments_with_the_weights_of_their_vectors(by_blocks: bool) -
             model(**batch)
     hook.remove()
     total, weight, squares, vectors = 0.0, 0.0, 0.0, 0
-    group = [name, name.replace("up_proj", "gate_proj")]
+    group = [name.replace(readers[0], reader) for reader in readers]
     for batch, x in zip(batches, inputs, strict=True):
         mask = batch["attention_mask"].bool() if "attention_mask" in batch else torch.ones(x.shape[:2]).bool()
         rows = x[mask].double().numpy()
@@ -110,7 +110,7 @@ def test_layers_get_moments_with_the_weights_of_their_vectors(by_blocks: bool) -
     def factor(wanted: Any) -> None:  # leaves all layers dense: inputs stay those of the dense model
         given.update({layer.name: layer for layer in wanted})
 
-    propagate.run(model, names, batches, factor, loss=loss, blocks=by_blocks)
+    propagate.run(model, names, batches, factor, loss=loss)
     moments = given[name].moments
     count = sum(
         int(m.sum()) for m in (b.get("attention_mask", torch.ones(b["input_ids"].shape)) for b in batches)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from ..torch.calibration.propagate import Wanted
+from ..torch.calibration.propagate import LayerTask
 from ..torch.conversion.report import Report
 from ..torch.conversion.run import Conversion
 from ..torch.model.accounts import Accounts
@@ -107,7 +107,7 @@ class Compression:
         """Replace a layer that has its weight; returns what took its place."""
         check_weights([target])
         (owner, name), *_ = places(self._model, target.module)
-        self._run.factor([Wanted(target.name, dense_matrix(target.module), None)])
+        self._run.factor([LayerTask(target.name, dense_matrix(target.module), None)])
         return owner.get_submodule(name)
 
     def finish(self) -> Report:

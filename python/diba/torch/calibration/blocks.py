@@ -3,14 +3,14 @@
 A run over one batch tells, or over more where that does not reach all layers: layers that read the same
 tensor form a group; the elements of an ``nn.ModuleList`` or ``nn.Sequential`` form a sequence where every
 one is called once, on the output of the one before, with the same further arguments. A sequence can be run
-block by block, from its own inputs (``Item``), without the rest of the model.
+block by block, from its own inputs, without the rest of the model: ``inputs`` does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -19,10 +19,12 @@ from torch import Tensor, nn
 
 from ..model.parts import Parallel
 from ..modules.kinds import input_layout, input_size
-from ..modules.vectors import input_of, vectors
+from ..modules.vectors import input_of
 from ..retuning.batches import call, plain_grad
 
-__all__ = ["Block", "Group", "Item", "Plan", "captured", "collect", "plan", "run_block"]
+__all__ = ["Block", "Blocks", "Group", "Groups", "Plan", "first_tensor", "is_cache", "plan", "together"]
+
+_TOGETHER = 2**30  # bytes of sums of layers that are compressed together
 
 
 @dataclass(frozen=True)
@@ -46,25 +48,16 @@ class Block:
     groups: tuple[Group, ...]
 
 
+Groups = list[Group]
+Blocks = tuple[Block, ...]
+
+
 @dataclass(frozen=True)
 class Plan:
     """Groups outside of blocks and sequences of blocks, in execution order; layers that no run reached."""
 
-    steps: tuple[Group | tuple[Block, ...], ...]
+    steps: tuple[Group | Blocks, ...]
     unreached: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Item:
-    """What a block was called with: the tensor that goes from block to block, and the rest."""
-
-    hidden: Tensor
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-
-
-class _Stop(Exception):
-    """Ends a run of which everything has been seen."""
 
 
 @dataclass
@@ -94,7 +87,7 @@ class _Trace:
 
     def after(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         made = self.calls[name][-1]
-        made.output = _first(output)
+        made.output = first_tensor(output)
         made.output_version = _version((made.output,))
         made.changed = _version(args) != made.version
 
@@ -140,7 +133,7 @@ def plan(model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable[An
             break
     if trace is None:
         raise ValueError("batches is empty; it must have at least one batch")
-    steps: list[tuple[float, Group | tuple[Block, ...]]] = []
+    steps: list[tuple[float, Group | Blocks]] = []
     inside: set[str] = set()
     for container, names in candidates.items():
         if not any(container.startswith(f"{taken}.") for taken in inside) and _is_sequence(
@@ -157,6 +150,26 @@ def plan(model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable[An
         steps.append((begin[group.together] if group.together else first, group))
     steps.sort(key=lambda step: step[0])
     return Plan(tuple(step for _, step in steps), tuple(missing))
+
+
+def together(model: nn.Module, steps: Iterable[Group | Blocks]) -> list[Groups | Blocks]:
+    """Groups that are compressed together as one list, as far as their sums take little memory."""
+    found: list[Groups | Blocks] = []
+    used = 0
+    for step in steps:
+        if not isinstance(step, Group):
+            found.append(step)
+            continue
+        size = 16 * (input_size(model.get_submodule(step.names[0])) or 0) ** 2
+        last = found[-1] if found else ()
+        fits = isinstance(last, list) and step.together and last[0].together == step.together
+        if isinstance(last, list) and fits and used + size <= _TOGETHER:
+            last.append(step)
+        else:
+            found.append([step])
+            used = 0
+        used += size
+    return found
 
 
 def _traced(model: nn.Module, modules: Mapping[str, nn.Module], batch: Any) -> _Trace:
@@ -235,13 +248,14 @@ def _version(args: tuple[Any, ...]) -> int | None:
     return x._version if isinstance(x, Tensor) and not x.is_inference() else None
 
 
-def _first(output: Any) -> Tensor | None:
+def first_tensor(output: Any) -> Tensor | None:
+    """A block's output, or the first part of it; None if that is no tensor."""
     if isinstance(output, (tuple, list)) and output:
         output = output[0]
     return output if isinstance(output, Tensor) else None
 
 
-def _is_cache(value: Any) -> bool:
+def is_cache(value: Any) -> bool:
     """A cache of keys and values, as transformers makes them; known by its methods, for want of an import."""
     return hasattr(value, "get_seq_length") and hasattr(value, "update")
 
@@ -254,76 +268,4 @@ def _same(a: Any, b: Any) -> bool:
         return len(a) == len(b) and all(map(_same, a, b))
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
-    return a is b or (_is_cache(a) and _is_cache(b)) or (isinstance(a, (bool, int, float, str)) and a == b)
-
-
-def captured(model: nn.Module, block: str, batch: Any) -> Item | None:
-    """What a block is called with, the model being run on a batch as far as that; None: it is not called.
-
-    The layers of an expert may be such blocks, which only some batches reach.
-    """
-    found: list[Item] = []
-
-    def take(module: nn.Module, args: Any, kwargs: Any) -> None:
-        rest = tuple(None if _is_cache(value) else value for value in args[1:])
-        named = {key: None if _is_cache(value) else value for key, value in kwargs.items()}
-        found.append(Item(args[0], rest, named))
-        raise _Stop
-
-    hook = model.get_submodule(block).register_forward_pre_hook(take, with_kwargs=True)
-    with _stopped(hook.remove):
-        call(model, batch)
-    return found[0] if found else None
-
-
-def run_block(model: nn.Module, block: str, item: Item) -> Item:
-    """What the next block is called with."""
-    with plain_grad(False):
-        output = _first(model.get_submodule(block)(item.hidden, *item.args, **item.kwargs))
-    if output is None:
-        raise TypeError(f"block {block!r} returned no tensor, which it did when it was first called")
-    return replace(item, hidden=output)
-
-
-def collect(
-    model: nn.Module, run: Callable[[], Any], groups: Sequence[Group], masks: Sequence[Tensor], *, stop: bool
-) -> tuple[list[list[Tensor]], Any]:
-    """The input vectors of every group during a run, one tensor (count, n) a call, and the run's result.
-
-    Args:
-        model: What the names belong to.
-        run: Runs the model or one block of it.
-        groups: Whose first layers are watched.
-        masks: See :func:`diba.torch.vectors.vectors`.
-        stop: End the run (result None) once all calls that are expected have been seen.
-    """
-    seen: list[list[Tensor]] = [[] for _ in groups]
-    result = None
-
-    def take(number: int, module: nn.Module, args: Any, kwargs: Any) -> None:
-        seen[number].append(vectors(module, input_of(args, kwargs), masks))
-        if stop and all(len(got) >= group.calls for got, group in zip(seen, groups, strict=True)):
-            raise _Stop
-
-    with ExitStack() as stack:
-        hooks = []
-        for number, group in enumerate(groups):
-            module = model.get_submodule(group.names[0])
-            assert input_size(module) is not None, "a group is read before it is replaced"
-            hooks.append(module.register_forward_pre_hook(partial(take, number), with_kwargs=True))
-        stack.enter_context(_stopped(*(hook.remove for hook in hooks)))
-        result = run()
-    return seen, result
-
-
-@contextmanager
-def _stopped(*removals: Callable[[], None]) -> Iterator[None]:
-    """Without gradients, to the end or to _Stop; hooks are removed either way."""
-    try:
-        with plain_grad(False):
-            yield
-    except _Stop:
-        pass
-    finally:
-        for remove in removals:
-            remove()
+    return a is b or (is_cache(a) and is_cache(b)) or (isinstance(a, (bool, int, float, str)) and a == b)

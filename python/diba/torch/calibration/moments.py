@@ -1,10 +1,9 @@
 """What a calibration knows of every layer: second moments of its inputs, gradients of its outputs.
 
-Its file is one of ``_signed``, format "diba calibration", version 1. Metadata: ``layer.I``,
-the name of layer I. Tensors: ``layers``, int64 (layers, 4), in each row which matrix of second
-moments is the layer's, its size n, count and gradient_count; ``second.J``, float64
-(n (n + 1) / 2), the lower triangle row by row; ``gradient.I``, float64 (m), of layers that
-have gradients.
+Its file (``_internal.signed``): format "diba calibration", version 1. Metadata: ``layer.I``, the name of
+layer I. Tensors: ``layers``, int64 (layers, 4), in each row which matrix of second moments is the layer's,
+its size n, count and gradient_count; ``second.J``, float64 (n (n + 1) / 2), the lower triangle row by row;
+``gradient.I``, float64 (m), for layers that have gradients.
 """
 
 from __future__ import annotations
@@ -147,8 +146,7 @@ class Calibration(Mapping[str, Moments]):
 
 
 def _mean(a: Floats, weight_a: int, b: Floats, weight_b: int) -> Floats:
-    result: Floats = (a * weight_a + b * weight_b) / (weight_a + weight_b)
-    return result
+    return (a * weight_a + b * weight_b) / (weight_a + weight_b)
 
 
 # ---------------------------------------------------------------- what moments must be
@@ -206,14 +204,10 @@ def _check_moments(name: str, moments: Moments, seen: bool) -> None:
     check.integer(moments.gradient_count, f"{where}gradient_count", minimum=0, maximum=_LARGEST)
     second, gradient = moments.second, moments.gradient_rms
     if not seen:
-        wanted = "it must be a float64 array of shape (n, n)"
-        if (
-            second.dtype != np.float64
-            or second.ndim != 2
-            or second.shape != second.T.shape
-            or not second.size
-        ):
-            raise ValueError(f"{where}second is of {second.dtype}, shape {second.shape}; {wanted}")
+        square = second.ndim == 2 and second.shape == second.T.shape and second.size
+        if second.dtype != np.float64 or not square:
+            found = f"{second.dtype}, shape {second.shape}"
+            raise ValueError(f"{where}second is of {found}; it must be a float64 array of shape (n, n)")
         fault = _fault_of_second(second)
         if fault is None and not np.array_equal(second, second.T):
             fault = "is not symmetric"

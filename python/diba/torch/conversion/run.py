@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from ...progress import Progress
     from ..calibration.moments import Moments
-    from ..calibration.propagate import Wanted
+    from ..calibration.propagate import LayerTask
     from ..model.accounts import Skipped
 
 __all__ = ["Conversion", "prepare"]
@@ -88,7 +88,7 @@ class Conversion:
         self._threads = config.threads or min(torch.get_num_threads(), diba.num_threads())
         self._stop = threading.Event()
         self._mapped: set[int] = set()  # storages that held replaced weights and more
-        self._given: dict[str, Wanted] = {}  # what propagation asks for, instead of the layers' own
+        self._given: dict[str, LayerTask] = {}  # what propagation asks for, instead of the layers' own
         self.display = Display(progress, self._work)
 
     def independently(self) -> None:
@@ -107,8 +107,8 @@ class Conversion:
             if small:
                 self._side_by_side(sorted(small, key=lambda name: -self._work[name]))
 
-    def factor(self, layers: Sequence[Wanted]) -> None:
-        """Solve layers for these matrices and moments and replace them: ``propagate.Factor``."""
+    def factor(self, layers: Sequence[LayerTask]) -> None:
+        """Solve layers for these matrices and moments and replace them: ``propagate.Solve``."""
         self._given = {layer.name: layer for layer in layers}
         with _numpy_alone():
             if self._threads > 1 and len(layers) > 1:

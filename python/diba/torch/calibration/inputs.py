@@ -1,4 +1,4 @@
-"""The target of a layer whose inputs are not those of the dense model any more.
+"""What layers read once others before them are compressed: inputs, their sums, and the target that follows.
 
 A dense layer computes A x. Compressed, it is given x~ instead of x, for the layers before it are not exact
 any more. With S~ = E[x~ x~'], C = E[x x~'], D the diagonal of S~ and s the share of shrinkage, the F with
@@ -17,44 +17,124 @@ correct a layer's target for the error of earlier layers is that of GPTAQ (Li et
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...solvers.objective import shrunk
-from ..modules.vectors import Products, marked
+from ..modules.kinds import input_size
+from ..modules.vectors import Products, input_of, marked, vectors
+from ..retuning.batches import call, plain_grad
+from .blocks import Group, first_tensor, is_cache
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["InputSums", "correction"]
+__all__ = ["InputSums", "Item", "captured", "correction", "recorded", "run_block"]
 
 
-def correction(C: NDArray[Any], S: NDArray[Any], shrink: float) -> NDArray[np.float64]:
-    """The matrix T, shape (n, n), of ``A' = A + A T``.
+# ---------------------------------------------------------------- what is read
+
+
+@dataclass(frozen=True)
+class Item:
+    """What a block was called with: the tensor that goes from block to block, and the rest."""
+
+    hidden: Tensor
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
+class _Stop(Exception):
+    """Ends a run of which everything has been seen."""
+
+
+def captured(model: nn.Module, block: str, batch: Any) -> Item | None:
+    """What a block is called with, the model being run on a batch as far as that; None: it is not called.
+
+    The layers of an expert may be such blocks, which only some batches reach.
+    """
+    found: list[Item] = []
+
+    def take(module: nn.Module, args: Any, kwargs: Any) -> None:
+        rest = tuple(None if is_cache(value) else value for value in args[1:])
+        named = {key: None if is_cache(value) else value for key, value in kwargs.items()}
+        found.append(Item(args[0], rest, named))
+        raise _Stop
+
+    hook = model.get_submodule(block).register_forward_pre_hook(take, with_kwargs=True)
+    with _stopped(hook.remove):
+        call(model, batch)
+    return found[0] if found else None
+
+
+def run_block(model: nn.Module, block: str, item: Item) -> Item:
+    """What the next block is called with."""
+    with plain_grad(False):
+        output = first_tensor(model.get_submodule(block)(item.hidden, *item.args, **item.kwargs))
+    if output is None:
+        raise TypeError(f"block {block!r} returned no tensor, which it did when it was first called")
+    return replace(item, hidden=output)
+
+
+def recorded(
+    model: nn.Module, run: Callable[[], Any], groups: Sequence[Group], masks: Sequence[Tensor], *, stop: bool
+) -> tuple[list[list[Tensor]], Any]:
+    """The input vectors of every group during a run, one tensor (count, n) a call, and the run's result.
 
     Args:
-        C: E[x x~'], shape (n, n).
-        S: E[x~ x~'], shape (n, n).
-        shrink: Share of the diagonal in S.
+        model: What the names belong to.
+        run: Runs the model or one block of it.
+        groups: Whose first layers are watched.
+        masks: See :func:`diba.torch.vectors.vectors`.
+        stop: End the run (result None) once all calls that are expected have been seen.
     """
-    scale = np.sqrt(S.diagonal())
-    scale[scale == 0] = 1  # an input that is always 0 has no say: only its diagonal entry is not 0
-    unit = shrunk(S, shrink) / np.outer(scale, scale)
-    unit[np.diag_indices_from(unit)] += 1e-7  # where x~ has fewer dimensions than n and nothing is shrunk
-    gap = (1 - shrink) * (C - S) / scale
-    result: NDArray[np.float64] = np.linalg.solve(unit, gap.T).T / scale
-    return result
+    seen: list[list[Tensor]] = [[] for _ in groups]
+    result = None
+
+    def take(number: int, module: nn.Module, args: Any, kwargs: Any) -> None:
+        seen[number].append(vectors(module, input_of(args, kwargs), masks))
+        if stop and all(len(got) >= group.calls for got, group in zip(seen, groups, strict=True)):
+            raise _Stop
+
+    with ExitStack() as stack:
+        hooks = []
+        for number, group in enumerate(groups):
+            module = model.get_submodule(group.names[0])
+            assert input_size(module) is not None, "a group is read before it is replaced"
+            hooks.append(module.register_forward_pre_hook(partial(take, number), with_kwargs=True))
+        stack.enter_context(_stopped(*(hook.remove for hook in hooks)))
+        result = run()
+    return seen, result
+
+
+@contextmanager
+def _stopped(*removals: Callable[[], None]) -> Iterator[None]:
+    """Without gradients, to the end or to _Stop; hooks are removed either way."""
+    try:
+        with plain_grad(False):
+            yield
+    except _Stop:
+        pass
+    finally:
+        for remove in removals:
+            remove()
+
+
+# ---------------------------------------------------------------- sums over it
 
 
 class InputSums:
     """S~ and C of one group, as they add up.
 
     Attributes:
-        calls: Of the layers, in all batches.
+        calls: Calls of the layers, in all batches.
     """
 
     def __init__(self, n: int) -> None:
@@ -85,7 +165,7 @@ class InputSums:
         Args:
             now: Input vectors of every call, shape (count, n).
             before: Those of the dense model.
-            weights: Of the vectors of every call in the dense model, shape (count,); None: all alike.
+            weights: Weights of the vectors of every call in the dense model, shape (count,); None: all alike.
 
         Raises:
             ValueError: weights and vectors of the dense model differ in number.
@@ -160,3 +240,23 @@ def _roots(x: Tensor, weights: Tensor | None) -> Tensor | None:
 
 def _scaled(x: Tensor, roots: Tensor | None) -> Tensor:
     return x if roots is None else x * roots
+
+
+# ---------------------------------------------------------------- the target
+
+
+def correction(C: NDArray[Any], S: NDArray[Any], shrink: float) -> NDArray[np.float64]:
+    """The matrix T, shape (n, n), of ``A' = A + A T``.
+
+    Args:
+        C: E[x x~'], shape (n, n).
+        S: E[x~ x~'], shape (n, n).
+        shrink: Share of the diagonal in S.
+    """
+    scale = np.sqrt(S.diagonal())
+    scale[scale == 0] = 1  # an input that is always 0 has no say: only its diagonal entry is not 0
+    unit = shrunk(S, shrink) / np.outer(scale, scale)
+    unit[np.diag_indices_from(unit)] += 1e-7  # where x~ has fewer dimensions than n and nothing is shrunk
+    gap = (1 - shrink) * (C - S) / scale
+    result: NDArray[np.float64] = np.linalg.solve(unit, gap.T).T / scale
+    return result
