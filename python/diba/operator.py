@@ -100,6 +100,12 @@ class PackedOperator(ABC):
             TypeError: ``x`` is complex or no array of numbers.
             ValueError: ``x`` has the wrong shape; an unknown precision.
         """
+        if (
+            precision == "fast"
+            and getattr(x, "ndim", 0) == 1
+            and (y := self._at_once(x, threads)) is not None
+        ):
+            return y
         return self._times(x, "x", "column", False, precision, threads)
 
     def rmatvec(
@@ -153,8 +159,11 @@ class PackedOperator(ABC):
 
     def __matmul__(self, other: ArrayLike) -> NDArray[np.float32]:
         """``M @ x`` or ``M @ X``, fast."""
-        if getattr(other, "ndim", 0) == 1 and (result := self._at_once(other, None)) is not None:
-            return result
+        packed = self._packed
+        if packed is not None and getattr(other, "ndim", 0) == 1:  # as _at_once, without the call
+            result = packed.try_multiply(other, 1 if self._small else resolve_threads(None))
+            if result is not None:
+                return result
         return self._times(other, "the right operand", "either", False, "fast", None)
 
     def __rmatmul__(self, other: ArrayLike) -> NDArray[np.float32]:
@@ -225,10 +234,9 @@ class PackedOperator(ABC):
             result = self._apply(x, transposed, threads)
             if bias is not None:
                 result += bias[:, None]
-        finite = np.isfinite(result).all(axis=0)
-        if finite.all() or (bias is not None and not np.isfinite(bias).all()):
+        if np.isfinite(result).all() or (bias is not None and not np.isfinite(bias).all()):
             return result
-        again = ~finite & np.isfinite(x).all(axis=0)
+        again = ~np.isfinite(result).all(axis=0) & np.isfinite(x).all(axis=0)
         if again.any():
             wide = self._apply(x[:, again].astype(np.float64), transposed, threads)
             result[:, again] = saturated(wide if bias is None else wide + bias[:, None])

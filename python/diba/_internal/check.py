@@ -51,6 +51,7 @@ FloatArray = NDArray[np.float32 | np.float64]
 
 ALPHABETS: tuple[Alphabet, ...] = ("binary", "sign")
 MAX_THREADS = 1024
+_PRECISIONS = ("fast", "exact")
 _SIZES = ("k", "bits_per_weight", "storage_ratio", "snr_db")
 
 
@@ -135,9 +136,9 @@ def alphabet(value: Any, name: str = "alphabet") -> Alphabet:
 
 def precision(value: Any) -> str:
     """``"fast"`` or ``"exact"`` products."""
-    if value == "fast":  # most calls; the check below is slow for a product of microseconds
-        return "fast"
-    return one_of(value, "precision", ("fast", "exact"))
+    if isinstance(value, str) and value in _PRECISIONS:
+        return value
+    return one_of(value, "precision", _PRECISIONS)  # says what is wrong
 
 
 def fits_tables(cols: int) -> None:

@@ -7,7 +7,7 @@ that NumPy understands. torch is never imported: a tensor can only come from a c
 from __future__ import annotations
 
 import sys
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from .check import FloatArray, describe, number
 
 __all__ = ["covariance", "diagonal", "importance", "operand", "real_array", "real_matrix", "saturated"]
 
+_AS_THEY_ARE = (np.dtype(np.float32), np.dtype(np.float64))
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _ASYMMETRY = 1e-4  # of the largest entry: what a sum in float32, or a file in float16, may leave
 _NEGATIVE = 1e-5  # of the trace: rounding of eigenvalues that should be zero
@@ -34,6 +35,10 @@ def real_array(value: Any, name: str) -> FloatArray:
         TypeError: complex, text, object or masked input, a sparse matrix, a tensor off the CPU.
         ValueError: rows of unequal length.
     """
+    if (
+        type(value) is np.ndarray and value.dtype in _AS_THEY_ARE
+    ):  # the rest takes longer than a small product
+        return value
     array = _as_ndarray(value, name)
     dtype = array.dtype
     if dtype.name == "bfloat16":  # ml_dtypes: a float without a NumPy kind of its own
@@ -186,9 +191,11 @@ def operand(value: Any, name: str, length: int, form: Form, against: str) -> NDA
 
 def _as_float32(array: FloatArray, name: str) -> NDArray[np.float32]:
     """In float32, which all finite numbers must fit."""
+    if array.dtype == np.float32:
+        return cast("NDArray[np.float32]", array)
     with np.errstate(over="ignore"):
         result = array.astype(np.float32, copy=False)
-    if result is not array and not np.isfinite(result).all():
+    if not np.isfinite(result).all():
         beyond = np.isinf(result) & np.isfinite(array)
         if beyond.any():
             raise ValueError(

@@ -95,6 +95,10 @@ class FactoredMatrix(PackedOperator):
 
     def _apply(self, x: NDArray[Any], transposed: bool, threads: int) -> NDArray[Any]:
         """One float32 step after the other: ``d1 * (B1 (d2 * (B2 (d3 * x))))``, or their transposes."""
+        made: NDArray[Any] | None = None  # what may be written over: not the operand
         for part in self._parts() if transposed else reversed(self._parts()):
-            x = part._apply(x, transposed, threads) if isinstance(part, BitMatrix) else part[:, None] * x
+            if isinstance(part, BitMatrix):
+                x = made = part._apply(x, transposed, threads)
+            else:
+                x = np.multiply(x, part[:, None], out=made)
         return x
