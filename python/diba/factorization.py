@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from . import _core, files
-from ._internal import check, check_arrays, diagonal16, error_bound, tuning
+from ._internal import check, check_arrays, error_bound, storage, tuning
 from ._internal.error import dense_blocks
 from ._internal.factored import FactoredMatrix
 from ._internal.storage import bits_per_weight
@@ -235,7 +235,7 @@ class Factorization(FactoredMatrix):
         """The same factors with diagonals rounded to 16 bits an entry (``diagonal_bits`` 16)."""
         if self.diagonal_bits == 16:
             return self
-        d1, d2, d3 = (diagonal16.round_to_16(d) for d in (self._d1, self._d2, self._d3))
+        d1, d2, d3 = (storage.round_to_16(d) for d in (self._d1, self._d2, self._d3))
         return Factorization(d1, self._b1, d2, self._b2, d3)
 
     def save(self, path: files.PathLike) -> None:

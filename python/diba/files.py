@@ -5,7 +5,7 @@ Tensors (m x n matrix, inner size k):
         whole bytes, bit j of a row in bit ``j % 8`` of byte ``j // 8``, zeros past the
         last column.
     d1 (m), d2 (k), d3 (n): float16 if all three fit ``2^e * float16`` (see
-        ``diagonal16``), else float32; finite, and so is ``2^e`` times it in float32.
+        ``storage``), else float32; finite, and so is ``2^e`` times it in float32.
 
 Metadata, all strings: format ("diba"), format_version ("1"), alphabet ("binary"
 or "sign"), rows, cols, k (1 to 2^40), d1_exponent, d2_exponent, d3_exponent (-149 to
@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from ._internal import check, diagonal16, signed
+from ._internal import check, signed, storage
 from ._internal.check import ALPHABETS, Alphabet
 from ._internal.disk import PathLike, open_regular, replace_file
 from ._internal.signed import SignedFile, StoredTensor
@@ -88,10 +88,10 @@ def encode(stored: StoredFactors, written_by: str | None = None) -> bytes:
     """The bytes of the file; ``written_by`` defaults to this version of diba."""
     diagonals = {name: getattr(stored, name) for name in DIAGONALS}
     exponents = dict.fromkeys(DIAGONALS, 0)
-    narrow = all(diagonal16.fits(d) for d in diagonals.values())
+    narrow = all(storage.fits_16(d) for d in diagonals.values())
     arrays: dict[str, NDArray[Any]] = {}
     for name, d in diagonals.items():
-        arrays[name], exponents[name] = diagonal16.encode(d) if narrow else (d, 0)
+        arrays[name], exponents[name] = storage.encode(d) if narrow else (d, 0)
     arrays |= {"b1": stored.b1, "b2": stored.b2}
     dtypes = dict.fromkeys(BITS, "U8") | dict.fromkeys(DIAGONALS, "F16" if narrow else "F32")
     tensors = {
@@ -182,7 +182,7 @@ def _bits(signed: SignedFile, key: str, cols: str) -> NDArray[np.uint8]:
 
 def _diagonal(signed: SignedFile, key: str) -> NDArray[np.float32]:
     stored = signed.array(key)
-    e = signed.integer(f"{key}_exponent", diagonal16.EXPONENT_MIN, diagonal16.EXPONENT_MAX)
+    e = signed.integer(f"{key}_exponent", storage.EXPONENT_MIN, storage.EXPONENT_MAX)
     if stored.dtype == np.float32 and e != 0:
         signed.fail(f"metadata '{key}_exponent' is {e}, expected 0 with float32 diagonals")
     if not np.isfinite(stored).all():
@@ -191,4 +191,4 @@ def _diagonal(signed: SignedFile, key: str) -> NDArray[np.float32]:
         return stored
     if np.ldexp(np.abs(stored).max().astype(np.float64), e) > float(np.finfo(np.float32).max):
         signed.fail(f"tensor {key!r} leaves float32's range with metadata '{key}_exponent' {e}")
-    return diagonal16.decode(stored, e)
+    return storage.decode(stored, e)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from . import _core
-from ._internal import check, check_arrays, diagonal16
+from ._internal import check, check_arrays, storage
 from ._internal.check_arrays import saturated
 from ._internal.factored import FactoredMatrix
 from .bits import BitMatrix
@@ -142,7 +142,7 @@ def onebit(A: ArrayLike, *, threads: int | None = None) -> OneBit:
     a, b = _rank_one(magnitudes)
     half = exponent // 2
     diagonals = (np.ldexp(d, e).astype(np.float32) for d, e in ((a, half), (b, exponent - half)))
-    rounded = [diagonal16.round_to_16(d) for d in diagonals]
+    rounded = [storage.round_to_16(d) for d in diagonals]
     return OneBit(rounded[0], BitMatrix(signs, n, "sign", copy=False), rounded[1])
 
 

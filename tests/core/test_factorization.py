@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import diba
-from diba._internal import diagonal16
+from diba._internal import storage
 from diba._internal.error import dense_blocks
 
 if TYPE_CHECKING:
@@ -204,18 +204,18 @@ diagonals = st.lists(float32s, min_size=1, max_size=5) | st.tuples(
 @example([1.9999 * 2.0**-140])
 def test_sixteen_bit_diagonals(values: list[float]) -> None:
     d = np.array(values, dtype=np.float32)
-    assert diagonal16.fits(d) == fits_by_definition(d.tolist())
-    rounded = diagonal16.round_to_16(d)
+    assert storage.fits_16(d) == fits_by_definition(d.tolist())
+    rounded = storage.round_to_16(d)
     assert rounded.dtype == np.float32
     assert fits_by_definition(rounded.tolist())
-    h, e = diagonal16.encode(rounded)
+    h, e = storage.encode(rounded)
     assert (h.dtype, type(e)) == (np.float16, int)
-    assert diagonal16.EXPONENT_MIN <= e <= diagonal16.EXPONENT_MAX
-    assert np.array_equal(diagonal16.decode(h, e), rounded)
+    assert storage.EXPONENT_MIN <= e <= storage.EXPONENT_MAX
+    assert np.array_equal(storage.decode(h, e), rounded)
     size, error = np.abs(d.astype(np.float64)), np.abs(rounded.astype(np.float64) - d)
     limit = np.where(size >= size.max() * 2.0**-13, size * 2.0**-11, size.max() * 2.0**-24)
     assert (error <= np.maximum(limit, 2.0**-149)).all()
-    if diagonal16.fits(d):
+    if storage.fits_16(d):
         assert rounded.tobytes() == d.tobytes()
 
 

@@ -23,7 +23,6 @@ LAYERS = (
         "checkpoints",
         "_internal.disk",
         "_internal.machine",
-        "_internal.diagonal16",
         "errors",
         "reference",
         "_internal.storage",
@@ -187,6 +186,30 @@ def test_imports_go_one_way(source_root: Path) -> None:
                 found += 1
                 assert rank[module] < rank[name], f"{name or 'the package'} imports {module}"
     assert found > 30  # the test itself sees them
+
+
+def test_no_name_of_a_package_hides_a_module_of_its(source_root: Path) -> None:
+    """``diba.x`` is what ``import diba.x`` gives, whatever was imported before."""
+    trees = dict(modules(source_root))
+    for package in PACKAGES:
+        inside = {
+            name.rpartition(".")[2]
+            for name in trees
+            if name != package and name.rpartition(".")[0] == package
+        }
+        bound = {
+            alias.asname or alias.name
+            for node in ast.walk(trees[package])
+            if isinstance(node, ast.ImportFrom) and not (node.level and node.module is None)
+            for alias in node.names
+        }
+        bound |= {
+            node.name for node in trees[package].body if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+        }
+        assert not inside & bound, f"names of diba.{package} and modules in it"
+    assert {"solve", "onebit", "autotune"} <= {  # the test itself sees them
+        alias.name for node in ast.walk(trees[""]) if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
 
 
 def test_other_packages_are_imported_where_they_belong(source_root: Path) -> None:

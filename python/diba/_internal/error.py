@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from ..bits import BitMatrix
-from . import diagonal16
+from . import storage
 from .check_arrays import saturated
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def dense_blocks(
     (m, k), n = b1.shape, b2.shape[1]
     words_per_block = max(1, _BLOCK_BYTES // (4 * 64 * (m + k)))
     words = b2.words
-    e1, e2, e3 = (diagonal16.exponent(d) + 1 for d in (d1, d2, d3))
+    e1, e2, e3 = (storage.exponent(d) + 1 for d in (d1, d2, d3))
     most = e2 + e3 + k.bit_length() + max(0, e1)
     safe = _least_exponent(d2) + _least_exponent(d3) > _LEAST_EXPONENT and most < _MOST_EXPONENT
     for first in range(0, words.shape[1], words_per_block):

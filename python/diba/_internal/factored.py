@@ -9,7 +9,7 @@ import numpy as np
 
 from ..bits import BitMatrix
 from ..operator import PackedOperator
-from . import check, check_arrays, diagonal16
+from . import check, check_arrays, storage
 from .error import energy_and_error, snr_db
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class FactoredMatrix(PackedOperator):
     @property
     def diagonal_bits(self) -> int:
         """16 if every diagonal is one power of two times float16 values exactly, else 32."""
-        return 16 if all(diagonal16.fits(d) for d in self._parts()[::2]) else 32
+        return 16 if all(storage.fits_16(d) for d in self._parts()[::2]) else 32
 
     @property
     def storage_ratio(self) -> float:

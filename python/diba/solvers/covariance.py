@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .. import _core
-from .._internal import diagonal16
+from .._internal import storage
 from ..bits import BitMatrix
 from ..factorization import Factorization
 from .greedy import Greedy, Side
@@ -231,7 +231,7 @@ def descend(
     scaled, exponent = normalised(A)
     exponent_of_S = math.frexp(float(S.diagonal().max()))[1]
     weights = np.ldexp(S, -exponent_of_S).astype(np.float32)
-    d1, d3 = (np.ldexp(d, -diagonal16.exponent(d)) for d in (start.d1, start.d3))
+    d1, d3 = (np.ldexp(d, -storage.exponent(d)) for d in (start.d1, start.d3))
     run = Correlated(scaled, weights, start.b1, start.b2, d1, d3, threads)
     del scaled, weights
     stage = schedule.stage(deadline, 2 * exponent + exponent_of_S, iterations)
@@ -251,7 +251,7 @@ def descend(
 
 def _finished(run: Correlated, start: Factorization, exponent: int) -> Factorization | None:
     """Factors of A, with d1 and d3 at the scales of ``start``; None where they are not finite."""
-    e1, e3 = diagonal16.exponent(start.d1), diagonal16.exponent(start.d3)
+    e1, e3 = storage.exponent(start.d1), storage.exponent(start.d3)
     d1, d3 = (np.ldexp(d.astype(np.float64), e) for d, e in ((run.left.scale, e1), (run.right.scale, e3)))
     d2 = np.ldexp(run.d2.astype(np.float64), exponent - e1 - e3)
     if not np.abs(np.concatenate((d1, d2, d3))).max() < _BEYOND:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from .._internal import diagonal16
+from .._internal import storage
 from .._internal.error import snr_db
 from ..bits import BitMatrix
 from .admm import PUBLISHED_STEPS, Admm
@@ -169,7 +169,7 @@ def _descend(problem: Problem, result: Greedy, stage: Stage) -> Factorization:
 
 def _from(problem: Problem, start: Factorization) -> Greedy:
     """Greedy from given factors, the outer diagonals brought to entries of about 1."""
-    e1, e3 = diagonal16.exponent(start.d1), diagonal16.exponent(start.d3)
+    e1, e3 = storage.exponent(start.d1), storage.exponent(start.d3)
     d2 = np.ldexp(start.d2.astype(np.float64), e1 + e3)
     return Greedy(
         problem.matrix,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .._internal import check_arrays, diagonal16
+from .._internal import check_arrays, storage
 from .._internal.error import energy_and_error, output_energy_and_error, snr_db
 from ..factorization import Factorization
 
@@ -137,13 +137,13 @@ class Objective:
         """
         d1 = f.d1 if self._rows is None else f.d1 / self._rows
         d3 = f.d3 if self._cols is None else f.d3 / self._cols
-        return _with_diagonals(f, *diagonal16.spread(d1, f.d2, d3, exponent)).round_diagonals()
+        return _with_diagonals(f, *storage.spread(d1, f.d2, d3, exponent)).round_diagonals()
 
     def normalised_factors(self, f: Factorization, exponent: int) -> Factorization:
         """The inverse of :meth:`denormalised`, but for the rounding."""
         d1 = f.d1 if self._rows is None else f.d1 * self._rows
         d3 = f.d3 if self._cols is None else f.d3 * self._cols
-        return _with_diagonals(f, *diagonal16.spread(d1, f.d2, d3, -exponent))
+        return _with_diagonals(f, *storage.spread(d1, f.d2, d3, -exponent))
 
     # ------------------------------------------------------------ error
 

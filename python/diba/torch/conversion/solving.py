@@ -9,7 +9,7 @@ import numpy as np
 
 import diba
 
-from ..._internal import diagonal16
+from ..._internal import storage
 from ...solvers.objective import missing_power, shrinkage
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def factorization(
     rows = rows / np.sqrt(np.mean(rows**2))
     excess = max(0, math.frexp(float(np.abs(matrix).max()) * rows.max())[1] - _LARGEST_EXPONENT)
     f = diba.solve(matrix * np.ldexp(rows, -excess)[:, None], **options)
-    d1, d2, d3 = diagonal16.spread(f.d1 / rows, f.d2, f.d3, excess)
+    d1, d2, d3 = storage.spread(f.d1 / rows, f.d2, f.d3, excess)
     return diba.Factorization(d1, f.b1, d2, f.b2, d3).round_diagonals()
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import diba
 
-from ..._internal import check, diagonal16, storage
+from ..._internal import check, storage
 from ..._internal.storage import BITS, DIAGONALS
 from ..ops import reference
 from .state import FactorState
@@ -110,7 +110,7 @@ class FactoredLayer(FactorState):
     def bits_per_weight(self) -> float:
         """Bits of the factors for each weight; diagonals take 16 bits where those hold them, else 32."""
         known = not self.d1.is_meta
-        fit = known and all(diagonal16.fits(as_numpy(d)) for d in self.diagonals())
+        fit = known and all(storage.fits_16(as_numpy(d)) for d in self.diagonals())
         return storage.bits_per_weight(self.d1.numel(), self.d3.numel(), self.k, 16 if fit else 32)
 
     @property
