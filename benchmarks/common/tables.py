@@ -39,8 +39,10 @@ def plural(count: float, what: str) -> str:
 
 
 def measured(report: dict[str, Any]) -> str:
-    """With which versions, and on which processor, by which instruction set."""
-    machine = report["machine"]
+    """With which versions and commit, and on which processor, by which instruction set."""
+    machine, commit = report["machine"], report.get("commit")
     versions = [f"{name} {machine[name]}" for name in ("diba", "torch") if machine.get(name)]
+    if commit:
+        versions[0] += f" ({commit})"
     processor = f"{' '.join(str(machine['cpu']).split())} ({machine['isa']})"
     return f"Measured with {' and '.join(versions)} on {processor}"
