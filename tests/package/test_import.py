@@ -51,7 +51,6 @@ LAYERS = (
     ),
     (
         "torch.modules.state",
-        "torch.modules.weight",
         "torch.ops.operators",
     ),
     (

@@ -73,7 +73,7 @@ CASES = [(s, kind) for s in SETTINGS for kind in KINDS if kind != "self" or "kdi
 @pytest.mark.parametrize(("settings", "kind"), CASES, ids=str)
 def test_the_numbers_are_those_of_torch(settings: dict[str, Any], kind: str) -> None:
     layer = attention(**settings)
-    part = Attention.of(layer)
+    part = Attention.from_fused(layer)
     q, k, v = inputs(layer, kind)
     source, batch = (5 if kind == "self" else 6), (1 if kind == "unbatched" else 2)
     padding = torch.zeros(batch, source, dtype=torch.bool)
@@ -104,7 +104,7 @@ def test_the_numbers_are_those_of_torch(settings: dict[str, Any], kind: str) -> 
 
 def test_gradients_are_those_of_torch() -> None:
     layer = attention(add_bias_kv=True)
-    part = Attention.of(copy.deepcopy(layer))
+    part = Attention.from_fused(copy.deepcopy(layer))
     q, k, v = (x.clone().requires_grad_() for x in inputs(layer, "cross"))
     expected = torch.autograd.grad(layer(q, k, v)[0].sin().sum(), [q, k, v, *layer.parameters()])
     found = torch.autograd.grad(part(q, k, v)[0].sin().sum(), [q, k, v])
@@ -114,13 +114,13 @@ def test_gradients_are_those_of_torch() -> None:
     grads = dict(zip(dict(layer.named_parameters()), expected[3:], strict=True))
     for name, places in part.sources().items():
         parts = [getattr(part.get_submodule(own), which).grad for own, which in places]
-        close(part.joined(name, parts), grads[name])
+        close(part.join(name, parts), grads[name])
     close(part.bias_k.grad, grads["bias_k"])
 
 
 def test_masks_of_other_shapes_or_types_are_refused() -> None:
-    part = Attention.of(attention(batch_first=True))
-    q, k, v = inputs(part.whole, "cross")
+    part = Attention.from_fused(attention(batch_first=True))
+    q, k, v = inputs(part.fused, "cross")
     with pytest.raises(
         RuntimeError, match=r"attn_mask has shape \(6, 5\); it must be \(5, 6\) or \(8, 5, 6\)"
     ):
@@ -134,8 +134,8 @@ def test_masks_of_other_shapes_or_types_are_refused() -> None:
 
 
 def test_dropout_takes_part_in_training_alone() -> None:
-    part = Attention.of(attention(dropout=0.5))
-    x = inputs(part.whole, "self")
+    part = Attention.from_fused(attention(dropout=0.5))
+    x = inputs(part.fused, "self")
     for need_weights in (False, True):
         assert torch.equal(part(*x, need_weights=need_weights)[0], part(*x, need_weights=need_weights)[0])
         part.train()

@@ -71,14 +71,14 @@ def test_the_numbers_and_gradients_are_those_of_transformers(model: Any) -> None
             found = [getattr(part.get_submodule(layer), own).grad for layer, own in places]
             found = [torch.zeros_like(part.down[0].weight) if g is None else g for g in found]
             expected = getattr(experts, parameter).grad
-            error = (part.joined(parameter, found) - expected).abs().max()
+            error = (part.join(parameter, found) - expected).abs().max()
             assert error <= 2.0**-52 * 2**16 * expected.abs().max()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_experts_without_tokens_and_batches_of_any_size(model: Any, dtype: Any) -> None:
     for experts in fused(copy.deepcopy(model).to(dtype)).values():
-        part = Experts.of(experts)
+        part = Experts.from_fused(experts)
         names = list(inspect.signature(experts.forward).parameters)
         for count, chosen in ((1, [[2, 0]]), (4, [[1, 1]] * 4), (0, np.zeros((0, 2)))):
             x = torch.randn(count, 32, generator=torch.Generator().manual_seed(1)).to(dtype)
@@ -88,7 +88,7 @@ def test_experts_without_tokens_and_batches_of_any_size(model: Any, dtype: Any) 
                 expected = experts(x, chosen, weights)
                 found = part(x, chosen, weights)
                 named = part(x, **{names[2]: weights, names[1]: chosen})
-            part.watched = True
+            part.observed = True
             with torch.no_grad():
                 watched = part(x, chosen, weights)
             assert found.dtype == dtype
@@ -228,7 +228,7 @@ def test_memory_of_the_fused_weights_is_freed_and_an_interrupted_call_goes_on(
         convert(changed, progress=stop, **FAST)
     parts = [module for module in changed.modules() if isinstance(module, Experts)]
     assert len(parts) == 1
-    assert not any(part.watched for part in parts)
+    assert not any(part.observed for part in parts)
     for parameter in parts[0].parameters():  # no tensor shares its memory, as a checkpoint must not
         assert parameter.untyped_storage().nbytes() == parameter.nbytes
     saved = type(model).from_pretrained(tmp_path).state_dict()

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from .._internal.storage import BITS, DIAGONALS
 from ..checkpoints import entries as checkpoints
 from ..errors import FormatError
-from ..torch.model.parts import Parts
+from ..torch.model.parts import UnfusedModule
 from ..torch.model.swap import unfuse
 from ..torch.modules.kinds import replaceable
-from ..torch.modules.layer import FactoredLayer, Sizes, as_numpy
+from ..torch.modules.layer import FactoredLayer, Sizes
+from ..torch.modules.state import as_numpy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -96,13 +97,13 @@ def _join(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     Of the others, dense parts get memory of their own, which they may not have during a conversion.
     """
     for name, module in model.named_modules():
-        if not isinstance(module, Parts):
+        if not isinstance(module, UnfusedModule):
             continue
         whole = not factored(module)
         for source, parts in module.sources().items():
             keys = [f"{name}.{layer}.{own}" for layer, own in parts]
             if whole:
-                tensors[f"{name}.{source}"] = module.joined(source, [tensors.pop(key) for key in keys])
+                tensors[f"{name}.{source}"] = module.join(source, [tensors.pop(key) for key in keys])
                 continue
             for key in keys:
                 if key in tensors and tensors[key].untyped_storage().nbytes() > tensors[key].nbytes:

@@ -14,7 +14,7 @@ from ..torch.calibration.propagate import LayerTask
 from ..torch.conversion.report import Report
 from ..torch.conversion.run import Conversion
 from ..torch.model.accounts import Accounts
-from ..torch.model.parts import Parts
+from ..torch.model.parts import UnfusedModule
 from ..torch.model.selection import Target, check_weights, require, select
 from ..torch.model.swap import places, settle, unfused
 from ..torch.modules.kinds import dense_matrix, kind_of
@@ -94,7 +94,7 @@ class Compression:
     def _compress_parts(self, name: str, weight: Tensor) -> None:
         """The layers of a fused weight: the module takes the part in as its own until all is read."""
         part, source, targets = self._fused[name]
-        part.whole.add_module(_PART, part)
+        part.fused.add_module(_PART, part)
         of_layer = {id(target.module): target for target in targets}
         for (layer, _), matrix in zip(part.sources()[source], part.split(source, weight), strict=True):
             module: Any = part.get_submodule(layer)
@@ -130,12 +130,12 @@ class Compression:
         require(report.layers, report.skipped)
         return report
 
-    def _put_in(self, part: Parts) -> None:
+    def _put_in(self, part: UnfusedModule) -> None:
         """What has a compressed weight takes the place of its module, with all else that this one had."""
-        part.whole._modules.pop(_PART, None)
+        part.fused._modules.pop(_PART, None)
         if not factored_layers(part):
             return
-        for source, parameter in part.held().items():
+        for source, parameter in part.fused_parameters().items():
             if parameter is not None and not parameter.is_meta:  # biases, and weights not in the checkpoint
                 for (layer, own), values in zip(
                     part.sources()[source], part.split(source, parameter), strict=True
@@ -170,8 +170,8 @@ class Compress(ConversionOps):
 
 
 def _fused(
-    model: nn.Module, parts: list[Parts], targets: list[Target]
-) -> dict[str, tuple[Parts, str, list[Target]]]:
+    model: nn.Module, parts: list[UnfusedModule], targets: list[Target]
+) -> dict[str, tuple[UnfusedModule, str, list[Target]]]:
     """Name of a fused weight -> what is to stand for its module, the parameter's name there, its targets."""
     names = {id(module): name for name, module in model.named_modules()}
     of_layer = {id(target.module): target for target in targets}
@@ -181,7 +181,7 @@ def _fused(
             modules = [part.get_submodule(layer) for layer, own in layers if own == "weight"]
             wanted = [of_layer[id(module)] for module in modules if id(module) in of_layer]
             if wanted:
-                found[f"{names[id(part.whole)]}.{source}"] = part, source, wanted
+                found[f"{names[id(part.fused)]}.{source}"] = part, source, wanted
     return found
 
 

@@ -16,7 +16,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..torch.model.parts import Parts
+from ..torch.model.parts import UnfusedModule
 from ..torch.modules.embedding import DibaEmbedding
 from ..torch.modules.layer import FactoredLayer
 from ..torch.modules.linear import DibaLinear
@@ -94,7 +94,9 @@ def _including(original: Callable[..., Any]) -> Callable[..., Any]:
         peft_config = original(peft_config, model)
         factored = dict(_outside(model, _ADAPTERS))
         if everything and factored:
-            single = _outside(model, (*_ADAPTERS, Parts))  # fused matrices are no linear layers to PEFT
+            single = _outside(
+                model, (*_ADAPTERS, UnfusedModule)
+            )  # fused matrices are no linear layers to PEFT
             linear = {name for name, layer in single if isinstance(layer, DibaLinear)}
             peft_config.target_modules = {*peft_config.target_modules, *linear} - _heads(peft_config, model)
         if factored and getattr(peft_config, "target_modules", None):
@@ -120,7 +122,7 @@ def _warn_of_experts(peft_config: Any, model: nn.Module) -> None:
     """Where PEFT means a fused matrix, and the model has factors of its parts."""
     meant = set(getattr(peft_config, "target_parameters", None) or ())
     for name, part in model.named_modules():
-        fused = sorted(meant & part.sources().keys()) if isinstance(part, Parts) else []
+        fused = sorted(meant & part.sources().keys()) if isinstance(part, UnfusedModule) else []
         if fused:
             layer = f"{name}.{part.sources()[fused[0]][0][0]}"
             warnings.warn(

@@ -24,7 +24,7 @@ from .report import LayerReport, Report
 
 if TYPE_CHECKING:
     from ..calibration.moments import Moments
-    from ..model.swap import Unfused
+    from ..model.swap import UnfusedModel
     from ..retuning.losses import Loss
 
 __all__ = ["convert", "meet_transformers"]
@@ -104,7 +104,7 @@ def _convert(
     batches: Iterable[Any] | None,
     loss: Loss | None,
     progress: bool | Callable[[LayerReport, int, int], object],
-    parts: Unfused,
+    parts: UnfusedModel,
 ) -> Report:
     """The same for a model in which every matrix is in a layer of its own."""
     selection = select(model, config)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..modules.embedding import DibaEmbedding
 from ..modules.layer import FactoredLayer, factored_layers
-from .parts import Parts
+from .parts import UnfusedModule
 
 __all__ = [
     "APART",
@@ -27,10 +27,10 @@ __all__ = [
 ]
 
 CONVERTED = "already converted"
-"""The reason of layers that held factors before."""
+"""The reason given for layers that were factored before."""
 
 APART = "its matrices are layers of their own"
-"""The reason of parameters that are listed and counted by these layers."""
+"""The reason given for fused parameters, whose weights are counted at their layers."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class Skipped:
     """A layer that stays as it is, or a parameter of two or more dimensions that no such layer holds.
 
     Attributes:
-        name: Of the layer, or the full name of the parameter (of a buffer, too, if it has such a shape).
-        kind: Of the layer, or the class of the module that holds the parameter.
+        name: The layer's, or the full name of the parameter (or of a buffer of such a shape).
+        kind: The layer's, or the class of the module that holds the parameter.
         reason: Why, in words.
-        shape: Of its weight.
-        weights: Entries of its parameters of two or more dimensions, of the dense weight where it holds
-            factors; 0 where they are counted already, under another name.
-        bytes: Of these, dense.
+        shape: Shape of the weight.
+        weights: Entries of its parameters of two or more dimensions, or of the dense weight that its factors
+            stand for; 0 where they are counted already, under another name.
+        bytes: Bytes of these weights, dense.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Accounts:
             if id(module) in known or isinstance(module, FactoredLayer):
                 continue
             kind = type(module).__name__
-            if isinstance(module, Parts):
+            if isinstance(module, UnfusedModule):
                 yield from self._apart(module_name, module)
             for own, parameter in module._parameters.items():
                 if parameter is not None and parameter.dim() >= 2 and id(parameter) not in named:
@@ -99,16 +99,16 @@ class Accounts:
                         _joined(module_name, own), kind, reason, tuple(buffer.shape), 0, buffer.nbytes
                     )
 
-    def _apart(self, name: str, part: Parts) -> Iterator[Skipped]:
-        """Entries for the parameters that a module had before it was taken apart."""
+    def _apart(self, name: str, part: UnfusedModule) -> Iterator[Skipped]:
+        """Entries for the fused parameters that an unfused module stands for."""
         done = any(
             isinstance(m, FactoredLayer) or any(m is x for x in self._compressed) for m in part.modules()
         )
         reason = APART if done else "none of its matrices is compressed"
         layers = {f"{layer}.weight" for layer, _ in part.named_modules()}
-        for own, parameter in part.held().items():
+        for own, parameter in part.fused_parameters().items():
             if parameter is not None and parameter.dim() >= 2 and own not in layers:
-                kind, shape = type(part.whole).__name__, tuple(parameter.shape)
+                kind, shape = type(part.fused).__name__, tuple(parameter.shape)
                 yield Skipped(_joined(name, own), kind, reason, shape)
 
     def _new(self, *parameters: nn.Parameter) -> tuple[int, int]:
@@ -151,12 +151,12 @@ def _joined(module: str, own: str) -> str:
 
 
 class Totals(NamedTuple):
-    """Of a whole model, shared ones counted once.
+    """Sums over a model; what is shared counts once.
 
     Attributes:
         parameters: Entries of all parameters.
-        bytes: Of all parameters and buffers.
-        dense: The same with layers that hold factors as they would be dense.
+        bytes: Bytes of all parameters and buffers.
+        dense: These bytes if the factored layers were dense.
     """
 
     parameters: int

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..modules.dense import runs_its_class
-from .parts import Parts, linear
+from .parts import UnfusedModule, linear
 
 if TYPE_CHECKING:
     from typing import Self
@@ -19,7 +19,7 @@ __all__ = ["Attention"]
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 
 
-class Attention(Parts):
+class Attention(UnfusedModule):
     """Computes what ``nn.MultiheadAttention`` does, through ``q_proj``, ``k_proj``, ``v_proj``, ``out_proj``.
 
     The row blocks of ``in_proj_weight`` and ``in_proj_bias`` are those of the first three. ``bias_k`` and
@@ -56,18 +56,18 @@ class Attention(Parts):
         return plain and whole and set(module.out_proj._parameters) == {"weight", "bias"}
 
     @classmethod
-    def of(cls, module: nn.Module) -> Self:
+    def from_fused(cls, module: nn.Module) -> Self:
         """The same attention, on the same memory."""
         self = cls(module)
         del self.out_proj  # it comes last
         m: Any = module
         biases = [None] * 3 if m.in_proj_bias is None else m.in_proj_bias.detach().chunk(3)
         if m.in_proj_weight is not None:
-            weights, asked = m.in_proj_weight.detach().chunk(3), m.in_proj_weight.requires_grad
+            weights, requires_grad = m.in_proj_weight.detach().chunk(3), m.in_proj_weight.requires_grad
         else:
-            weights, asked = [getattr(m, f"{name}_weight") for name in _PROJECTIONS], False
+            weights, requires_grad = [getattr(m, f"{name}_weight") for name in _PROJECTIONS], False
         for name, weight, bias in zip(_PROJECTIONS, weights, biases, strict=True):
-            layer = linear(weight, bias, asked)
+            layer = linear(weight, bias, requires_grad)
             if bias is not None:
                 layer.bias.requires_grad_(m.in_proj_bias.requires_grad)
             setattr(self, name, layer)
@@ -78,9 +78,9 @@ class Attention(Parts):
         return self.train(module.training)
 
     def sources(self) -> dict[str, list[tuple[str, str]]]:
-        """See :class:`Parts`."""
+        """See :class:`UnfusedModule`."""
         found = {}
-        if self.whole._qkv_same_embed_dim:
+        if self.fused._qkv_same_embed_dim:
             found["in_proj_weight"] = [(name, "weight") for name in _PROJECTIONS]
         else:
             found |= {f"{name}_weight": [(name, "weight")] for name in _PROJECTIONS}
@@ -90,12 +90,12 @@ class Attention(Parts):
             found["in_proj_bias"] = [(name, "bias") for name in _PROJECTIONS]
         return found
 
-    def joined(self, name: str, tensors: list[Tensor]) -> Tensor:
-        """See :class:`Parts`."""
+    def join(self, name: str, tensors: list[Tensor]) -> Tensor:
+        """See :class:`UnfusedModule`."""
         return torch.cat(tensors)
 
     def split(self, name: str, tensor: Tensor) -> list[Tensor]:
-        """See :class:`Parts`."""
+        """See :class:`UnfusedModule`."""
         return list(tensor.chunk(len(self.sources()[name])))
 
     def forward(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..modules.dense import runs_its_class
 from ..modules.vectors import mark
-from .parts import Parallel, Parts, linear
+from .parts import Parallel, UnfusedModule, linear
 
 if TYPE_CHECKING:
     from typing import Self
@@ -26,7 +26,7 @@ _FLAGS = ("has_bias", "is_transposed", "num_experts", "_apply_gate")
 _LATE: list[Any] = []  # what imports torch's compiler, which is there only where something is compiled
 
 
-class Experts(Parts):
+class Experts(UnfusedModule):
     """Experts that are called one by one, each with the tokens that are sent to it.
 
     ``gate_up[e]`` and ``down[e]``, or ``up[e]`` and ``down[e]`` where the experts have no gate, are the
@@ -51,7 +51,7 @@ class Experts(Parts):
         return set(held) == set(names) and not m._buffers and _fits(m, [held[name] for name in names])
 
     @classmethod
-    def of(cls, module: nn.Module) -> Self:
+    def from_fused(cls, module: nn.Module) -> Self:
         """The same experts, on the same memory."""
         self = cls(module)
         self.lists = _lists(module)
@@ -67,23 +67,23 @@ class Experts(Parts):
         return self.train(module.training)
 
     def sources(self) -> dict[str, list[tuple[str, str]]]:
-        """See :class:`Parts`."""
+        """See :class:`UnfusedModule`."""
         found: dict[str, list[tuple[str, str]]] = {}
         for name, source in self.lists:
             count = len(getattr(self, name))
             found[source] = [(f"{name}.{e}", "weight") for e in range(count)]
-            if self.whole.has_bias:
+            if self.fused.has_bias:
                 found[f"{source}_bias"] = [(f"{name}.{e}", "bias") for e in range(count)]
         return found
 
-    def joined(self, name: str, tensors: list[Tensor]) -> Tensor:
-        """See :class:`Parts`."""
-        turned = self.whole.is_transposed and tensors[0].ndim == 2
+    def join(self, name: str, tensors: list[Tensor]) -> Tensor:
+        """See :class:`UnfusedModule`."""
+        turned = self.fused.is_transposed and tensors[0].ndim == 2
         return torch.stack([t.T if turned else t for t in tensors])
 
     def split(self, name: str, tensor: Tensor) -> list[Tensor]:
-        """See :class:`Parts`."""
-        turned = self.whole.is_transposed and tensor.ndim == 3
+        """See :class:`UnfusedModule`."""
+        turned = self.fused.is_transposed and tensor.ndim == 3
         return list(tensor.transpose(1, 2) if turned else tensor)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -93,7 +93,7 @@ class Experts(Parts):
         top k), and their weights (count, top k).
         """
         if kwargs:
-            args = inspect.signature(self.whole.forward).bind(*args, **kwargs).args
+            args = inspect.signature(self.fused.forward).bind(*args, **kwargs).args
         if torch.compiler.is_compiling():  # which experts run is known only then: one break in the graph
             return _uncompiled()(self, *args)  # type: ignore[no-any-return]
         return self._sum(*args)
@@ -101,7 +101,7 @@ class Experts(Parts):
     def _sum(self, tokens: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         output = torch.zeros_like(tokens)
         first, down = (getattr(self, name) for name, _ in self.lists)
-        for e in range(len(down)) if self.watched else torch.unique(chosen).tolist():
+        for e in range(len(down)) if self.observed else torch.unique(chosen).tolist():
             if e < len(down):  # else it stands for no expert
                 rank, token = torch.where(chosen.T.eq(e))
                 result = self._expert(first[e], down[e], tokens[token], token, len(tokens))
@@ -110,15 +110,15 @@ class Experts(Parts):
         return output
 
     def _expert(self, first: nn.Module, down: nn.Module, x: Tensor, token: Tensor, count: int) -> Tensor:
-        whole = self.whole
-        if self.watched:
+        fused = self.fused
+        if self.observed:
             mark(x, token, count)
         hidden = first(x)
-        hidden = whole._apply_gate(hidden) if getattr(whole, "has_gate", True) else whole.act_fn(hidden)
-        if self.watched:
+        hidden = fused._apply_gate(hidden) if getattr(fused, "has_gate", True) else fused.act_fn(hidden)
+        if self.observed:
             mark(hidden, token, count)
         result: Tensor = down(hidden)
-        return whole.post_expert_norm(result) if getattr(whole, "has_post_expert_norm", False) else result
+        return fused.post_expert_norm(result) if getattr(fused, "has_post_expert_norm", False) else result
 
 
 def _uncompiled() -> Any:

@@ -1,4 +1,4 @@
-"""Modules that hold several matrices in one parameter, in the form of modules with a layer for each."""
+"""The base of modules that stand for fused ones: several matrices in one parameter, here a layer for each."""
 
 from __future__ import annotations
 
@@ -11,80 +11,80 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Self
 
-__all__ = ["Parallel", "Parts", "linear"]
+__all__ = ["Parallel", "UnfusedModule", "linear"]
 
 
 class Parallel(nn.ModuleList):
     """Layers of which none reads what another one of them makes."""
 
 
-class Parts(nn.Module):
-    """Stands for another module, and calls layers where that one multiplies by parts of its parameters.
+class UnfusedModule(nn.Module):
+    """Stands for a module with fused parameters: a layer for every matrix in them.
 
     Attributes:
-        whole: The module it was made of: its settings and, while they are shared, its parameters. It is no
-            submodule; the submodules it has are those of this one, too.
-        watched: Layers without vectors are called with none, and what others are called with is marked
-            (``vectors.mark``): so a run can be matched with another one in which vectors go elsewhere.
+        fused: The module it stands for, with its settings and, while they are shared, its parameters. It is
+            no submodule; its submodules belong to this one, too.
+        observed: All layers are called, also without vectors, and inputs are marked (``vectors.mark``), so that
+            calibration can match two runs in which experts get different tokens.
     """
 
-    whole: Any
-    watched: bool = False
+    fused: Any
+    observed: bool = False
 
-    def __init__(self, whole: nn.Module) -> None:
+    def __init__(self, fused: nn.Module) -> None:
         super().__init__()
-        self.__dict__["whole"] = whole
-        for name, child in whole.named_children():
+        self.__dict__["fused"] = fused
+        for name, child in fused.named_children():
             self.add_module(name, child)
 
     def __getattr__(self, name: str) -> Any:
-        """Settings of the module, for other code that reads them."""
-        settings = vars(self.__dict__.get("whole", self))
+        """Settings of the fused module, for other code that reads them."""
+        settings = vars(self.__dict__.get("fused", self))
         if name in settings and not name.startswith("_"):
             return settings[name]
         return super().__getattr__(name)
 
     @classmethod
     def recognises(cls, module: nn.Module) -> bool:
-        """Whether :meth:`of` takes a module."""
+        """Whether :meth:`from_fused` takes a module."""
         raise NotImplementedError
 
     @classmethod
-    def of(cls, module: nn.Module) -> Self:
-        """What stands for a module, with layers on the memory of its parameters."""
+    def from_fused(cls, module: nn.Module) -> Self:
+        """The module that stands for a fused one; its layers share the memory of the parameters."""
         raise NotImplementedError
 
     def sources(self) -> dict[str, list[tuple[str, str]]]:
-        """Parameter of the module -> (layer, its parameter) for every part, in order."""
+        """Fused parameter -> (layer, its parameter) for every matrix in it, in order."""
         raise NotImplementedError
 
-    def joined(self, name: str, tensors: list[Tensor]) -> Tensor:
-        """The parameter of that name, of its parts."""
+    def join(self, name: str, tensors: list[Tensor]) -> Tensor:
+        """The fused parameter of that name, made of the tensors of its layers."""
         raise NotImplementedError
 
     def split(self, name: str, tensor: Tensor) -> list[Tensor]:
-        """The reverse: views of the parameter of that name."""
+        """The reverse: views of a fused parameter, one for each layer."""
         raise NotImplementedError
 
-    def held(self) -> dict[str, nn.Parameter | None]:
-        """The parameters of the module that are made of parts here."""
-        return {name: getattr(*_place(self.whole, name)) for name in self.sources()}
+    def fused_parameters(self) -> dict[str, nn.Parameter | None]:
+        """The fused parameters, None where they are not held any more."""
+        return {name: getattr(*_place(self.fused, name)) for name in self.sources()}
 
-    def hold(self, parameters: dict[str, nn.Parameter | None]) -> None:
-        """Set some of them."""
+    def set_fused_parameters(self, parameters: dict[str, nn.Parameter | None]) -> None:
+        """Set some of them, None to drop them."""
         for name, parameter in parameters.items():
-            owner, own = _place(self.whole, name)
+            owner, own = _place(self.fused, name)
             owner._parameters[own] = parameter
 
-    def together(self, names: Iterable[str]) -> nn.Module:
-        """The module itself; these of its parameters get values and wish for gradients of dense layers."""
+    def to_fused(self, names: Iterable[str]) -> nn.Module:
+        """The fused module; these parameters get the values and ``requires_grad`` of the dense layers."""
         with torch.inference_mode(False), torch.no_grad():
             for name in names:
                 layers = self.sources()[name]
                 tensors = [getattr(self.get_submodule(layer), own) for layer, own in layers]
-                asked = any(t.requires_grad for t in tensors)
-                self.hold({name: nn.Parameter(self.joined(name, tensors), requires_grad=asked)})
-        result: nn.Module = self.whole.train(self.training)
+                joined = nn.Parameter(self.join(name, tensors), any(t.requires_grad for t in tensors))
+                self.set_fused_parameters({name: joined})
+        result: nn.Module = self.fused.train(self.training)
         return result
 
 
@@ -93,18 +93,18 @@ def _place(module: nn.Module, name: str) -> tuple[nn.Module, str]:
     return module.get_submodule(owner), own
 
 
-def linear(weight: Tensor, bias: Tensor | None, asked: bool) -> nn.Linear:
-    """A layer on the memory of a matrix, shape (m, n), and a bias (m); ``asked``: it wants gradients.
+def linear(weight: Tensor, bias: Tensor | None, requires_grad: bool) -> nn.Linear:
+    """A layer on the memory of a matrix, shape (m, n), and a bias (m); parameters become the layer's own.
 
-    A parameter becomes the layer's own.
+    ``requires_grad`` is for tensors that are no parameters.
     """
     m, n = weight.shape
     layer = nn.Linear(n, m, bias is not None, device="meta", dtype=weight.dtype)
-    layer.weight = _parameter(weight, asked)
+    layer.weight = _parameter(weight, requires_grad)
     if bias is not None:
-        layer.bias = _parameter(bias, asked)
+        layer.bias = _parameter(bias, requires_grad)
     return layer
 
 
-def _parameter(tensor: Tensor, asked: bool) -> nn.Parameter:
-    return tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor.detach(), requires_grad=asked)
+def _parameter(tensor: Tensor, requires_grad: bool) -> nn.Parameter:
+    return tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor.detach(), requires_grad)

@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from ..._internal import check
 from ...solvers.size import inner_dimension
-from ..modules.kinds import KINDS, factored_matrix, kind_of
+from ..modules.kinds import KINDS, factored_matrix, input_size, kind_of
 from ..modules.layer import FactoredLayer
 from .accounts import CONVERTED, Accounts, listed
 from .config import Config, Settings, suggestion
@@ -21,6 +21,7 @@ from .swap import unfused
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence, Sized
 
+    from ..modules.dense import Kind
     from .accounts import Skipped
 
 __all__ = ["Selection", "Target", "check_weights", "require", "select", "targets"]
@@ -33,7 +34,7 @@ class Target:
     """One layer that is to be compressed, or several that share one weight.
 
     Attributes:
-        name: Of the layer as ``model.named_modules()`` has it.
+        name: The layer's, as ``model.named_modules()`` has it.
         module: The dense layer.
         kind: ``"Linear"``, ``"Conv1D"``, ``"Conv1d"``, ``"Conv2d"`` or ``"Embedding"``.
         shape: (m, n) of its matrix.
@@ -66,7 +67,11 @@ class Selection(NamedTuple):
 class _Layer(NamedTuple):
     names: tuple[str, ...]
     module: nn.Module
-    kind: str
+    kind: Kind | None  # None: it is factored already
+
+    @property
+    def kind_name(self) -> str:
+        return type(self.module).__name__ if self.kind is None else self.kind.name
 
 
 def targets(model: nn.Module, config: Config) -> list[Target]:
@@ -99,8 +104,8 @@ def _select(model: nn.Module, config: Config) -> Selection:
         if isinstance(module, nn.MultiheadAttention)
         for child in module.children()
     }
-    chosen: dict[int, Settings] = {}  # of layers that can be replaced, by the id of the module
-    reasons: dict[int, str] = {}  # of the others
+    chosen: dict[int, Settings] = {}  # by the id of the module
+    reasons: dict[int, str] = {}  # why others stay dense, likewise
     for layer in layers:
         found = _settings(layer, config)
         reason = found if isinstance(found, str) else _unfit(layer, attention)
@@ -123,7 +128,7 @@ def _select(model: nn.Module, config: Config) -> Selection:
     ]
     accounts = Accounts(target.module for target in leads)
     left = [layer for layer in layers if id(layer.module) in reasons]
-    skipped = [accounts.layer(x.names[0], x.kind, x.module, reasons[id(x.module)]) for x in left]
+    skipped = [accounts.layer(x.names[0], x.kind_name, x.module, reasons[id(x.module)]) for x in left]
     return Selection(leads, [*skipped, *accounts.others(model, (layer.module for layer in layers))])
 
 
@@ -176,15 +181,15 @@ def check_weights(found: Iterable[Target]) -> None:
 
 def _layers(model: nn.Module) -> list[_Layer]:
     names: dict[int, list[str]] = defaultdict(list)
-    modules: dict[int, tuple[nn.Module, str]] = {}
+    modules: dict[int, nn.Module] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        kind = kind_of(module)
-        if kind is not None or isinstance(module, FactoredLayer):
+        if isinstance(module, FactoredLayer) or kind_of(module) is not None:
             names[id(module)].append(name)
-            modules[id(module)] = module, kind.name if kind is not None else type(module).__name__
+            modules[id(module)] = module
+    layers = [_Layer(tuple(names[key]), module, kind_of(module)) for key, module in modules.items()]
     if id(model) in modules:
         raise ValueError(
-            f"model is itself a {modules[id(model)][1]}, which cannot be replaced in place; put it into a "
+            f"model is itself a {layers[0].kind_name}, which cannot be replaced in place; put it into a "
             "module, such as torch.nn.Sequential(model), or use diba.torch.DibaLinear.from_dense"
         )
     if not modules:
@@ -199,7 +204,7 @@ def _layers(model: nn.Module) -> list[_Layer]:
             raise ValueError(
                 f"the {own} of {owner or 'model'} is lazy, without a shape yet; run a batch through the model"
             )
-    return [_Layer(tuple(names[key]), module, found) for key, (module, found) in modules.items()]
+    return layers
 
 
 def _owners(model: nn.Module) -> dict[int, list[nn.Module]]:
@@ -226,18 +231,24 @@ def _rules_match(model: nn.Module, config: Config, names: list[str]) -> None:
 
 def _settings(layer: _Layer, config: Config) -> Settings | str:
     """Settings of a layer, or why it stays dense: by its names, exact ones first."""
-    if isinstance(layer.module, FactoredLayer):
+    if layer.kind is None:
         return CONVERTED
     exact = [name for name in layer.names if config.rule(name) == name]
     ruled = [name for name in layer.names if config.rule(name) is not None]
     settings = config.settings((exact or ruled or layer.names)[0])
     if settings is None:
         return f"left out by {config.rule((exact or ruled)[0])!r}"
-    if not exact and not config.tied and layer.kind == "Embedding" and not config.embeddings:
-        return "embeddings=False"
-    if not exact and layer.kind in ("Conv1d", "Conv2d") and not config.convolutions:
-        return "convolutions=False"
-    return settings
+    off = _switched_off(layer, config)
+    # With tied=True, an embedding is compressed with the layer that has its weight, if there is one.
+    return off if off is not None and not (config.tied and layer.kind.switch == "embeddings") else settings
+
+
+def _switched_off(layer: _Layer, config: Config) -> str | None:
+    """The setting that leaves a layer dense with all others of its kind, unless it has a rule of its own."""
+    switch = layer.kind.switch if layer.kind is not None else ""
+    if not switch or getattr(config, switch) or any(config.rule(name) == name for name in layer.names):
+        return None
+    return f"{switch}=False"
 
 
 def _unfit(layer: _Layer, inside_attention: set[int]) -> str | None:
@@ -251,8 +262,7 @@ def _unfit(layer: _Layer, inside_attention: set[int]) -> str | None:
             "disk, and would be lost; load the model without device_map, or first call "
             "accelerate.hooks.remove_hook_from_module(model, recurse=True)"
         )
-    kind = kind_of(module)
-    return None if kind is None else kind.obstacle(module)
+    return None if layer.kind is None else layer.kind.obstacle(module)
 
 
 def _target(
@@ -267,15 +277,16 @@ def _target(
     others = [other for other in members if other.module is not layer.module]
     if len(group) > 1 and not config.tied:
         return f"shares its weight with {_listed(others, group, layer)}; tied=True compresses both"
-    if len(group) == 1 and layer.kind == "Embedding" and not _asked(layer, config):
-        return "embeddings=False"
+    off = _switched_off(layer, config)
+    if len(group) == 1 and off is not None:
+        return off
     if any(id(owner) not in chosen for owner in group):
         return f"shares its weight with {_listed(others, group, layer)}, which stays dense"
     shapes = {tuple(factored_matrix(member.module).shape) for member in members}  # type: ignore[union-attr]
     if len(shapes) > 1:
         return f"shares its weight with {_listed(others, group, layer)}, which uses it transposed or reshaped"
-    # Inputs of an embedding are no vectors: calibration knows the other layer.
-    lead = next((member for member in members if member.kind != "Embedding"), members[0])
+    # Calibration knows the layer that reads vectors, not the embedding.
+    lead = next((member for member in members if input_size(member.module) is not None), members[0])
     ruled = [member for member in members if any(config.rule(name) for name in member.names)]
     settings = chosen[id((ruled or [layer])[0].module)]
     (m, n), *_ = shapes
@@ -285,11 +296,7 @@ def _target(
         except ValueError as error:
             return str(error)
     tied = {member.names[0]: member.module for member in members if member is not lead}
-    return Target(lead.names[0], lead.module, lead.kind, (m, n), settings, lead.names[1:], tied)
-
-
-def _asked(layer: _Layer, config: Config) -> bool:
-    return config.embeddings or any(config.rule(name) == name for name in layer.names)
+    return Target(lead.names[0], lead.module, lead.kind_name, (m, n), settings, lead.names[1:], tied)
 
 
 def _listed(others: list[_Layer], group: list[nn.Module], layer: _Layer) -> str:

@@ -15,7 +15,7 @@ from ..modules.kinds import compressed
 from ..modules.layer import factored_layers
 from .attention import Attention
 from .experts import Experts
-from .parts import Parts
+from .parts import UnfusedModule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..modules.layer import FactoredLayer
 
 __all__ = [
-    "Unfused",
+    "UnfusedModel",
     "exchange",
     "fuse",
     "places",
@@ -37,7 +37,7 @@ __all__ = [
     "unfused",
 ]
 
-_FORMS: tuple[type[Parts], ...] = (Experts, Attention)
+_FORMS: tuple[type[UnfusedModule], ...] = (Experts, Attention)
 _TENSORS = (*DIAGONALS, *BITS)
 _HOOKS = (
     "_forward_pre_hooks",
@@ -156,24 +156,24 @@ def _renamed(module: nn.Module, mapping: dict[str, str], shared: set[int]) -> di
 # ---------------------------------------------------------------- layers for fused matrices
 
 
-def unfuse(model: nn.Module, wanted: Callable[[str], bool] = lambda name: True) -> list[Parts]:
-    """Put a module with layers in the place of every one that is recognised, under all of its names.
+def unfuse(model: nn.Module, wanted: Callable[[str], bool] = lambda name: True) -> list[UnfusedModule]:
+    """Put an unfused module in the place of every fused one that is recognised, under all of its names.
 
-    The layers are on the memory of the parameters. Hooks are taken over.
+    The layers share the memory of the fused parameters. Hooks are taken over.
 
     Args:
         model: Changed in place; it cannot itself be replaced.
         wanted: Told the name of a module, whether it is to be replaced.
 
     Returns:
-        What was put in.
+        The unfused modules.
     """
     found = []
     for name, module in list(model.named_modules()):
         form = next((form for form in _FORMS if form.recognises(module)), None)
         if name and form is not None and wanted(name):
             with torch.inference_mode(False), torch.no_grad():
-                part = form.of(module)
+                part = form.from_fused(module)
             exchange(model, module, part)
             found.append(part)
     if found:
@@ -182,31 +182,31 @@ def unfuse(model: nn.Module, wanted: Callable[[str], bool] = lambda name: True) 
 
 
 def fuse(model: nn.Module) -> None:
-    """The reverse: modules without factored layers are put together again."""
-    for part in [module for module in model.modules() if isinstance(module, Parts)]:
+    """The reverse: unfused modules without factored layers become fused modules again."""
+    for part in [module for module in model.modules() if isinstance(module, UnfusedModule)]:
         if not factored_layers(part):
-            exchange(model, part, part.together(part.sources()))
+            exchange(model, part, part.to_fused(part.sources()))
 
 
 @contextmanager
-def unfused(model: nn.Module) -> Iterator[Unfused]:
+def unfused(model: nn.Module) -> Iterator[UnfusedModel]:
     """The model with a layer for each matrix; at the end, what then has no factored layer is fused again.
 
-    Meanwhile a run calls every layer it comes by, with no vectors if there are none: see ``Parts.watched``.
+    Meanwhile every layer is called, also without vectors: see ``UnfusedModule.observed``.
     """
     check.instance(model, "model", nn.Module, "use the torch model itself")
-    state = Unfused(model)
+    state = UnfusedModel(model)
     try:
         yield state
     finally:
         state.close()
 
 
-class Unfused:
-    """A model that has been taken apart, and the parameters that it had before.
+class UnfusedModel:
+    """A model with unfused modules, and the fused parameters that it had before.
 
     Attributes:
-        parts: What has been put in.
+        parts: The unfused modules.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -214,45 +214,47 @@ class Unfused:
         self._padding = [(m, m.use_nested_tensor) for m in model.modules() if hasattr(m, "use_nested_tensor")]
         self.parts = unfuse(model)
         self._known: dict[int, dict[str, weakref.ref[nn.Parameter]]] = {}
-        self._watched: list[Parts] = [m for m in model.modules() if isinstance(m, Parts)]
-        self._before = [part.watched for part in self._watched]
-        for part in self._watched:
-            part.watched = True
+        self._observed: list[UnfusedModule] = [m for m in model.modules() if isinstance(m, UnfusedModule)]
+        self._before = [part.observed for part in self._observed]
+        for part in self._observed:
+            part.observed = True
 
     def forget(self, layers: Iterable[nn.Module]) -> None:
-        """Hold no parameter that these layers are parts of, so that its memory is free when they are gone."""
+        """Drop the fused parameters on whose memory these layers are: it is freed when they are gone."""
         gone = set(map(id, layers))
         for part in self.parts:
             if any(id(module) in gone for module in part.modules()):
-                held = part.held()
+                held = part.fused_parameters()
                 self._known[id(part)] = {name: weakref.ref(p) for name, p in held.items() if p is not None}
-                part.hold(dict.fromkeys(held))
+                part.set_fused_parameters(dict.fromkeys(held))
 
     def close(self) -> None:
-        """Put together what has no factors; dense layers of what has some get memory of their own."""
-        for part, before in zip(self._watched, self._before, strict=True):
-            part.watched = before
+        """Fuse what has no factored layer; the dense layers of the others get memory of their own."""
+        for part, before in zip(self._observed, self._before, strict=True):
+            part.observed = before
         for part in self.parts:
             if factored_layers(part):
                 settle(self._model, part)
             else:
-                exchange(self._model, part, self._whole(part))
-        if not factored_layers(self._model):  # swap has its own say
+                exchange(self._model, part, self._fused(part))
+        if not factored_layers(self._model):  # else `replace` has turned nested tensors off for good
             for module, nested in self._padding:
                 module.use_nested_tensor = nested
 
-    def _whole(self, part: Parts) -> nn.Module:
-        """The module as it was, with its very parameters wherever anybody still has them."""
+    def _fused(self, part: UnfusedModule) -> nn.Module:
+        """The module as it was, with its very parameters where anybody still has them."""
         known = self._known.get(id(part), {})
-        part.hold({name: reference() for name, reference in known.items()})
-        return part.together([name for name, parameter in part.held().items() if parameter is None])
+        part.set_fused_parameters({name: reference() for name, reference in known.items()})
+        return part.to_fused(
+            [name for name, parameter in part.fused_parameters().items() if parameter is None]
+        )
 
 
-def settle(model: nn.Module, part: Parts) -> None:
-    """Put in a part for good: nothing is held of the module, and what is dense has memory of its own."""
+def settle(model: nn.Module, part: UnfusedModule) -> None:
+    """Keep an unfused module for good: no fused parameter is held, dense layers have memory of their own."""
     with torch.inference_mode(False), torch.no_grad():
         for parameter in part.parameters():
             if parameter.untyped_storage().nbytes() > parameter.nbytes or not parameter.is_contiguous():
                 parameter.data = parameter.detach().clone(memory_format=torch.contiguous_format)
-    part.hold(dict.fromkeys(part.sources()))
-    exchange(model, part.whole, part)
+    part.set_fused_parameters(dict.fromkeys(part.sources()))
+    exchange(model, part.fused, part)

@@ -50,7 +50,7 @@ class Convolution(FactoredLayer):
         padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
         alphabet: ``"binary"`` (entries 0/1) or ``"sign"`` (-1/+1).
         device: Where the tensors are made; None: torch's default.
-        dtype: Of the bias and of the dense weight; None: torch's default. The diagonals are float32.
+        dtype: The dtype of bias and dense weight; None: torch's default. The diagonals are float32.
 
     Raises:
         TypeError: a size is not an integer, or ``dtype`` is not floating.

@@ -14,7 +14,8 @@ from torch.nn.parameter import is_lazy
 import diba
 
 from ..._internal import check
-from .layer import as_numpy, check_factorization
+from .layer import check_factorization
+from .state import as_numpy
 
 if TYPE_CHECKING:
     from .layer import FactoredLayer, Sizes
@@ -27,7 +28,7 @@ _PLAIN: dict[type[nn.Module], tuple[int, ...]] = {
     nn.Conv1d: (1, 1, 1),
     nn.Conv2d: (1, 1, 1),
 }
-_CONV1D = {"nf", "nx"}  # of transformers, whose other attributes are a module's
+_CONV1D = {"nf", "nx"}  # what transformers' Conv1D has besides the attributes of every module
 _INITIAL = ("init", "reset")  # beginnings of names: a layer with factors starts from its factors
 _HARMLESS = {
     *("__init__", "__repr__", "__doc__", "__module__", "__qualname__", "__dict__", "__weakref__"),
@@ -47,6 +48,7 @@ class Kind:
         dense: The dense class; None where its library is not imported (transformers).
         factored: The class of the layer with factors. Checkpoints have its name.
         described: The dense class in messages.
+        switch: The field of ``Config`` that leaves layers of this kind dense if it is False; "": none.
         axes: Spatial axes of the input, of which every output position reads a patch; 0: the layer
             multiplies its matrix by the vectors along the last axis.
     """
@@ -55,6 +57,7 @@ class Kind:
     dense: Any
     factored: Any
     described: str
+    switch: str = ""
     axes: int = 0
 
     # ------------------------------------------------------------ recognition

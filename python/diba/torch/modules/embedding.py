@@ -43,7 +43,7 @@ class DibaEmbedding(FactoredLayer):
             ``nn.Embedding``, and zero after ``reset_parameters``; other rows do change it, by d2 and d3.
         alphabet: ``"binary"`` (entries 0/1) or ``"sign"`` (-1/+1).
         device: Where the tensors are made; None: torch's default.
-        dtype: Of the rows that are returned; None: torch's default. The diagonals are float32.
+        dtype: The dtype of the returned rows; None: torch's default. The diagonals are float32.
 
     Raises:
         TypeError: a size is not an integer, or ``dtype`` is not floating.

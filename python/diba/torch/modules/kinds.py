@@ -12,8 +12,8 @@ from torch import nn
 
 from .conv import ConvolutionKind, DibaConv1d, DibaConv2d
 from .embedding import DibaEmbedding, EmbeddingKind
-from .layer import as_numpy
 from .linear import DibaLinear, LinearKind, TransformersConv1DKind
+from .state import as_numpy
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,9 +38,9 @@ __all__ = [
 KINDS: tuple[Kind, ...] = (
     LinearKind("Linear", nn.Linear, DibaLinear, "a torch.nn.Linear"),
     TransformersConv1DKind("Conv1D", None, DibaLinear, "a Conv1D of transformers"),
-    ConvolutionKind("Conv1d", nn.Conv1d, DibaConv1d, "a torch.nn.Conv1d", axes=1),
-    ConvolutionKind("Conv2d", nn.Conv2d, DibaConv2d, "a torch.nn.Conv2d", axes=2),
-    EmbeddingKind("Embedding", nn.Embedding, DibaEmbedding, "a torch.nn.Embedding"),
+    ConvolutionKind("Conv1d", nn.Conv1d, DibaConv1d, "a torch.nn.Conv1d", "convolutions", axes=1),
+    ConvolutionKind("Conv2d", nn.Conv2d, DibaConv2d, "a torch.nn.Conv2d", "convolutions", axes=2),
+    EmbeddingKind("Embedding", nn.Embedding, DibaEmbedding, "a torch.nn.Embedding", "embeddings"),
 )
 for _kind in KINDS:
     _kind.factored.kinds = (*_kind.factored.kinds, _kind)

@@ -13,17 +13,14 @@ import diba
 from ..._internal import check, storage
 from ..._internal.storage import BITS, DIAGONALS
 from ..ops import reference
-from .state import FactorState
-from .weight import Weight
+from .state import FactorState, Weight, as_numpy
 
 if TYPE_CHECKING:
     from typing import Self
 
-    from numpy.typing import NDArray
-
     from ..._internal.check import Alphabet
 
-__all__ = ["FactoredLayer", "Sizes", "as_numpy", "check_factorization", "factored_layers"]
+__all__ = ["FactoredLayer", "Sizes", "check_factorization", "factored_layers"]
 
 
 class Sizes(NamedTuple):
@@ -56,7 +53,7 @@ class FactoredLayer(FactorState):
         alphabet: ``"binary"`` (entries 0/1) or ``"sign"`` (-1/+1).
         bias: Whether there is a bias of m entries.
         device: Where the tensors are made; None: torch's default.
-        dtype: Of the bias and of the dense weight; None: torch's default.
+        dtype: The dtype of the bias and the dense weight; None: torch's default.
 
     Raises:
         TypeError: a size is not an integer, or ``dtype`` is not floating.
@@ -98,7 +95,7 @@ class FactoredLayer(FactorState):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the bias and the dense weight; that of the diagonals is another matter."""
+        """The dtype of the bias and the dense weight; the diagonals have their own."""
         return self._dtype if self.bias is None else self.bias.dtype
 
     @property
@@ -183,7 +180,7 @@ class FactoredLayer(FactorState):
             self.bias.uniform_(-(n**-0.5), n**-0.5)
 
     def _initial_rms(self) -> float:
-        """Of a fresh dense layer's weights: uniform within 1 / sqrt(n)."""
+        """Root mean square of a fresh dense layer's weights, uniform within 1 / sqrt(n)."""
         return float((3 * self.d3.numel()) ** -0.5)
 
     # ------------------------------------------------------------ dense weight
@@ -297,12 +294,6 @@ def factored_layers(model: nn.Module) -> list[FactoredLayer]:
         if isinstance(module, FactoredLayer):
             found.setdefault(id(module.b1), module)
     return list(found.values())
-
-
-def as_numpy(t: Tensor) -> NDArray[Any]:
-    """The values of a tensor as NumPy has them: 16-bit floats as float32; a copy only where it must be."""
-    t = t.detach().cpu()
-    return (t.float() if t.is_floating_point() and t.itemsize < 4 else t).numpy()
 
 
 def check_factorization(f: Any) -> None:

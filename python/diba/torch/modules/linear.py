@@ -35,7 +35,7 @@ class DibaLinear(FactoredLayer):
         fan_in_fan_out: The dense weight has shape (in_features, out_features), as that of transformers'
             ``Conv1D``, instead of its transpose; only ``weight`` and what becomes of it depend on this.
         device: Where the tensors are made; None: torch's default.
-        dtype: Of the bias and of the dense weight; None: torch's default. The diagonals are float32.
+        dtype: The dtype of bias and dense weight; None: torch's default. The diagonals are float32.
 
     Raises:
         TypeError: a size is not an integer, or ``dtype`` is not floating.

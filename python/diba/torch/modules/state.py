@@ -1,4 +1,4 @@
-"""What becomes of the tensors of a layer when a model is cast, moved, loaded, copied or averaged."""
+"""The tensors of a factored layer: what casts, moves, loads, copies and averages do to them; its weight."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Self
 
-__all__ = ["FactorState"]
+    from numpy.typing import NDArray
+
+__all__ = ["FactorState", "Weight", "as_numpy"]
 
 
 class FactorState(nn.Module):
@@ -27,8 +29,8 @@ class FactorState(nn.Module):
     b1: Tensor
     b2: Tensor
     bias: nn.Parameter | None
-    _dtype: torch.dtype  # of the dense weight where there is no bias to tell it
-    _origin: _Origin  # only of copies
+    _dtype: torch.dtype  # the dense weight's, if there is no bias
+    _origin: _Origin  # copies alone have one
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """``nn.Module``'s way to move and cast; diagonals and bits only move."""
@@ -151,3 +153,123 @@ def _averaged(found: list[Tensor], equal: list[Tensor]) -> bool:
     if count < max(2, len(old) // 25) or int(lower.min()) < 0 or int(lower.max()) > 2:
         return False
     return len(torch.unique(old * 256 + new)) == len(torch.unique(old))
+
+
+# ---------------------------------------------------------------- the dense weight's stand-in
+
+_METADATA = {
+    *(
+        getattr(Tensor, name).__get__
+        for name in (
+            *("device", "dtype", "grad", "grad_fn", "is_cpu", "is_cuda", "is_leaf", "is_meta", "is_mps"),
+            *("is_quantized", "is_sparse", "is_xpu", "itemsize", "layout", "nbytes", "ndim"),
+            *("requires_grad", "retains_grad", "shape"),
+        )
+    ),
+    *(Tensor.__len__, Tensor.dim, Tensor.element_size, Tensor.get_device, Tensor.is_complex),
+    *(Tensor.is_contiguous, Tensor.is_floating_point, Tensor.is_inference, Tensor.is_signed),
+    *(Tensor.ndimension, Tensor.nelement, Tensor.numel, Tensor.size, Tensor.stride, Tensor.storage_offset),
+    # Of the stand-in, which has no storage, rather than of values about to be freed.
+    *(Tensor.data_ptr, Tensor.storage, Tensor.untyped_storage),
+    *(torch.is_complex, torch.is_floating_point, torch.numel),
+}
+_DATA = Tensor.data.__get__  # type: ignore[attr-defined]
+_WRITING = {
+    *("__set__", "__delete__", "__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__idiv__"),
+    *(
+        "__ifloordiv__",
+        "__imod__",
+        "__ipow__",
+        "__iand__",
+        "__ior__",
+        "__ixor__",
+        "__ilshift__",
+        "__irshift__",
+    ),
+}
+
+
+class Weight(Tensor):
+    """What ``FactoredLayer.weight`` returns: metadata of the dense weight, values on demand.
+
+    Every torch function that needs values gets ``layer.dense_weight()`` in its place, built anew each time
+    and differentiable in the diagonals. Functions that write into it raise.
+    """
+
+    _is_hf_initialized = True  # transformers' initialisers leave such tensors alone
+    _layer: Any
+    _detached: bool
+
+    @staticmethod
+    def of(layer: Any, detached: bool = False) -> Weight:
+        """The weight of a layer; ``detached``: without gradients."""
+        weight = Tensor._make_wrapper_subclass(
+            Weight,
+            layer.weight_shape,
+            dtype=layer.dtype,
+            device=layer.d1.device,
+            requires_grad=not detached and any(d.requires_grad for d in layer.diagonals()),
+        )
+        weight._layer, weight._detached = layer, detached
+        return weight
+
+    def dense(self) -> Tensor:
+        """The values."""
+        dense: Tensor = self._layer.dense_weight()
+        return dense.detach() if self._detached else dense
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        """Metadata only."""
+        return f"Weight(shape={tuple(self.shape)}, dtype={self.dtype}, of {type(self._layer).__name__})"
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Metadata as they are, ``.data`` as a weight again, and the dense weight to all else."""
+        kwargs = kwargs or {}
+        if func in _METADATA:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **kwargs)
+        target: Any = args[0] if args else kwargs.get("tensor")
+        if func == _DATA:
+            return Weight.of(target._layer, detached=True)
+        for written in (target if _writes(func.__name__) else None, kwargs.get("out")):
+            if isinstance(written, Weight):
+                raise RuntimeError(
+                    f"{func.__name__} would change the weight of {type(written._layer).__name__}, which is "
+                    f"computed from its factors; change its d1, d2, d3, or call set_factorization, "
+                    f"reset_parameters or requires_grad_ of the layer"
+                )
+        return func(*_dense(args), **_dense(kwargs))
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        """Only reached below autograd, where the gradient would be lost."""
+        raise RuntimeError(f"{func} got a stand-in for a diba layer's weight; use the layer's dense_weight()")
+
+
+def _writes(name: str) -> bool:
+    """Whether a torch function of this name changes its first argument, as ``add_`` and ``__iadd__`` do."""
+    return (name.endswith("_") and not name.endswith("__")) or name in _WRITING
+
+
+def _dense(value: Any) -> Any:
+    """Dense weights for the stand-ins within arguments."""
+    if isinstance(value, Weight):
+        return value.dense()
+    if type(value) in (tuple, list):
+        return type(value)(_dense(item) for item in value)
+    if type(value) is dict:
+        return {key: _dense(item) for key, item in value.items()}
+    return value
+
+
+def as_numpy(t: Tensor) -> NDArray[Any]:
+    """The values of a tensor as NumPy has them: 16-bit floats as float32; a copy only where it must be."""
+    t = t.detach().cpu()
+    return (t.float() if t.is_floating_point() and t.itemsize < 4 else t).numpy()

@@ -114,7 +114,7 @@ def _spread(total: int) -> Tensor:
 
 
 def sampled(module: nn.Module, rows: Tensor) -> Tensor:
-    """Of one row for every vector a layer multiplies, those of the vectors that ``vectors`` takes."""
+    """The rows for the vectors that ``vectors`` takes, from one row for every vector of the layer."""
     return rows[_spread(len(rows)).to(rows.device)] if _axes(module) else rows
 
 

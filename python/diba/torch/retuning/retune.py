@@ -17,8 +17,9 @@ from torch import nn
 from ..._internal import check
 from ...progress import ProgressOption, Steps, check_progress, reporting
 from ..model.accounts import uncounted
-from ..modules.layer import FactoredLayer, as_numpy
+from ..modules.layer import FactoredLayer
 from ..modules.linear import DibaLinear
+from ..modules.state import as_numpy
 from .batches import differentiable, evaluating, plain_grad, repeatable
 from .flips import Flipper, Flips
 from .losses import Loss, chosen_loss
