@@ -55,7 +55,7 @@ LAYERS = (
     ),
     (
         "torch.modules.layer",
-        "torch.model.parts",
+        "torch.model.fused",
     ),
     ("torch.modules.dense",),
     (

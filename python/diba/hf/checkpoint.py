@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .._internal.storage import BITS, DIAGONALS
 from ..checkpoints import entries as checkpoints
 from ..errors import FormatError
-from ..torch.model.parts import UnfusedModule
+from ..torch.model.fused import UnfusedModule
 from ..torch.model.swap import unfuse
 from ..torch.modules.kinds import replaceable
 from ..torch.modules.layer import FactoredLayer, Sizes

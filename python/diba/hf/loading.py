@@ -14,7 +14,7 @@ from ..torch.calibration.propagate import LayerTask
 from ..torch.conversion.report import Report
 from ..torch.conversion.run import Conversion
 from ..torch.model.accounts import Accounts
-from ..torch.model.parts import UnfusedModule
+from ..torch.model.fused import UnfusedModule
 from ..torch.model.selection import Target, check_weights, require, select
 from ..torch.model.swap import places, settle, unfused
 from ..torch.modules.kinds import dense_matrix, kind_of

@@ -16,7 +16,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..torch.model.parts import UnfusedModule
+from ..torch.model.fused import UnfusedModule
 from ..torch.modules.embedding import DibaEmbedding
 from ..torch.modules.layer import FactoredLayer
 from ..torch.modules.linear import DibaLinear

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..model.parts import Parallel
+from ..model.fused import Parallel
 from ..modules.kinds import input_layout, input_size
 from ..modules.vectors import input_of
 from ..retuning.batches import call, plain_grad

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..modules.embedding import DibaEmbedding
 from ..modules.layer import FactoredLayer, factored_layers
-from .parts import UnfusedModule
+from .fused import UnfusedModule
 
 __all__ = [
     "APART",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..modules.dense import runs_its_class
-from .parts import UnfusedModule, linear
+from .fused import UnfusedModule, linear
 
 if TYPE_CHECKING:
     from typing import Self

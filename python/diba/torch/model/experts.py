@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..modules.dense import runs_its_class
 from ..modules.vectors import mark
-from .parts import Parallel, UnfusedModule, linear
+from .fused import Parallel, UnfusedModule, linear
 
 if TYPE_CHECKING:
     from typing import Self

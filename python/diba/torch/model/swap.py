@@ -15,7 +15,7 @@ from ..modules.kinds import compressed
 from ..modules.layer import factored_layers
 from .attention import Attention
 from .experts import Experts
-from .parts import UnfusedModule
+from .fused import UnfusedModule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -242,6 +242,10 @@ class ConvolutionKind(Kind):
         """See :meth:`Kind.windows`."""
         return windows(module, x if x.ndim == self.axes + 2 else x[None], 1)
 
+    def _plain(self) -> nn.Module:
+        module: nn.Module = self.dense(1, 1, 1, device="meta")
+        return module
+
     def _built(self, module: Any, sizes: Sizes | diba.Factorization) -> Any:
         options = {name: getattr(module, name) for name in _SETTINGS}
         options |= {"bias": module.bias is not None, "alphabet": sizes.alphabet, "dtype": module.weight.dtype}

@@ -1,4 +1,4 @@
-"""What a layer with factors has to know of the dense layer in whose place it comes: the base of all kinds."""
+"""The base of all kinds of dense layers: what diba has to know of a layer that it replaces."""
 
 from __future__ import annotations
 
@@ -22,13 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Kind", "forward_owner", "runs_its_class"]
 
-_PLAIN: dict[type[nn.Module], tuple[int, ...]] = {
-    nn.Linear: (1, 1),
-    nn.Embedding: (1, 1),
-    nn.Conv1d: (1, 1, 1),
-    nn.Conv2d: (1, 1, 1),
-}
-_CONV1D = {"nf", "nx"}  # what transformers' Conv1D has besides the attributes of every module
 _INITIAL = ("init", "reset")  # beginnings of names: a layer with factors starts from its factors
 _HARMLESS = {
     *("__init__", "__repr__", "__doc__", "__module__", "__qualname__", "__dict__", "__weakref__"),
@@ -39,7 +32,7 @@ _HARMLESS = {
 _TAKEN = {"k", "sign", "fan_in_fan_out"}  # names that the layers with factors give their own attributes
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Kind:
     """One kind of dense layer, and what takes its place.
 
@@ -77,7 +70,7 @@ class Kind:
             return "its weight is computed from other parameters (parametrized, pruned or normalised)"
         if not self.computes(module) or not runs_its_class(module):
             return f"its {type(module).__name__} has a forward of its own"
-        return self._impossible(module) or _unreadable(module.weight) or _lost(module, self.factored)
+        return self._impossible(module) or _unreadable(module.weight) or _lost(self, module)
 
     def _impossible(self, module: Any) -> str | None:
         """Which setting of a dense layer the one with factors does not have."""
@@ -107,7 +100,7 @@ class Kind:
     def empty(self, module: Any, sizes: Sizes | diba.Factorization) -> FactoredLayer:
         """The layer that takes a dense one's place, on the meta device: its settings, mode and attributes."""
         layer: FactoredLayer = self._built(module, sizes)
-        kept = assigned(module)
+        kept = _assigned(self, module)
         if kept:
             layer.__dict__.update(kept, _kept=tuple(kept))
         return layer.train(module.training)
@@ -154,6 +147,11 @@ class Kind:
         result: nn.Module = dense.train(layer.training)
         return result
 
+    def _plain(self) -> nn.Module:
+        """A dense layer of this kind that has no attributes but those of its class."""
+        module: nn.Module = self.dense(1, 1, device="meta")
+        return module
+
     def _built(self, module: Any, sizes: Sizes | diba.Factorization) -> Any:
         """A layer with factors on the meta device, with the settings of a dense one."""
         raise NotImplementedError
@@ -188,33 +186,33 @@ def runs_its_class(module: nn.Module) -> bool:
     return getattr(forward, "__func__", None) is type(module).forward
 
 
-def assigned(module: nn.Module) -> dict[str, Any]:
+def _assigned(kind: Kind, module: nn.Module) -> dict[str, Any]:
     """Attributes that somebody set on a dense layer, to be set on the one in its place."""
-    own = _own(forward_owner(module)) | ({"forward"} if runs_its_class(module) else set())
+    own = _plain_attributes(kind) | ({"forward"} if runs_its_class(module) else set())
     return {name: value for name, value in vars(module).items() if name not in own and name[:2] != "__"}
 
 
-def _lost(module: nn.Module, new: type[nn.Module]) -> str | None:
-    """What would be lost if a layer of class ``new`` came in the place of a dense one; None: nothing.
+def _lost(kind: Kind, module: nn.Module) -> str | None:
+    """What would be lost if a layer with factors came in the place of a dense one; None: nothing.
 
     Parameters, buffers and submodules of its own; what its class adds to that which defines ``forward``,
     and attributes of such subclasses, for other code reads them (but not what begins with ``init`` or
-    ``reset``); attributes of any layer that cannot be kept: functions, and names that ``new`` uses itself.
+    ``reset``); attributes of any layer that cannot be kept: functions, and names that the new one uses.
     """
-    for kind, held in (
+    for sort, held in (
         ("parameter", {name: p for name, p in module._parameters.items() if name not in ("weight", "bias")}),
         ("buffer", module._buffers),
         ("submodule", module._modules),
     ):
         for name, value in held.items():
             if value is not None:
-                return f"its {kind} {name!r} would be lost"
+                return f"its {sort} {name!r} would be lost"
     base = forward_owner(module)
     for name in _own_names(type(module), base):
         return f"what its class {type(module).__name__} adds, {name!r}, would be lost"
-    for name, value in assigned(module).items():
+    for name, value in _assigned(kind, module).items():
         subclass = type(module) is not base and not _initial(name)
-        if subclass or callable(value) or name in _TAKEN or hasattr(new, name):
+        if subclass or callable(value) or name in _TAKEN or hasattr(kind.factored, name):
             return f"its attribute {name!r} would be lost"
     return None
 
@@ -231,9 +229,5 @@ def _initial(name: str) -> bool:
 
 
 @cache
-def _own(base: type) -> frozenset[str]:
-    """Attributes of a plain layer."""
-    for cls, sizes in _PLAIN.items():
-        if issubclass(base, cls):
-            return frozenset(vars(cls(*sizes, device="meta")))
-    return frozenset(vars(nn.Module())) | _CONV1D
+def _plain_attributes(kind: Kind) -> frozenset[str]:
+    return frozenset(vars(kind._plain()))

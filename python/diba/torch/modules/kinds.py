@@ -71,7 +71,7 @@ def dense_matrix(module: nn.Module) -> NDArray[Any]:
     """The matrix of a replaceable layer, shape (m, n), for NumPy: float32 (float64 if the weight is).
 
     Raises:
-        TypeError, ValueError: the layer is not replaceable.
+        ValueError: the layer is not replaceable.
     """
     matrix = factored_matrix(module)
     if matrix is None:

@@ -242,7 +242,12 @@ class FactoredLayer(FactorState):
     # ------------------------------------------------------------ from and to dense layers
 
     kinds: ClassVar[tuple[Any, ...]] = ()
-    """The kinds of dense layers that it stands for: ``dense.Kind``; ``kinds.KINDS`` sets them."""
+    """The kinds of dense layers that the class stands for, each a ``dense.Kind``; set by ``kinds.KINDS``."""
+
+    @property
+    def kind(self) -> Any:
+        """The kind of dense layer that it stands for: a ``dense.Kind``."""
+        return next(kind for kind in self.kinds if kind.made(self))
 
     @classmethod
     def from_dense(cls, module: nn.Module, f: diba.Factorization | None = None, **solve_options: Any) -> Self:
@@ -270,8 +275,7 @@ class FactoredLayer(FactorState):
 
     def to_dense_module(self) -> nn.Module:
         """The dense layer in this one's place: of the class it had, on its device and in its dtype."""
-        kind = next(kind for kind in self.kinds if kind.made(self))
-        result: nn.Module = kind.restored(self)
+        result: nn.Module = self.kind.restored(self)
         return result
 
     _kept: tuple[str, ...] = ()

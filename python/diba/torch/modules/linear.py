@@ -125,8 +125,7 @@ class LinearKind(Kind):
     """``nn.Linear``; but not the ``out_proj`` of ``nn.MultiheadAttention``."""
 
     def computes(self, module: nn.Module) -> bool:
-        """Not the ``out_proj`` above; Falcon's class too."""
-        # nn.MultiheadAttention reads the weight of its out_proj, a class of its own, without calling it.
+        """Also Falcon's class; not that of ``out_proj``, whose weight is read without calling the layer."""
         own = isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
         return (super().computes(module) and not own) or self._is_falcon(module)
 
@@ -157,8 +156,10 @@ class TransformersConv1DKind(LinearKind):
     def covers(self, module: nn.Module) -> bool:
         """By the name of a class, and what such a layer has."""
         named = any(cls.__name__ == self.name for cls in type(module).__mro__)
-        weight = getattr(module, "weight", None) if named else None
-        return isinstance(weight, Tensor) and weight.ndim == 2 and isinstance(module.nf, int)
+        if not named or not isinstance(getattr(module, "nf", None), int):
+            return False
+        weight = getattr(module, "weight", None)
+        return isinstance(weight, Tensor) and weight.ndim == 2
 
     def computes(self, module: nn.Module) -> bool:
         """That class has the forward."""
@@ -172,6 +173,11 @@ class TransformersConv1DKind(LinearKind):
     def input_size(self, module: Any) -> int | None:
         """Rows of the weight."""
         return int(module.weight.shape[0])
+
+    def _plain(self) -> nn.Module:
+        module: Any = nn.Module()
+        module.nf = module.nx = 1
+        return module  # type: ignore[no-any-return]
 
     def _built(self, module: Any, sizes: Sizes | diba.Factorization) -> Any:
         layer = super()._built(module, sizes)

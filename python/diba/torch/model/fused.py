@@ -24,8 +24,8 @@ class UnfusedModule(nn.Module):
     Attributes:
         fused: The module it stands for, with its settings and, while they are shared, its parameters. It is
             no submodule; its submodules belong to this one, too.
-        observed: All layers are called, also without vectors, and inputs are marked (``vectors.mark``), so that
-            calibration can match two runs in which experts get different tokens.
+        observed: All layers are called, also without vectors, and inputs are marked (``vectors.mark``), so
+            that calibration can match two runs in which experts get different tokens.
     """
 
     fused: Any
