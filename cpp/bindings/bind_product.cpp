@@ -44,9 +44,12 @@ void matrix_product(const Words& words, std::size_t cols, const Floats& x, bool 
   kProduct(view, signs, from, p, to, threads);
 }
 
-std::unique_ptr<diba::TiledMatrix> make_tiled(const Floats& x) {
+std::unique_ptr<diba::TiledMatrix> make_tiled(const Floats& x, bool transposed, float divisor) {
   require(x.ndim() == 2, "x must be two-dimensional");
-  return std::make_unique<diba::TiledMatrix>(x.data(), extent(x, 0), extent(x, 1));
+  const std::size_t rows = extent(x, transposed ? 1 : 0), cols = extent(x, transposed ? 0 : 1);
+  const float* from = x.data();
+  const Unlocked unlocked;
+  return std::make_unique<diba::TiledMatrix>(from, rows, cols, transposed, divisor);
 }
 
 void correlate(const Words& words, const diba::TiledMatrix& x, const Floats& weights, bool signs, Floats& out,
@@ -257,7 +260,7 @@ void bind_product(py::module_& m) {
   m.def("matmul", &matrix_product<diba::matmul, false>, words, cols, x, signs, out, threads);
   m.def("matmul_t", &matrix_product<diba::matmul_t, true>, words, cols, x, signs, out, threads);
   py::class_<diba::TiledMatrix>(m, "TiledMatrix")
-      .def(py::init(&make_tiled), x)
+      .def(py::init(&make_tiled), x, py::arg("transposed") = false, py::arg("divisor") = 1.0F)
       .def(py::init<std::size_t, std::size_t>(), py::arg("rows"), cols);
   m.def("correlate", &correlate, words, py::arg("x"), weights, signs, out, threads);
   m.def("gram", &gram, words, cols, weights, signs, out, threads);

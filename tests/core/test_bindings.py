@@ -133,6 +133,23 @@ def test_inputs_are_left_alone(name: str) -> None:
             assert np.array_equal(arguments[argument], value), argument
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (70, 6), (3, 16), (5, 33), (33, 50), (64, 64)])
+def test_a_tiled_matrix_can_be_of_the_transpose_and_divided(shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    (rows, cols), unit = shape, np.float32(0.37)
+    x = rng.standard_normal((cols, rows)).astype(np.float32)
+    bits = diba.BitMatrix.from_dense(rng.integers(0, 2, (7, rows)), "binary")
+
+    def correlations(tiled: _core.TiledMatrix) -> bytes:
+        out = np.empty((cols, 7), np.float32)
+        _core.correlate(bits.words, tiled, np.ones(rows, np.float32), False, out, 1)
+        return out.tobytes()
+
+    expected = correlations(_core.TiledMatrix(np.ascontiguousarray(x.T) / unit))
+    assert correlations(_core.TiledMatrix(x, transposed=True, divisor=unit)) == expected
+    assert correlations(_core.TiledMatrix(np.ascontiguousarray(x.T), divisor=unit)) == expected
+
+
 def test_tiled_matrices_are_made_of_float32_matrices_only() -> None:
     x = np.ones((70, 6), np.float32)
     _core.TiledMatrix(x)

@@ -104,6 +104,22 @@ void fill_tile(const float* x, std::size_t rows, std::size_t p, std::size_t firs
   for (std::size_t j = 0; j < rows; ++j) copy_row(x + j * p + first, width, tile + j * kTile);
 }
 
+// The same of X^T, where X (p, rows) lies in memory.
+void fill_tile_transposed(const float* x, std::size_t rows, std::size_t p, std::size_t first, float* tile) {
+  const std::size_t width = std::min(kTile, p - first);
+  std::fill_n(tile, padded_cols(rows) * kTile, 0.0F);
+  std::size_t c = 0;
+  for (; c + 4 <= width; c += 4) {
+    const float* from = x + (first + c) * rows;
+    std::size_t j = 0;
+    for (; j + 4 <= rows; j += 4) transpose_4x4(from + j, rows, tile + j * kTile + c, kTile);
+    for (; j < rows; ++j)
+      for (std::size_t i = 0; i < 4; ++i) tile[j * kTile + c + i] = from[i * rows + j];
+  }
+  for (; c < width; ++c)
+    for (std::size_t j = 0; j < rows; ++j) tile[j * kTile + c] = x[(first + c) * rows + j];
+}
+
 }  // namespace
 
 void matvec(BitView bits, bool signs, const float* x, float* y, int threads) {
@@ -142,9 +158,13 @@ void matmul_t(BitView bits, bool signs, const float* x, std::size_t p, float* y,
   matmul(transposed(bits).view(), signs, x, p, y, threads);
 }
 
-TiledMatrix::TiledMatrix(const float* x, std::size_t rows_, std::size_t cols_)
+TiledMatrix::TiledMatrix(const float* x, std::size_t rows_, std::size_t cols_, bool transposed, float divisor)
     : rows(rows_), cols(cols_), tile_floats_(padded_cols(rows) * kTile), data_(tiles() * tile_floats_) {
-  for (std::size_t t = 0; t < tiles(); ++t) fill_tile(x, rows, cols, t * kTile, data_.data() + t * tile_floats_);
+  const auto fill = transposed ? fill_tile_transposed : fill_tile;
+  for (std::size_t t = 0; t < tiles(); ++t) {
+    fill(x, rows, cols, t * kTile, tile(t));
+    if (divisor != 1) std::for_each_n(tile(t), tile_floats_, [divisor](float& v) { v /= divisor; });
+  }
 }
 
 TiledMatrix::TiledMatrix(std::size_t rows_, std::size_t cols_)

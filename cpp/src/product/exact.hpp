@@ -27,8 +27,8 @@ void matmul_t(BitView bits, bool signs, const float* x, std::size_t p, float* y,
 // A dense matrix in the tiles that the packed products read: made once, multiplied many times.
 class TiledMatrix {
  public:
-  // x (rows, cols), row-major, is copied.
-  TiledMatrix(const float* x, std::size_t rows_, std::size_t cols_);
+  // x / divisor, a copy. x is row-major: (rows, cols), or (cols, rows) where its transpose is meant.
+  TiledMatrix(const float* x, std::size_t rows_, std::size_t cols_, bool transposed = false, float divisor = 1);
 
   // All zero.
   TiledMatrix(std::size_t rows_, std::size_t cols_);

@@ -61,6 +61,8 @@ class SignSide:
         random: Source of the start.
         balance: Weights w (k,) of the penalty ``(w . y)^2`` on every row y of Y; None for none.
         threads: Threads of the compiled code.
+        transposed: Whether A is given as its transpose.
+        unit: What A is divided by.
     """
 
     def __init__(
@@ -70,9 +72,13 @@ class SignSide:
         random: np.random.Generator,
         balance: NDArray[np.float32] | None,
         threads: int,
+        *,
+        transposed: bool = False,
+        unit: float = 1.0,
     ) -> None:
-        self.rows = rows = A.shape[0]
-        self.A = _core.TiledMatrix(A)  # multiplied from its rows: correlations of the other side
+        rows, p = A.shape[::-1] if transposed else A.shape
+        self.rows = rows
+        self.A = _core.TiledMatrix(A, transposed, unit)  # for correlations of the other side
         self.k = k
         self.threads = threads
         self.balance = balance
@@ -85,7 +91,7 @@ class SignSide:
         self._tiles = _core.TiledMatrix(k, k)
         self._inverse = _core.QuantizedMatrix(k)
         self._gram = np.empty((k, k), dtype=np.float32)
-        self._correlations = np.empty((A.shape[1], k), dtype=np.float32)
+        self._correlations = np.empty((p, k), dtype=np.float32)
         self.refine(_POWER_STEPS)
         _core.pack(self.state, self.words, threads)
         self.state = self.projection()  # the dual U starts at zero
@@ -201,13 +207,13 @@ class Admm:
         self.published = published
         self.sequential = published or k * (m + n) <= _SEQUENTIAL_BITS * m * n
         self._unit = np.float32(np.sqrt(self.energy / A.size) or 1.0)  # rms of A
-        scaled = A / self._unit
         # The 0/1 factors give component j the sign (-1)^j, which goes into S1. Then rows of S1 have to
         # balance under weights of one, and columns of S2 under alternating ones.
         weight = np.float32(np.sqrt(balance))
         weights = (np.full(k, weight), weight * _alternating(k)) if balance else (None, None)
-        self.left = SignSide(scaled, k, random, weights[0], threads)
-        self.right = SignSide(np.ascontiguousarray(scaled.T), k, random, weights[1], threads)
+        unit = float(self._unit)
+        self.left = SignSide(A, k, random, weights[0], threads, unit=unit)
+        self.right = SignSide(A, k, random, weights[1], threads, transposed=True, unit=unit)
         self.objective = math.inf
         self.pace = 0.0
         self.best = self._iterate(np.zeros(k, dtype=np.float32))

@@ -49,7 +49,7 @@ class _InputSide(Side):
     Args:
         bits: B2', shape (n, k).
         scale: d3.
-        AS: ``(A S)'``, shape (n, m), so that ``correlations`` are those with A S.
+        AS: ``A S``, shape (m, n), so that ``correlations`` are those with A S.
         S: Float32, shape (n, n).
         threads: Threads of the bit kernels.
     """
@@ -62,7 +62,7 @@ class _InputSide(Side):
         S: NDArray[np.float32],
         threads: int,
     ) -> None:
-        super().__init__(bits, scale, AS, threads)
+        super().__init__(bits, scale, AS, threads, transposed=True)
         self._S = S
 
     def entries(self) -> NDArray[np.float32]:

@@ -47,19 +47,26 @@ class Side:
         scale: Start of the diagonal, shape (rows,); None for ones.
         A: The matrix with this side's rows as its rows, float32, shape (rows, p).
         threads: Threads of the bit kernels.
+        transposed: Whether A is given as its transpose.
     """
 
     def __init__(
-        self, bits: BitMatrix, scale: NDArray[np.float32] | None, A: NDArray[np.float32], threads: int
+        self,
+        bits: BitMatrix,
+        scale: NDArray[np.float32] | None,
+        A: NDArray[np.float32],
+        threads: int,
+        *,
+        transposed: bool = False,
     ) -> None:
         self.rows, self.k = bits.shape
         self.signs = bits.signs
         self.words = bits.words.copy()
         self.scale = np.ones(self.rows, dtype=np.float32) if scale is None else scale.astype(np.float32)
-        self._A = _core.TiledMatrix(A)
+        self._A = _core.TiledMatrix(A, transposed)
         self._threads = threads
         self._gram = np.empty((self.k, self.k), dtype=np.float32)
-        self._correlations = np.empty((A.shape[1], self.k), dtype=np.float32)
+        self._correlations = np.empty((A.shape[0 if transposed else 1], self.k), dtype=np.float32)
         self._columns = np.empty((self.k, -(-self.rows // 64)), dtype=np.uint64)
         self.bits_changed()
 
@@ -126,7 +133,7 @@ class Greedy:
     ) -> None:
         self.energy = _core.energy(A)
         self.left = Side(b1, d1, A, threads)
-        self.right = self._right_side(b2.T, d3, np.ascontiguousarray(A.T), threads)
+        self.right = self._right_side(b2.T, d3, A, threads)
         self.d2 = np.zeros(b1.shape[1], dtype=np.float32)
         self.objective = self.energy
         self.flips = 0
@@ -145,7 +152,7 @@ class Greedy:
     def _right_side(
         self, bits: BitMatrix, scale: NDArray[np.float32] | None, A: NDArray[np.float32], threads: int
     ) -> Side:
-        return Side(bits, scale, A, threads)
+        return Side(bits, scale, A, threads, transposed=True)
 
     # ------------------------------------------------------------ Algorithm 1
 

@@ -301,8 +301,8 @@ def _padded(f: Factorization, k: int) -> Factorization:
 
 
 def _bytes_needed(m: int, n: int, k: int, objective: Objective) -> int:
-    """Peak memory of a run: A in five forms, dense (m + n) x k matrices, k x k systems."""
-    plain = 4 * (5 * m * n + 6 * (m + n) * k) + 8 * 6 * k * k
+    """Peak memory of a run: A normalised and in tiles of both sides, (m + n) x k matrices, k x k systems."""
+    plain = 4 * (3 * m * n + 6 * (m + n) * k) + 8 * 6 * k * k
     if objective.covariance is None:
-        return plain + (0 if objective.plain else 8 * m * n)
-    return max(plain, 8 * (2 * m * n + 2 * n * n) + 4 * (6 * m * n + 4 * n * n + 8 * n * k + 3 * k * k))
+        return plain
+    return max(plain, 8 * 2 * n * n + 4 * (5 * m * n + 4 * n * n + 8 * n * k + 3 * k * k))
