@@ -130,7 +130,7 @@ T* at(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
-// d1, b1, d2, b2, d3; bits in rows of whole bytes. A matrix by itself is b1, and the others are 0.
+// d1, b1, d2, b2, d3; bits in rows of whole bytes.
 using FactorAddresses = std::array<Address, 5>;
 
 // From so many vectors on, to look at all the bits costs little beside the product.
@@ -159,11 +159,7 @@ class PackedTensors {
 
   void multiply(const FactorAddresses& f, const float* x, std::size_t count, const float* bias, float* y,
                 int threads) const {
-    if (b2_) {
-      packed_.multiply(*latest_.get(packed_, scales(f)), x, count, bias, y, threads);
-    } else {
-      packed_.multiply({}, x, count, bias, y, threads);
-    }
+    packed_.multiply(*latest_.get(packed_, scales(f)), x, count, bias, y, threads);
   }
 
   void gradients(const FactorAddresses& f, const float* x, const float* g, std::size_t count,
@@ -213,6 +209,15 @@ bool multiply_tensors(const PackedTensors& self, const FactorAddresses& f, Addre
   return true;
 }
 
+// The same for one matrix.
+bool multiply_matrix(const PackedTensors& self, Address bits, Address x, std::size_t count, Address y, int threads,
+                     bool whole) {
+  const Unlocked unlocked;
+  if (!self.holds(bits, 0, whole || count >= kVectorsForWhole)) return false;
+  self.packed().multiply({}, at<const float>(x), count, nullptr, at<float>(y), threads);
+  return true;
+}
+
 // out: the gradients of x (or 0), d1, d2, d3
 void tensor_gradients(const PackedTensors& self, const FactorAddresses& f, Address x, Address g, std::size_t count,
                       const std::array<Address, 4>& out, int threads) {
@@ -244,6 +249,7 @@ void bind_packed(py::module_& m) {
           "holds", [](const PackedTensors& self, Address b1, Address b2) { return self.holds(b1, b2, true); },
           py::arg("b1"), py::arg("b2"))
       .def("multiply", &multiply_tensors)
+      .def("multiply_matrix", &multiply_matrix)
       .def("gradients", &tensor_gradients);
 }
 

@@ -175,7 +175,8 @@ class PackedTensors:
     """The bits of a layer, or one bit matrix, for the fast kernels; the diagonals come with every call.
 
     Arrays are addresses of contiguous float32 data (bits: uint8, rows of whole bytes) of the sizes it
-    was made for; ``factors`` are those of d1, b1, d2, b2, d3, for one matrix all 0 but b1.
+    was made for; ``factors`` are those of d1, b1, d2, b2, d3. Products are False, and nothing else, if
+    the bits are others than those that were packed. One matrix has no b2: 0.
     """
 
     def __init__(self, b1: int, b2: int, rows: int, inner: int, cols: int, signs: bool) -> None: ...
@@ -196,6 +197,7 @@ class PackedTensors:
         threads: int,
         whole: bool,
     ) -> bool: ...
+    def multiply_matrix(self, bits: int, x: int, count: int, y: int, threads: int, whole: bool) -> bool: ...
     def gradients(
         self,
         factors: tuple[int, int, int, int, int],

@@ -117,10 +117,14 @@ const Packed& Packed::transposed() const {
 }
 
 Diagonals Packed::diagonals(const Scales& s) const {
+  return signs_ ? diagonals(s, {}) : diagonals(s, left_->unpack().view());
+}
+
+Diagonals Packed::diagonals(const Scales& s, BitView left) const {
   Diagonals d{{s.d1, s.d1 + rows()}, {s.d2, s.d2 + inner()}, {s.d3, s.d3 + cols()}, {}, {}};
   if (signs_) return d;
   d.middle.resize(rows());
-  matvec(left_->unpack().view(), false, s.d2, d.middle.data(), 1);
+  matvec(left, false, s.d2, d.middle.data(), 1);
   d.shift = d.middle;
   for (std::size_t i = 0; i < rows(); ++i) d.shift[i] *= s.d1[i];
   return d;
@@ -197,9 +201,11 @@ void Packed::multiply_together(const Pass& pass, const float* x, std::size_t cou
   const LookupKernels& kernels = *kernels_.lookup;
   const bool two = left_.has_value();
   VectorTables outer(cols(), count);
-  VectorTables middle(two ? inner() : 0, two ? count : 0);
-  const AlignedFloats scratch(two && u == nullptr ? count * inner() : 0);
-  float* sums = !two ? y : u == nullptr ? scratch.data() : u;
+  std::optional<VectorTables> middle;
+  std::optional<AlignedFloats> scratch;
+  float* sums = two ? u : y;
+  if (two) middle.emplace(inner(), count);
+  if (two && u == nullptr) sums = scratch.emplace(count * inner()).data();
   const auto finish_right = [&](const LookupTables& t, std::size_t /*c*/, std::size_t /*first*/) {
     const float gain = signs_ ? 2.0F * t.unit : t.unit;
     const float offset = signs_ ? t.total : two ? 0.5F * t.total : 0.0F;
@@ -224,9 +230,9 @@ void Packed::multiply_together(const Pass& pass, const float* x, std::size_t cou
   const auto right = [&](std::size_t b) {
     multiply_block(kernels, right_, in_order(b, right_), outer, count, sums, finish_right);
   };
-  const auto fill_middle = [&](std::size_t c) { middle.fill(kernels, c, sums + c * inner(), pass.d2); };
+  const auto fill_middle = [&](std::size_t c) { middle->fill(kernels, c, sums + c * inner(), pass.d2); };
   const auto left = [&](std::size_t b) {
-    multiply_block(kernels, *left_, in_order(b, *left_), middle, count, y, finish_left);
+    multiply_block(kernels, *left_, in_order(b, *left_), *middle, count, y, finish_left);
   };
   const Stage stages[] = {
       {count, fill_outer}, {right_.blocks(), right}, {count, fill_middle}, {two ? left_->blocks() : 0, left}};

@@ -55,6 +55,8 @@ class Packed {
   const Kernels& kernels() const { return kernels_; }
 
   Diagonals diagonals(const Scales& scales) const;
+  // The same sooner, for who still has the bits that became `left`.
+  Diagonals diagonals(const Scales& scales, BitView left) const;
 
   // The transposed matrix, packed by the first call and kept.
   const Packed& transposed() const;
@@ -104,7 +106,7 @@ class Packed {
 // A factorization that stays as it is.
 struct PackedFactorization {
   PackedFactorization(BitView left, BitView right, bool signs, const Scales& scales, const Kernels& kernels)
-      : bits(left, right, signs, kernels), diagonals(bits.diagonals(scales)) {}
+      : bits(left, right, signs, kernels), diagonals(bits.diagonals(scales, left)) {}
 
   std::size_t bytes() const { return bits.bytes() + diagonals.bytes(); }
   void multiply(const float* x, std::size_t count, const float* bias, float* y, const Executor& executor) const {

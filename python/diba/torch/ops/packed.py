@@ -228,8 +228,7 @@ def times_bits(x: Tensor, bits: Tensor, columns: int, sign: bool, transposed: bo
         or not kept.compiled.current
     ):
         kept = _packed(key, (bits,), shape)
-    count = x.numel() // x.shape[-1]
-    call = (0, place, 0, 0, 0), x.data_ptr(), count, 0, y.data_ptr(), torch.get_num_threads()
-    if not kept.compiled.multiply(*call, kept.whole):
-        _packed(key, (bits,), shape).compiled.multiply(*call, False)
+    call = place, x.data_ptr(), x.numel() // x.shape[-1], y.data_ptr(), torch.get_num_threads()
+    if not kept.compiled.multiply_matrix(*call, kept.whole):
+        _packed(key, (bits,), shape).compiled.multiply_matrix(*call, False)
     return y
