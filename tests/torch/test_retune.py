@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
-import json
 import warnings
 from itertools import pairwise
 from typing import Any
@@ -13,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 import diba
 from diba.torch.conversion.scores import scores
@@ -23,53 +20,7 @@ from diba.torch.retuning.flips import Flips
 from diba.torch.retuning.losses import distillation
 from diba.torch.retuning.retune import bits_checksum, retune
 from diba.torch.retuning.training import Training, trainable
-
-SIZES = (36, 40, 28, 5)
-
-
-def dense_model(norm: bool = False) -> nn.Sequential:
-    """Weights of quickly falling spectrum, as trained ones have."""
-    rng = np.random.default_rng(0)
-    modules: list[nn.Module] = []
-    for n, m in pairwise(SIZES):
-        layer = nn.Linear(n, m)
-        with torch.no_grad():
-            low = rng.standard_normal((m, 3)) @ rng.standard_normal((3, n))
-            full = low + 0.3 * rng.standard_normal((m, n))
-            layer.weight.copy_(torch.from_numpy(full / np.sqrt(3 * n)))
-            layer.bias.copy_(torch.from_numpy(0.1 * rng.standard_normal(m)))
-        modules += [layer, nn.Tanh()] if not norm else [layer, nn.LayerNorm(m), nn.Tanh()]
-    modules = modules[: -2 if norm else -1]
-    return nn.Sequential(*modules)
-
-
-def factored(dense: nn.Sequential, alphabet: Any = "binary") -> nn.Sequential:
-    """The model with all layers but the last factored."""
-    model = copy.deepcopy(dense)
-    linear = [i for i, module in enumerate(model) if isinstance(module, nn.Linear)]
-    for i in linear[:-1]:
-        w = dense[i].weight.detach().numpy()  # type: ignore[union-attr, operator]
-        f = diba.solve(w, k=24, alphabet=alphabet, effort="fast", threads=1)
-        model[i] = DibaLinear.from_factorization(f, bias=dense[i].bias)  # type: ignore[arg-type]
-    return model
-
-
-def inputs(count: int, seed: int = 1) -> list[Tensor]:
-    rng = np.random.default_rng(seed)
-    return [torch.from_numpy(rng.standard_normal((64, SIZES[0])).astype(np.float32)) for _ in range(count)]
-
-
-def regression(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    return functional.mse_loss(model(batch[0]), batch[1])
-
-
-def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> set[str]:
-    """The names of tensors that differ."""
-    return {name for name in a if not torch.equal(a[name], b[name])}
-
-
-def state(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in model.state_dict().items()}
+from small_models import SIZES, dense_model, factored, inputs, regression, same, state
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +40,7 @@ def batches(dense: nn.Sequential) -> list[tuple[Tensor, Tensor]]:
 
 
 FREE = {f"{layer}.{name}" for layer in (0, 2) for name in ("d1", "d2", "d3", "bias")}
+
 
 # ---------------------------------------------------------------- what trains
 
@@ -137,35 +89,6 @@ def test_norms_train_if_asked() -> None:
     assert {name for name in changed if name.endswith(("weight", "bias"))} == {
         f"{layer}.{name}" for layer in (1, 4) for name in ("weight", "bias")
     }
-
-
-def test_trainable_serves_any_optimizer(model: nn.Sequential, batches: list[Any]) -> None:
-    groups = trainable(model, biases=False, lr=0.02)
-    assert {name for name, p in model.named_parameters() if p.requires_grad} == {
-        name for name in FREE if not name.endswith("bias")
-    }
-    for group in groups:  # within a factor of sqrt(2) of the median size, rounded to a power of two
-        for p in group["params"]:
-            typical = float(p.detach().abs().median()) / 2  # for the bits are 0/1
-            assert 2**-0.5 <= group["scale"] / typical <= 2**0.5
-            assert group["lr"] == 0.02 * group["scale"]
-    optimizer = torch.optim.RMSprop(groups)
-    first = None
-    for batch in batches * 3:
-        optimizer.zero_grad()
-        loss = regression(model, batch)
-        first = first or loss.item()
-        loss.backward()
-        optimizer.step()
-    assert loss.item() < first
-
-
-def test_layers_that_share_a_parameter_train_it_once(model: nn.Sequential) -> None:
-    twin = copy.deepcopy(model[0])
-    twin.d2 = model[0].d2
-    both = nn.ModuleList([model[0], twin, model[0]])
-    parameters = [p for group in trainable(both) for p in group["params"]]
-    assert len(parameters) == len({id(p) for p in parameters}) == 7  # not 8, not 12
 
 
 # ---------------------------------------------------------------- everything is put back
@@ -242,37 +165,6 @@ def test_dropout_runs_if_asked_and_batch_statistics_stay(dense: nn.Sequential) -
 
 
 # ---------------------------------------------------------------- steps
-
-
-class Recorder(torch.optim.SGD):
-    """Plain gradient descent that remembers its rates."""
-
-    rates: list[float]
-
-    def __init__(self, groups: Any) -> None:
-        super().__init__(groups)
-        Recorder.rates = []
-
-    def step(self, closure: Any = None) -> Any:
-        group = self.param_groups[0]
-        Recorder.rates.append(group["lr"] / group["scale"])
-        return super().step(closure)
-
-
-@pytest.mark.parametrize(
-    ("lr_scheduler", "expected"),
-    [
-        ("constant", [0.5, 1, 1, 1]),
-        ("linear", [0.5, 1, 1, 0.5]),
-        ("cosine", [0.5, 1, 1, 0.5]),
-    ],
-)
-def test_rates_follow_the_schedule(
-    model: nn.Sequential, batches: list[Any], lr_scheduler: Any, expected: list[float]
-) -> None:
-    options: dict[str, Any] = {"lr": 1e-3, "warmup_ratio": 0.5, "progress": False}
-    retune(model, batches[:4], regression, optimizer=Recorder, lr_scheduler=lr_scheduler, **options)
-    assert Recorder.rates == pytest.approx([1e-3 * rate for rate in expected], rel=1e-12)
 
 
 def test_accumulated_batches_are_one_large_batch(model: nn.Sequential, batches: list[Any]) -> None:
@@ -432,16 +324,6 @@ def test_a_better_model_stays(model: nn.Sequential, batches: list[Any]) -> None:
     assert report.loss_after == end < report.loss_before
 
 
-def test_0_1_trains_more_slowly_than_signs(dense: nn.Sequential) -> None:
-    """Half of the rate, relative to the median entry."""
-    rates = {}
-    for alphabet in ("binary", "sign"):
-        layer = factored(dense, alphabet)[0]
-        (group,) = [g for g in trainable(layer) if any(p is layer.d2 for p in g["params"])]
-        rates[alphabet] = group["lr"] / 2.0 ** round(np.log2(float(layer.d2.detach().abs().median())))
-    assert rates["sign"] == 2 * rates["binary"] == 0.002
-
-
 def test_steps_go_through_the_batches_again(model: nn.Sequential, batches: list[Any]) -> None:
     report = retune(
         model, iter(batches[:2]), regression, max_steps=5, progress=False, evaluate=lambda m: m.training
@@ -493,100 +375,6 @@ def test_random_bits_retune_to_far_less(dense: nn.Sequential, batches: list[Any]
     assert results[0] < 0.5 * results[1]
 
 
-# ---------------------------------------------------------------- losses
-
-
-def test_distillation_is_the_divergence(dense: nn.Sequential, model: nn.Sequential) -> None:
-    """Against its formula in float64; float32 keeps 16 units of 2^-23 of each term."""
-    x = inputs(1)[0]
-    t = 2.0
-    with torch.no_grad():
-        model[0].d1.mul_(2)  # far away, so that the terms do not cancel
-        loss = distillation(dense, temperature=t)(model, x).item()
-        p, q = (torch.softmax(net(x).double() / t, -1) for net in (dense, model))
-    expected = float(t * t * (p * (p.log() - q.log())).sum(-1).mean())
-    terms = float(t * t * (p * (p.log().abs() + q.log().abs())).sum(-1).mean())
-    assert abs(loss - expected) <= 2e-6 * terms
-    assert loss > 100 * 2e-6 * terms  # so the check above means something
-
-
-def test_features_are_compared_by_their_relative_error(dense: nn.Sequential, model: nn.Sequential) -> None:
-    x = inputs(1)[0]
-    with torch.no_grad():
-        loss = distillation(dense, features=True)(model, x).item()
-        y, z = dense(x).double(), model(x).double()
-    assert loss == pytest.approx(float((y - z).square().sum() / y.square().sum()), rel=1e-4)
-
-
-class Output(dict):  # type: ignore[type-arg]
-    """As a transformers model returns it."""
-
-
-class Tokens(nn.Module):
-    """Logits and a loss for every token."""
-
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        torch.manual_seed(seed)
-        self.table = nn.Embedding(11, 6)
-        self.calls = 0
-
-    def forward(self, input_ids: Tensor, attention_mask: Any = None, labels: Any = None) -> Output:
-        self.calls += 1
-        logits = self.table(input_ids)
-        loss = None if labels is None else functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
-        return Output(logits=logits, loss=loss, hidden_states=(logits, logits + 1))
-
-
-def test_masked_tokens_do_not_count() -> None:
-    teacher, student = Tokens(0), Tokens(1)
-    ids = torch.arange(10).view(2, 5)
-    keep = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
-    loss = distillation(teacher)
-    expected = loss(student, {"input_ids": ids[keep.bool()].view(1, -1)}).item()
-    masked = loss(student, {"input_ids": ids, "attention_mask": keep}).item()
-    labelled = loss(student, {"input_ids": ids, "labels": torch.where(keep == 1, 3, -100)}).item()
-    assert masked == pytest.approx(expected, rel=1e-6)
-    assert labelled == pytest.approx(expected, rel=1e-6)
-    assert loss(student, {"input_ids": ids}).item() != pytest.approx(expected, rel=1e-3)
-
-
-def test_weight_mixes_in_the_models_own_loss() -> None:
-    teacher, student = Tokens(0), Tokens(1)
-    batch = {"input_ids": torch.arange(5)[None], "labels": torch.ones(1, 5, dtype=torch.int64)}
-    task, imitation = student(**batch)["loss"].item(), distillation(teacher)(student, batch).item()
-    mixed = distillation(teacher, weight=0.25)(student, batch).item()
-    assert mixed == pytest.approx(0.25 * imitation + 0.75 * task, rel=1e-6)
-    with pytest.raises(ValueError, match=r"weight is 0.25 and Tokens returns no loss"):
-        distillation(teacher, weight=0.25)(student, {"input_ids": torch.arange(5)[None]})
-
-
-def test_kept_outputs_spare_the_teacher() -> None:
-    teacher, student = Tokens(0).train(), Tokens(1)
-    loss = distillation(teacher, cache=True)
-    ids = torch.arange(10).view(2, 5)
-    first = loss(student, {"input_ids": ids}).item()
-    assert loss(student, {"input_ids": ids.clone()}).item() == first  # found by its content
-    assert teacher.calls == 1
-    assert loss.cached_bytes == 2 * 5 * 6 * 4
-    loss(student, {"input_ids": ids + 1})
-    assert teacher.calls == 2
-    assert teacher.training  # it ran in eval mode, and is as before
-
-
-def test_outputs_are_kept_up_to_a_number_of_bytes() -> None:
-    teacher, student, one = Tokens(0), Tokens(1), 5 * 6 * 4
-    loss = distillation(teacher, cache=2 * one + 1)
-    for _ in range(2):
-        for first in range(3):
-            loss(student, {"input_ids": torch.arange(first, first + 5)[None]})
-    assert loss.cached_bytes == 2 * one
-    assert teacher.calls == 4  # the third batch was not kept
-    for wrong in (-1, 2.5):
-        with pytest.raises((ValueError, TypeError), match=r"cache (is|=) ?"):
-            distillation(teacher, cache=wrong)
-
-
 def test_teacher_is_shorthand_and_adds_to_a_loss(dense: nn.Sequential, model: nn.Sequential) -> None:
     x = inputs(1)
     start = distillation(dense)(model, x[0]).item()
@@ -623,50 +411,6 @@ def test_a_transformer_learns_from_its_dense_self() -> None:
     assert changed == {n for n in before if n.endswith((".d1", ".d2", ".d3")) or "LayerNorm" in n} | {
         f"encoder.layer.0.{name}.bias" for name in ("intermediate.dense", "output.dense")
     }
-
-
-# ---------------------------------------------------------------- settings
-
-
-def test_settings_are_printed_and_come_back_from_json() -> None:
-    training = Training(max_steps=500, max_grad_norm=None, bits=Flips(every=7))
-    text = str(training)
-    for field in dataclasses.fields(Training):
-        assert f"{field.name}={getattr(training, field.name)!r}" in text
-    stored = json.loads(json.dumps(dataclasses.asdict(training)))
-    assert Training(**stored) == training
-    assert Training(bits="flip").bits == Flips()
-
-
-def test_settings_can_be_given_whole(dense: nn.Sequential, batches: list[Any]) -> None:
-    models = [factored(dense) for _ in range(2)]
-    settings: dict[str, Any] = {"lr": 0.01, "epochs": 2, "bits": "flip"}
-    one = retune(models[0], batches, regression, progress=False, **settings)
-    two = retune(models[1], batches, regression, progress=False, training=Training(**settings))
-    assert same(state(models[0]), state(models[1])) == set()
-    assert one.training == two.training == Training(**settings)
-
-
-@pytest.mark.parametrize(
-    ("settings", "error", "message"),
-    [
-        ({"lr": 0}, ValueError, "lr is 0; it must be a finite number above 0"),
-        ({"epochs": 0}, ValueError, "epochs is 0"),
-        ({"max_steps": 2.5}, TypeError, "max_steps is .*2.5"),
-        ({"gradient_accumulation_steps": 0}, ValueError, "gradient_accumulation_steps is 0"),
-        ({"lr_scheduler": "step"}, ValueError, "lr_scheduler is 'step'; it must be one of 'cosine'"),
-        ({"warmup_ratio": 2}, ValueError, "warmup_ratio is 2; it must be at most 1"),
-        ({"max_grad_norm": 0}, ValueError, "max_grad_norm is 0"),
-        ({"max_loss_change": 0}, ValueError, "max_loss_change is 0"),
-        ({"norms": 1}, TypeError, "norms is .*1.*use True or False"),
-        ({"optimizer": "sgd"}, TypeError, "optimizer is .*torch.optim.SGD"),
-        ({"bits": "flops"}, ValueError, "bits is 'flops'; it must be one of 'flip'"),
-        ({"seed": -1}, ValueError, "seed is -1"),
-    ],
-)
-def test_settings_check_themselves(settings: dict[str, Any], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        Training(**settings)
 
 
 def test_progress_is_told_of_every_step(model: nn.Sequential, batches: list[Any]) -> None:
@@ -743,7 +487,7 @@ def test_bad_arguments_are_named(
     assert same(before, state(model)) == set()
 
 
-def test_a_dense_model_is_refused(dense: nn.Sequential, model: nn.Sequential, batches: list[Any]) -> None:
+def test_a_dense_model_is_refused(dense: nn.Sequential, batches: list[Any]) -> None:
     for call in (
         lambda: retune(dense, batches, regression, progress=False),
         lambda: trainable(dense),
@@ -751,11 +495,3 @@ def test_a_dense_model_is_refused(dense: nn.Sequential, model: nn.Sequential, ba
     ):
         with pytest.raises(ValueError, match=r"no factored layer.*diba\.torch\.convert"):
             call()
-    with pytest.raises(ValueError, match=r"teacher is the model itself.*deepcopy"):
-        retune(model, inputs(1), teacher=model, progress=False)
-    with pytest.raises(TypeError, match="teacher is"):
-        distillation("dense")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="weight is 2"):
-        distillation(dense, weight=2)
-    with pytest.raises(ValueError, match="output has shape"):
-        distillation(dense[:2])(model, inputs(1)[0])

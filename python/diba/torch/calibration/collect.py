@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..._internal import check
 from ...progress import ProgressOption, Steps, check_progress, reporting
+from ..model.selection import targets
 from ..model.swap import unfused
 from ..modules.kinds import input_layout, input_size
 from ..modules.vectors import Products, input_of, vectors
@@ -85,8 +86,6 @@ def dense_layers(model: nn.Module, config: Any = None) -> dict[str, nn.Module]:
     if config is None:
         found = dict(model.named_modules())
     else:
-        from ..model.selection import targets
-
         found = {target.name: target.module for target in targets(model, config)}
     return {name: module for name, module in found.items() if input_size(module) is not None}
 

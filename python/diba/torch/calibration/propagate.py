@@ -297,7 +297,7 @@ class _Propagation:
         try:
             yield
         finally:
-            for name, layer in reversed(current.items()):  # of two names of one place the first knows it
+            for name, layer in reversed(current.items()):  # the first of two names of one place knows it
                 put(self._model, name, layer)
 
 

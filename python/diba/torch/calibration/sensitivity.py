@@ -24,7 +24,6 @@ __all__ = ["LEAST", "Sensitivity", "backward", "measure", "output_gradients", "r
 LEAST = 0.01
 """Added to the weight of every vector: what no sample of a loss reached may still matter."""
 
-
 Take = Callable[[str, int, Tensor], None]
 """Called with the layer's name, the number of its call in this run, and the gradient at its output."""
 

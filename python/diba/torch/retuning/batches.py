@@ -1,4 +1,4 @@
-"""Batches of data: how a model is called with one, and how several are read more than once.
+"""Batches of data: how a model is run on one, in which mode, and how several are read more than once.
 
 A batch is what the model takes: a mapping of keyword arguments, a tuple or list of positional ones, or one
 tensor. Nothing is moved between devices.

@@ -1,4 +1,4 @@
-"""What of a model's output is its answer: the tensors that losses compare, and how each is to be read."""
+"""The answer in a model's output: the tensors that losses compare, and how each is to be read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 __all__ = ["Answer", "answers", "choices", "field", "positions"]
 
 _BESIDE_LOGITS = ("mc_logits", "pred_boxes", "pred_masks")
-"""Of models with several heads, those that ``logits`` do not tell."""
+"""Answers of models with several heads, beside ``logits``."""
 
 _EMBEDS = re.compile(r"(^|_)(embeds|embedding|embeddings)$")
 _HIDDEN = ("last_hidden_state", "hidden_states", "decoder_hidden_states")

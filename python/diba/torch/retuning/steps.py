@@ -45,7 +45,7 @@ class Trainer:
     Args:
         model: ``batches.differentiable`` lets gradients reach the parameters.
         loss: ``loss(model, batch)``.
-        groups: Of ``training.grouped``.
+        groups: Parameters of like size with their rates, see ``training.grouped``.
         training: Rates and limits; what trains is in ``groups`` and ``flipper``.
         flipper: None: no bit moves.
 
