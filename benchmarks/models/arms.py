@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import diba.torch
-from diba.allocation.waterfill import stored_bits
+from diba.solvers.size import stored_bits
 from diba.torch.modules.layer import FactoredLayer
 
 from .control import convert_random
@@ -208,7 +208,7 @@ def bits_of(layer: Any) -> tuple[int, int]:
     if isinstance(layer, Rounded):
         return layer.bits, layer.shape.numel()
     shape = m, n = layer.d1.numel(), layer.d3.numel()
-    return stored_bits(shape, layer.k), m * n
+    return stored_bits(*shape, layer.k), m * n
 
 
 def layer_bits(model: nn.Module) -> float | None:

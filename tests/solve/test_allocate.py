@@ -9,7 +9,7 @@ from torch import nn
 
 import diba
 import diba.torch
-from diba.allocation.waterfill import stored_bits
+from diba.solvers.size import stored_bits
 from diba.torch.conversion.allocation import keep_best
 
 RANDOM = np.random.default_rng(0)
@@ -18,7 +18,7 @@ NORMAL = RANDOM.standard_normal((48, 64))
 
 def uniform_bits(shape: tuple[int, int], bits: float) -> int:
     k = diba.solve(np.ones(shape), bits_per_weight=bits, max_iter=0, method="greedy").k
-    return stored_bits(shape, k)
+    return stored_bits(*shape, k)
 
 
 def noise(matrices: dict[str, np.ndarray], k: dict[str, int]) -> float:
@@ -34,7 +34,7 @@ def test_bits_go_where_they_remove_most_noise() -> None:
     }
     found = diba.allocate(matrices, 1.5)
     budget = sum(uniform_bits(A.shape, 1.5) for A in matrices.values())
-    assert found.total_bits == sum(stored_bits(matrices[name].shape, k) for name, k in found.k.items())
+    assert found.total_bits == sum(stored_bits(*matrices[name].shape, k) for name, k in found.k.items())
     assert budget - (16 + 16 + 96 + 48) < found.total_bits <= budget
     even = {
         name: diba.solve(A, bits_per_weight=1.5, max_iter=0, method="greedy").k

@@ -16,8 +16,8 @@ A = np.random.default_rng(0).standard_normal((60, 40)).astype(np.float32)
 
 
 def made(snr: list[float], k: list[int]) -> diba.Curve:
-    size = len(k)
-    return diba.Curve((60, 40), np.arange(1.0, size + 1), np.array(k), np.array(snr), np.zeros(size))
+    """SNRs of whole tens come out exactly."""
+    return diba.Curve((60, 40), np.array(k), 10.0 ** (-np.array(snr) / 10), 1.0, np.zeros(len(k)))
 
 
 def test_points_are_single_solves() -> None:
@@ -36,27 +36,27 @@ def test_points_are_single_solves() -> None:
     steps = [report.done for report in seen]
     assert steps == sorted(steps)
     assert {0, 1, 2} < set(steps)  # and parts of them
-    assert [report.item for report in seen if report.done in (1, 2)] == ["1 bits", "3 bits"]
+    assert [report.item for report in seen if report.done in (1, 2)] == [f"k = {k}" for k in curve.k]
     assert seen[-1].snr_db == curve.snr_db[-1]
     assert (seen[-1].total, seen[-1].remaining) == (2, 0)
 
 
 def test_the_table_has_a_line_for_every_point() -> None:
-    lines = str(made([4.25, math.inf], [20, 300])).splitlines()
+    lines = str(made([10, math.inf], [20, 300])).splitlines()
     assert lines[0].split() == ["bits/weight", "k", "SNR", "dB", "seconds"]
     assert [line.split() for line in lines[1:]] == [
-        ["1.0000", "20", "4.25", "0.00"],
-        ["2.0000", "300", "inf", "0.00"],
+        ["1.6333", "20", "10.00", "0.00"],
+        ["15.1667", "300", "inf", "0.00"],
     ]
     assert len({len(line) for line in lines}) == 1
 
 
 def test_k_for_interpolates() -> None:
-    curve = made([2.0, 4.0, 8.0], [10, 20, 60])
-    assert [curve.k_for(snr) for snr in (2, 3, 4, 4.05, 8)] == [10, 15, 20, 21, 60]
-    assert made([2.0, math.inf], [10, 20]).k_for(5) == 20
-    for outside, word in ((1.9, "smaller"), (8.1, "larger")):
-        with pytest.raises(ValueError, match=f"runs from 2.00 to 8.00 dB: use diba.curve with {word} bits"):
+    curve = made([10, 20, 40], [10, 20, 60])
+    assert [curve.k_for(snr) for snr in (10, 15, 20, 20.25, 40)] == [10, 15, 20, 21, 60]
+    assert made([10, math.inf], [10, 20]).k_for(15) == 20
+    for outside, word in ((9.9, "smaller"), (40.1, "larger")):
+        with pytest.raises(ValueError, match=f"runs from 10.00 to 40.00 dB: use diba.curve with {word} bits"):
             curve.k_for(outside)
     with pytest.raises(TypeError, match="snr_db"):
         curve.k_for("5")
@@ -86,15 +86,16 @@ def test_bits_are_checked(bits: Any, kind: type[Exception], message: str) -> Non
 
 def test_plot(tmp_path: Path) -> None:
     figures = pytest.importorskip("matplotlib.figure")
-    curve = made([4.0, 8.0], [20, 60])
+    curve = made([10, 20], [20, 60])
     path = tmp_path / "curve.svg"
     curve.plot(path)
     assert "<svg" in path.read_text()
     axes = figures.Figure().add_subplot()
     assert curve.plot(axes) is axes
     limit, points = axes.get_lines()
-    assert np.allclose(limit.get_xydata(), [[0, 0], [2, 2 * 6.0206]], atol=1e-4)
-    assert points.get_xydata().tolist() == [[1, 4], [2, 8]]
+    bits = curve.bits_per_weight.tolist()
+    assert np.allclose(limit.get_xydata(), [[0, 0], [bits[1], bits[1] * 6.0206]], atol=1e-4)
+    assert points.get_xydata().tolist() == [[bits[0], 10], [bits[1], 20]]
     assert "Gaussian" in limit.get_label()
     with pytest.raises(TypeError, match="target is 3"):
         curve.plot(3)

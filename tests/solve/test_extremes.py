@@ -364,7 +364,8 @@ def test_shares_of_bits_of_any_noise() -> None:
     assert np.isfinite(found.noise)
     assert found.k["a"] > found.k["b"] >= 1
     curves = {
-        name: ((20, 20), [1, 5, 9], [1.7e308, high, 5e-324]) for name, high in (("a", 1e308), ("b", 1e9))
+        name: diba.Curve((20, 20), np.array([1, 5, 9]), np.array([1.7e308, high, 5e-324]))
+        for name, high in (("a", 1e308), ("b", 1e9))
     }
     assert np.isfinite(waterfill(curves, bits_per_weight=2).noise)
     with pytest.raises(ValueError, match=r"weights\['a'\] \|A\|\^2 is inf"):

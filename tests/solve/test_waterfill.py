@@ -11,21 +11,22 @@ import pytest
 
 import diba
 from diba._internal import storage
-from diba.allocation.waterfill import NoiseCurve, noise_curve, stored_bits, waterfill
+from diba.allocation.waterfill import waterfill
+from diba.solvers.size import stored_bits
 
 
-def exponential(shape: tuple[int, int], sizes: list[int], energy: float, rate: float) -> NoiseCurve:
+def curve_of(shape: tuple[int, int], k: list[int], noise: list[float]) -> diba.Curve:
+    return diba.Curve(shape, np.array(k), np.array(noise))
+
+
+def exponential(shape: tuple[int, int], sizes: list[int], energy: float, rate: float) -> diba.Curve:
     """Noise that falls by ``rate`` dB for each k: linear in dB, so that any sampling says the same."""
-    return NoiseCurve(shape, sizes, [energy * 10 ** (-rate * k / 10) for k in sizes])
-
-
-def noise(curve: NoiseCurve, rate: float, energy: float, k: int) -> float:
-    return energy * 10 ** (-rate * k / 10)
+    return curve_of(shape, sizes, [energy * 10 ** (-rate * k / 10) for k in sizes])
 
 
 def test_stored_bits_are_those_of_storage() -> None:
     for m, n, k in ((3, 5, 1), (64, 48, 30)):
-        assert stored_bits((m, n), k) == round(storage.bits_per_weight(m, n, k, 16) * m * n)
+        assert stored_bits(m, n, k) == round(storage.bits_per_weight(m, n, k, 16) * m * n)
 
 
 @pytest.mark.parametrize("total", [2300, 2500, 3000, 3333, 4000])
@@ -38,12 +39,12 @@ def test_equal_shapes_are_solved_exactly(total: int) -> None:
         return sum(e * 10 ** (-r * k / 10) for (e, r), k in zip(spec.values(), ks, strict=True))
 
     fitting = [
-        ks for ks in itertools.product(sizes, repeat=3) if sum(stored_bits(shape, k) for k in ks) <= total
+        ks for ks in itertools.product(sizes, repeat=3) if sum(stored_bits(*shape, k) for k in ks) <= total
     ]
     best = min(map(value, fitting))
     found = waterfill(curves, total_bits=total)
     assert found.total_bits <= total
-    assert found.total_bits == sum(stored_bits(shape, k) for k in found.k.values())
+    assert found.total_bits == sum(stored_bits(*shape, k) for k in found.k.values())
     assert found.noise == pytest.approx(value(tuple(found.k.values())), rel=1e-12)
     assert found.noise == pytest.approx(best, rel=1e-12)
     assert found.uniform_noise is None
@@ -53,12 +54,12 @@ def test_different_shapes_stay_within_one_step_of_the_best() -> None:
     spec = {"a": ((8, 10), 6.0, 0.8), "b": ((20, 9), 3.0, 0.3), "c": ((5, 30), 8.0, 0.4)}
     sizes = list(range(2, 15))
     curves = {name: exponential(shape, sizes, e, r) for name, (shape, e, r) in spec.items()}
-    steps = {name: stored_bits(shape, 1) - stored_bits(shape, 0) for name, (shape, _, _) in spec.items()}
+    steps = {name: stored_bits(*shape, 1) - stored_bits(*shape, 0) for name, (shape, _, _) in spec.items()}
     for total in range(1700, 3200, 150):
         found = waterfill(curves, total_bits=total)
         best = math.inf
         for ks in itertools.product(sizes, repeat=3):
-            if sum(stored_bits(s, k) for (s, _, _), k in zip(spec.values(), ks, strict=True)) <= total:
+            if sum(stored_bits(*s, k) for (s, _, _), k in zip(spec.values(), ks, strict=True)) <= total:
                 best = min(
                     best, sum(e * 10 ** (-r * k / 10) for (_, e, r), k in zip(spec.values(), ks, strict=True))
                 )
@@ -76,11 +77,11 @@ def test_different_shapes_stay_within_one_step_of_the_best() -> None:
 
 def test_a_curve_that_is_not_convex_is_followed_along_its_hull() -> None:
     shape = (16, 16)
-    bent = NoiseCurve(shape, [1, 2, 3, 4], [10.0, 9.9, 9.8, 1.0])  # the third bit pays, the first two do not
-    straight = NoiseCurve(shape, [1, 2, 3, 4], [10.0, 8.0, 6.0, 4.0])
+    bent = curve_of(shape, [1, 2, 3, 4], [10.0, 9.9, 9.8, 1.0])  # the third bit pays, the first two do not
+    straight = curve_of(shape, [1, 2, 3, 4], [10.0, 8.0, 6.0, 4.0])
     # The hull of `bent` falls by 3 a step, that of `straight` by 2: all three steps go to `bent`.
     assert waterfill(
-        {"bent": bent, "straight": straight}, total_bits=stored_bits(shape, 4) + stored_bits(shape, 1)
+        {"bent": bent, "straight": straight}, total_bits=stored_bits(*shape, 4) + stored_bits(*shape, 1)
     ).k == {
         "bent": 4,
         "straight": 1,
@@ -89,21 +90,21 @@ def test_a_curve_that_is_not_convex_is_followed_along_its_hull() -> None:
 
 def test_noise_that_rises_is_never_paid_for() -> None:
     shape = (16, 16)
-    found = waterfill({"a": NoiseCurve(shape, [1, 2, 3], [3.0, 1.0, 2.0])}, total_bits=10**6)
+    found = waterfill({"a": curve_of(shape, [1, 2, 3], [3.0, 1.0, 2.0])}, total_bits=10**6)
     assert found.k == {"a": 2}
     assert found.noise == 1.0
 
 
 def test_between_points_noise_is_linear_in_decibels() -> None:
-    curve = NoiseCurve((16, 16), [11, 1], [0.01, 1.0])  # any order; 2 dB a step
-    found = waterfill({"a": curve}, total_bits=stored_bits((16, 16), 4))
+    curve = curve_of((16, 16), [11, 1], [0.01, 1.0])  # any order; 2 dB a step
+    found = waterfill({"a": curve}, total_bits=stored_bits(16, 16, 4))
     assert found.k == {"a": 4}
     assert found.noise == pytest.approx(10**-0.6, rel=1e-12)
 
 
 def test_exact_factors_end_a_curve() -> None:
-    curve = NoiseCurve((16, 16), [1, 3], [2.0, 0.0])
-    assert waterfill({"a": curve}, total_bits=stored_bits((16, 16), 2)).noise == pytest.approx(1.0)
+    curve = curve_of((16, 16), [1, 3], [2.0, 0.0])
+    assert waterfill({"a": curve}, total_bits=stored_bits(16, 16, 2)).noise == pytest.approx(1.0)
 
 
 def test_the_uniform_budget() -> None:
@@ -111,7 +112,7 @@ def test_the_uniform_budget() -> None:
     curves = {name: exponential(shape, [1, 40], 1 + len(name), 0.3) for name, shape in shapes.items()}
     found = waterfill(curves, bits_per_weight=2)
     uniform = {"a": 27, "b": 11, "tiny": 1}  # (2 m n - 16 (m + n)) / (m + n + 16) rounded down, at least 1
-    budget = sum(stored_bits(shapes[name], k) for name, k in uniform.items())
+    budget = sum(stored_bits(*shapes[name], k) for name, k in uniform.items())
     assert found.total_bits <= budget
     assert budget - found.total_bits < 40 + 60 + 16
     expected = sum((1 + len(name)) * 10 ** (-0.03 * k) for name, k in uniform.items())
@@ -123,17 +124,21 @@ def test_the_uniform_budget() -> None:
 def test_sensitivity_draws_bits() -> None:
     A = np.random.default_rng(0).standard_normal((40, 30))
     curve = diba.curve(A, bits=(2, 3, 4), method="greedy", max_iter=2)
-    energy = float(np.square(A).sum())
-    plain, heavy = noise_curve(curve, energy), noise_curve(curve, energy, weight=5.0)
+    plain, heavy = curve, curve.weighted(5.0)
     f = diba.solve(A, bits_per_weight=3, method="greedy", max_iter=2)
     error = float(np.square(A - f.to_dense()).sum())
     assert plain.noise[1] == pytest.approx(error, rel=1e-5)  # to_dense is float32
+    assert plain.energy == pytest.approx(float(np.square(A).sum()), rel=1e-12)
     assert heavy.noise == pytest.approx([5 * value for value in plain.noise])
+    assert heavy.snr_db == pytest.approx(plain.snr_db)
     assert waterfill({"a": plain, "b": plain}, bits_per_weight=3).uniform_noise == pytest.approx(
         2 * plain.noise[1]
     )
     found = waterfill({"plain": plain, "heavy": heavy}, bits_per_weight=3)
     assert found.k["heavy"] > curve.k[1] > found.k["plain"]
+
+
+ONE = {"a": curve_of((4, 4), [1], [1.0])}
 
 
 @pytest.mark.parametrize(
@@ -142,23 +147,38 @@ def test_sensitivity_draws_bits() -> None:
         ([], {"total_bits": 100}, TypeError, "curves is"),
         ({}, {"total_bits": 100}, ValueError, "curves is empty"),
         ({"a": 3}, {"total_bits": 100}, TypeError, r"curves\['a'\] is 3"),
-        ({"a": ((4, 4), [1], [1.0])}, {}, ValueError, "exactly one"),
-        ({"a": ((4, 4), [1], [1.0])}, {"total_bits": 9, "bits_per_weight": 1}, ValueError, "exactly one"),
-        (
-            {"a": ((4, 4), [1], [1.0])},
-            {"total_bits": 9},
-            ValueError,
-            "the smallest sizes measured already take",
-        ),
-        ({"a": ((4, 4), [1], [1.0])}, {"bits_per_weight": -1}, ValueError, "bits_per_weight is -1"),
-        ({"a": ((4, 4), [1, 2], [1.0])}, {"total_bits": 999}, ValueError, "has 2 k and 1 noises"),
-        ({"a": ((4, 4), [], [])}, {"total_bits": 999}, ValueError, "at least one"),
-        ({"a": ((4, 4), [2, 2], [1.0, 1.0])}, {"total_bits": 999}, ValueError, "repeats a size"),
-        ({"a": ((4, 4), [0], [1.0])}, {"total_bits": 999}, ValueError, "an entry of"),
-        ({"a": ((4, 4), [1], [math.nan])}, {"total_bits": 999}, ValueError, "noise is nan"),
-        ({"a": ((4, 0), [1], [1.0])}, {"total_bits": 999}, ValueError, "a side of"),
+        ({"a": ((4, 4), [1], [1.0])}, {"total_bits": 100}, TypeError, r"curves\['a'\] is .* must be a Curve"),
+        (ONE, {}, ValueError, "exactly one"),
+        (ONE, {"total_bits": 9, "bits_per_weight": 1}, ValueError, "exactly one"),
+        (ONE, {"total_bits": 9}, ValueError, "the smallest sizes measured already take"),
+        (ONE, {"bits_per_weight": -1}, ValueError, "bits_per_weight is -1"),
     ],
 )
 def test_bad_arguments(curves: Any, budget: dict[str, Any], kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
         waterfill(curves, **budget)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (((4, 4), [1, 2], [1.0]), "k has 2 entries, noise 1"),
+        (((4, 4), [], []), "at least 1"),
+        (((4, 4), [2, 2], [1.0, 1.0]), "repeats a size"),
+        (((4, 4), [0], [1.0]), "an entry of k"),
+        (((4, 4), [1], [math.nan]), "noise is nan"),
+        (((4, 0), [1], [1.0]), "a side of shape"),
+        (((4, 4), [1], [1.0], -1.0), "energy is -1"),
+        (((4, 4), [1], [1.0], 1.0, [1.0, 2.0]), "as many"),
+    ],
+)
+def test_bad_curves(given: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        diba.Curve(*given)
+
+
+def test_a_curve_without_energy_has_no_snr() -> None:
+    with pytest.raises(ValueError, match="no energy"):
+        _ = ONE["a"].snr_db
+    with pytest.raises(ValueError, match="weight is -1"):
+        ONE["a"].weighted(-1)

@@ -28,6 +28,7 @@ __all__ = [
     "padding_bits",
     "round_to_16",
     "spread",
+    "stored_bits",
 ]
 
 DIAGONALS = ("d1", "d2", "d3")
@@ -43,8 +44,8 @@ _ROOM = range(-100, 121)  # exponents of a diagonal's largest entry that leave r
 # ---------------------------------------------------------------- the bits they take
 
 
-def bits_per_weight(m: int, n: int, k: int, diagonal_bits: int) -> float:
-    """Stored bits for each entry of an m x n matrix: ``[k (m + n) + q (m + k + n)] / (m n)``.
+def stored_bits(m: int, n: int, k: int, diagonal_bits: int) -> int:
+    """Stored bits of the factors of an m x n matrix: ``k (m + n) + q (m + k + n)``.
 
     Args:
         m: Rows.
@@ -52,7 +53,12 @@ def bits_per_weight(m: int, n: int, k: int, diagonal_bits: int) -> float:
         k: Inner dimension.
         diagonal_bits: q, bits of one diagonal entry.
     """
-    return (k * (m + n) + diagonal_bits * (m + k + n)) / (m * n)
+    return k * (m + n) + diagonal_bits * (m + k + n)
+
+
+def bits_per_weight(m: int, n: int, k: int, diagonal_bits: int) -> float:
+    """The same for each entry of the matrix."""
+    return stored_bits(m, n, k, diagonal_bits) / (m * n)
 
 
 def padding_bits(m: int, n: int, k: int, *, unit: int) -> int:

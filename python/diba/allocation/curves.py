@@ -6,22 +6,27 @@ import io
 import math
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._internal import check, check_arrays
+from .._internal import check
 from .._internal.check import describe
 from .._internal.disk import check_target, replace_file
+from .._internal.error import energy_and_error, snr_db
 from ..progress import Steps, reporting
-from ..solvers.solver import solve
+from ..solvers.size import inner_dimension, stored_bits
+from ..solvers.solver import checked_matrix, solve
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from matplotlib.axes import Axes
     from numpy.typing import ArrayLike, NDArray
 
+    from .._internal.check import FloatArray
     from ..progress import ProgressOption
 
 __all__ = ["Curve", "curve"]
@@ -31,21 +36,70 @@ DB_PER_BIT = 20 * math.log10(2)  # of the Gaussian rate-distortion function
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """What one matrix costs and keeps at several sizes; made by :func:`diba.curve`.
+    """What one matrix costs and loses at several sizes; made by :func:`diba.curve`.
 
     Attributes:
         shape: (m, n) of the matrix.
-        bits_per_weight: Stored bits for each entry, diagonals counted, as the factors have them; rising.
-        k: Inner dimensions.
-        snr_db: Signal-to-noise ratios in dB, recomputed in float64 from the factors.
-        seconds: Times of the solves.
+        k: Inner dimensions, rising; given in any order.
+        noise: ``|A - F|^2`` at each k, or that times how much it matters.
+        energy: ``|A|^2``, or that times the same; None where it is not known.
+        seconds: Times of the solves; None where they are not known.
+
+    Raises:
+        TypeError: a value is of the wrong kind.
+        ValueError: there is no k, or one twice; noise and energy are not finite or below 0; or the lengths
+            differ.
     """
 
     shape: tuple[int, int]
-    bits_per_weight: NDArray[np.float64]
     k: NDArray[np.int64]
-    snr_db: NDArray[np.float64]
-    seconds: NDArray[np.float64]
+    noise: NDArray[np.float64]
+    energy: float | None = None
+    seconds: NDArray[np.float64] | None = None
+
+    def __post_init__(self) -> None:
+        m, n = (check.positive_int(side, "a side of shape") for side in self.shape)
+        k = np.array([check.positive_int(size, "an entry of k") for size in self.k], dtype=np.int64)
+        noise = np.array([check.number(value, "an entry of noise", minimum=0) for value in self.noise])
+        seconds = None if self.seconds is None else np.asarray(self.seconds, np.float64)
+        if not k.size or k.shape != noise.shape or (seconds is not None and seconds.shape != k.shape):
+            raise ValueError(
+                f"k has {k.size} entries, noise {noise.size}; both must have as many, at least 1"
+            )
+        order = np.argsort(k)
+        if (np.diff(k[order]) == 0).any():
+            raise ValueError("k repeats a size; each must be given once")
+        if self.energy is not None:
+            check.number(self.energy, "energy", minimum=0)
+        for name, value in {
+            "shape": (m, n),
+            "k": k[order],
+            "noise": noise[order],
+            "seconds": None if seconds is None else seconds[order],
+        }.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def bits_per_weight(self) -> NDArray[np.float64]:
+        """Stored bits for each entry of the matrix, diagonals counted at 16 bits an entry."""
+        return np.array([stored_bits(*self.shape, k) for k in self.k.tolist()]) / math.prod(self.shape)
+
+    @property
+    def snr_db(self) -> NDArray[np.float64]:
+        """Signal-to-noise ratios ``10 log10(energy / noise)`` in dB."""
+        if self.energy is None:
+            raise ValueError(
+                "the curve has no energy, and no SNR: use diba.curve, or Curve(..., energy=|A|^2)"
+            )
+        return np.array([snr_db(self.energy, noise) for noise in self.noise.tolist()])
+
+    def weighted(self, weight: float, name: str = "weight") -> Curve:
+        """The curve where noise matters ``weight`` times as much: a measured sensitivity, say."""
+        weight = check.number(weight, name, minimum=0)
+        energy = None
+        if self.energy is not None:
+            energy = check.number(weight * self.energy, f"{name} |A|^2", minimum=0)
+        return replace(self, noise=np.array([weight * noise for noise in self.noise.tolist()]), energy=energy)
 
     def k_for(self, snr_db: float) -> int:
         """The k at which a straight line between neighbouring points reaches ``snr_db``, rounded up.
@@ -118,7 +172,8 @@ class Curve:
 
     def __str__(self) -> str:
         lines = [f"{'bits/weight':>11} {'k':>6} {'SNR dB':>8} {'seconds':>8}"]
-        points = zip(self.bits_per_weight, self.k, self.snr_db, self.seconds, strict=True)
+        seconds = np.zeros(len(self.k)) if self.seconds is None else self.seconds
+        points = zip(self.bits_per_weight, self.k, self.snr_db, seconds, strict=True)
         lines += [f"{bits:11.4f} {k:6d} {snr:8.2f} {seconds:8.2f}" for bits, k, snr, seconds in points]
         return "\n".join(lines)
 
@@ -154,20 +209,47 @@ def curve(
         array([20, 55])
     """
     check.no_sizes(options, "diba.curve", "bits=(1, 2)")
-    matrix = check_arrays.real_matrix(A, "A")
+    matrix = checked_matrix(A, "A")
     if isinstance(bits, (str, bytes)) or not isinstance(bits, Iterable):
         raise TypeError(f"bits is {describe(bits)}; it must be several numbers, such as (1, 2)")
     sizes = sorted({check.number(b, "an entry of bits", minimum=0, exclusive=True) for b in bits})
     if not sizes:
         raise ValueError("bits is empty; it must name at least one size, such as (1, 2)")
-    rows = []
-    with reporting(progress) as report:
-        steps = Steps("curve", len(sizes), report)
-        for at, size in enumerate(sizes):
-            began = time.perf_counter()
-            f = solve(matrix, bits_per_weight=size, **options, progress=steps.within(at, at + 1))
-            rows.append((f.bits_per_weight, f.k, f.snr_db(matrix), time.perf_counter() - began))
-            steps.done(at + 1, f"{size:g} bits", rows[-1][2])
-    stored, k, snr, seconds = zip(*rows, strict=True)
     m, n = matrix.shape
-    return Curve((m, n), np.array(stored), np.array(k, dtype=np.int64), np.array(snr), np.array(seconds))
+    k = sorted({inner_dimension(m, n, "bits_per_weight", size) for size in sizes})
+    with reporting(progress) as report:
+        return measured(matrix, k, options, Steps("curve", len(k), report))
+
+
+def measured(
+    A: FloatArray,
+    sizes: Sequence[int],
+    options: Mapping[str, Any],
+    steps: Steps,
+    name: str | None = None,
+    first: int = 0,
+) -> Curve:
+    """The curve of a checked matrix at these k.
+
+    Args:
+        A: Shape (m, n).
+        sizes: Inner dimensions.
+        options: Of ``solve``.
+        steps: Told of the progress.
+        name: All sizes are one step, after the ``first`` ones, of this name; None: each is a step of its own.
+        first: Steps before it.
+    """
+    each = 1.0 if name is None else 1 / len(sizes)
+    noise, seconds = [], []
+    for at, k in enumerate(sizes):
+        began, done = time.perf_counter(), first + at * each
+        f = solve(A, k, **options, progress=steps.within(done, done + each))
+        seconds.append(time.perf_counter() - began)
+        energy, error = energy_and_error(A, f)
+        noise.append(error)
+        if name is None:
+            steps.done(at + 1, f"k = {k}", snr_db(energy, error))
+    if name is not None:
+        steps.done(first + 1, name, snr_db(energy, error))
+    m, n = A.shape
+    return Curve((m, n), np.array(sizes), np.array(noise), energy, np.array(seconds))

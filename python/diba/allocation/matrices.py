@@ -6,19 +6,19 @@ import importlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from .._internal import check, check_arrays
+from .._internal import check
 from .._internal.check import describe
 from ..progress import Steps, reporting
-from ..solvers.size import no_advice
-from ..solvers.solver import solve
-from .waterfill import NoiseCurve, uniform_k, waterfill
+from ..solvers.size import no_advice, uniform_k
+from ..solvers.solver import checked_matrix
+from .curves import measured
+from .waterfill import waterfill
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from ..progress import ProgressOption
+    from .curves import Curve
     from .waterfill import Allocation
 
 __all__ = ["SIZES", "STEPS", "allocate", "check_sizes"]
@@ -55,7 +55,7 @@ def allocate(
             of ``diba.torch.allocate``.
 
     Returns:
-        The :class:`diba.waterfill.Allocation`; its ``k`` maps names to inner dimensions.
+        The :class:`diba.Allocation`; its ``k`` maps names to inner dimensions.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -96,22 +96,15 @@ def allocate(
         raise ValueError(f"weights has {unknown[0]!r}, which is no name of a matrix; use the names of source")
     asked = check.number(bits_per_weight, "bits_per_weight", minimum=0, exclusive=True)
     given: dict[str, Any] = {"effort": "fast", "max_iter": STEPS} | options
-    curves: dict[str, NoiseCurve] = {}
+    curves: dict[str, Curve] = {}
     with reporting(progress or False) as report, no_advice():
         steps = Steps("allocate", len(source), report)
         for at, (name, values) in enumerate(source.items()):
-            matrix = check_arrays.real_matrix(values, f"source[{name!r}]")
-            energy = float(np.vdot(matrix.astype(np.float64), matrix))
-            weight = check.number((weights or {}).get(name, 1.0), f"weights[{name!r}]", minimum=0)
-            scale = check.number(weight * energy, f"weights[{name!r}] |A|^2", minimum=0)
-            sizes_of = sorted({uniform_k(matrix.shape, size * asked) for size in sizes})
-            noise = []
-            for part, k in enumerate(sizes_of):
-                shown = steps.within(at + part / len(sizes_of), at + (part + 1) / len(sizes_of))
-                snr_db = solve(matrix, k, **given, progress=shown).snr_db(matrix)
-                noise.append(scale * 10 ** (-snr_db / 10))
-            curves[name] = NoiseCurve(matrix.shape, sizes_of, noise)
-            steps.done(at + 1, name, snr_db)
+            matrix = checked_matrix(values, f"source[{name!r}]")
+            m, n = matrix.shape
+            k = sorted({uniform_k(m, n, size * asked) for size in sizes})
+            curve = measured(matrix, k, given, steps, name, at)
+            curves[name] = curve.weighted((weights or {}).get(name, 1.0), f"weights[{name!r}]")
     return waterfill(curves, bits_per_weight=asked)
 
 

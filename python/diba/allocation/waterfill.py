@@ -9,40 +9,25 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .._internal import check
 from .._internal.check import describe
-from ..solvers.size import DIAGONAL_BITS, inner_dimension
+from ..solvers.size import stored_bits, uniform_k
+from .curves import Curve
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from .curves import Curve
-
-__all__ = ["Allocation", "NoiseCurve", "noise_curve", "stored_bits", "uniform_k", "waterfill"]
+__all__ = ["Allocation", "waterfill"]
 
 _LARGEST_EXPONENT = 900
 _PIECES = 64  # of a curve between two measured points, at most
-
-
-class NoiseCurve(NamedTuple):
-    """What one matrix costs and loses at several sizes.
-
-    Attributes:
-        shape: (m, n).
-        k: Inner dimensions measured, in any order.
-        noise: ``|A - F|^2`` at each, or that times how much it matters.
-    """
-
-    shape: tuple[int, int]
-    k: Sequence[int]
-    noise: Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -53,7 +38,7 @@ class Allocation:
         k: Name -> inner dimension.
         total_bits: Stored bits of all, diagonals at 16 bits an entry.
         bits_per_weight: The same for each entry.
-        noise: Total noise the curves promise.
+        noise: Total noise by the curves.
         uniform_noise: The same where every matrix gets the bits per weight asked for; None where the budget
             was given in bits, or where some curve does not reach that far.
     """
@@ -65,39 +50,8 @@ class Allocation:
     uniform_noise: float | None
 
 
-def stored_bits(shape: tuple[int, int], k: int) -> int:
-    """Bits of factors of that size, diagonals at 16 bits an entry: see ``diba.storage``."""
-    m, n = shape
-    return k * (m + n) + DIAGONAL_BITS * (m + k + n)
-
-
-def uniform_k(shape: tuple[int, int], bits_per_weight: float) -> int:
-    """The largest k of at most this many bits per weight, at least 1."""
-    try:
-        return inner_dimension(*shape, "bits_per_weight", bits_per_weight)
-    except ValueError:  # even k = 1 takes more
-        return 1
-
-
-def noise_curve(curve: Curve, energy: float, weight: float = 1.0) -> NoiseCurve:
-    """The curve of noise ``weight |A|^2 10^(-SNR / 10)`` from one of SNRs.
-
-    Args:
-        curve: Of :func:`diba.curve`.
-        energy: ``|A|^2``.
-        weight: How much noise of this matrix matters: a measured sensitivity, say.
-
-    Raises:
-        TypeError: ``energy`` or ``weight`` is no number.
-        ValueError: one of them is negative, or their product too large.
-    """
-    scale = check.number(energy, "energy", minimum=0) * check.number(weight, "weight", minimum=0)
-    scale = check.number(scale, "energy times weight", minimum=0)
-    return NoiseCurve(curve.shape, curve.k.tolist(), (scale * 10 ** (-curve.snr_db / 10)).tolist())
-
-
 def waterfill(
-    curves: Mapping[str, NoiseCurve],
+    curves: Mapping[str, Curve],
     *,
     bits_per_weight: float | None = None,
     total_bits: int | None = None,
@@ -108,7 +62,7 @@ def waterfill(
     every k stays within its curve.
 
     Args:
-        curves: Name -> :class:`NoiseCurve`, or a plain tuple of its three parts.
+        curves: Name -> :class:`diba.Curve`; see its ``weighted`` where noise matters more in some.
         bits_per_weight: The budget is what all matrices take together when each gets this many bits for
             every entry (at least k = 1). Give exactly one of the two.
         total_bits: The budget itself.
@@ -119,8 +73,7 @@ def waterfill(
 
     Raises:
         TypeError: an argument is of the wrong kind.
-        ValueError: a curve is empty, has unequal lengths, repeats a k or holds noise that is not finite and
-            of at least 0; or the budget is below the smallest sizes measured.
+        ValueError: there is no curve, or the budget is below the smallest sizes measured.
 
     Source:
         Reverse water-filling (Shannon); greedy on convex hulls is optimal for separable convex costs (Fox,
@@ -128,36 +81,42 @@ def waterfill(
 
     Example:
         >>> big, small = (64, 64), (32, 32)
-        >>> curves = {"a": NoiseCurve(big, [8, 32], [9.0, 1.0]), "b": NoiseCurve(small, [4, 16], [0.3, 0.1])}
+        >>> curves = {"a": Curve(big, [8, 32], [9.0, 1.0]), "b": Curve(small, [4, 16], [0.3, 0.1])}
         >>> waterfill(curves, bits_per_weight=1.5).k
         {'a': 29, 'b': 4}
     """
     if not isinstance(curves, Mapping):
-        raise TypeError(f"curves is {describe(curves)}; it must be a dict of names to NoiseCurves")
+        raise TypeError(f"curves is {describe(curves)}; it must be a dict of names to Curves")
     if not curves:
-        raise ValueError("curves is empty; it must hold at least one NoiseCurve")
-    checked = {name: _checked(name, curve) for name, curve in curves.items()}
-    budget = _budget(checked, bits_per_weight, total_bits)
-    k = {name: int(curve.k[0]) for name, curve in checked.items()}
-    left = budget - sum(stored_bits(curve.shape, k[name]) for name, curve in checked.items())
+        raise ValueError("curves is empty; it must hold at least one Curve")
+    for name, curve in curves.items():
+        check.instance(curve, f"curves[{name!r}]", Curve, "diba.curve makes them")
+    budget = _budget(curves, bits_per_weight, total_bits)
+    k = {name: int(curve.k[0]) for name, curve in curves.items()}
+    left = budget - sum(stored_bits(*curve.shape, k[name]) for name, curve in curves.items())
     if left < 0:
         raise ValueError(
             f"the budget is {budget:,} bits; the smallest sizes measured already take {budget - left:,}: "
             "measure smaller ones, or allow more bits"
         )
     ended: set[str] = set()
-    for _, name, end in sorted(_pieces(checked), key=lambda piece: piece[0]):
-        step = stored_bits(checked[name].shape, 1) - stored_bits(checked[name].shape, 0)
+    for _, name, end in sorted(_pieces(curves), key=lambda piece: piece[0]):
+        step = _bits_of_a_component(curves[name])
         if name not in ended:
             taken = min(end - k[name], left // step)
             k[name] += taken
             left -= taken * step
             if k[name] < end:
                 ended.add(name)
-    noise = _total(_noise_at(curve, k[name]) for name, curve in checked.items())
-    entries = sum(math.prod(curve.shape) for curve in checked.values())
-    uniform = None if bits_per_weight is None else _uniform_noise(checked, bits_per_weight)
+    noise = _total(_noise_at(curve, k[name]) for name, curve in curves.items())
+    entries = sum(math.prod(curve.shape) for curve in curves.values())
+    uniform = None if bits_per_weight is None else _uniform_noise(curves, bits_per_weight)
     return Allocation(k, budget - left, (budget - left) / entries, noise, uniform)
+
+
+def _bits_of_a_component(curve: Curve) -> int:
+    """What one more k takes."""
+    return stored_bits(*curve.shape, 1) - stored_bits(*curve.shape, 0)
 
 
 def _total(noises: Iterable[float]) -> float:
@@ -165,7 +124,7 @@ def _total(noises: Iterable[float]) -> float:
     return min(sum(noises), sys.float_info.max)
 
 
-def _pieces(curves: Mapping[str, _Curve]) -> list[tuple[float, str, int]]:
+def _pieces(curves: Mapping[str, Curve]) -> list[tuple[float, str, int]]:
     """(Noise gained per bit, name, k at its end) of every falling piece of the lower convex hulls."""
     pieces = []
     largest = max(float(curve.noise.max()) for curve in curves.values())
@@ -174,7 +133,7 @@ def _pieces(curves: Mapping[str, _Curve]) -> list[tuple[float, str, int]]:
         k = np.array(_sampled(curve.k))
         noise = np.ldexp([_noise_at(curve, size) for size in k.tolist()], lowered)
         hull = _lower_hull(k, noise)
-        step = stored_bits(curve.shape, 1) - stored_bits(curve.shape, 0)
+        step = _bits_of_a_component(curve)
         for start, end in pairwise(hull):
             slope = (noise[end] - noise[start]) / (step * (k[end] - k[start]))
             if slope < 0:
@@ -201,7 +160,7 @@ def _lower_hull(x: NDArray[np.int64], y: NDArray[np.float64]) -> list[int]:
     return hull
 
 
-def _noise_at(curve: _Curve, k: int) -> float:
+def _noise_at(curve: Curve, k: int) -> float:
     """The noise at a k within the curve: linear in dB between its points, linear where one is 0."""
     after = int(np.searchsorted(curve.k, k))
     if curve.k[after] == k:
@@ -211,16 +170,10 @@ def _noise_at(curve: _Curve, k: int) -> float:
     return float(a ** (1 - part) * b**part) if a > 0 and b > 0 else a + part * (b - a)
 
 
-# ---------------------------------------------------------------- budgets and checks
+# ---------------------------------------------------------------- budgets
 
 
-class _Curve(NamedTuple):
-    shape: tuple[int, int]
-    k: NDArray[np.int64]  # rising
-    noise: NDArray[np.float64]
-
-
-def _budget(curves: Mapping[str, _Curve], bits_per_weight: float | None, total_bits: int | None) -> int:
+def _budget(curves: Mapping[str, Curve], bits_per_weight: float | None, total_bits: int | None) -> int:
     if (bits_per_weight is None) == (total_bits is None):
         raise ValueError(
             f"bits_per_weight={bits_per_weight!r} and total_bits={total_bits!r} are given; give exactly one"
@@ -228,28 +181,11 @@ def _budget(curves: Mapping[str, _Curve], bits_per_weight: float | None, total_b
     if total_bits is not None:
         return check.positive_int(total_bits, "total_bits")
     asked = check.number(bits_per_weight, "bits_per_weight", minimum=0, exclusive=True)
-    return sum(stored_bits(curve.shape, uniform_k(curve.shape, asked)) for curve in curves.values())
+    return sum(stored_bits(*curve.shape, uniform_k(*curve.shape, asked)) for curve in curves.values())
 
 
-def _uniform_noise(curves: Mapping[str, _Curve], bits_per_weight: float) -> float | None:
-    sizes = {name: uniform_k(curve.shape, bits_per_weight) for name, curve in curves.items()}
+def _uniform_noise(curves: Mapping[str, Curve], bits_per_weight: float) -> float | None:
+    sizes = {name: uniform_k(*curve.shape, bits_per_weight) for name, curve in curves.items()}
     if any(not curve.k[0] <= sizes[name] <= curve.k[-1] for name, curve in curves.items()):
         return None
     return _total(_noise_at(curve, sizes[name]) for name, curve in curves.items())
-
-
-def _checked(name: str, curve: Any) -> _Curve:
-    what = f"curves[{name!r}]"
-    if not isinstance(curve, tuple) or len(curve) != 3:
-        raise TypeError(f"{what} is {describe(curve)}; it must be a NoiseCurve(shape, k, noise)")
-    m, n = (check.positive_int(side, f"a side of {what}.shape") for side in curve[0])
-    k = np.array([check.positive_int(size, f"an entry of {what}.k") for size in curve[1]], dtype=np.int64)
-    noise = np.array([check.number(value, f"an entry of {what}.noise", minimum=0) for value in curve[2]])
-    if k.shape != noise.shape or not k.size:
-        raise ValueError(
-            f"{what} has {k.size} k and {noise.size} noises; there must be as many, at least one"
-        )
-    order = np.argsort(k)
-    if (np.diff(k[order]) == 0).any():
-        raise ValueError(f"{what}.k repeats a size; each k must be given once")
-    return _Curve((m, n), k[order], noise[order])

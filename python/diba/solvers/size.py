@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, TypeVar
 
-from .._internal.storage import bits_per_weight
+from .._internal import storage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,6 +26,8 @@ __all__ = [
     "paying_k",
     "sizes_to_try",
     "smallest_k",
+    "stored_bits",
+    "uniform_k",
 ]
 
 T = TypeVar("T")
@@ -58,11 +60,13 @@ def inner_dimension(m: int, n: int, name: str, size: float) -> int:
         return int(size)
     target = size if name == "bits_per_weight" else 32 * size
     largest = int((target * m * n - DIAGONAL_BITS * (m + n)) / (m + n + DIAGONAL_BITS))
-    while bits_per_weight(m, n, largest + 1, DIAGONAL_BITS) <= target:  # division rounded down too far
+    while (
+        storage.bits_per_weight(m, n, largest + 1, DIAGONAL_BITS) <= target
+    ):  # division rounded down too far
         largest += 1
-    while largest > 0 and bits_per_weight(m, n, largest, DIAGONAL_BITS) > target:
+    while largest > 0 and storage.bits_per_weight(m, n, largest, DIAGONAL_BITS) > target:
         largest -= 1
-    smallest = bits_per_weight(m, n, 1, DIAGONAL_BITS)
+    smallest = storage.bits_per_weight(m, n, 1, DIAGONAL_BITS)
     if name == "storage_ratio":
         smallest /= 32
     if largest < 1:
@@ -71,6 +75,19 @@ def inner_dimension(m: int, n: int, name: str, size: float) -> int:
             f"use {name}={smallest * 1.0001:.4g} or more"
         )
     return largest
+
+
+def uniform_k(m: int, n: int, bits_per_weight: float) -> int:
+    """The largest k of at most this many bits per weight, at least 1."""
+    try:
+        return inner_dimension(m, n, "bits_per_weight", bits_per_weight)
+    except ValueError:  # even k = 1 takes more
+        return 1
+
+
+def stored_bits(m: int, n: int, k: int) -> int:
+    """Bits of factors of that size, diagonals at 16 bits an entry."""
+    return storage.stored_bits(m, n, k, DIAGONAL_BITS)
 
 
 def paying_k(m: int, n: int) -> int:

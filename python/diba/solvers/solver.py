@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .objective import Objective, Solution
     from .options import Effort, Method
 
-__all__ = ["solve"]
+__all__ = ["checked_matrix", "solve"]
 
 _SMALLEST = 2.0**-150  # in size; what is smaller rounds to zero in float32
 _START_SHARE = 0.6  # of a time limit, for the start of a descent under a covariance
@@ -116,7 +116,7 @@ def solve(
         >>> diba.solve(A, bits_per_weight=2)
         Factorization(64x48, k=34, binary, 2.00 bits/weight)
     """
-    matrix = check_arrays.real_matrix(A, "A")
+    matrix = checked_matrix(A, "A")
     options = SolveOptions(
         method=method,
         alphabet=alphabet,
@@ -130,8 +130,6 @@ def solve(
     _check_start(init, matrix.shape, options.alphabet, snr_db)
     check_progress(progress)
     objective = checked(importance, covariance, *matrix.shape)
-    if not max(matrix.max(), -matrix.min()) > _SMALLEST:
-        matrix = np.zeros_like(matrix)
     deadline = Deadline(options.time_limit)
     with reporting(progress) as report:
         run = Run(
@@ -140,6 +138,12 @@ def solve(
         result = _solve(run, k, bits_per_weight, storage_ratio, snr_db)
     advise(result)
     return result
+
+
+def checked_matrix(A: Any, name: str) -> FloatArray:
+    """A as float32 or float64; zeros where float32 cannot tell any entry from zero."""
+    matrix = check_arrays.real_matrix(A, name)
+    return matrix if max(matrix.max(), -matrix.min()) > _SMALLEST else np.zeros_like(matrix)
 
 
 def _check_start(init: Any, shape: tuple[int, int], alphabet: str, snr_db: Any) -> None:

@@ -11,10 +11,11 @@ import numpy as np
 import diba
 
 from ..._internal import check
+from ...allocation.curves import Curve
 from ...allocation.matrices import SIZES, STEPS, check_sizes
-from ...allocation.waterfill import NoiseCurve, uniform_k, waterfill
+from ...allocation.waterfill import waterfill
 from ...progress import Steps, reporting
-from ...solvers.size import no_advice
+from ...solvers.size import no_advice, uniform_k
 from ..model.config import Config
 from ..model.selection import select
 from ..model.swap import unfused
@@ -74,7 +75,7 @@ def allocate(
         The allocation: ``convert(model, layers={name: {"k": k} for name, k in allocation.k.items()}, ...)``.
 
     Raises:
-        TypeError, ValueError: as ``convert`` and ``diba.waterfill.waterfill`` say.
+        TypeError, ValueError: as ``convert`` and ``diba.allocate`` say.
     """
     asked = check.number(bits_per_weight, "bits_per_weight", minimum=0, exclusive=True)
     sizes = check_sizes(sizes)
@@ -121,8 +122,8 @@ class _Measured(NamedTuple):
     relative: list[float]  # m n |A - F|^2 / |A|^2
     known: list[float]  # empty without moments
 
-    def curve(self, noise: list[float]) -> NoiseCurve:
-        return NoiseCurve(self.shape, self.k, noise)
+    def curve(self, noise: list[float]) -> Curve:
+        return Curve(self.shape, np.array(self.k), np.array(noise))
 
 
 def _measured(
@@ -130,7 +131,7 @@ def _measured(
 ) -> _Measured:
     m, n = matrix.shape
     rows, cols = (None, None) if moments is None else moments.importance
-    sizes = sorted({uniform_k((m, n), size) for size in bits})
+    sizes = sorted({uniform_k(m, n, size) for size in bits})
     energy = float(np.vdot(matrix.astype(np.float64), matrix)) or 1.0
     relative, known = [], []
     for k in sizes:
@@ -155,7 +156,7 @@ def _noise(error: NDArray[np.float64], moments: Moments, rows: NDArray[np.float6
 
 def _in_one_unit(
     measured: dict[str, _Measured], known: Mapping[str, Moments], idle: Sequence[str]
-) -> dict[str, NoiseCurve]:
+) -> dict[str, Curve]:
     """Noise curves of all layers in the unit of those that calibration knows: see :func:`allocate`."""
     weighed = any(moments.gradient_rms is not None for moments in known.values())
     usable = {
@@ -218,7 +219,7 @@ def keep_best(
         groups[layer.d1.numel(), layer.d3.numel()].append(name)
     kept: dict[str, int] = {}
     for (m, n), names in groups.items():
-        even = uniform_k((m, n), asked)
+        even = uniform_k(m, n, asked)
         found = sum(len(scores[name]) for name in names)
         if found < even * len(names):
             raise ValueError(
