@@ -30,7 +30,7 @@ class Experts(UnfusedModule):
     """Experts that are called one by one, each with the tokens that are sent to it.
 
     ``gate_up[e]`` and ``down[e]``, or ``up[e]`` and ``down[e]`` where the experts have no gate, are the
-    layers of expert e. All else, the activation above all, is that of the module it was made of.
+    layers of expert e. All else, the activation above all, is that of the fused module.
     """
 
     lists: tuple[tuple[str, str], ...]
@@ -89,7 +89,7 @@ class Experts(UnfusedModule):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Sum over its experts of the weight times the output, for every token.
 
-        Takes what the module it was made of takes: tokens (count, n), the experts of every token (count,
+        Takes what the fused module takes: tokens (count, n), the experts of every token (count,
         top k), and their weights (count, top k).
         """
         if kwargs:
@@ -129,9 +129,10 @@ def _uncompiled() -> Any:
 
 
 def _lists(module: Any) -> tuple[tuple[str, str], ...]:
-    """Lists of layers, and the parameters that hold their matrices.
+    """(list of layers, the fused parameter that holds their matrices), first and second layer.
 
-    Their names are other than those of single experts in the checkpoints that transformers converts.
+    The lists have other names than single experts in the checkpoints that transformers converts, so that no
+    rule of its conversion takes one for the other.
     """
     gated = getattr(module, "has_gate", True)
     return (("gate_up", "gate_up_proj") if gated else ("up", "up_proj")), ("down", "down_proj")
