@@ -21,7 +21,8 @@ except ImportError as error:
         "with 'python -m pip install .' in its source folder, and do not import it from inside that folder"
     ) from error
 
-from ._internal.tuning import Tuning, autotune, set_tuning, tuning
+from ._internal.timing import autotune
+from ._internal.tuning import Tuning, set_tuning, tuning
 from .allocation.curves import Curve, curve
 from .allocation.matrices import allocate
 from .allocation.waterfill import Allocation

@@ -82,6 +82,38 @@ def test_the_exact_product(m: int, n: int, bits: float) -> None:
     assert np.all(np.abs(timing.exact_product(f, X) - expected) <= 2 * (n + f.k) * 2.0**-52 * magnitude)
 
 
+def test_autotune_takes_what_is_fastest_and_nothing_after_an_interrupt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A table below 256 KB makes products slow, a second thread costs 100 ms and halves the rest."""
+    clock, before = Clock(), diba.tuning()
+
+    def product(side: int, count: int) -> Callable[[int], None]:
+        def run(threads: int) -> None:
+            small = diba.tuning().table_bytes < 1 << 18
+            clock.now += (1 + small) * side * side * 1e-6 / threads + 0.1 * (threads - 1)
+
+        return run
+
+    monkeypatch.setattr(timing, "time", clock)
+    monkeypatch.setattr(timing, "_product", product)
+    try:
+        found = diba.autotune(threads=2)
+        # 1.1 (side^2 / 2 + 1e5) is less than side^2 from side 495 on, and 512 is the next that is tried
+        assert found == diba.tuning() == diba.Tuning(1 << 18, 512 * 512 // 2)
+        alone = diba.autotune(threads=1)
+        assert alone.bits_per_thread > 1 << 60
+        monkeypatch.setattr(timing, "_least_bits", lambda seconds: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            diba.autotune(threads=2)
+        assert diba.tuning() == alone
+    finally:
+        diba.set_tuning(before)
+    for wrong, error in ((0, ValueError), ("1", TypeError)):
+        with pytest.raises(error, match="seconds is"):
+            diba.autotune(seconds=wrong)
+
+
 def test_heavy_activations() -> None:
     plain, heavy = timing.activations(5, 300), timing.activations(5, 300, heavy=True)
     changed = plain != heavy

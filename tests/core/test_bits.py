@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 
 import numpy as np
@@ -27,35 +28,33 @@ def witness_bytes(entries: np.ndarray) -> np.ndarray:
     return np.packbits(entries > 0, axis=1, bitorder="little")
 
 
-@pytest.mark.parametrize("alphabet", ALPHABETS)
-@pytest.mark.parametrize(("rows", "cols"), SIZES)
-def test_layout_is_that_of_packbits(isa: str, rows: int, cols: int, alphabet: str) -> None:
-    entries = random_entries(rows, cols, alphabet)
-    b = diba.BitMatrix.from_dense(entries, alphabet)
-    expected = witness_bytes(entries)
-    assert np.array_equal(b.packed_rows(), expected)
-    padded = np.zeros((rows, 8 * -(-cols // 64)), np.uint8)
-    padded[:, : expected.shape[1]] = expected
-    assert np.array_equal(b.words.view(np.uint8), padded)
-    assert diba.BitMatrix.from_packed_rows(expected, cols, alphabet) == b
-    assert np.array_equal(b.to_dense(), entries)
-    assert np.array_equal(b.T.to_dense(), entries.T)
-    assert b == b.T.T
+def test_layout_is_that_of_packbits(isa: str) -> None:
+    for (rows, cols), alphabet in itertools.product(SIZES, ALPHABETS):
+        entries = random_entries(rows, cols, alphabet)
+        b = diba.BitMatrix.from_dense(entries, alphabet)
+        expected = witness_bytes(entries)
+        assert np.array_equal(b.packed_rows(), expected)
+        padded = np.zeros((rows, 8 * -(-cols // 64)), np.uint8)
+        padded[:, : expected.shape[1]] = expected
+        assert np.array_equal(b.words.view(np.uint8), padded)
+        assert diba.BitMatrix.from_packed_rows(expected, cols, alphabet) == b
+        assert np.array_equal(b.to_dense(), entries)
+        assert np.array_equal(b.T.to_dense(), entries.T)
+        assert b == b.T.T
 
 
-@pytest.mark.parametrize("alphabet", ALPHABETS)
-@pytest.mark.parametrize(("rows", "cols"), SIZES)
-def test_products_of_integers_are_exact(isa: str, rows: int, cols: int, alphabet: str) -> None:
-    entries = random_entries(rows, cols, alphabet).astype(np.float64)
-    b = diba.BitMatrix.from_dense(entries, alphabet)
-    rng = np.random.default_rng(1)
-    for p in (1, 2, 17):
-        X = rng.integers(-100, 100, (cols, p)).astype(np.float32)
-        Y = rng.integers(-100, 100, (rows, p)).astype(np.float32)
-        assert np.array_equal(b.matmat(X), entries @ X)
-        assert np.array_equal(b.rmatmat(Y), entries.T @ Y)
-        assert np.array_equal(b.matvec(X[:, 0]), entries @ X[:, 0])
-        assert np.array_equal(b.rmatvec(Y[:, 0]), entries.T @ Y[:, 0])
+def test_products_of_integers_are_exact(isa: str) -> None:
+    for (rows, cols), alphabet in itertools.product(SIZES, ALPHABETS):
+        entries = random_entries(rows, cols, alphabet).astype(np.float64)
+        b = diba.BitMatrix.from_dense(entries, alphabet)
+        rng = np.random.default_rng(1)
+        for p in (1, 2, 17):
+            X = rng.integers(-100, 100, (cols, p)).astype(np.float32)
+            Y = rng.integers(-100, 100, (rows, p)).astype(np.float32)
+            assert np.array_equal(b.matmat(X), entries @ X)
+            assert np.array_equal(b.rmatmat(Y), entries.T @ Y)
+            assert np.array_equal(b.matvec(X[:, 0]), entries @ X[:, 0])
+            assert np.array_equal(b.rmatvec(Y[:, 0]), entries.T @ Y[:, 0])
 
 
 @pytest.mark.parametrize("alphabet", ALPHABETS)

@@ -42,44 +42,42 @@ def bound(f: Factors, right: np.ndarray) -> np.ndarray:
     return 3 * (n + f.diba.k + 3) * EPS * (f.magnitude() @ np.abs(right))
 
 
-@pytest.mark.parametrize(("m", "k", "n"), SHAPES)
-def test_products_of_floats(
-    isa: str, make_factors: Callable[..., Factors], m: int, k: int, n: int, alphabet: str
-) -> None:
-    factors = make_factors(m, k, n, alphabet)
-    f, dense = factors.diba, factors.dense()
-    rng = np.random.default_rng(1)
-    X = rng.standard_normal((n, 3)).astype(np.float32)
-    Y = rng.standard_normal((m, 3)).astype(np.float32)
-    limit = bound(factors, X)
-    assert (np.abs(f.matmat(X) - dense @ X) <= limit).all()
-    assert (np.abs(f.linear(X.T, precision="exact").T - dense @ X) <= limit).all()
-    assert (np.abs(f.matvec(X[:, 0]) - dense @ X[:, 0]) <= limit[:, 0]).all()
-    limit = 3 * (m + k + 3) * EPS * (factors.magnitude().T @ np.abs(Y))
-    assert (np.abs(f.rmatmat(Y) - dense.T @ Y) <= limit).all()
-    assert (np.abs(f.rmatvec(Y[:, 0]) - dense.T @ Y[:, 0]) <= limit[:, 0]).all()
-    assert (np.abs(f.to_dense() - dense) <= bound(factors, np.eye(n))).all()
+def test_products_of_floats(isa: str, make_factors: Callable[..., Factors], alphabet: str) -> None:
+    for m, k, n in SHAPES:
+        factors = make_factors(m, k, n, alphabet)
+        f, dense = factors.diba, factors.dense()
+        rng = np.random.default_rng(1)
+        X = rng.standard_normal((n, 3)).astype(np.float32)
+        Y = rng.standard_normal((m, 3)).astype(np.float32)
+        limit = bound(factors, X)
+        assert (np.abs(f.matmat(X) - dense @ X) <= limit).all()
+        assert (np.abs(f.linear(X.T, precision="exact").T - dense @ X) <= limit).all()
+        assert (np.abs(f.matvec(X[:, 0]) - dense @ X[:, 0]) <= limit[:, 0]).all()
+        limit = 3 * (m + k + 3) * EPS * (factors.magnitude().T @ np.abs(Y))
+        assert (np.abs(f.rmatmat(Y) - dense.T @ Y) <= limit).all()
+        assert (np.abs(f.rmatvec(Y[:, 0]) - dense.T @ Y[:, 0]) <= limit[:, 0]).all()
+        assert (np.abs(f.to_dense() - dense) <= bound(factors, np.eye(n))).all()
 
 
-@pytest.mark.parametrize(("m", "k", "n"), SHAPES)
 def test_products_of_integers_are_exact(
-    isa: str, make_factors: Callable[..., Factors], m: int, k: int, n: int, alphabet: str
+    isa: str, make_factors: Callable[..., Factors], alphabet: str
 ) -> None:
-    factors = make_factors(m, k, n, alphabet, integers=True)
-    f, dense = factors.diba, factors.dense()
-    X = np.random.default_rng(2).integers(-3, 4, (n, 4))
-    Y = np.random.default_rng(3).integers(-3, 4, (m, 4))
-    assert np.array_equal(f.to_dense(), dense)
-    assert np.array_equal(f.matmat(X), dense @ X)
-    assert np.array_equal(f.matvec(X[:, 0]), dense @ X[:, 0])
-    assert np.array_equal(
-        f.linear(X.T, X[0, 0] * dense[:, 0], precision="exact"), X.T @ dense.T + X[0, 0] * dense[:, 0]
-    )
-    assert np.array_equal(f.rmatmat(Y), dense.T @ Y)
-    assert np.array_equal(f.rmatvec(Y[:, 1]), dense.T @ Y[:, 1])
-    assert np.array_equal(f.T.matmat(Y), dense.T @ Y)
-    assert np.array_equal(f.T.to_dense(), dense.T)
-    assert f.snr_db(dense) == math.inf
+    for m, k, n in SHAPES:
+        factors = make_factors(m, k, n, alphabet, integers=True)
+        f, dense = factors.diba, factors.dense()
+        X = np.random.default_rng(2).integers(-3, 4, (n, 4))
+        Y = np.random.default_rng(3).integers(-3, 4, (m, 4))
+        assert np.array_equal(f.to_dense(), dense)
+        assert np.array_equal(f.matmat(X), dense @ X)
+        assert np.array_equal(f.matvec(X[:, 0]), dense @ X[:, 0])
+        assert np.array_equal(
+            f.linear(X.T, X[0, 0] * dense[:, 0], precision="exact"), X.T @ dense.T + X[0, 0] * dense[:, 0]
+        )
+        assert np.array_equal(f.rmatmat(Y), dense.T @ Y)
+        assert np.array_equal(f.rmatvec(Y[:, 1]), dense.T @ Y[:, 1])
+        assert np.array_equal(f.T.matmat(Y), dense.T @ Y)
+        assert np.array_equal(f.T.to_dense(), dense.T)
+        assert f.snr_db(dense) == math.inf
 
 
 def test_results_do_not_depend_on_threads(make_factors: Callable[..., Factors], alphabet: str) -> None:

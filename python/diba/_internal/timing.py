@@ -1,6 +1,6 @@
 """How products are timed: random factors, calls that take turns, the machine's read bandwidth.
 
-For ``diba bench`` and ``benchmarks``.
+For ``diba.autotune``, ``diba bench`` and ``benchmarks``.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,17 +16,22 @@ import numpy as np
 from .. import _core
 from ..bits import BitMatrix
 from ..factorization import Factorization
+from ..runtime import resolve_threads
 from ..solvers.size import inner_dimension
+from . import check, tuning
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    Call = Callable[[], Any]
+    from .tuning import Tuning
+
+    Call = Callable[..., Any]
 
 __all__ = [
     "activations",
+    "autotune",
     "blas_threads",
     "exact_product",
     "fastest",
@@ -143,6 +147,8 @@ def _seconds(call: Call, count: int) -> float:
 
 def read_bandwidth(size: int, threads: int = 1, seconds: float = 0.03) -> float:
     """Bytes a second at which ``threads`` threads together read the same ``size`` bytes again and again."""
+    from concurrent.futures import ThreadPoolExecutor
+
     parts = np.array_split(np.ones(max(size // 8, 8 * threads), dtype=np.uint64), threads)
     with ThreadPoolExecutor(threads) as pool:
         return sum(pool.map(partial(_read_rate, seconds=seconds), parts))
@@ -161,3 +167,80 @@ def blas_threads(threads: int) -> dict[str, str]:
     """Environment variables that tell NumPy's and torch's libraries how many threads to use."""
     names = ("MKL_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
     return dict.fromkeys(names, str(threads))
+
+
+# ---------------------------------------------------------------- the settings of the fast products
+
+_TABLE_BYTES = tuple(1 << e for e in range(16, 23))
+_SIDES = (256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
+_PAYS = 1.1  # a second thread must be so many times faster
+_CLOSE = 1.02  # a time within this of the best is as good
+_ROUNDS = 25  # samples of a time
+
+
+def autotune(*, threads: int | None = None, seconds: float = 4.0) -> Tuning:
+    """Measure the settings on this machine and use them from now on.
+
+    Args:
+        threads: As many as later products will use; None uses ``diba.num_threads()``.
+        seconds: About how long it may take.
+
+    Returns:
+        The settings, now in use.
+
+    Raises:
+        TypeError, ValueError: ``threads`` or ``seconds`` is no positive number.
+    """
+    budget = check.number(seconds, "seconds", minimum=0.0, exclusive=True)
+    before = tuning.tuning()
+    try:
+        table_bytes = _best_table_bytes(budget / 2)
+        bits = tuning.NEVER if resolve_threads(threads) == 1 else _least_bits(budget / 2)
+    finally:  # also after Ctrl-C
+        tuning.set_tuning(before)
+    found = tuning.Tuning(table_bytes, bits)
+    tuning.set_tuning(found)
+    return found
+
+
+def _best_table_bytes(seconds: float) -> int:
+    """The smallest that is about as fast as any, for a batch and factors beyond a second-level cache."""
+    multiply = _product(4096, 64)
+    bits_per_thread = tuning.tuning().bits_per_thread
+
+    def trial(table_bytes: int) -> Callable[[], None]:
+        def run() -> None:
+            _core.set_tuning(table_bytes, bits_per_thread)
+            multiply(threads=1)
+
+        return run
+
+    times = _medians([trial(size) for size in _TABLE_BYTES], seconds)
+    return next(size for size, t in zip(_TABLE_BYTES, times, strict=True) if t <= _CLOSE * min(times))
+
+
+def _least_bits(seconds: float) -> int:
+    """Half the bits of the smallest product from which on two threads are faster than one."""
+    _core.set_tuning(tuning.tuning().table_bytes, 1)
+    least = tuning.NEVER
+    for side in reversed(_SIDES):
+        multiply = _product(side, 1)
+        one, two = _medians(
+            [partial(multiply, threads=1), partial(multiply, threads=2)], seconds / len(_SIDES)
+        )
+        if one < _PAYS * two:
+            break
+        least = side * side // 2
+    return least
+
+
+def _product(side: int, count: int) -> Call:
+    """A fast product of ``count`` vectors with random factors at one bit per weight; takes ``threads``."""
+    return partial(random_factorization(side, side, 1.0).prepare().linear, activations(count, side))
+
+
+def _medians(actions: Sequence[Call], seconds: float) -> list[float]:
+    """Median seconds of each action in ``seconds`` for all."""
+    calls = {str(at): action for at, action in enumerate(actions)}
+    samples = interleaved(calls, _ROUNDS, seconds / len(actions))
+    return [statistics.median(found) for found in samples.values()]

@@ -27,6 +27,7 @@ from .._internal import check
 from .._internal.error import energy_and_error, snr_db
 from .._internal.timing import (
     activations,
+    autotune,
     blas_threads,
     exact_product,
     fastest,
@@ -34,7 +35,6 @@ from .._internal.timing import (
     random_factorization,
     read_bandwidth,
 )
-from .._internal.tuning import autotune
 from ..runtime import info, resolve_threads, set_num_threads
 from ..solvers.size import inner_dimension
 
