@@ -17,8 +17,16 @@ from ..model.config import suggestion
 from ..modules.layer import FactoredLayer, factored_layers
 from .flips import Flips
 
-__all__ = ["Group", "Scheduler", "Training", "grouped", "norms_sized", "parameter_groups", "trainable"]
-__all__ += ["typical_size"]
+__all__ = [
+    "Group",
+    "Scheduler",
+    "Training",
+    "grouped",
+    "norms_sized",
+    "parameter_groups",
+    "trainable",
+    "typical_size",
+]
 
 Group = dict[str, Any]
 
