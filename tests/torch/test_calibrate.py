@@ -12,6 +12,7 @@ from torch import nn
 
 import diba
 import tiny_models
+from diba.torch.calibration import propagate
 from diba.torch.calibration.collect import calibrate
 from diba.torch.calibration.moments import Calibration, Moments
 from diba.torch.model.config import Config
@@ -49,6 +50,45 @@ def test_moments_are_those_of_the_recorded_inputs(name):
     for layer, X in reference(model, names, batches).items():
         check(found[layer], X)
         assert found[layer].gradient_rms is None
+
+
+class Images(nn.Module):
+    """As many patches as the text has tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.project = nn.Linear(3, 4), nn.Linear(4, 4)
+
+    def forward(self, pixels):
+        return self.project(self.embed(pixels.flatten(2).movedim(1, 2)))
+
+
+class TextAndImages(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.text, self.images, self.head = nn.Sequential(nn.Linear(4, 4)), Images(), nn.Linear(4, 2)
+
+    def forward(self, embeds, pixels, attention_mask):
+        return self.head(self.text(embeds) + self.images(pixels))
+
+
+@pytest.mark.parametrize("by_order", [False, True])
+def test_a_mask_of_tokens_is_not_for_patches_of_images(by_order):
+    torch.manual_seed(0)
+    model, mask = TextAndImages(), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    batch = {"embeds": torch.randn(2, 4, 4), "pixels": torch.randn(2, 3, 2, 2), "attention_mask": mask}
+    if by_order:
+        found = {}
+        names = ["text.0", "images.embed", "images.project", "head"]
+        propagate.run(
+            model, names, [batch], lambda tasks: found.update({task.name: task.moments for task in tasks})
+        )
+    else:
+        found = calibrate(model, [batch], loss=lambda net, batch: net(**batch).sum(), progress=False)
+        assert found["images.project"].gradient_count == 8
+        assert found["head"].gradient_count == 6
+    counts = {name: moments.count for name, moments in found.items()}
+    assert counts == {"text.0": 6, "images.embed": 8, "images.project": 8, "head": 6}
 
 
 def test_layers_that_read_the_same_tensor_share_their_sums():

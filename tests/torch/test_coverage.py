@@ -17,6 +17,7 @@ from torch import nn
 import diba
 import diba.torch
 import diba.torch.calibration.propagate
+from diba.solvers.size import uniform_k
 from diba.torch.calibration import blocks
 from diba.torch.calibration.moments import Calibration, Moments
 from diba.torch.conversion.convert import convert
@@ -216,7 +217,7 @@ def test_idle_experts_get_the_smallest_size() -> None:
     ) as caught:
         found = diba.allocate(model, 3, calibration=known)
     assert caught[0].filename == __file__
-    smallest = diba.allocation.waterfill.uniform_k((20, 16), 0.5 * 3)
+    smallest = uniform_k(20, 16, 0.5 * 3)
     assert {found.k[name] for name in names(2, 3)} == {smallest}
     assert min(found.k[name] for name in names(0, 1)) > smallest
 
@@ -283,7 +284,7 @@ def test_gradients_that_only_some_layers_have() -> None:
     silent = dict(known)
     silent["1"] = Moments(known["1"].second, known["1"].count, np.zeros(40), 200)
     found = diba.torch.allocate(model, 2, calibration=Calibration(silent)).k
-    assert found["1"] == diba.allocation.waterfill.uniform_k((40, 32), 1.0)
+    assert found["1"] == uniform_k(40, 32, 1.0)
 
 
 def test_moments_under_another_name_of_a_layer_count() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from ..model.selection import targets
 from ..model.swap import unfused
 from ..modules.kinds import input_layout, input_size
 from ..modules.vectors import Products, input_of, vectors
-from ..retuning.batches import call, differentiable, plain_grad, repeatable, size, token_masks
+from ..retuning.batches import MasksOf, call, differentiable, plain_grad, repeatable, size, token_masks
 from ..retuning.losses import Loss, check_loss
 from .moments import Calibration, Moments
 from .sensitivity import backward, output_gradients, row_squares
@@ -102,7 +102,7 @@ class _Recorder:
         self._squares: dict[str, Tensor] = {}
         self._gradients: dict[str, int] = defaultdict(int)
         self._batch = -1
-        self._masks: Sequence[Tensor] = ()
+        self._masks: MasksOf = lambda layer: ()
         self._inputs: dict[object, tuple[weakref.ref[Tensor], int, str]] = {}
         self._calls: dict[str, list[int]] = {}  # inputs of this batch, numbered, in the order of the calls
 
@@ -115,9 +115,14 @@ class _Recorder:
         after_batch: Callable[[int], object],
     ) -> bool:
         """Read the batches; False as soon as layers that share their sums no longer read the same tensors."""
-        with differentiable(model, ()), plain_grad(loss is not None), self._hooks(loss is not None):
+        with (
+            differentiable(model, ()),
+            plain_grad(loss is not None),
+            token_masks(model) as masks_of,
+            self._hooks(loss is not None),
+        ):
             for batch in batches:
-                self._start(batch)
+                self._start(masks_of(batch))
                 if loss is None:
                     call(model, batch)
                 else:
@@ -165,9 +170,9 @@ class _Recorder:
                 stack.enter_context(output_gradients(self._layers, self._gradient))
             yield
 
-    def _start(self, batch: Any) -> None:
+    def _start(self, masks: MasksOf) -> None:
         self._batch += 1
-        self._masks = token_masks(batch)
+        self._masks = masks
         self._inputs.clear()
         self._calls.clear()
 
@@ -183,7 +188,7 @@ class _Recorder:
             if name not in self._products:
                 self._products[name] = Products(input_size(module) or 0)
             products = self._products[name]
-            rows = vectors(module, x, self._masks)
+            rows = vectors(module, x, self._masks(name))
             products.add(rows, rows)
             if not products.finite():
                 raise ValueError(
@@ -202,6 +207,6 @@ class _Recorder:
 
     def _gradient(self, name: str, number: int, gradient: Tensor) -> None:
         where = f"layer {name!r} in batch {self._batch}"
-        squares = row_squares(self._layers[name], gradient, self._masks, where)
+        squares = row_squares(self._layers[name], gradient, self._masks(name), where)
         self._squares[name] = self._squares.get(name, 0) + squares.sum(0).cpu()
         self._gradients[name] += len(squares)

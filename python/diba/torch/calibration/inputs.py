@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from ...solvers.objective import shrunk
 from ..modules.kinds import input_size
 from ..modules.vectors import Products, input_of, marked, vectors
-from ..retuning.batches import call, plain_grad
+from ..retuning.batches import MasksOf, call, plain_grad
 from .blocks import Group, first_tensor, is_cache
 
 if TYPE_CHECKING:
@@ -84,22 +84,22 @@ def run_block(model: nn.Module, block: str, item: Item) -> Item:
 
 
 def recorded(
-    model: nn.Module, run: Callable[[], Any], groups: Sequence[Group], masks: Sequence[Tensor], *, stop: bool
+    model: nn.Module, run: Callable[[], Any], groups: Sequence[Group], masks: MasksOf, *, stop: bool
 ) -> tuple[list[list[Tensor]], Any]:
     """The input vectors of every group during a run, one tensor (count, n) a call, and the run's result.
 
     Args:
-        model: What the names belong to.
+        model: The model that the names belong to.
         run: Runs the model or one block of it.
-        groups: Whose first layers are watched.
-        masks: See :func:`diba.torch.vectors.vectors`.
+        groups: Groups whose first layers are watched.
+        masks: Masks of the batch, see ``batches.token_masks``.
         stop: End the run (result None) once all calls that are expected have been seen.
     """
     seen: list[list[Tensor]] = [[] for _ in groups]
     result = None
 
     def take(number: int, module: nn.Module, args: Any, kwargs: Any) -> None:
-        seen[number].append(vectors(module, input_of(args, kwargs), masks))
+        seen[number].append(vectors(module, input_of(args, kwargs), masks(groups[number].names[0])))
         if stop and all(len(got) >= group.calls for got, group in zip(seen, groups, strict=True)):
             raise _Stop
 

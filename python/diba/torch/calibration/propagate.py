@@ -21,7 +21,7 @@ from ..._internal.check import describe
 from ...solvers.objective import missing_power, shrinkage
 from ..model.swap import put
 from ..modules.kinds import dense_matrix, input_size, replaceable
-from ..retuning.batches import call, digest, evaluating, repeatable, token_masks
+from ..retuning.batches import MasksOf, call, digest, evaluating, repeatable, token_masks
 from .blocks import Block, Blocks, Group, Groups, plan, together
 from .inputs import InputSums, Item, captured, correction, recorded, run_block
 from .moments import Calibration, Moments
@@ -85,11 +85,11 @@ def run(
     layers = _layers(model, names)
     data = repeatable(batches)
     read = {name: layer for name, layer in layers.items() if input_size(layer) is not None}
-    with evaluating(model):
+    with evaluating(model), token_masks(model) as masks_of:
         order = plan(model, read, data)
         steps = together(model, order.steps)
         weights = measure(model, read, data, loss) if loss is not None and read else None
-        propagation = _Propagation(model, data, solve, calibration, weights)
+        propagation = _Propagation(model, data, solve, calibration, weights, masks_of)
         propagation.without_inputs([name for name in layers if name not in read])
         for number, step in enumerate(steps, 1):
             propagation.keep_dense = number < len(steps)
@@ -123,7 +123,7 @@ class _Stream:
     """
 
     keys: list[bytes] = field(default_factory=list)
-    masks: list[list[Tensor]] = field(default_factory=list)
+    masks: list[MasksOf] = field(default_factory=list)
     now: list[Item] = field(default_factory=list)
     dense: list[Item | None] = field(default_factory=list)
 
@@ -138,10 +138,11 @@ class _Propagation:
         solve: Solve,
         calibration: Calibration | None,
         sensitivity: Sensitivity | None,
+        masks_of: Callable[[Any], MasksOf],
     ) -> None:
         self.keep_dense = True  # layers, for steps to come
         self._model, self._batches, self._call_solve = model, batches, solve
-        self._calibration, self._sensitivity = calibration, sensitivity
+        self._calibration, self._sensitivity, self._masks_of = calibration, sensitivity, masks_of
         self._replaced: dict[str, nn.Module] = {}
 
     # ------------------------------------------------------------ steps
@@ -156,7 +157,7 @@ class _Propagation:
         """Layers for which the model is run from its beginning."""
         sums = [InputSums(self._input_size(group)) for group in groups]
         for batch in self._batches:
-            masks, key = token_masks(batch), self._key(batch)
+            masks, key = self._masks_of(batch), self._key(batch)
 
             def forward(batch: Any = batch) -> Any:
                 return call(self._model, batch)
@@ -188,11 +189,12 @@ class _Propagation:
         stream = _Stream()
         # A loader may shuffle: both models are run on a batch before the next is read.
         for batch in self._batches:
+            masks = self._masks_of(batch)
             item = captured(self._model, block, batch)
             if item is None:
                 continue
             stream.keys.append(self._key(batch))
-            stream.masks.append(token_masks(batch))
+            stream.masks.append(masks)
             stream.now.append(item)
             if self._replaced:
                 with self._dense():
@@ -229,7 +231,7 @@ class _Propagation:
         return sums
 
     def _through(
-        self, block: Block, item: Item, groups: Sequence[Group], masks: list[Tensor], *, stop: bool = False
+        self, block: Block, item: Item, groups: Sequence[Group], masks: MasksOf, *, stop: bool = False
     ) -> tuple[list[list[Tensor]], Any]:
         def forward() -> Item:
             return run_block(self._model, block.name, item)

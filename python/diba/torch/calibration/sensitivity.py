@@ -157,20 +157,21 @@ def measure(
         TypeError, ValueError: as :func:`diba.torch.calibrate` says of losses and gradients.
     """
     result = Sensitivity()
-    batch: list[Any] = [0, b"", ()]  # number, digest, masks of the one under way
+    batch: list[Any] = [0, b"", None]  # number, digest, masks of the one under way
 
     def take(name: str, call: int, gradient: Tensor) -> None:
         number, key, masks = batch
         where = f"layer {name!r} in batch {number}"
-        squares = row_squares(layers[name], gradient, masks, where)
+        squares = row_squares(layers[name], gradient, masks(name), where)
         weights = sampled(layers[name], squares.sum(1).cpu())
         result.add(key, name, call, squares, mark_like(weights, squares))
 
     with ExitStack() as stack:
         stack.enter_context(differentiable(model, ()))
         calls = stack.enter_context(output_gradients(layers, take))
+        masks_of = stack.enter_context(token_masks(model))
         for number, data in enumerate(batches):
             calls.clear()
-            batch[:] = number, digest(data), token_masks(data)
+            batch[:] = number, digest(data), masks_of(data)
             backward(loss, model, data, number)
     return result

@@ -7,9 +7,10 @@ tensor. Nothing is moved between devices.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -20,6 +21,7 @@ from ..._internal.check import describe
 
 __all__ = [
     "HELD_BYTES",
+    "MasksOf",
     "batch_norms",
     "call",
     "differentiable",
@@ -135,12 +137,46 @@ def size(batches: Iterable[Any]) -> int | None:
         return None
 
 
-def token_masks(batch: Any) -> list[Tensor]:
-    """Masks of shape (batch, tokens), True where a token is no padding; none where nothing is padded."""
-    if not isinstance(batch, Mapping):
-        return []
-    found = [batch[name] for name in _MASKS if isinstance(batch.get(name), Tensor)]
-    return [mask != 0 for mask in found if mask.ndim == 2 and not bool(mask.all())]
+MasksOf = Callable[[str], Sequence[Tensor]]
+"""Name of a layer -> masks, shape (batch, tokens), True where a token is no padding; none if nothing is."""
+
+
+@contextlib.contextmanager
+def token_masks(model: nn.Module) -> Iterator[Callable[[Any], MasksOf]]:
+    """Yields a function that gives the masks of a batch, to be called before the model is run on it.
+
+    The shape of its input tells whether a mask is for a layer. A model of text and images may have as many
+    patches as tokens, so layers in a module whose first input is another floating tensor of the batch, and
+    that is not given the mask, have none.
+    """
+    tensors: dict[str, Tensor] = {}  # the batch under way
+    shapes: set[torch.Size] = set()  # shapes of its masks
+    others: set[str] = set()  # modules that read no tokens
+
+    def before(name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        given = [*args, *kwargs.values()]
+        x = given[0] if given else None
+        if shapes and isinstance(x, Tensor) and x.is_floating_point() and x.shape[:2] not in shapes:
+            masks = [tensors[key] for key in _MASKS if key in tensors]
+            if any(x is v for v in tensors.values()) and not any(v is m for v in given for m in masks):
+                others.add(name)
+
+    def read(batch: Any) -> MasksOf:
+        tensors.clear()
+        if isinstance(batch, Mapping):
+            tensors.update({str(key): v for key, v in batch.items() if isinstance(v, Tensor)})
+        found = [tensors[name] != 0 for name in _MASKS if name in tensors and tensors[name].ndim == 2]
+        padded = [mask for mask in found if not bool(mask.all())]
+        shapes.clear()
+        shapes.update(mask.shape for mask in padded)
+        return lambda layer: () if any(f"{layer}.".startswith(f"{name}.") for name in others) else padded
+
+    with contextlib.ExitStack() as stack:
+        for name, module in model.named_modules():
+            if name and next(module.children(), None) is not None:
+                hook = module.register_forward_pre_hook(functools.partial(before, name), with_kwargs=True)
+                stack.callback(hook.remove)
+        yield read
 
 
 def digest(batch: Any) -> bytes:
