@@ -37,7 +37,7 @@ def signs(words: NDArray[np.uint64], k: int) -> NDArray[np.float64]:
 
 def unit(side: SignSide) -> NDArray[np.float64]:
     """X = diag(u) S, columns of length one."""
-    return side.outer.astype(np.float64)[:, None] * signs(side.words, side.k)
+    return side.scale.astype(np.float64)[:, None] * signs(side.words, side.k)
 
 
 def product(run: Admm) -> NDArray[np.float64]:
@@ -168,7 +168,7 @@ def test_steps_follow_the_formulas(kind: str, balance: float, steps_of: Callable
             for step, ratio in zip(mine, ratios[:inner_steps], strict=True):
                 check_step(step, X, target, ratio)
             ends = [(s.given["words"], s.given["outer"], s.given["inner"]) for s in mine[1:]]
-            ends.append((side.words, side.outer, side.inner))
+            ends.append((side.words, side.scale, side.inner))
             for step, (words, u, v) in zip(mine, ends, strict=True):
                 start = step.given["inner"].astype(np.float64) * step.given["ratio"]
                 check_projection(step.state, words, u, v, start, powers)

@@ -48,8 +48,8 @@ def test_the_same_factors_on_every_instruction_set_and_for_any_threads(method: s
 @pytest.mark.parametrize(("method", "alphabet"), [("admm", "binary"), ("dbf", "sign")])
 def test_threads_that_have_enough_to_do(method: str, alphabet: str) -> None:
     A, given = low_rank(520, 500), {"k": 300, "method": method, "alphabet": alphabet, "max_iter": 2}
-    results = [diba.solve(A, threads=threads, **given) for threads in (1, 2, 3)]
-    assert results[0] == results[1] == results[2]
+    alone, together = (diba.solve(A, threads=threads, effort="fast", **given) for threads in (1, 3))
+    assert alone == together
 
 
 def test_the_same_factors_whatever_processor_numpy_sees() -> None:
@@ -74,14 +74,11 @@ for method in ("auto", "dbf", "greedy"):
 
 
 @pytest.mark.parametrize("alphabet", ALPHABETS)
-@pytest.mark.parametrize("method", ["auto", "admm"])
-def test_effort_orders_budgets(method: str, alphabet: str) -> None:
+def test_effort_orders_budgets(alphabet: str) -> None:
     A = low_rank(40, 33)
     seen: dict[str, list[diba.Progress]] = {effort: [] for effort in EFFORTS}
     snr = {
-        effort: diba.solve(
-            A, k=33, method=method, alphabet=alphabet, effort=effort, progress=seen[effort].append
-        ).snr_db(A)
+        effort: diba.solve(A, k=33, alphabet=alphabet, effort=effort, progress=seen[effort].append).snr_db(A)
         for effort in EFFORTS
     }
     assert list(EFFORTS) == ["fast", "normal", "best"]
@@ -90,10 +87,7 @@ def test_effort_orders_budgets(method: str, alphabet: str) -> None:
     assert all(reports[-1].done <= reports[0].total for reports in seen.values())
     assert snr["best"] > snr["fast"]
     default: list[diba.Progress] = []
-    assert (
-        diba.solve(A, k=33, method=method, alphabet=alphabet, progress=default.append).snr_db(A)
-        == snr["normal"]
-    )
+    assert diba.solve(A, k=33, alphabet=alphabet, progress=default.append).snr_db(A) == snr["normal"]
     assert default[0].total == seen["normal"][0].total
 
 

@@ -97,7 +97,7 @@ def allocate(
     asked = check.number(bits_per_weight, "bits_per_weight", minimum=0, exclusive=True)
     given: dict[str, Any] = {"effort": "fast", "max_iter": STEPS} | options
     curves: dict[str, Curve] = {}
-    with reporting(progress or False) as report, no_advice():
+    with reporting(False if progress is None else progress) as report, no_advice():
         steps = Steps("allocate", len(source), report)
         for at, (name, values) in enumerate(source.items()):
             matrix = checked_matrix(values, f"source[{name!r}]")

@@ -25,6 +25,7 @@ import numpy as np
 
 from .. import _core
 from ..bits import BitMatrix
+from .side import Side
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,17 +53,20 @@ def ramp(part: float) -> float:
     return math.pow(_FIRST_PENALTY, 1 - part)
 
 
-class SignSide:
+class SignSide(Side):
     """One factor ``diag(u) S diag(v)``, shape (rows, k), with its ADMM variables.
 
     Args:
-        A: This side's rows against the other's, float32, shape (rows, p).
+        A: See :class:`Side`; so are ``threads``, ``transposed`` and ``unit``.
         k: Inner dimension.
         random: Source of the start.
         balance: Weights w (k,) of the penalty ``(w . y)^2`` on every row y of Y; None for none.
-        threads: Threads of the compiled code.
-        transposed: Whether A is given as its transpose.
-        unit: What A is divided by.
+
+    Attributes:
+        scale: u, of length one.
+        inner: v.
+        state: Y + U before the projection.
+        norms: Of the other side's columns when v was fitted.
     """
 
     def __init__(
@@ -76,30 +80,24 @@ class SignSide:
         transposed: bool = False,
         unit: float = 1.0,
     ) -> None:
-        rows, p = A.shape[::-1] if transposed else A.shape
-        self.rows = rows
-        self.A = _core.TiledMatrix(A, transposed, unit)  # for correlations of the other side
-        self.k = k
-        self.threads = threads
+        rows = A.shape[1 if transposed else 0]
+        self.state = random.standard_normal((rows, k), dtype=np.float32)
+        words = np.empty((rows, -(-k // 64)), dtype=np.uint64)
+        _core.pack(self.state, words, threads)
+        signs = BitMatrix(words, k, "sign", copy=False)
+        super().__init__(signs, None, A, threads, transposed=transposed, unit=unit)
         self.balance = balance
-        self.outer = np.empty(rows, dtype=np.float32)  # u, of length one
-        self.inner = np.ones(k, dtype=np.float32)  # v
-        self.state = random.standard_normal((rows, k), dtype=np.float32)  # Y + U before the projection
-        self.words = np.empty((rows, -(-k // 64)), dtype=np.uint64)
-        self.norms = np.ones(k, dtype=np.float32)  # of the other side's columns when v was fitted
-        self._columns = np.empty((k, -(-rows // 64)), dtype=np.uint64)
+        self.inner = np.ones(k, dtype=np.float32)
+        self.norms = np.ones(k, dtype=np.float32)
         self._tiles = _core.TiledMatrix(k, k)
         self._inverse = _core.QuantizedMatrix(k)
-        self._gram = np.empty((k, k), dtype=np.float32)
-        self._correlations = np.empty((p, k), dtype=np.float32)
         self.refine(_POWER_STEPS)
-        _core.pack(self.state, self.words, threads)
         self.state = self.projection()  # the dual U starts at zero
 
     def refine(self, steps: int) -> None:
         """The rank-one fit u v' of |Y + U|, by power iteration from v."""
         for _ in range(steps):
-            _core.fit_magnitudes(self.outer, self.inner, self.state)
+            _core.fit_magnitudes(self.scale, self.inner, self.state)
 
     def column_norms(self) -> NDArray[np.float32]:
         """Of this factor, in the units of A: v was fitted against unit columns of the other one."""
@@ -107,18 +105,15 @@ class SignSide:
 
     def projection(self) -> NDArray[np.float32]:
         """Z = diag(u) S diag(v), dense."""
-        dense = np.empty(self.state.shape, dtype=np.float32)
-        _core.unpack(self.words, self.k, -1.0, 1.0, dense, self.threads)
-        dense *= self.outer[:, None]
+        dense = self.dense()
+        dense *= self.scale[:, None]
         dense *= self.inner
         return dense
 
     def unit_products(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """(X'X (k, k), A'X (p, k)) for X = diag(u) S with u of length one; overwritten by the next call."""
-        _core.transpose(self.words, self.k, self._columns)
-        _core.gram(self._columns, self.rows, np.square(self.outer), True, self._gram, self.threads)
-        _core.correlate(self._columns, self.A, self.outer, True, self._correlations, self.threads)
-        return self._gram, self._correlations
+        self.bits_changed()
+        return self.gram, self.correlations
 
     def advance(
         self,
@@ -143,7 +138,7 @@ class SignSide:
                 )
             product = _core.step_sign_side(
                 self.words,
-                self.outer,
+                self.scale,
                 self.inner,
                 self.state,
                 correlations,
@@ -254,7 +249,7 @@ class Admm:
         norms_left = left.column_norms()
         iterate = self._iterate(norms_left * norms_right)
         if last:
-            along = _core.product_along(left.words, True, left.outer, against_right, iterate.size)
+            along = _core.product_along(left.words, True, left.scale, against_right, iterate.size)
         elif self.sequential:
             along = right.advance(gram_left, against_left, norms_left, penalties, power_steps)
         else:
@@ -285,7 +280,7 @@ class Admm:
     def _iterate(self, size: NDArray[np.float32]) -> Iterate:
         left, right = self.left, self.right
         return Iterate(
-            math.inf, left.words.copy(), left.outer.copy(), size, right.words.copy(), right.outer.copy()
+            math.inf, left.words.copy(), left.scale.copy(), size, right.words.copy(), right.scale.copy()
         )
 
     def factors(

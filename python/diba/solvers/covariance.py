@@ -24,8 +24,9 @@ from .. import _core
 from .._internal import storage
 from ..bits import BitMatrix
 from ..factorization import Factorization
-from .greedy import Greedy, Side
+from .greedy import Greedy
 from .objective import normalised
+from .side import Side
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,18 +66,11 @@ class _InputSide(Side):
         super().__init__(bits, scale, AS, threads, transposed=True)
         self._S = S
 
-    def entries(self) -> NDArray[np.float32]:
-        """B2' as a dense matrix, shape (n, k)."""
-        dense = np.empty((self.rows, self.k), dtype=np.float32)
-        zero = -1.0 if self.signs else 0.0
-        _core.unpack(self.words, self.k, zero, 1.0, dense, self._threads)
-        return dense
-
     @property
     def gram(self) -> NDArray[np.float32]:
         """X' S X, shape (k, k)."""
         if not self._has_gram:
-            X = self.entries()
+            X = self.dense()
             X *= self.scale[:, None]
             self._image = self._S @ X
             self._gram = X.T @ self._image
@@ -140,7 +134,7 @@ class Correlated(Greedy):
     def flip_columns(self) -> None:
         """Columns in order: the scale of each in closed form, then its bits; later ones see the change."""
         right, (gram, correlations) = self.right, self._against_left()
-        entries = right.entries()
+        entries = right.dense()
         curves = entries @ gram  # rows G b_q
         squares = np.einsum("ij,ij->i", entries, curves)
         weights = self._S.diagonal()

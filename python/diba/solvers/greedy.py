@@ -20,6 +20,7 @@ from .. import _core
 from ..bits import BitMatrix
 from ..factorization import Factorization
 from .schedule import NEVER
+from .side import Side
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,73 +30,12 @@ if TYPE_CHECKING:
     from .._internal.check import Alphabet
     from .schedule import Deadline
 
-__all__ = ["Greedy", "Side"]
+__all__ = ["Greedy"]
 
 _WORK_PER_CALL = 1 << 30  # rows * k^2 of one C++ call: a fraction of a second, so that Ctrl-C is prompt
 _ROWS_AT_FIRST = 16  # of a call under a time limit; then as many as take
 _CALL_SHARE = 0.01  # of the limit
 _EXACT = 1e-11  # of |A|^2: an objective this small is rounding
-
-
-class Side:
-    """``X = diag(scale) B``: one binary factor with the diagonal outside it, shape (rows, k).
-
-    What follows from X is made when it is first asked for and dropped when X changes.
-
-    Args:
-        bits: Start of B, shape (rows, k).
-        scale: Start of the diagonal, shape (rows,); None for ones.
-        A: The matrix with this side's rows as its rows, float32, shape (rows, p).
-        threads: Threads of the bit kernels.
-        transposed: Whether A is given as its transpose.
-    """
-
-    def __init__(
-        self,
-        bits: BitMatrix,
-        scale: NDArray[np.float32] | None,
-        A: NDArray[np.float32],
-        threads: int,
-        *,
-        transposed: bool = False,
-    ) -> None:
-        self.rows, self.k = bits.shape
-        self.signs = bits.signs
-        self.words = bits.words.copy()
-        self.scale = np.ones(self.rows, dtype=np.float32) if scale is None else scale.astype(np.float32)
-        self._A = _core.TiledMatrix(A, transposed)
-        self._threads = threads
-        self._gram = np.empty((self.k, self.k), dtype=np.float32)
-        self._correlations = np.empty((A.shape[0 if transposed else 1], self.k), dtype=np.float32)
-        self._columns = np.empty((self.k, -(-self.rows // 64)), dtype=np.uint64)
-        self.bits_changed()
-
-    def bits_changed(self) -> None:
-        """What followed from the bits is out of date."""
-        _core.transpose(self.words, self.k, self._columns)
-        self.scale_changed()
-
-    def scale_changed(self) -> None:
-        """What followed from the scale is out of date."""
-        self._has_gram = False
-        self._has_correlations = False
-
-    @property
-    def gram(self) -> NDArray[np.float32]:
-        """X'X, shape (k, k); overwritten after the next change."""
-        if not self._has_gram:
-            weights = np.square(self.scale)
-            _core.gram(self._columns, self.rows, weights, self.signs, self._gram, self._threads)
-            self._has_gram = True
-        return self._gram
-
-    @property
-    def correlations(self) -> NDArray[np.float32]:
-        """A'X, shape (p, k); overwritten after the next change."""
-        if not self._has_correlations:
-            _core.correlate(self._columns, self._A, self.scale, self.signs, self._correlations, self._threads)
-            self._has_correlations = True
-        return self._correlations
 
 
 class Subproblem(NamedTuple):
