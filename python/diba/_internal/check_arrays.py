@@ -35,10 +35,8 @@ def real_array(value: Any, name: str) -> FloatArray:
         TypeError: complex, text, object or masked input, a sparse matrix, a tensor off the CPU.
         ValueError: rows of unequal length.
     """
-    if (
-        type(value) is np.ndarray and value.dtype in _AS_THEY_ARE
-    ):  # the rest takes longer than a small product
-        return value
+    if type(value) is np.ndarray and value.dtype in _AS_THEY_ARE:
+        return value  # soon: the rest takes longer than a small product
     array = _as_ndarray(value, name)
     dtype = array.dtype
     if dtype.name == "bfloat16":  # ml_dtypes: a float without a NumPy kind of its own
@@ -100,10 +98,7 @@ def _from_torch(value: Any, name: str, torch: Any) -> NDArray[Any]:
 
 
 def real_matrix(value: Any, name: str) -> FloatArray:
-    """``value`` as a finite, non-empty, C-contiguous float32 or float64 matrix.
-
-    Accepts floats of any width, integers, booleans, nested sequences, arrays of
-    any layout and torch CPU tensors. The result may share memory with ``value``.
+    """``value`` as a finite, non-empty, C-contiguous float32 or float64 matrix; it may share memory.
 
     Raises:
         TypeError: see :func:`real_array`.
@@ -141,20 +136,12 @@ def matrix_shape(shape: tuple[int, ...], name: str) -> None:
 
 
 Form = Literal["vector", "column", "columns", "either", "rows"]
-_FORMS: dict[Form, tuple[str, range, str]] = {  # what it must be, numbers of axes, how to mend it
-    "vector": ("a vector of shape ({n},)", range(1, 2), "use {name}.ravel()"),
-    "column": (
-        "a vector of shape ({n},) or one column ({n}, 1)",
-        range(1, 3),
-        "matmat takes more",
-    ),
-    "columns": ("a matrix of shape ({n}, p)", range(2, 3), "use {name}.reshape(-1, 1) for one column"),
-    "either": (
-        "a vector of shape ({n},) or a matrix of shape ({n}, p)",
-        range(1, 3),
-        "stacks go to linear",
-    ),
-    "rows": ("an array of shape (..., {n})", range(1, 65), "columns are multiplied by matmat"),
+_FORMS: dict[Form, tuple[str, int, int, str]] = {  # what it must be, least and most axes, how to mend it
+    "vector": ("a vector of shape ({n},)", 1, 1, "use {name}.ravel()"),
+    "column": ("a vector of shape ({n},) or one column ({n}, 1)", 1, 2, "matmat takes more"),
+    "columns": ("a matrix of shape ({n}, p)", 2, 2, "use {name}.reshape(-1, 1) for one column"),
+    "either": ("a vector of shape ({n},) or a matrix of shape ({n}, p)", 1, 2, "stacks go to linear"),
+    "rows": ("an array of shape (..., {n})", 1, 64, "columns are multiplied by matmat"),
 }
 
 
@@ -175,8 +162,8 @@ def operand(value: Any, name: str, length: int, form: Form, against: str) -> NDA
     """
     array = real_array(value, name)
     shape = array.shape
-    wanted, axes, mend = _FORMS[form]
-    if array.ndim not in axes or (form == "column" and shape[1:] not in ((), (1,))):
+    wanted, least, most, mend = _FORMS[form]
+    if not least <= array.ndim <= most or (form == "column" and shape[1:] not in ((), (1,))):
         raise ValueError(
             f"{name} is {array.ndim}-D, of shape {shape}; it must be {wanted.format(n=length)}; "
             f"{mend.format(name=name)}"
@@ -210,7 +197,7 @@ def saturated(array: FloatArray) -> NDArray[np.float32]:
     return np.clip(array, -_FLOAT32_MAX, _FLOAT32_MAX).astype(np.float32)
 
 
-def diagonal(value: Any, name: str, length: int | None = None, against: str = "") -> NDArray[np.float32]:
+def diagonal(value: Any, name: str, length: int, against: str) -> NDArray[np.float32]:
     """A diagonal as a fresh read-only float32 vector of finite entries."""
     array = real_array(value, name)
     if array.ndim != 1:
@@ -218,9 +205,7 @@ def diagonal(value: Any, name: str, length: int | None = None, against: str = ""
             f"{name} is {array.ndim}-D, of shape {array.shape}; it must be the vector of diagonal "
             f"entries (1-D); use numpy.diagonal({name}) or {name}.ravel()"
         )
-    if array.size == 0:
-        raise ValueError(f"{name} is empty; it must have at least one entry")
-    if length is not None and array.size != length:
+    if array.size != length:
         raise ValueError(
             f"{name} has {array.size} entries, must have {length}, as many as there are {against}"
         )
@@ -236,13 +221,12 @@ def diagonal(value: Any, name: str, length: int | None = None, against: str = ""
 
 
 def _finite(array: FloatArray, name: str) -> None:
-    finite = np.isfinite(array)
-    if finite.all():
-        return
-    raise ValueError(
-        f"{name} has NaN or infinite entries ({bad_entries(~finite, array, name)}); all must be "
-        f"finite: repair them or use numpy.nan_to_num({name})"
-    )
+    bad = ~np.isfinite(array)
+    if bad.any():
+        raise ValueError(
+            f"{name} has NaN or infinite entries ({bad_entries(bad, array, name)}); all must be finite: "
+            f"repair them or use numpy.nan_to_num({name})"
+        )
 
 
 def bad_entries(bad: NDArray[np.bool_], array: FloatArray, name: str) -> str:
@@ -312,16 +296,13 @@ def covariance(value: Any, n: int, shrink: float) -> tuple[FloatArray, float]:
         )
     if not largest:
         raise ValueError("covariance is zero; it must have a positive entry, or every factorization is exact")
-    _positive_semidefinite(S / largest)
-    return S, shrink
-
-
-def _positive_semidefinite(S: FloatArray) -> None:
-    ridge = _NEGATIVE * max(float(S.trace()), 1.0)
+    scaled = S / largest
+    ridge = _NEGATIVE * max(float(scaled.trace()), 1.0)
     try:
-        np.linalg.cholesky(S + ridge * np.eye(len(S), dtype=S.dtype))
+        np.linalg.cholesky(scaled + ridge * np.eye(n, dtype=S.dtype))
     except np.linalg.LinAlgError:
         raise ValueError(
             "covariance is not positive semidefinite: some combination of inputs would have a negative mean "
             "square; use X.T @ X / len(X) for inputs X of shape (samples, n)"
         ) from None
+    return S, shrink
