@@ -67,8 +67,8 @@ def dense(cell: Cell, task: Task, quick: bool) -> Made:
 
 def replaced(cell: Cell, task: Task, quick: bool) -> Made:
     model = task.load()
-    report = diba.torch.convert(model, config(cell, task), progress=False)
-    return model, solved(report)
+    diba.torch.convert(model, config(cell, task), progress=False)
+    return model, solved(diba.torch.report(model))
 
 
 def calibrated(cell: Cell, task: Task, quick: bool) -> Made:
@@ -87,8 +87,8 @@ def convert_seeing(
     layers = {name: {"k": value} for name, value in (k or {}).items()}
     chosen = replace(config(cell, task), layers=layers)
     options = {"loss": fisher(cell, task) if weigh else None, "progress": False}
-    report = diba.torch.convert(model, chosen, batches=seen(task, quick), **options)
-    return model, solved(report) | ({"k": dict(k)} if k else {})
+    diba.torch.convert(model, chosen, batches=seen(task, quick), **options)
+    return model, solved(diba.torch.report(model)) | ({"k": dict(k)} if k else {})
 
 
 def fisher(cell: Cell, task: Task) -> Any:

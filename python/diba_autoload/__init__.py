@@ -11,6 +11,7 @@ import contextlib
 import functools
 import importlib
 import sys
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
     from types import ModuleType
 
-__all__ = ["LOCK", "LOCKED", "after_import", "register"]
+__all__ = ["LOCK", "LOCKED", "after_import", "expect_transformers", "register"]
 
 METHOD = "diba"
 LOCK = "transformers_weights"
@@ -35,6 +36,14 @@ def register() -> None:
     """
     with contextlib.suppress(Exception):
         after_import("transformers.quantizers.auto", _meet)
+
+
+def expect_transformers() -> None:
+    """Import ``diba.hf`` as soon as transformers has models: those that diba converts can then be saved.
+
+    ``diba.torch`` calls it when it is imported.
+    """
+    after_import("transformers.modeling_utils", _bring_in)
 
 
 def after_import(name: str, action: Callable[[], object]) -> None:
@@ -92,6 +101,24 @@ class _After:
         if not self._acted:
             self._acted = True
             self._action()
+
+
+def _bring_in() -> None:
+    try:
+        importlib.import_module("diba.hf")
+    except Exception as error:  # transformers 4 first of all, and its import is not ours to end
+        if not isinstance(error, ImportError):
+            warnings.warn(f"diba.hf cannot be imported: {error!r}", stacklevel=2)
+        hooks = importlib.import_module("diba.torch.conversion.convert").when_converted
+        hooks.append(functools.partial(_warn, str(error)))
+
+
+def _warn(reason: str, model: Any) -> None:
+    """What a conversion calls where ``diba.hf`` is missing."""
+    kind = sys.modules["transformers.modeling_utils"].PreTrainedModel
+    if any(isinstance(module, kind) for module in model.modules()):
+        text = f"save_pretrained of this model will not write what from_pretrained needs: {reason}"
+        importlib.import_module("diba.torch.conversion.solving").warn_user(text)
 
 
 def _meet() -> None:

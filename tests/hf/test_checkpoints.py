@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 import diba.hf  # noqa: E402
 import diba_autoload  # noqa: E402
 from diba import FormatError  # noqa: E402
-from diba.torch import DibaEmbedding, DibaLinear, convert  # noqa: E402
+from diba.torch import DibaEmbedding, DibaLinear, convert, report  # noqa: E402
 
 FAST = {"bits_per_weight": 2, "method": "greedy", "effort": "fast", "progress": False}
 IDS = torch.arange(12).reshape(2, 6)
@@ -69,7 +69,9 @@ def assert_loads_alike(model, folder, **options):
 def test_saved_from_the_callback_and_after_an_interrupt(tmp_path):
     model, seen = llama(), {}
 
-    def save(layer, done, total):
+    def save(state):
+        if not (done := state.done):
+            return
         model.save_pretrained(tmp_path / str(done), max_shard_size="5KB" if done == 2 else "1GB")
         seen[done] = outputs(model)
         if done == 4:
@@ -81,8 +83,9 @@ def test_saved_from_the_callback_and_after_an_interrupt(tmp_path):
     for done, logits in seen.items():
         assert torch.equal(outputs(loaded(tmp_path / str(done))), logits)
     again = loaded(tmp_path / "2")  # half converted, further, and saved again
-    report = convert(again, **FAST)
-    assert len(report.layers) == 6
+    assert len(report(again).layers) == 2
+    convert(again, **FAST)
+    assert len(report(again).layers) == 8
     convert(model, **FAST)
     assert_loads_alike(again, tmp_path / "whole")
     assert torch.equal(outputs(again), outputs(model))
@@ -91,9 +94,10 @@ def test_saved_from_the_callback_and_after_an_interrupt(tmp_path):
 def test_saved_while_other_layers_are_solved(tmp_path):
     model, seen = llama(), {}
 
-    def save(layer, done, total):
-        model.save_pretrained(tmp_path / str(done))
-        seen[done] = outputs(model)
+    def save(state):
+        if state.done:
+            model.save_pretrained(tmp_path / str(state.done))
+            seen[state.done] = outputs(model)
 
     convert(model, **{**FAST, "progress": save, "threads": 2})
     for done in (1, 5, len(seen)):
@@ -106,8 +110,13 @@ def test_saved_while_experts_are_taken_apart(tmp_path):
     model = transformers.MixtralForCausalLM(transformers.MixtralConfig(**sizes, **heads)).eval()
     seen = {}
 
-    def save(layer, done, total):
-        if done in (3, 5, 10, total):  # no expert is factored; one is; all of a layer are, none of the other
+    def save(state):
+        if (done := state.done) in (
+            3,
+            5,
+            10,
+            state.total,
+        ):  # no expert is factored; one is; all of a layer are, none of the other
             model.save_pretrained(tmp_path / str(done), max_shard_size="20KB" if done == 5 else "1GB")
             seen[done] = outputs(model)
 
@@ -278,7 +287,7 @@ CASES = {
     "a bit": ({"tensors": set_bits(f"{LAYER}.b1", 1)}, f"{LAYER}.b1 is missing or damaged"),
     "a number": ({"tensors": set_bits(f"{LAYER}.d3", 1)}, f"{LAYER}.d3 is missing or damaged"),
     "an alphabet": (
-        {"factors": lambda f: f[LAYER].update(alphabet="sign")},
+        {"factors": lambda f: f[LAYER].update(alphabet="binary")},
         rf"factors\['{LAYER}'\] is damaged",
     ),
     "k": ({"factors": lambda f: f[LAYER].update(k=50_000_000)}, rf"factors\['{LAYER}'\] is damaged"),
@@ -328,11 +337,14 @@ def test_shards_and_files_that_are_cut_short(checkpoint, tmp_path):
 
 def test_a_claim_of_fifty_million_takes_no_memory(checkpoint, tmp_path):
     """Even with an entry that is right by its CRC, and tensors under other names."""
-    from diba.checkpoints.entries import crc32_of_all, entry
+    from diba.checkpoints.description import Description, LayerDescription
+
+    large = LayerDescription(kind="Linear", shape=(48, 36), k=50_000_000, alphabet="binary", bias=False)
 
     def claim(settings):
-        settings["factors"][LAYER] = entry(LAYER, "DibaLinear", (48, 36), 50_000_000, "binary", False)
-        settings["crc32_factors"] = crc32_of_all(settings["factors"])
+        whole = Description.from_dict(settings)
+        changed = Description(layers={**whole.layers, LAYER: large})
+        settings.update(changed.to_dict())
 
     folder = damage(checkpoint, tmp_path / "shapes", config=claim)
     with pytest.raises(FormatError, match=rf"{LAYER}\.d2 has shape \(\d+,\), expected \(50000000,\)"):

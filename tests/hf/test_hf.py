@@ -19,7 +19,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", minversion="5.0")
 
 import diba.hf  # noqa: E402
-from diba.checkpoints.entries import entry  # noqa: E402
+from diba.checkpoints.description import Description, LayerDescription  # noqa: E402
 from diba.hf import DibaConfig  # noqa: E402
 from diba.torch.conversion.convert import convert  # noqa: E402
 from diba.torch.model.config import Config  # noqa: E402
@@ -139,9 +139,9 @@ def test_loading_compresses_like_convert_and_survives_round_trips(name, tmp_path
     model = MODELS[name]()
     cls = type(model)
     compressed = loaded(cls, saved(model, tmp_path / "dense"), quantization_config=DibaConfig(**FAST))
-    report = convert(model, progress=False, **FAST)
+    report = diba.torch.report(convert(model, progress=False, **FAST))
     assert_same_tensors(compressed, model)
-    mine = compressed.hf_quantizer.report
+    mine = diba.torch.report(compressed)
     without_time = [dataclasses.replace(layer, seconds=0) for layer in report.layers]
     assert [dataclasses.replace(layer, seconds=0) for layer in mine.layers] == without_time
     assert mine.skipped == report.skipped
@@ -154,7 +154,7 @@ def test_loading_compresses_like_convert_and_survives_round_trips(name, tmp_path
     assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 2
     for folder in ("whole", "sharded"):
         again = loaded(cls, tmp_path / folder)
-        assert again.hf_quantizer.report is None
+        assert diba.torch.report(again) == mine
         assert_same_tensors(again, compressed)
         assert torch.equal(outputs(again), expected)
     auto = {"bert": "AutoModelForMaskedLM", "whisper": "AutoModelForSpeechSeq2Seq"}
@@ -230,7 +230,7 @@ def test_new_heads_and_skipped_layers_stay_dense(tmp_path):
     model = transformers.BertForSequenceClassification.from_pretrained(
         tmp_path, quantization_config=config, num_labels=30
     )
-    reasons = {layer.name: layer.reason for layer in model.hf_quantizer.report.skipped}
+    reasons = {layer.name: layer.reason for layer in diba.torch.report(model).skipped}
     assert reasons["classifier"] == "not in the checkpoint"
     dense = {n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
     assert dense == {"classifier", "bert.pooler.dense", "bert.encoder.layer.0.attention.self.key"}
@@ -388,10 +388,12 @@ def test_casts_and_sizes():
 
 def test_config_round_trip():
     layers = {r"re:.*\.z": {"k": 3}, "a.b": None, r"re:.*": {"bits_per_weight": 1, "alphabet": "sign"}}
-    factors = {
-        "z": entry("z", "DibaLinear", (4, 5), 3, "sign", True, shared="y"),
-        "y": entry("y", "DibaEmbedding", (4, 5), 3, "sign", False),
+    size = {"shape": (4, 5), "k": 3, "alphabet": "sign"}
+    described = {
+        "z": LayerDescription(kind="Linear", **size, bias=True, shared="y"),
+        "y": LayerDescription(kind="Embedding", **size, bias=False),
     }
+    factors = Description(layers=described).to_dict()["factors"]
     config = DibaConfig(
         snr_db=9.5, layers=layers, skip=["c"], factors=factors, modules_to_not_convert=["d"], tied=True
     )
@@ -414,7 +416,7 @@ def test_config_round_trip():
         ({"bits_per_weight": 2, "format_version": 2, "new": 1}, "upgrade diba"),
         ({"bits_per_weight": 2, "quant_method": "gptq"}, "'gptq'; it must be 'diba'"),
         ({"factors": [1]}, "factors is a list"),
-        ({"factors": {"a": {"kind": "DibaLinear", "k": 1}}}, r"factors\['a'\] must have"),
+        ({"factors": {"a": {"kind": "Linear", "k": 1}}}, r"factors\['a'\] must have"),
     ],
 )
 def test_config_refuses(settings, message):
@@ -435,7 +437,16 @@ def test_damaged_and_newer_checkpoints(tmp_path):
     layer = config["quantization_config"]["factors"]["lm_head"]
     crcs = {layer.pop("crc32_entry"), *layer.pop("crc32").values()}
     assert len(crcs) == 6
-    assert layer == {"kind": "DibaLinear", "shape": [60, 32], "k": 21, "alphabet": "binary", "bias": False}
+    assert set(layer.pop("recipe")) == {"objective", "snr_db", "output_snr_db", "seconds"}
+    assert layer == {
+        "kind": "Linear",
+        "shape": [60, 32],
+        "k": 21,
+        "alphabet": "sign",
+        "bias": False,
+        "dtype": "float32",
+        "diagonal_bits": 16,
+    }
     path.write_text(text.replace('"format_version": 1', '"format_version": 7'))
     with pytest.raises(ValueError, match="upgrade diba"):
         transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
@@ -461,8 +472,9 @@ def test_loading_refuses(tmp_path):
         load(DibaConfig(**FAST, skip=["lm_heat"]))
     with pytest.raises(ValueError, match="layers on the disk"):
         load(DibaConfig(**FAST), device_map={"": "disk"})
+    layer = LayerDescription(kind="Linear", shape=(2, 2), k=1, alphabet="sign", bias=False)
     with pytest.raises(ValueError, match="no size"):
-        load(DibaConfig(factors={"x": entry("x", "DibaLinear", (2, 2), 1, "sign", False)}))
+        load(DibaConfig.of(Description(layers={"x": layer})))
 
 
 def test_attach_refuses():

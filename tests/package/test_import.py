@@ -30,9 +30,9 @@ LAYERS = (
     ("_internal.check", "_internal.container"),
     ("progress",),
     ("_internal.signed", "runtime", "cli.inputs", "_internal.check_arrays"),
-    ("operator", "files", "checkpoints.entries"),
-    ("bits", "_internal.tuning", "checkpoints.stored"),
-    ("_internal.error", "_internal.error_bound"),
+    ("operator", "files", "checkpoints.description"),
+    ("bits", "_internal.tuning", "checkpoints.report"),
+    ("_internal.error", "_internal.error_bound", "checkpoints.stored"),
     ("_internal.factored",),
     ("factorization", "svid"),
     ("solvers.options", "solvers.size", "solvers.schedule", "solvers.objective"),
@@ -87,21 +87,16 @@ LAYERS = (
     (
         "torch.retuning.flips",
         "torch.calibration.moments",
-        "torch.conversion.report",
-        "torch.conversion.scores",
         "torch.calibration.sensitivity",
     ),
-    (
-        "torch.calibration.inputs",
-        "torch.conversion.display",
-    ),
+    ("torch.calibration.inputs",),
     (
         "torch.retuning.training",
         "torch.calibration.propagate",
         "torch.conversion.solving",
     ),
     (
-        "torch.conversion.coverage",
+        "torch.conversion.report",
         "torch.retuning.steps",
     ),
     (
@@ -114,9 +109,9 @@ LAYERS = (
     ("torch",),
     # diba.hf
     ("hf.config", "hf.peft"),
-    ("hf.checkpoint", "hf.loading", "hf.pretrained"),
+    ("hf.checkpoint", "hf.loading"),
     ("hf.quantizer",),
-    ("hf.saving",),
+    ("hf.pretrained",),
     ("hf",),
 )
 PACKAGES = {
@@ -142,7 +137,7 @@ AVX512 = {"avx512.cpp", "avx512_vnni.cpp", "avx512_amx.cpp", "lookup_avx512.cpp"
 THIRD_PARTY = {
     "numpy": None,
     "safetensors": set(),
-    "tqdm": {"progress", "torch.conversion.display"},
+    "tqdm": {"progress"},
     "scipy": set(),
     "threadpoolctl": {"torch.conversion.run"},
     "matplotlib": {"allocation.curves"},
@@ -222,6 +217,7 @@ def test_other_packages_are_imported_where_they_belong(source_root: Path) -> Non
                 f"{name} imports {top}"
             )
             assert name.startswith("hf") or not (own and top == "hf"), f"{name} imports diba.hf"
+            assert top != "diba_autoload" or name in ("torch", "hf", "hf.pretrained")
             assert with_torch or not (own and top == "torch"), f"{name} imports diba.torch"
             if not own and top in known and THIRD_PARTY[top] is not None:
                 assert name in THIRD_PARTY[top], f"{name} imports {top}"

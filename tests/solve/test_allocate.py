@@ -103,9 +103,8 @@ def test_a_model_without_data_counts_relative_noise() -> None:
     found = diba.allocate(net, 2)
     assert list(found.k) == ["0", "2", "4"]
     assert max(found.k.values()) - min(found.k.values()) <= 4
-    report = diba.torch.convert(
-        net, bits_per_weight=2, layers={name: {"k": k} for name, k in found.k.items()}, progress=False
-    )
+    layers = {name: {"k": k} for name, k in found.k.items()}
+    report = diba.torch.report(diba.torch.convert(net, bits_per_weight=2, layers=layers, progress=False))
     assert [layer.k for layer in report.layers] == list(found.k.values())
 
 

@@ -14,6 +14,7 @@ from torch import nn  # noqa: E402
 
 from diba.torch.calibration.collect import calibrate  # noqa: E402
 from diba.torch.conversion.convert import convert  # noqa: E402
+from diba.torch.conversion.report import report  # noqa: E402
 from diba.torch.model.attention import Attention  # noqa: E402
 from diba.torch.model.config import Config  # noqa: E402
 from diba.torch.model.selection import targets  # noqa: E402
@@ -194,12 +195,12 @@ def test_conversion_replaces_the_projections(calibrated: bool) -> None:
     model = Net()
     dense = copy.deepcopy(model)
     data = {"batches": batches()} if calibrated else {}
-    report = convert(model, skip=["second.k_proj"], **FAST, **data)
-    assert [layer.name for layer in report.layers] == [
+    made = report(convert(model, skip=["second.k_proj"], **FAST, **data))
+    assert [layer.name for layer in made.layers] == [
         name for name in (f"{o}.{n}" for o in ("first", "second") for n in NAMES) if name != "second.k_proj"
     ]
-    assert {layer.objective for layer in report.layers} == {"covariance" if calibrated else "plain"}
-    assert all(isinstance(model.get_submodule(layer.name), FactoredLayer) for layer in report.layers)
+    assert {layer.objective for layer in made.layers} == {"covariance" if calibrated else "plain"}
+    assert all(isinstance(model.get_submodule(layer.name), FactoredLayer) for layer in made.layers)
     kept = model.second.k_proj.weight
     assert torch.equal(kept, dense.second.k_proj_weight)
     assert "first.q_proj.b1" in model.state_dict()
@@ -218,8 +219,9 @@ def test_what_has_no_factors_is_put_together_again() -> None:
     dense = copy.deepcopy(model)
     first = list(model.first.parameters())
 
-    def stop(layer: Any, done: int, total: int) -> None:
-        raise KeyboardInterrupt
+    def stop(state: Any) -> None:
+        if state.done:
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         convert(model, layers={r"re:first.*": None}, **FAST | {"progress": stop})

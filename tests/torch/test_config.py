@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import pickle
 from typing import Any
@@ -11,7 +12,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from diba.torch.model.config import Config, Settings
+from diba import SolveOptions
+from diba.torch.model.config import OVERRIDES, Config, Settings
 
 
 def k_of(config: Config, name: str) -> int | None:
@@ -27,6 +29,21 @@ def test_defaults_become_the_settings_of_a_layer() -> None:
         bits_per_weight=2, alphabet="sign", method="dbf", effort="best", objective="plain", seed=7
     )
     assert config.rule("any") is None
+
+
+def test_how_matrices_are_factored_is_declared_by_solve_options() -> None:
+    names = {f.name for f in dataclasses.fields(SolveOptions)}
+    assert names <= {f.name for f in dataclasses.fields(Config)}
+    assert set(OVERRIDES) == names - {"threads"} | {"bits_per_weight", "k", "snr_db", "objective"}
+    for f in dataclasses.fields(Config):
+        if f.name in names:
+            assert (f.name, getattr(Config(k=1), f.name)) == (
+                f.name,
+                "sign" if f.name == "alphabet" else getattr(SolveOptions(), f.name),
+            )
+    options = Config(k=1, max_iter=3, time_limit=2, tol=0.5, threads=2).settings("any").solve_options()  # type: ignore[union-attr]
+    assert (options["max_iter"], options["time_limit"], options["tol"]) == (3, 2, 0.5)
+    assert "threads" not in options
 
 
 def test_exact_names_come_first_then_patterns_in_order() -> None:
@@ -55,9 +72,9 @@ def test_exact_names_come_first_then_patterns_in_order() -> None:
 
 
 def test_an_override_replaces_the_size_whatever_its_name() -> None:
-    config = Config(bits_per_weight=2, layers={"a": {"snr_db": 12.5}, "b": {"alphabet": "sign"}})
+    config = Config(bits_per_weight=2, layers={"a": {"snr_db": 12.5}, "b": {"alphabet": "binary"}})
     assert config.settings("a") == Settings(snr_db=12.5)
-    assert config.settings("b") == Settings(bits_per_weight=2, alphabet="sign")
+    assert config.settings("b") == Settings(bits_per_weight=2, alphabet="binary")
     options = config.settings("a").solve_options()  # type: ignore[union-attr]
     assert options["snr_db"] == 12.5
     assert options["bits_per_weight"] is None
@@ -94,7 +111,7 @@ def test_it_keeps_nothing_of_the_callers() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"bits": 2}, r"unknown key 'bits'.*known: bits_per_weight, k, snr_db"),
+        ({"bits": 2}, r"unknown key 'bits'.*known: .*bits_per_weight, k, snr_db"),
         ({"bits_per_wieght": 2}, "did you mean 'bits_per_weight'"),
         ({"k": 2, "layers": {"a": {"bit_per_weight": 1}}}, r"layers\['a'\].*did you mean 'bits_per_weight'"),
         ({"k": 2, "layers": {"a": {"threads": 1}}}, r"layers\['a'\] has the unknown key 'threads'"),
@@ -116,7 +133,7 @@ def test_unknown_keys_are_refused_with_the_known_ones(values: dict[str, Any], me
         ({"snr_db": "10"}, TypeError, "snr_db is '10'"),
         ({"k": 2, "alphabet": "ternary"}, ValueError, "alphabet is 'ternary'"),
         ({"k": 2, "method": "best"}, ValueError, "method is 'best'"),
-        ({"k": 2, "method": "dbf"}, ValueError, "must be 'sign' for method='dbf'"),
+        ({"k": 2, "method": "dbf", "alphabet": "binary"}, ValueError, "must be 'sign' for method='dbf'"),
         ({"k": 2, "effort": "high"}, ValueError, "effort is 'high'"),
         ({"k": 2, "objective": "fisher"}, ValueError, "objective is 'fisher'"),
         ({"k": 2, "seed": -1}, ValueError, "seed is -1"),

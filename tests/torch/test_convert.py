@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import math
+import pickle
 import signal
 import sys
 import threading
@@ -25,24 +26,27 @@ from torch import nn
 
 import diba
 from diba.torch.calibration.moments import Calibration, Moments
+from diba.torch.conversion import report as reports
 from diba.torch.conversion.convert import convert
-from diba.torch.conversion.display import Display
 from diba.torch.conversion.report import Report
+from diba.torch.conversion.run import Conversion
 from diba.torch.model.config import Config
 from diba.torch.model.selection import select, targets
+from diba.torch.modules.kinds import compressed
 from diba.torch.modules.layer import FactoredLayer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from diba.torch.conversion.report import LayerReport
+    from diba import Progress
 
-FAST = {"method": "greedy", "threads": 1}
+FAST = {"method": "greedy", "alphabet": "binary", "threads": 1}
 EPS = 2.0**-52
 
 
 def quiet(model: nn.Module, **settings: Any) -> Report:
-    return convert(model, **{"bits_per_weight": 4, "progress": False} | FAST | settings)
+    assert convert(model, **{"bits_per_weight": 4, "progress": False} | FAST | settings) is model
+    return reports.report(model)
 
 
 def perceptron() -> nn.Sequential:
@@ -89,11 +93,12 @@ def same_outputs(model: nn.Module, dense: nn.Module, *inputs: Any, **kwargs: Any
 def test_layers_have_the_factors_that_solve_gives() -> None:
     model = perceptron()
     dense = copy.deepcopy(model)
-    report = convert(
+    convert(
         model,
         Config(bits_per_weight=4, seed=5, layers={"2": {"k": 9, "alphabet": "sign"}}, **FAST),
         progress=False,
     )
+    report = reports.report(model)
     first = diba.solve(dense[0].weight.detach().numpy(), bits_per_weight=4, seed=5, method="greedy")
     second = diba.solve(dense[2].weight.detach().numpy(), k=9, alphabet="sign", seed=5, method="greedy")
     assert model[0].factorization() == first
@@ -140,8 +145,8 @@ def test_threads_change_no_factor(threads: int) -> None:
     one, several = model(), model()
     before = quiet(one, threads=1)
     seen: list[int] = []
-    after = quiet(several, threads=threads, progress=lambda layer, done, total: seen.append(done))
-    assert seen == [1, 2, 3, 4, 5, 6]
+    after = quiet(several, threads=threads, progress=lambda state: seen.append(state.done))
+    assert seen == [0, 1, 2, 3, 4, 5, 6]
     assert [layer.name for layer in after.layers] == [layer.name for layer in before.layers]
     for a, b in zip(one, several, strict=True):
         assert a.factorization() == b.factorization()
@@ -153,10 +158,9 @@ def test_the_dense_weight_is_free_once_its_layer_is_replaced() -> None:
         weights = {name: weakref.ref(p) for name, p in model.named_parameters() if "weight" in name}
         alive: list[bool] = []
 
-        def look(
-            layer: LayerReport, done: int, total: int, weights: Any = weights, alive: Any = alive
-        ) -> None:
-            alive.append(weights[f"{layer.name}.weight"]() is not None)
+        def look(state: Progress, weights: Any = weights, alive: Any = alive) -> None:
+            if state.item is not None:
+                alive.append(weights[f"{state.item}.weight"]() is not None)
 
         quiet(model, threads=threads, progress=look)
         assert alive == [False] * 4
@@ -382,16 +386,13 @@ def test_a_group_with_a_member_that_stays_dense_stays_dense() -> None:
 
 def test_a_second_call_leaves_what_is_converted() -> None:
     model = perceptron()
-    quiet(model)
+    first = quiet(model)
     before = {name: t.clone() for name, t in model.state_dict().items()}
-    report = quiet(model, skip=["3"], layers={"0": {"k": 3}})
-    assert report.layers == ()
-    assert [layer.reason for layer in report.skipped[:2]] == ["already converted"] * 2
+    second = quiet(model, skip=["3"], layers={"0": {"k": 3}})
+    assert second.layers == first.layers
     assert all(torch.equal(model.state_dict()[name], t) for name, t in before.items())
-    assert report.weight_share == 1280 / 1312
-    assert str(report).startswith("0 layers compressed and 2 before: 97.5 % of 1,312 weights in matrices, ")
-    assert report.byte_share == 1280 / (1312 + 32 + 2)
-    assert json.loads(report.to_json())["bits_per_weight"] is None
+    assert second.weight_share == 1280 / 1312
+    assert second.byte_share == 1280 / (1312 + 32 + 2)
 
 
 # ---------------------------------------------------------------- calibration
@@ -477,9 +478,9 @@ def test_batches_give_moments_in_execution_order() -> None:
     X = torch.tensor(correlated(24), dtype=torch.float32)
     order: list[str] = []
     model, blind, dense = (perceptron() for _ in range(3))
-    report = quiet(model, batches=[X[:200], X[200:]], progress=lambda layer, *_: order.append(layer.name))
+    report = quiet(model, batches=[X[:200], X[200:]], progress=lambda state: order.append(state.item))
     quiet(blind)
-    assert order == ["0", "2"]
+    assert order == [None, "0", "2"]
     assert [layer.objective for layer in report.layers] == ["covariance"] * 2
     assert report.layers[0].output_snr_db > report.layers[0].snr_db
 
@@ -525,9 +526,11 @@ def test_an_exception_leaves_a_model_that_works() -> None:
     model = perceptron()
     dense = copy.deepcopy(model)
 
-    def stop(layer: LayerReport, done: int, total: int) -> None:
-        assert (layer.name, done, total) == ("0", 1, 2)
-        raise RuntimeError("enough")
+    def stop(state: Progress) -> None:
+        if state.done:
+            assert (state.task, state.item, state.done, state.total) == ("convert", "0", 1, 2)
+            assert state.detail.snr_db == state.snr_db
+            raise RuntimeError("enough")
 
     with pytest.raises(RuntimeError, match="enough") as caught:
         quiet(model, progress=stop)
@@ -536,7 +539,10 @@ def test_an_exception_leaves_a_model_that_works() -> None:
     assert model[2].weight is not None
     assert type(model[2]) is nn.Linear
     same_outputs(model, dense, torch.randn(3, 24, dtype=torch.float64))
-    assert [layer.name for layer in quiet(model).layers] == ["2"]  # goes on
+    half = reports.report(model)
+    assert [layer.name for layer in half.layers] == ["0"]
+    assert {left.name: left.reason for left in half.skipped}["2"] == "not compressed"
+    assert [layer.name for layer in quiet(model).layers] == ["0", "2"]  # goes on
 
 
 def test_an_error_in_one_thread_stops_the_others_and_keeps_what_is_ready(monkeypatch: Any) -> None:
@@ -585,13 +591,13 @@ def test_numpy_has_one_thread_while_layers_are_solved(threads: int, monkeypatch:
             if library["user_api"] == "blas"
         }
 
-    watch, seen = Display.watch, set()
+    watch, seen = Conversion.watch, set()
 
-    def looking(self: Display, name: str) -> Callable[[Any], None]:
+    def looking(self: Conversion, name: str) -> Callable[[Any], None]:
         seen.update(limits())
         return watch(self, name)
 
-    monkeypatch.setattr(Display, "watch", looking)
+    monkeypatch.setattr(Conversion, "watch", looking)
     model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
     with threadpoolctl.threadpool_limits(2, user_api="blas"):
         before = limits()
@@ -603,9 +609,9 @@ def test_numpy_has_one_thread_while_layers_are_solved(threads: int, monkeypatch:
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="signals are sent the POSIX way")
 @pytest.mark.parametrize("threads", [1, 2])
 def test_ctrl_c_stops_all_solvers(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    watch, iterations = Display.watch, []
+    watch, iterations = Conversion.watch, []
 
-    def interrupting(self: Display, name: str) -> Callable[[Any], None]:
+    def interrupting(self: Conversion, name: str) -> Callable[[Any], None]:
         show = watch(self, name)
 
         def report(progress: Any) -> None:
@@ -616,7 +622,7 @@ def test_ctrl_c_stops_all_solvers(threads: int, monkeypatch: pytest.MonkeyPatch)
 
         return report
 
-    monkeypatch.setattr(Display, "watch", interrupting)
+    monkeypatch.setattr(Conversion, "watch", interrupting)
     model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(4)))
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent may have switched it off
     try:
@@ -727,7 +733,7 @@ def test_texts_of_the_report(tmp_path: Any) -> None:
         {"name": "3", "kind": "Linear", "reason": report.skipped[0].reason}
         | {"shape": [2, 16], "weights": 32, "bytes": 128}
     ]
-    assert (data["matrix_weights"], data["model_bytes"]) == (1312, 4 * 1346)
+    assert (data["matrix_weights"], data["bytes_before"]) == (1312, 4 * 1346)
     assert (data["weight_share"], data["byte_share"]) == (1280 / 1312, 1280 / 1346)
     assert data["memory_bytes"] == report.memory_bytes
     rows = list(csv.DictReader(io.StringIO(report.to_csv(path))))
@@ -745,17 +751,93 @@ def test_texts_of_the_report(tmp_path: Any) -> None:
     assert "<td>2 x 16</td><td>32</td><td>128</td>" in report._repr_html_()
 
 
-def test_progress_is_shown_as_a_bar_or_in_lines(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("tqdm")
+def test_progress_is_shown_in_lines(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
     quiet(perceptron(), progress=True)
     out, err = capsys.readouterr()
     assert out == ""
-    assert "100%" in err
-    monkeypatch.setitem(sys.modules, "tqdm", None)
-    quiet(perceptron(), progress=True)
-    assert "diba: 2/2 layers, 2 " in capsys.readouterr().err
+    assert "diba: convert 2/2, 2, SNR " in err
     quiet(perceptron())
     assert capsys.readouterr().err == ""
+
+
+def test_a_bar_moves_with_the_work_within_layers() -> None:
+    """Weighted by m n k, in units of layers, and never backwards."""
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 8))
+    seen: list[Progress] = []
+    run = Conversion(model, Config(k=6, method="admm", threads=1), progress=True)
+    with run:
+        run._tell = seen.append
+        run.independently()
+    done = [state.done for state in seen]
+    assert done == sorted(done)
+    assert done[-1] == 2
+    assert any(0 < share < 1 for share in done)
+    first = next(state for state in seen if state.item == "0")
+    assert first.done == pytest.approx(2 * 64 / 72)
+
+
+# ---------------------------------------------------------------- the report at any time
+
+
+def same_report(found: Report, expected: Report) -> None:
+    """All of it, also what is not compared."""
+    assert found == expected
+    assert str(found) == str(expected)
+
+
+def test_copies_and_pickles_report_the_same() -> None:
+    model = perceptron()
+    report = quiet(model)
+    assert report.settings == Config(bits_per_weight=4, **FAST).to_dict()
+    assert report.seconds is not None
+    same_report(reports.report(copy.deepcopy(model)), report)
+    same_report(reports.report(pickle.loads(pickle.dumps(model))), report)
+    same_report(reports.report(model), report)
+
+
+def test_a_dense_model_has_a_report() -> None:
+    model = nn.Sequential(perceptron(), nn.LSTM(4, 4))
+    report = reports.report(model)
+    assert report.layers == ()
+    assert report.seconds is report.settings is report.worst is None
+    assert {x.name: x.reason for x in report.skipped} == {
+        **dict.fromkeys(("0.0", "0.2", "0.3"), "not compressed"),
+        **dict.fromkeys(("1.weight_ih_l0", "1.weight_hh_l0"), report.skipped[-1].reason),
+    }
+    assert report.parameters_before == report.parameters_after == sum(p.numel() for p in model.parameters())
+    assert str(report).startswith("0 layers compressed: 0.0 % of ")
+    with pytest.raises(TypeError, match="model is 3"):
+        reports.report(3)  # type: ignore[arg-type]
+
+
+def test_several_calls_are_one_report() -> None:
+    model = perceptron()
+    quiet(model, skip=["0"], seed=5)
+    report = quiet(model, skip=["3"])
+    assert [layer.name for layer in report.layers] == ["0", "2"]
+    assert {x.name: x.reason for x in report.skipped} == {"3": "left out by '3'"}
+    assert report.settings == Config(bits_per_weight=4, skip=["3"], **FAST).to_dict()
+    once = quiet(perceptron(), skip=["3"])
+    assert (report.parameters_before, report.bytes_before) == (once.parameters_before, once.bytes_before)
+    # What holds a model, or is held by it, knows of its layers, too.
+    outer = nn.ModuleDict({"inner": model})
+    assert [x.name for x in reports.report(outer).layers] == ["inner.0", "inner.2"]
+    assert reports.report(outer).skipped[0].reason == "left out by '3'"
+
+
+def test_layers_that_nobody_remembers_are_reported_without_snr() -> None:
+    model = perceptron()
+    model[0] = compressed(model[0], k=5)
+    report = reports.report(model)
+    [layer] = report.layers
+    assert layer.objective is layer.snr_db is layer.output_snr_db is layer.seconds is None
+    assert "SNR unknown" in str(report)
+    assert str(report).splitlines()[2].split()[-3:] == ["-", "-", "-"]
+    assert math.isnan(report.mean_snr_db)
+    assert json.loads(report.to_json())["mean_snr_db"] is None
+    quiet(model)
+    assert [x.name for x in reports.report(model).worst_first()] == ["2", "0"]
 
 
 # ---------------------------------------------------------------- transformers

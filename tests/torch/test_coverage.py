@@ -20,9 +20,10 @@ import diba.torch.calibration.propagate
 from diba.solvers.size import uniform_k
 from diba.torch.calibration import blocks
 from diba.torch.calibration.moments import Calibration, Moments
+from diba.torch.conversion.allocation import scores
 from diba.torch.conversion.convert import convert
-from diba.torch.conversion.coverage import warn_unreached
-from diba.torch.conversion.scores import scores
+from diba.torch.conversion.report import report
+from diba.torch.conversion.solving import warn_unreached
 from diba.torch.model.config import Config
 
 CHEAP: dict[str, Any] = {"bits_per_weight": 4, "method": "greedy", "threads": 1, "progress": False}
@@ -85,19 +86,19 @@ def test_experts_that_calibration_did_not_reach_are_named_and_get_the_plain_obje
     with pytest.warns(
         UserWarning, match=r"did not reach 8 of 17 layers, blocks\.0\.experts\.2\.0, "
     ) as caught:
-        report = convert(model, calibration=known, **CHEAP)
+        made = report(convert(model, calibration=known, **CHEAP))
     assert len(caught) == 1
     assert "and 5 more; " in str(caught[0].message)
     assert caught[0].filename == __file__
-    found = {layer.name: layer.objective for layer in report.layers}
+    found = {layer.name: layer.objective for layer in made.layers}
     assert {name for name, objective in found.items() if objective == "plain"} == names(2, 3)
     assert {name for name, objective in found.items() if objective == "covariance"} == set(known)
-    assert "objective plain: blocks.0.experts.2.0, " in str(report)
-    for layer in report.layers:
+    assert "objective plain: blocks.0.experts.2.0, " in str(made)
+    for layer in made.layers:
         if layer.name in names(2, 3):
             dense = Mixture().get_submodule(layer.name).weight.detach().numpy()
             assert model.get_submodule(layer.name).factorization() == diba.solve(
-                dense, bits_per_weight=4, method="greedy"
+                dense, bits_per_weight=4, method="greedy", alphabet="sign"
             )
 
 
@@ -105,9 +106,9 @@ def test_experts_that_calibration_did_not_reach_are_named_and_get_the_plain_obje
 def test_batches_reach_what_any_of_them_reaches(kind: str) -> None:
     model = Mixture(kind)
     with pytest.warns(UserWarning, match="did not reach 4 of 17 layers, blocks.0.experts.3.0, ") as caught:
-        report = convert(model, batches=[tokens(0), tokens(1), tokens(2)], **CHEAP)
+        made = report(convert(model, batches=[tokens(0), tokens(1), tokens(2)], **CHEAP))
     assert len(caught) == 1
-    found = {layer.name: layer.objective for layer in report.layers}
+    found = {layer.name: layer.objective for layer in made.layers}
     assert {name for name, objective in found.items() if objective == "plain"} == names(3)
     assert set(found.values()) == {"plain", "covariance"}
     with warnings.catch_warnings():
@@ -178,8 +179,8 @@ def test_layers_that_other_batches_reach_once_the_model_is_compressed() -> None:
     with pytest.warns(
         UserWarning, match=r"did not reach 2 of 5 layers, experts\.0\.0, experts\.0\.1; of these"
     ):
-        report = convert(Rerouted(), batches=batches, **CHEAP)
-    assert [layer.objective for layer in report.layers] == [
+        made = report(convert(Rerouted(), batches=batches, **CHEAP))
+    assert [layer.objective for layer in made.layers] == [
         "covariance",
         "plain",
         "plain",
@@ -258,7 +259,7 @@ def test_a_layer_without_data_costs_what_the_middle_one_of_the_others_does() -> 
     with torch.no_grad():
         for layer in model[1:]:
             layer.weight.copy_(table.weight)
-    config = Config(bits_per_weight=2, embeddings=True)
+    config = Config(bits_per_weight=2, embeddings=True, alphabet="binary")
     known = {str(i): Moments(np.eye(32) * worth, 100) for i, worth in ((1, 1.0), (2, 9.0), (3, 9.0))}
     with_median = diba.torch.allocate(model, 2, config=config, calibration=known).k
     assert with_median["0"] == with_median["2"]

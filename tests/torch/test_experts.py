@@ -23,6 +23,7 @@ from diba.torch.calibration.collect import calibrate  # noqa: E402
 from diba.torch.calibration.inputs import InputSums  # noqa: E402
 from diba.torch.conversion.allocation import allocate  # noqa: E402
 from diba.torch.conversion.convert import convert  # noqa: E402
+from diba.torch.conversion.report import report  # noqa: E402
 from diba.torch.model.config import Config  # noqa: E402
 from diba.torch.model.experts import Experts  # noqa: E402
 from diba.torch.model.selection import select, targets  # noqa: E402
@@ -184,14 +185,14 @@ def test_vectors_are_matched_with_those_the_dense_model_sends() -> None:
 def test_experts_are_compressed_for_the_inputs_that_they_get(model: Any, loss: Any) -> None:
     changed = copy.deepcopy(model)
     batches = [batch(0), batch(1)]
-    report = convert(changed, batches=batches, loss=loss, progress=False, **FAST)
+    made = report(convert(changed, batches=batches, loss=loss, progress=False, **FAST))
     moments = calibrate(model, batches, progress=False)
-    for layer in report.layers:
+    for layer in made.layers:
         if "experts" in layer.name:
             assert isinstance(changed.get_submodule(layer.name), FactoredLayer)
             if layer.objective == "plain":  # no token in the dense model, or none by now
                 assert layer.output_snr_db is None
-    seen = [x for x in report.layers if "experts" in x.name and x.objective == "covariance"]
+    seen = [x for x in made.layers if "experts" in x.name and x.objective == "covariance"]
     assert len(seen) > len([name for name in moments if "experts" in name]) // 2
     assert torch.isfinite(changed(IDS).logits).all()
 
@@ -202,8 +203,8 @@ def test_bits_are_shared_out_between_experts() -> None:
     allocation = allocate(model, 2.0, config=Config(skip=skip, **FAST), sizes=(0.5, 1.0))
     assert {f"model.layers.1.mlp.experts.{e}" for e in ("down.2", "gate_up.0")} <= set(allocation.k)
     rules = {name: {"k": k} for name, k in allocation.k.items()}
-    report = convert(model, layers=rules, skip=skip, progress=False, **FAST)
-    assert {layer.name: layer.k for layer in report.layers} == dict(allocation.k)
+    made = report(convert(model, layers=rules, skip=skip, progress=False, **FAST))
+    assert {layer.name: layer.k for layer in made.layers} == dict(allocation.k)
 
 
 # ---------------------------------------------------------------- in place, and undone
@@ -219,8 +220,8 @@ def test_memory_of_the_fused_weights_is_freed_and_an_interrupted_call_goes_on(
         for name in MATRICES
     ]
 
-    def stop(layer: Any, done: int, total: int) -> None:
-        if "experts" in layer.name:
+    def stop(state: Any) -> None:
+        if "experts" in (state.item or ""):
             changed.save_pretrained(tmp_path)  # some parts still share the memory of the whole
             raise KeyboardInterrupt
 
@@ -238,7 +239,7 @@ def test_memory_of_the_fused_weights_is_freed_and_an_interrupted_call_goes_on(
     convert(changed, progress=False, **FAST)
     assert all(torch.UntypedStorage._expired(storage) for storage in storages)
     whole = copy.deepcopy(model)
-    report = convert(whole, progress=False, **FAST)
+    made = report(convert(whole, progress=False, **FAST))
     assert torch.equal(whole(IDS).logits, changed(IDS).logits)
     for twin in (copy.deepcopy(whole), pickle.loads(pickle.dumps(whole))):
         assert torch.equal(twin(IDS).logits, whole(IDS).logits)
@@ -246,16 +247,16 @@ def test_memory_of_the_fused_weights_is_freed_and_an_interrupted_call_goes_on(
     matrices = sum(p.numel() for n, p in named if p.ndim > 1 and not n.endswith("_bias"))
     embeddings = model.get_input_embeddings().weight.numel()
     routers = sum(m.weight.numel() for n, m in model.named_modules() if n.endswith(("gate", "router")))
-    assert sum(layer.weights for layer in report.layers) == matrices - embeddings - routers
+    assert sum(layer.weights for layer in made.layers) == matrices - embeddings - routers
 
 
 def test_experts_that_a_rule_leaves_out_stay_fused(model: Any) -> None:
     changed = copy.deepcopy(model)
     before = {name: id(p) for name, p in changed.named_parameters() if ".mlp.experts." in name}
-    report = convert(changed, skip=[r"re:.*\.experts\..*"], progress=False, **FAST)
+    made = report(convert(changed, skip=[r"re:.*\.experts\..*"], progress=False, **FAST))
     after = {name: id(p) for name, p in changed.named_parameters()}
     assert {name: after[name] for name in before} == before
-    left = [x for x in report.skipped if ".experts." in x.name and x.reason.startswith("left out")]
+    left = [x for x in made.skipped if ".experts." in x.name and x.reason.startswith("left out")]
     assert len(left) == sum(2 * experts.num_experts for experts in fused(model).values())
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from diba.torch.conversion.convert import convert
+from diba.torch.conversion.report import report
 from diba.torch.model.config import Config
 from diba.torch.model.selection import select
 from diba.torch.modules.layer import FactoredLayer
@@ -137,8 +138,8 @@ def test_a_layer_that_would_lose_something_stays_dense(make: Callable[[], nn.Mod
     assert found["0"].reason == reason
     assert found["0"].weights == 256
     before = model[0]
-    report = convert(model, embeddings=True, **CHEAP)
-    assert "1" in {layer.name for layer in report.layers}
+    made = report(convert(model, embeddings=True, **CHEAP))
+    assert "1" in {layer.name for layer in made.layers}
     assert model[0] is before
     if isinstance(before, nn.Linear):
         with pytest.raises(ValueError, match=f"module cannot be replaced: {reason}"):
@@ -147,7 +148,7 @@ def test_a_layer_that_would_lose_something_stays_dense(make: Callable[[], nn.Mod
 
 def test_a_subclass_that_adds_nothing_is_compressed() -> None:
     model = nn.Sequential(Plain[int](16, 16), Plain(16, 16, init="ones"))
-    assert [layer.name for layer in convert(model, **CHEAP).layers] == ["0", "1"]
+    assert [layer.name for layer in report(convert(model, **CHEAP)).layers] == ["0", "1"]
     assert [layer.init for layer in model] == ["zeros", "ones"]
 
 
@@ -204,7 +205,7 @@ def test_falcon_is_compressed_calibrated_saved_and_loaded(tmp_path: Any) -> None
     model = falcon()
     dense = copy.deepcopy(model)
     ids = torch.arange(24).reshape(2, 12)
-    report = convert(model, batches=[{"input_ids": ids}], **CHEAP)
+    made = report(convert(model, batches=[{"input_ids": ids}], **CHEAP))
     inner = (
         "self_attention.query_key_value",
         "self_attention.dense",
@@ -212,8 +213,8 @@ def test_falcon_is_compressed_calibrated_saved_and_loaded(tmp_path: Any) -> None
         "mlp.dense_4h_to_h",
     )
     names = [f"transformer.h.{number}.{name}" for number in (0, 1) for name in inner]
-    assert {layer.name: layer.objective for layer in report.layers} == dict.fromkeys(names, "covariance")
-    assert {left.name for left in report.skipped} == {"transformer.word_embeddings", "lm_head"}
+    assert {layer.name: layer.objective for layer in made.layers} == dict.fromkeys(names, "covariance")
+    assert {left.name for left in made.skipped} == {"transformer.word_embeddings", "lm_head"}
     with torch.no_grad():
         wide = copy.deepcopy(model).double()
         for name in names:

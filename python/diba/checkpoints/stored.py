@@ -1,25 +1,44 @@
-"""The safetensors files of a checkpoint: what their headers say, and single tensors, read where they lie."""
+"""The files of a checkpoint: what they hold, and every check that they are whole.
+
+Whoever reads a checkpoint makes a :class:`Description` of its ``config.json``, then :class:`Stored` of its
+files, then calls :func:`check_stored` and :func:`check_names`, and allocates nothing before. :func:`inspect`
+does all of it and tells what is there.
+"""
 
 from __future__ import annotations
 
 import functools
+import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from .._internal import container, disk
-from .._internal.storage import BITS, DIAGONALS
+from .._internal import check, container, disk
+from .._internal.storage import BITS
 from ..errors import FormatError
-from .entries import Tensor, check_headers, check_tensor
+from .description import TENSORS, Description, crc32_of_names, readable
+from .report import Report, Skipped, layer_reports
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
-__all__ = ["Stored", "check_stored"]
+    from .._internal.disk import PathLike
+    from .description import LayerDescription
+
+__all__ = ["Stored", "Tensor", "check_headers", "check_names", "check_stored", "factored_in", "inspect"]
+
+_DENSE = "dense"
+
+
+class Tensor(NamedTuple):
+    """What the header of a safetensors file says of a tensor."""
+
+    dtype: str
+    shape: tuple[int, ...]
 
 
 class _Place(NamedTuple):
@@ -65,6 +84,11 @@ class Stored:
         files = {path: functools.partial(disk.open_regular, path) for path in known}
         return cls(files, str(Path(known[0]).parent) if known else "the checkpoint")
 
+    def nbytes(self, name: str) -> int:
+        """Of one tensor, by the header."""
+        _, begin, end = self._places[name]
+        return end - begin
+
     def array(self, name: str) -> NDArray[Any]:
         """The values of one tensor.
 
@@ -82,12 +106,8 @@ class Stored:
             return np.frombuffer(stream.read(end - begin), kind).reshape(shape)
 
 
-def check_stored(entries: Mapping[str, Mapping[str, Any]], stored: Stored) -> set[str]:
-    """Check all factors in the files against their entries, one tensor at a time.
-
-    Args:
-        entries: Checked by themselves.
-        stored: The files.
+def check_stored(layers: Mapping[str, LayerDescription], stored: Stored) -> set[str]:
+    """Check all factors in the files against their description, one tensor at a time.
 
     Returns:
         Layers that the files do not have under their names: to be checked once they are loaded.
@@ -95,9 +115,204 @@ def check_stored(entries: Mapping[str, Mapping[str, Any]], stored: Stored) -> se
     Raises:
         FormatError: the checkpoint is damaged; the message names the layer and the tensor.
     """
-    elsewhere = check_headers(entries, stored.tensors, stored.where)
-    for name, layer in entries.items():
-        if "shared" not in layer and name not in elsewhere:
-            for own in (*DIAGONALS, *BITS):
-                check_tensor(name, layer, own, stored.array(f"{name}.{own}"), stored.where)
+    elsewhere = check_headers(layers, stored.tensors, stored.where)
+    for name, layer in layers.items():
+        if layer.shared is None and name not in elsewhere:
+            for own in TENSORS:
+                layer.check_tensor(name, own, stored.array(f"{name}.{own}"), stored.where)
     return elsewhere
+
+
+def check_headers(
+    layers: Mapping[str, LayerDescription], tensors: Mapping[str, Tensor], where: str
+) -> set[str]:
+    """Compare a description with the headers of the files, before anything of that size is made.
+
+    Args:
+        layers: Of the description.
+        tensors: Of all files of the checkpoint, by name.
+        where: The folder, for messages.
+
+    Returns:
+        Layers of which there is no tensor at all under their name, which is so where a library has renamed
+        them; their values are to be checked once they are loaded.
+
+    Raises:
+        FormatError: a tensor is missing, of another dtype or shape, or belongs to no layer.
+    """
+    elsewhere = set()
+    for name, layer in layers.items():
+        found = {own: tensors[key] for own in TENSORS if (key := f"{name}.{own}") in tensors}
+        if layer.shared is not None:
+            if found:
+                raise FormatError(
+                    f"{where}: {readable(name)}.{next(iter(found))} is there, but config.json says that the "
+                    f"factors are those of {readable(layer.shared)}: is the checkpoint damaged?"
+                )
+            continue
+        if not found and f"{name}.weight" not in tensors:
+            elsewhere.add(name)
+            continue
+        _check_shapes(name, layer, found, where)
+        _check_bias(name, layer, tensors, where)
+    _check_sizes(elsewhere, layers, tensors, where)
+    # Every factored layer of the files must be described; renamed ones are known by their number only.
+    uncovered = [name for name in factored_in(tensors) if name not in layers]
+    if len(uncovered) > len(elsewhere):
+        raise FormatError(
+            f"{where}: {readable(uncovered[0])} is factored in the files, and config.json has no entry for "
+            "it in factors: is the checkpoint damaged?"
+        )
+    return elsewhere
+
+
+def check_names(names: Iterable[str], crc32: Any, elsewhere: Iterable[str], where: str) -> None:
+    """Require the tensors that were saved, by :func:`crc32_of_names`; None: it is not known.
+
+    Args:
+        names: Of all tensors in the files.
+        crc32: Of those that were saved.
+        elsewhere: Layers without a tensor of their name, to be named first.
+        where: The folder, for messages.
+
+    Raises:
+        FormatError: some are missing, renamed, or new. Without it, transformers would fill what is missing
+            with random numbers.
+    """
+    if crc32 is None or crc32 == crc32_of_names(names):
+        return
+    for layer in elsewhere:
+        raise FormatError(f"{where}: {readable(layer)}.d1 is missing; copy or download the checkpoint again")
+    raise FormatError(
+        f"{where}: the files hold other tensors than were saved, some are missing or renamed: their names "
+        "differ from crc32_names in config.json; copy or download the checkpoint again (after a change on "
+        "purpose, remove crc32_names)"
+    )
+
+
+def factored_in(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of layers whose factors are among the tensors, by their names and dtypes alone."""
+    names = (key.removesuffix(".b1") for key, tensor in tensors.items() if tensor.dtype == "U8")
+    return [name for name in names if all(f"{name}.{own}" in tensors for own in TENSORS)]
+
+
+# ---------------------------------------------------------------- a whole folder
+
+
+def inspect(folder: PathLike) -> Report:
+    """Check a checkpoint of a transformers model whole, and report what is in it, without torch.
+
+    Args:
+        folder: With ``config.json`` and safetensors files, as ``save_pretrained`` writes them.
+
+    Returns:
+        The report of the model, as far as the files tell: kinds of dense layers are unknown, and buffers
+        count as parameters.
+
+    Raises:
+        FormatError: the checkpoint is damaged. The message names the file, or the layer and the tensor.
+        OSError: a file cannot be read, or there is none.
+    """
+    place = Path(check.path(folder))
+    with disk.open_regular(str(place / "config.json")) as stream:
+        config = _json(stream.read(), place / "config.json")
+    found = config.get("quantization_config", {})
+    ours = isinstance(found, dict) and found.get("quant_method") == "diba"
+    description = Description.from_dict(found, str(place / "config.json")) if ours else Description()
+    stored = Stored.at(map(str, _files(place)))
+    elsewhere = check_stored(description.layers, stored)
+    check_names(stored.tensors, description.crc32_names, elsewhere, stored.where)
+    layers = layer_reports(description)
+    own = {f"{name}.{own}" for name in description.layers for own in (*TENSORS, "weight")}
+    dense = [name for name in stored.tensors if name not in own]
+    diagonals = sum(sum(layer.shape) + layer.k for layer in layers)
+    after = sum(stored.nbytes(name) for name in stored.tensors)
+    plain = sum(math.prod(stored.tensors[name].shape) for name in dense)
+    return Report(
+        layers=layers,
+        skipped=tuple(_left(description, stored, dense)),
+        parameters_before=plain + sum(layer.weights for layer in layers),
+        parameters_after=plain + diagonals,
+        bytes_before=sum(map(stored.nbytes, dense)) + sum(layer.dense_bytes for layer in layers),
+        bytes_after=after,
+        seconds=description.recipe.seconds,
+        settings=description.recipe.settings,
+    )
+
+
+def _files(folder: Path) -> list[Path]:
+    """The weights of the model: those that the index names, or all there are."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        found = sorted(folder.glob("*.safetensors"))
+        if not found:
+            raise FileNotFoundError(f"{folder} has no safetensors file; give the folder of a checkpoint")
+        return found
+    names = _json(index.read_bytes(), index).get("weight_map")
+    if not isinstance(names, dict) or not all(type(name) is str for name in names.values()):
+        raise FormatError(f"{index}: weight_map is missing or damaged; copy or download the checkpoint again")
+    return [folder / name for name in sorted(set(names.values()))]
+
+
+def _json(data: bytes, path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path}: is no JSON ({error}); copy or download the checkpoint again") from None
+    if not isinstance(found, dict):
+        raise FormatError(f"{path}: is a {type(found).__name__}, expected an object: is it damaged?")
+    return found
+
+
+def _left(description: Description, stored: Stored, names: list[str]) -> Iterator[Skipped]:
+    reasons = description.recipe.left_dense
+    for name in names:
+        shape = stored.tensors[name].shape
+        if len(shape) >= 2:
+            layer = name.removesuffix(".weight")
+            reason = reasons.get(layer, reasons.get(name, _DENSE))
+            yield Skipped(layer, "-", reason, shape, math.prod(shape), stored.nbytes(name))
+
+
+# ---------------------------------------------------------------- headers
+
+
+def _check_shapes(name: str, layer: LayerDescription, found: dict[str, Tensor], where: str) -> None:
+    for own, shape in layer.shapes.items():
+        key = f"{readable(name)}.{own}"
+        if own not in found:
+            raise FormatError(f"{where}: {key} is missing; copy or download the checkpoint again")
+        dtypes = ("U8",) if own in BITS else ("F32", "F64")
+        if found[own].dtype not in dtypes:
+            raise FormatError(
+                f"{where}: {key} is {readable(found[own].dtype)}, expected {' or '.join(dtypes)}"
+            )
+        if tuple(found[own].shape) != shape:
+            raise FormatError(
+                f"{where}: {key} has shape {tuple(found[own].shape)}, expected {shape} from config.json, "
+                f"where the layer is {' x '.join(map(str, layer.shape))} with k = {layer.k}: is the "
+                "checkpoint damaged?"
+            )
+
+
+def _check_bias(name: str, layer: LayerDescription, tensors: Mapping[str, Tensor], where: str) -> None:
+    bias, key = tensors.get(f"{name}.bias"), f"{readable(name)}.bias"
+    if layer.bias and bias is None:
+        raise FormatError(f"{where}: {key} is missing; copy or download the checkpoint again")
+    if bias is not None and (not layer.bias or tuple(bias.shape) != (layer.shape[0],)):
+        wanted = f"shape {(layer.shape[0],)}" if layer.bias else "none"
+        raise FormatError(f"{where}: {key} has shape {tuple(bias.shape)}, expected {wanted} from config.json")
+
+
+def _check_sizes(
+    names: set[str], layers: Mapping[str, LayerDescription], tensors: Mapping[str, Tensor], where: str
+) -> None:
+    """Layers whose tensors are elsewhere may claim no more than all files hold."""
+    there = sum(math.prod(tensor.shape) for tensor in tensors.values()) if names else 0
+    for name in names:
+        claimed = sum(map(math.prod, layers[name].shapes.values()))
+        if claimed > there:
+            raise FormatError(
+                f"{where}: {readable(name)} is not in the files, which hold {there} numbers, and config.json "
+                f"announces {claimed} for it: is the checkpoint damaged?"
+            )

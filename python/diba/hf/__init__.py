@@ -14,7 +14,6 @@ which is not imported here, puts LoRA on the linear layers.
 
 from __future__ import annotations
 
-import importlib
 import warnings
 
 _NEEDED = (5, 0)
@@ -39,28 +38,26 @@ from transformers.quantizers.auto import (  # noqa: E402
 
 from diba_autoload import after_import, register  # noqa: E402
 
-from . import pretrained  # noqa: E402
 from .config import METHOD, DibaConfig  # noqa: E402
+from .pretrained import attach, teach  # noqa: E402
 from .quantizer import DibaQuantizer  # noqa: E402
-from .saving import attach, install  # noqa: E402
 
 __all__ = ["DibaConfig", "DibaQuantizer", "attach"]
 
 # transformers' own decorators refuse a second registration, as after importlib.reload.
 AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = DibaConfig
 AUTO_QUANTIZER_MAPPING[METHOD] = DibaQuantizer
-install()
+teach()
 register()
 
 
 def _teach_peft() -> None:
     """PEFT must not fail to import because of diba."""
     try:
-        importlib.import_module("diba.hf.peft")
+        from . import peft  # noqa: F401
     except (ImportError, AttributeError) as error:
         text = f"PEFT's adapters will not work on diba's layers, which need PEFT 0.18 or newer: {error}"
         warnings.warn(text, stacklevel=2)
 
 
-pretrained.teach()
 after_import("peft", _teach_peft)

@@ -7,67 +7,49 @@ name, ``<layer>.weight``. Without diba its shape does not fit, an error; with di
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from .._internal.storage import BITS, DIAGONALS
-from ..checkpoints import entries as checkpoints
+from ..checkpoints.description import TENSORS, Description, LayerDescription, Recipe
 from ..errors import FormatError
+from ..torch.conversion.report import describe, remember, remember_layer
 from ..torch.model.fused import UnfusedModule
 from ..torch.model.swap import unfuse
 from ..torch.modules.kinds import replaceable
-from ..torch.modules.layer import FactoredLayer, Sizes
+from ..torch.modules.layer import FactoredLayer, Sizes, factored_layers
 from ..torch.modules.state import as_numpy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ..checkpoints.stored import Stored
+    from .config import DibaConfig
 
 __all__ = [
     "check_loaded",
-    "describe_layers",
     "empty",
     "expect",
-    "factored",
     "forms",
     "names_in",
     "share",
     "state_dict",
     "take_apart",
+    "tell_recipe",
     "tied",
 ]
 
-_OWN = (*DIAGONALS, *BITS)
-Entries = dict[str, dict[str, Any]]
+Layers = dict[str, LayerDescription]
 
 
 # ---------------------------------------------------------------- writing
 
 
-def factored(model: nn.Module) -> dict[str, FactoredLayer]:
-    """The factored layers of a model by name, under each of their names."""
-    modules = model.named_modules(remove_duplicate=False)
-    return {name: module for name, module in modules if isinstance(module, FactoredLayer)}
-
-
-def describe_layers(model: nn.Module) -> Entries:
-    """``DibaConfig.factors`` of a model: how to build its layers before their tensors are read."""
-    result: Entries = {}
-    owners: dict[int, str] = {}
-    for name, layer in factored(model).items():
-        owner = owners.setdefault(id(layer.b1), name)
-        shape, kind, bias = (layer.d1.numel(), layer.d3.numel()), type(layer).__name__, layer.bias is not None
-        shared = None if owner == name else owner
-        result[name] = checkpoints.entry(name, kind, shape, layer.k, layer.alphabet, bias, shared=shared)
-    return result
-
-
-def state_dict(model: nn.Module, given: Mapping[str, Tensor] | None) -> tuple[dict[str, Tensor], Entries]:
-    """The tensors to save, shared factors once, with a guard for every factored layer; and the entries.
+def state_dict(model: nn.Module, given: Mapping[str, Tensor] | None) -> tuple[dict[str, Tensor], Description]:
+    """The tensors to save, shared factors once, with a guard for every factored layer; and what they are.
 
     Args:
         model: With factored layers.
@@ -78,17 +60,18 @@ def state_dict(model: nn.Module, given: Mapping[str, Tensor] | None) -> tuple[di
     """
     tensors: dict[str, Tensor] = dict(model.state_dict() if given is None else given)
     _join(model, tensors)
-    entries = describe_layers(model)
-    for name, entry in entries.items():
-        own = {own: tensors.get(f"{name}.{own}") for own in _OWN}
-        if "shared" in entry:
+    description = describe(model)
+    layers = dict(description.layers)
+    for name, layer in layers.items():
+        own = {own: tensors.get(f"{name}.{own}") for own in TENSORS}
+        if layer.shared is not None:
             for each in own:
                 tensors.pop(f"{name}.{each}", None)
         else:
-            entries[name] = _sealed(name, entry, own)
+            layers[name] = _sealed(name, layer, own)
         # A part of a storage of its own: transformers and safetensors take empty storages for shared ones.
         tensors[f"{name}.weight"] = torch.empty(1)[:0]
-    return tensors, entries
+    return tensors, dataclasses.replace(description, layers=layers)
 
 
 def _join(model: nn.Module, tensors: dict[str, Tensor]) -> None:
@@ -99,7 +82,7 @@ def _join(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     for name, module in model.named_modules():
         if not isinstance(module, UnfusedModule):
             continue
-        whole = not factored(module)
+        whole = not factored_layers(module)
         for source, parts in module.sources().items():
             keys = [f"{name}.{layer}.{own}" for layer, own in parts]
             if whole:
@@ -110,7 +93,7 @@ def _join(model: nn.Module, tensors: dict[str, Tensor]) -> None:
                     tensors[key] = tensors[key].clone(memory_format=torch.contiguous_format)
 
 
-def _sealed(name: str, entry: dict[str, Any], own: dict[str, Tensor | None]) -> dict[str, Any]:
+def _sealed(name: str, layer: LayerDescription, own: dict[str, Tensor | None]) -> LayerDescription:
     for each, tensor in own.items():
         if tensor is None:
             raise ValueError(
@@ -118,14 +101,14 @@ def _sealed(name: str, entry: dict[str, Any], own: dict[str, Tensor | None]) -> 
             )
     values = {each: tensor for each, tensor in own.items() if tensor is not None}
     if any(tensor.is_meta for tensor in values.values()):  # offloaded: transformers reads them as it writes
-        return entry
-    return checkpoints.sealed(name, entry, {each: as_numpy(tensor) for each, tensor in values.items()})
+        return layer
+    return layer.sealed(name, {each: as_numpy(tensor) for each, tensor in values.items()})
 
 
 # ---------------------------------------------------------------- reading
 
 
-def names_in(model: nn.Module, entries: Entries) -> dict[str, str]:
+def names_in(model: nn.Module, layers: Layers) -> dict[str, str]:
     """Where the layers of a checkpoint are in this model: a base model's in one with a head, and the reverse.
 
     As transformers does for tensors, the prefix of the base model is added or left out. Layers that the model
@@ -136,49 +119,49 @@ def names_in(model: nn.Module, entries: Entries) -> dict[str, str]:
     """
     modules = {name for name, _ in model.named_modules(remove_duplicate=False)}
     found = {}
-    for name in entries:
+    for name in layers:
         here = next((n for n in _names(model, name) if n in modules), None)
         if here is not None:
             found[name] = here
-    if entries and not found:
+    if layers and not found:
         raise ValueError(
-            f"the checkpoint has {len(entries)} factored layers, the first of them {next(iter(entries))!r}, "
+            f"the checkpoint has {len(layers)} factored layers, the first of them {next(iter(layers))!r}, "
             f"and {type(model).__name__} has none of them; load it with the class that it was saved from"
         )
     return found
 
 
-def take_apart(model: nn.Module, entries: Entries) -> None:
+def take_apart(model: nn.Module, layers: Layers) -> None:
     """Make layers of the fused parameters, as of experts, whose parts are layers of the checkpoint."""
-    names = {here for name in entries for here in _names(model, name)}
+    names = {here for name in layers for here in _names(model, name)}
     unfuse(model, lambda module: any(name.startswith(f"{module}.") for name in names))
 
 
-def tied(
-    model: Any, names: dict[str, str], entries: Entries, stored: Stored
-) -> tuple[dict[str, str], Entries]:
-    """``names`` and ``entries`` with the layers, too, whose weight this model ties to one of them.
+def tied(model: Any, names: dict[str, str], layers: Layers, stored: Stored) -> tuple[dict[str, str], Layers]:
+    """``names`` and ``layers`` with the layers, too, whose weight this model ties to one of them.
 
     A base model's checkpoint does not know of the head that a model puts on top of it, tied to its embedding.
     """
-    names, entries = dict(names), dict(entries)
+    names, layers = dict(names), dict(layers)
     for pair in model.all_tied_weights_keys.items():
         for one, other in (pair, pair[::-1]):
             layer, known = one.removesuffix(".weight"), {here: name for name, here in names.items()}
             owner = known.get(other.removesuffix(".weight"))
-            kind = replaceable(model.get_submodule(layer)) if one.endswith(".weight") else None
-            if (
-                owner is not None
-                and kind is not None
-                and layer not in known
-                and not _held(model, one, stored)
-            ):
-                entry, bias = entries[owner], getattr(model.get_submodule(layer), "bias", None) is not None
+            if owner is None or layer in known or not one.endswith(".weight") or _held(model, one, stored):
+                continue
+            module: Any = model.get_submodule(layer)
+            kind = replaceable(module)
+            if kind is not None:
+                source = layers[owner]
                 names[layer] = layer
-                entries[layer] = {**entry, "kind": kind.factored.__name__, "bias": bias} | {
-                    "shared": entry.get("shared", owner)
-                }
-    return names, entries
+                layers[layer] = dataclasses.replace(
+                    source,
+                    kind=kind.name,
+                    bias=getattr(module, "bias", None) is not None,
+                    shared=source.shared or owner,
+                    crc32=None,
+                )
+    return names, layers
 
 
 def _names(model: nn.Module, name: str) -> tuple[str, str, str]:
@@ -193,43 +176,55 @@ def _held(model: nn.Module, weight: str, stored: Stored) -> bool:
     )
 
 
-def empty(module: nn.Module, name: str, entry: dict[str, Any]) -> FactoredLayer:
-    """The layer, on the meta device, in a dense one's place, as an entry of ``DibaConfig.factors`` has it.
+def empty(module: nn.Module, name: str, layer: LayerDescription) -> FactoredLayer:
+    """The layer, on the meta device, in a dense one's place, as a checkpoint describes it.
 
     Raises:
-        ValueError: the entry is of another kind, or size, than the dense layer.
+        ValueError: it is of another kind, or size, than the dense layer.
     """
     kind = replaceable(module)
-    if kind is None or kind.factored.__name__ != entry["kind"]:
+    if kind is None or kind.name != layer.kind:
         raise ValueError(
-            f"the checkpoint has a {entry['kind']} at {name}, and the model a {type(module).__name__}; load "
-            "it with the class that it was saved from, or upgrade diba"
+            f"the checkpoint has a {layer.kind} at {name}, and the model a {type(module).__name__}; load it "
+            "with the class that it was saved from, or upgrade diba"
         )
     matrix = kind.matrix(module)
     bias = getattr(module, "bias", None) is not None
-    if list(matrix.shape) != entry["shape"] or bias != entry["bias"]:
-        (m, n), (rows, columns) = entry["shape"], matrix.shape
+    if tuple(matrix.shape) != layer.shape or bias != layer.bias:
+        (m, n), (rows, columns) = layer.shape, matrix.shape
         raise ValueError(
-            f"the checkpoint has {name} as a matrix of {m} x {n} {_with(entry['bias'])} bias, and the model "
-            f"of {rows} x {columns} {_with(bias)} bias; load it with its own config, or dequantize() it first"
+            f"the checkpoint has {name} as a matrix of {m} x {n} {_with(layer.bias)} bias, and the model of "
+            f"{rows} x {columns} {_with(bias)} bias; load it with its own config, or dequantize() it first"
         )
-    (m, n) = matrix.shape
-    layer = kind.empty(module, Sizes((m, n), entry["k"], entry["alphabet"]))
+    new = kind.empty(module, Sizes(layer.shape, layer.k, layer.alphabet))
+    remember_layer(new, layer.recipe)
     # Of a float64 model the diagonals are float64, too, as in the model that was saved.
-    return layer.double() if matrix.dtype == torch.float64 else layer
+    return new.double() if matrix.dtype == torch.float64 else new
+
+
+def tell_recipe(model: nn.Module, config: DibaConfig) -> None:
+    """Let a loaded model remember how it was made, by the names that its layers have here."""
+    modules = {name for name, _ in model.named_modules(remove_duplicate=False)}
+    recipe, left = config.description.recipe, {}
+    for name, reason in recipe.left_dense.items():
+        here = next((n for n in _names(model, name) if n in modules), None)
+        if here is not None:
+            left[here] = reason
+    settings = None if config.settings is None else config.settings.to_dict()
+    remember(model, Recipe(settings=settings, left_dense=left, seconds=recipe.seconds))
 
 
 def _with(bias: bool) -> str:
     return "with" if bias else "without"
 
 
-def expect(model: Any, names: dict[str, str], entries: Entries) -> None:
+def expect(model: Any, names: dict[str, str], layers: Layers) -> None:
     """Tell ``from_pretrained`` which tensors it need not report: guards, and factors that are saved once."""
-    guards = {rf"(^|\.){re.escape(name)}\.weight$" for name in {*entries, *names.values()}}
+    guards = {rf"(^|\.){re.escape(name)}\.weight$" for name in {*layers, *names.values()}}
     shared = {
-        rf"^{re.escape(here)}\.({'|'.join(_OWN)})$"
+        rf"^{re.escape(here)}\.({'|'.join(TENSORS)})$"
         for name, here in names.items()
-        if "shared" in entries[name]
+        if layers[name].shared is not None
     }
     for key, patterns in (("unexpected", guards), ("missing", shared)):
         known = getattr(model, f"_keys_to_ignore_on_load_{key}")  # a set; in older versions a list or None
@@ -239,13 +234,13 @@ def expect(model: Any, names: dict[str, str], entries: Entries) -> None:
 
 def forms(layer: nn.Module) -> dict[str, tuple[torch.Size, torch.dtype]]:
     """Shapes and dtypes of the factors of a layer."""
-    return {own: (getattr(layer, own).shape, getattr(layer, own).dtype) for own in _OWN}
+    return {own: (getattr(layer, own).shape, getattr(layer, own).dtype) for own in TENSORS}
 
 
 def check_loaded(
     model: nn.Module,
     expected: dict[str, dict[str, tuple[torch.Size, torch.dtype]]],
-    unchecked: dict[str, dict[str, Any]],
+    unchecked: Layers,
     where: str,
 ) -> None:
     """Require the :func:`forms` that were built, and the values that were saved.
@@ -255,7 +250,7 @@ def check_loaded(
     Args:
         model: Loaded.
         expected: By the names of layers in the model.
-        unchecked: Likewise, entries of layers that ``stored.check_stored`` did not find.
+        unchecked: Likewise, layers that ``stored.check_stored`` did not find.
         where: The folder, for messages.
 
     Raises:
@@ -273,11 +268,11 @@ def check_loaded(
                 )
             tensor = getattr(layer, own)
             if name in unchecked and not tensor.is_meta:
-                checkpoints.check_tensor(name, unchecked[name], own, as_numpy(tensor), where)
+                unchecked[name].check_tensor(name, own, as_numpy(tensor), where)
 
 
 @torch.no_grad()
-def share(model: nn.Module, names: dict[str, str], entries: Entries, stored: Stored) -> set[int]:
+def share(model: nn.Module, names: dict[str, str], layers: Layers, stored: Stored) -> set[int]:
     """Give layers that share their factors the same tensors; returns the ids of these layers.
 
     Where the model does not have the layer under whose name they are saved, they are read here.
@@ -289,13 +284,13 @@ def share(model: nn.Module, names: dict[str, str], entries: Entries, stored: Sto
     sharing: set[int] = set()
     owners = dict(names)
     for name, here in names.items():
-        owner = entries[name].get("shared")
+        owner = layers[name].shared
         if owner is None:
             continue
         layer = model.get_submodule(here)
         if owner not in owners:
             owners[owner] = here
-            for own in _OWN:
+            for own in TENSORS:
                 if f"{owner}.{own}" not in stored.tensors:
                     raise FormatError(f"{here} shares the factors of {owner}, and {owner}.{own} is missing")
                 getattr(layer, own).copy_(torch.tensor(stored.array(f"{owner}.{own}")))
@@ -305,7 +300,7 @@ def share(model: nn.Module, names: dict[str, str], entries: Entries, stored: Sto
                 f"{here} shares its factors with {owners[owner]}, and device_map offloads one of them, where "
                 "they cannot be shared; give a device_map that leaves both on one device"
             )
-        for own in _OWN:
+        for own in TENSORS:
             setattr(layer, own, getattr(source, own))
         sharing |= {id(layer), id(source)}
     return sharing

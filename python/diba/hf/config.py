@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -10,16 +9,12 @@ from typing import Any
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .._internal import check
-from ..checkpoints.entries import check_all, check_entries, crc32_of_all
+from ..checkpoints.description import FORMAT_VERSION, Description
 from ..torch.model.config import Config, suggestion
 
-__all__ = ["FORMAT_VERSION", "METHOD", "DibaConfig"]
+__all__ = ["METHOD", "DibaConfig"]
 
 METHOD = "diba"
-FORMAT_VERSION = 1
-"""Of the checkpoint: tensors ``<layer>.d1 .d2 .d3 .b1 .b2 .bias`` and an empty ``<layer>.weight`` for each
-entry of ``factors``."""
-
 _SETTINGS = tuple(f.name for f in dataclasses.fields(Config))
 
 
@@ -34,8 +29,9 @@ class DibaConfig(QuantizationConfigMixin):
     only tell where they came from.
 
     Args:
-        factors: Layers held as factors, by module name: entries of ``diba.checkpoints``, which
-            ``save_pretrained`` writes.
+        factors: Layers held as factors, by module name, as ``save_pretrained`` writes them.
+        left_dense: Layer -> why it stayed dense, likewise.
+        seconds: Time of the conversion, likewise.
         modules_to_not_convert: As other quantizers of transformers take it: beginnings, ends or patterns of
             names of layers that stay dense, besides those of ``skip``.
         format_version: Of the checkpoint.
@@ -45,6 +41,7 @@ class DibaConfig(QuantizationConfigMixin):
 
     Attributes:
         settings: The :class:`diba.torch.Config`, or None where layers were made by other means.
+        description: What is known of the layers without their tensors.
 
     Raises:
         TypeError: a value is of the wrong kind.
@@ -52,12 +49,12 @@ class DibaConfig(QuantizationConfigMixin):
         FormatError: ``factors`` are damaged.
     """
 
-    crc32_names: Any = None  # of the checkpoint it was read from; written when one is saved
-
     def __init__(
         self,
         *,
         factors: Mapping[str, Mapping[str, Any]] | None = None,
+        left_dense: Mapping[str, str] | None = None,
+        seconds: float | None = None,
         modules_to_not_convert: list[str] | None = None,
         format_version: int = FORMAT_VERSION,
         quant_method: str = METHOD,
@@ -65,12 +62,7 @@ class DibaConfig(QuantizationConfigMixin):
     ) -> None:
         if quant_method != METHOD:
             raise ValueError(f"quant_method is {quant_method!r}; it must be {METHOD!r}")
-        check.positive_int(format_version, "format_version")
-        if format_version > FORMAT_VERSION:  # before its keys are judged: they may be new
-            raise ValueError(
-                f"format_version is {format_version}, written by a newer diba; this one reads up to "
-                f"{FORMAT_VERSION}: upgrade diba (python -m pip install --upgrade diba)"
-            )
+        _check_version(format_version)  # before its keys are judged: they may be new
         for key in settings:
             if key not in _SETTINGS:
                 known = [*_SETTINGS, "modules_to_not_convert", "factors"]
@@ -80,16 +72,19 @@ class DibaConfig(QuantizationConfigMixin):
                 )
         self.quant_method = METHOD  # type: ignore[assignment]  # a plain string serves
         self.format_version = format_version
-        self.factors = check_entries({} if factors is None else factors)
+        values = {"factors": factors or {}, "left_dense": left_dense or {}, "seconds": seconds}
+        self.description = Description.from_dict(values, whole=False)
         self.modules_to_not_convert = _names(modules_to_not_convert)
         if isinstance(settings.get("layers"), list):
             settings["layers"] = dict(settings["layers"])
-        self.settings = Config.from_dict(settings) if settings or not self.factors else None
+        self.settings = Config.from_dict(settings) if settings or not factors else None
 
     @classmethod
-    def of(cls, settings: Config | None, factors: Mapping[str, Mapping[str, Any]]) -> DibaConfig:
-        """The config of a model that has these layers."""
-        return cls(factors=factors, **({} if settings is None else settings.to_dict()))
+    def of(cls, description: Description, modules_to_not_convert: list[str] | None = None) -> DibaConfig:
+        """The config of a model whose layers are described."""
+        values = {**description.to_dict(), "modules_to_not_convert": modules_to_not_convert}
+        result: DibaConfig = cls.from_dict(values)
+        return result
 
     # ------------------------------------------------------------ other forms
 
@@ -101,10 +96,10 @@ class DibaConfig(QuantizationConfigMixin):
         result |= {"quant_method": self.quant_method, "format_version": self.format_version}
         if self.modules_to_not_convert is not None:
             result["modules_to_not_convert"] = list(self.modules_to_not_convert)
-        if self.factors:
-            result["factors"] = copy.deepcopy(self.factors)
-            result["crc32_factors"] = crc32_of_all(self.factors)
-        return result
+        facts = dataclasses.replace(
+            self.description, recipe=dataclasses.replace(self.description.recipe, settings=None)
+        )
+        return result | facts.to_dict()
 
     def to_diff_dict(self) -> dict[str, Any]:
         """The same: a later version may have other defaults. Transformers 5.0 does not define it."""
@@ -121,11 +116,12 @@ class DibaConfig(QuantizationConfigMixin):
             FormatError: its ``factors`` are damaged.
         """
         values = dict(config_dict)
-        crc32, crc32_names = (values.pop(key, None) for key in ("crc32_factors", "crc32_names"))
-        if "factors" in values:  # None is no default here, but a value that was lost
-            check_all(values["factors"], crc32)
+        _check_version(values.get("format_version", FORMAT_VERSION))
+        description = Description.from_dict(values)  # all of it, by its CRC
+        for key in ("crc32_factors", "crc32_names"):
+            values.pop(key, None)
         config = cls(**values)
-        config.crc32_names = crc32_names
+        config.description = dataclasses.replace(config.description, crc32_names=description.crc32_names)
         unused = config.update(**kwargs)
         return (config, unused) if return_unused_kwargs else config
 
@@ -149,6 +145,15 @@ class DibaConfig(QuantizationConfigMixin):
 
 
 # ---------------------------------------------------------------- checks
+
+
+def _check_version(version: Any) -> None:
+    check.positive_int(version, "format_version")
+    if version > FORMAT_VERSION:
+        raise ValueError(
+            f"format_version is {version}, written by a newer diba; this one reads up to {FORMAT_VERSION}: "
+            "upgrade diba (python -m pip install --upgrade diba)"
+        )
 
 
 def _names(value: Any) -> list[str] | None:

@@ -11,11 +11,9 @@ from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from ..torch.calibration.propagate import LayerTask
-from ..torch.conversion.report import Report
 from ..torch.conversion.run import Conversion
-from ..torch.model.accounts import Accounts
 from ..torch.model.fused import UnfusedModule
-from ..torch.model.selection import Target, check_weights, require, select
+from ..torch.model.selection import Target, check_weights
 from ..torch.model.swap import places, settle, unfused
 from ..torch.modules.kinds import dense_matrix, kind_of
 from ..torch.modules.layer import factored_layers
@@ -48,24 +46,22 @@ class Compression:
     def __init__(self, model: Any, config: DibaConfig) -> None:
         with unfused(model) as apart:
             settings = _without(config.settings, model, config.modules_to_not_convert)
-            selection = select(model, settings)
-        require(selection.targets, selection.skipped)
-        for target in selection.targets:
+            self._run = Conversion(model, settings)
+        targets = list(self._run.pending.values())
+        for target in targets:
             if target.settings.objective in ("importance", "covariance"):
                 raise ValueError(
                     f"objective is {target.settings.objective!r} for {target.name}, which needs calibration; "
                     "load the dense model, then use diba.torch.convert(model, config, batches=...)"
                 )
         self._model = model
-        self._fused = _fused(model, apart.parts, selection.targets)
-        inside = {id(target.module) for _, _, targets in self._fused.values() for target in targets}
-        self.pending = {name: targets for name, (_, _, targets) in self._fused.items()}
-        for target in selection.targets:
+        self._fused = _fused(model, apart.parts, targets)
+        inside = {id(target.module) for _, _, found in self._fused.values() for target in found}
+        self.pending = {name: found for name, (_, _, found) in self._fused.items()}
+        for target in targets:
             if not target.tied and id(target.module) not in inside:
                 self.pending[f"{target.name}.weight"] = [target]
-        self._last = {target.name: target for target in selection.targets if target.tied}
-        self._skipped = selection.skipped
-        self._run = Conversion(model, selection.targets, {}, settings, False)
+        self._last = {target.name: target for target in targets if target.tied}
         self._failure: Exception | None = None
 
     def compress(self, name: str, weight: Tensor) -> None:
@@ -110,25 +106,29 @@ class Compression:
         self._run.factor([LayerTask(target.name, dense_matrix(target.module), None)])
         return owner.get_submodule(name)
 
-    def finish(self) -> Report:
-        """Compress what is left, now that the model has its values, and say what was done.
+    def finish(self) -> None:
+        """Compress what is left, now that the model has its values.
 
         Raises:
+            ValueError: nothing is compressed: the checkpoint has none of the weights.
             Exception: what :meth:`compress` met.
         """
         if self._failure is not None:
             raise self._failure
         left = [target for name, targets in self.pending.items() for target in targets]
-        for target in (*left, *self._last.values()):
-            if getattr(target.module.weight, "_is_hf_initialized", False):
-                self._factor(target)
-            else:
-                self._skipped.append(Accounts().layer(target.name, target.kind, target.module, _NEW))
-        for part in {id(part): part for part, _, _ in self._fused.values()}.values():
-            self._put_in(part)
-        report = self._run.report(self._skipped)
-        require(report.layers, report.skipped)
-        return report
+        with self._run as run:
+            for target in (*left, *self._last.values()):
+                if getattr(target.module.weight, "_is_hf_initialized", False):
+                    self._factor(target)
+                else:
+                    run.leave(target.name, _NEW)
+            for part in {id(part): part for part, _, _ in self._fused.values()}.values():
+                self._put_in(part)
+        if not run.done:
+            raise ValueError(
+                "nothing of the model would be compressed: none of its weights that are selected is in the "
+                "checkpoint; load it with the class that it was saved from"
+            )
 
     def _put_in(self, part: UnfusedModule) -> None:
         """What has a compressed weight takes the place of its module, with all else that this one had."""

@@ -1,26 +1,76 @@
-"""What methods of ``transformers.PreTrainedModel`` must know of factored layers."""
+"""What methods of ``transformers.PreTrainedModel`` must know of factored layers, saving first of all.
+
+Whatever put the layers into a model, ``save_pretrained`` writes all of it.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
+import json
 from collections.abc import Callable
-from typing import Any
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from diba_autoload import LOCK, LOCKED
+
+from .._internal import check
+from .._internal.disk import replace_file
+from ..checkpoints.description import crc32_of_names
+from ..checkpoints.stored import Stored
+from ..torch.conversion.convert import when_converted
+from ..torch.conversion.report import describe, recipe_of, remember
+from ..torch.conversion.solving import warn_user
 from ..torch.model.accounts import uncounted
+from ..torch.model.config import Config
 from ..torch.modules.embedding import DibaEmbedding
 from ..torch.modules.layer import FactoredLayer, factored_layers
-from .config import METHOD
+from .config import METHOD, DibaConfig
+from .quantizer import DibaQuantizer, given_tensors, set_quantizer
 
-__all__ = ["teach"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["attach", "teach"]
+
+
+def attach(model: nn.Module, settings: Config | None = None) -> nn.Module:
+    """Make ``model.hf_quantizer`` of a model with factored layers, and its ``config`` describe them.
+
+    :func:`diba.torch.convert` and ``save_pretrained`` do so by themselves; it is for what else looks there,
+    as ``model.dequantize()``, where layers were put in by other means. Models of transformers inside of
+    another module, as in sentence-transformers, are prepared, too.
+
+    Args:
+        model: With layers of ``diba.torch``, in one or more ``transformers.PreTrainedModel``.
+        settings: What the layers were made with, for the record in ``config.json``.
+
+    Returns:
+        The same model.
+
+    Raises:
+        TypeError: ``model`` is no module, or ``settings`` no ``diba.torch.Config``.
+        ValueError: it has no model of transformers with such layers, or one that is quantized by other means.
+    """
+    check.instance(model, "model", nn.Module, "use the model itself")
+    if settings is not None:
+        check.instance(settings, "settings", Config, "use diba.torch.Config(...)")
+    if not _attach(model, settings):
+        raise ValueError(
+            f"model, a {type(model).__name__}, has no transformers.PreTrainedModel with layers of "
+            "diba.torch; use diba.torch.convert(model, bits_per_weight=2) first"
+        )
+    return model
 
 
 def teach() -> None:
-    """Wrap the methods below, once."""
+    """Wrap the methods below, once, and attach whenever :func:`diba.torch.convert` has made a layer."""
     for name, wrapper in _WRAPPERS.items():
         found = inspect.getattr_static(PreTrainedModel, name)
         original: Any = found.fget if isinstance(found, property) else found
@@ -28,6 +78,121 @@ def teach() -> None:
             wrapped: Any = functools.wraps(original)(wrapper(original))
             wrapped._knows_diba = True
             setattr(PreTrainedModel, name, property(wrapped) if isinstance(found, property) else wrapped)
+    if _after_conversion not in when_converted:
+        when_converted.append(_after_conversion)
+
+
+# ---------------------------------------------------------------- attaching
+
+
+def _attach(model: nn.Module, settings: Config | None) -> int:
+    attached = 0
+    for name, outer in _outermost(model):
+        if not factored_layers(outer):
+            continue
+        quantizer = getattr(outer, "hf_quantizer", None)
+        if quantizer is not None and not isinstance(quantizer, DibaQuantizer):
+            method = quantizer.quantization_config.quant_method
+            raise ValueError(
+                f"model is quantized with {getattr(method, 'value', method)}; its other layers must be "
+                "dense: use its dequantize() before diba.torch.convert"
+            )
+        if settings is not None:
+            remember(outer, dataclasses.replace(recipe_of(outer), settings=settings.to_dict()))
+        elif name:  # a part of what was converted, which can be saved by itself
+            remember(outer, recipe_of(model, name))
+        if quantizer is None:
+            quantizer = DibaQuantizer(DibaConfig.of(describe(outer)), pre_quantized=True)
+        quantizer.describe(outer)
+        set_quantizer(outer, quantizer)
+        attached += 1
+    return attached
+
+
+def _outermost(model: nn.Module, name: str = "") -> Iterator[tuple[str, PreTrainedModel]]:
+    """Models of transformers that are not part of another one, and their names."""
+    if isinstance(model, PreTrainedModel):
+        yield name, model
+    else:
+        for own, child in model.named_children():
+            yield from _outermost(child, f"{name}.{own}" if name else own)
+
+
+def _after_conversion(model: nn.Module) -> None:
+    """Another library's layers in the model are no reason to end a conversion."""
+    try:
+        _attach(model, None)
+    except ValueError as error:
+        warn_user(f"save_pretrained of this model will refuse: {error}")
+
+
+# ---------------------------------------------------------------- saving
+
+
+def _save_pretrained(original: Callable[..., Any]) -> Callable[..., Any]:
+    signature = inspect.signature(original)
+
+    def save_pretrained(self: Any, save_directory: Any, *args: Any, **options: Any) -> Any:
+        call = signature.bind(self, save_directory, *args, **options)
+        call.apply_defaults()
+        with _saving(self, call.arguments["state_dict"]):
+            result = original(self, save_directory, *args, **options)
+        if call.arguments["is_main_process"] and getattr(self, "hf_quantizer", None) is not None:
+            _lock(Path(save_directory), call.arguments.get("variant"))
+        return result
+
+    return save_pretrained
+
+
+@contextmanager
+def _saving(model: Any, given: Any) -> Iterator[None]:
+    """The time in which a model is saved: it has a quantizer, and its config is of this very model.
+
+    A part of a model may have the whole one's config, which then gets back what it says of the whole.
+    """
+    if getattr(model, "_hf_peft_config_loaded", False):  # only adapters are saved
+        yield
+        return
+    if factored_layers(model) and not isinstance(getattr(model, "hf_quantizer", None), DibaQuantizer):
+        _attach(model, None)
+    before = getattr(model.config, "quantization_config", None)
+    token = given_tensors.set(given)
+    try:
+        yield
+    finally:
+        given_tensors.reset(token)
+        names = dict(model.named_modules())
+        if before is None:
+            model.config.__dict__.pop("quantization_config", None)
+        elif isinstance(before, DibaConfig) and not all(name in names for name in before.description.layers):
+            model.config.quantization_config = before
+
+
+def _lock(folder: Path, variant: str | None) -> None:
+    """Finish ``config.json``, now that the tensors are there.
+
+    It gets what makes transformers without diba refuse the checkpoint (``diba_autoload.LOCKED``), and what
+    tells whether all tensors are there.
+    """
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    settings = config.get("quantization_config", {})
+    if settings.get("quant_method") == METHOD and LOCK not in config:
+        settings["crc32_names"] = crc32_of_names(_names(folder, variant))
+        text = json.dumps({**config, LOCK: LOCKED}, indent=2, sort_keys=True) + "\n"  # as transformers has it
+        replace_file(path, text.encode())
+
+
+def _names(folder: Path, variant: str | None) -> list[str]:
+    """Of the tensors that ``from_pretrained`` will find in a folder."""
+    infix = f".{variant}" if variant else ""
+    whole, index = folder / f"model{infix}.safetensors", folder / f"model.safetensors.index{infix}.json"
+    if whole.is_file():
+        return list(Stored.at([str(whole)]).tensors)
+    return list(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+
+
+# ---------------------------------------------------------------- sizes, dtypes, vocabularies
 
 
 def _num_parameters(original: Callable[..., int]) -> Callable[..., int]:
@@ -108,6 +273,7 @@ def _refuse_resizing(model: Any, old: nn.Module, rows: int, size: int) -> None:
 
 
 _WRAPPERS: dict[str, Callable[[Any], Callable[..., Any]]] = {
+    "save_pretrained": _save_pretrained,
     "dtype": _dtype,
     "num_parameters": _num_parameters,
     "get_memory_footprint": _memory_footprint,

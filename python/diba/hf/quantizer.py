@@ -5,6 +5,7 @@ Only hooks that transformers has from 5.0 on are used; methods stand in the orde
 
 from __future__ import annotations
 
+import dataclasses
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.quantizers.base import HfQuantizer
 
-from ..checkpoints.entries import check_names, factored_in
-from ..checkpoints.stored import Stored, check_stored
+from ..checkpoints.stored import Stored, check_names, check_stored, factored_in
 from ..errors import FormatError
+from ..torch.conversion.report import describe, forget, named_layers, recipe_of, remember
 from ..torch.model.swap import fuse, put, retie
+from ..torch.modules.layer import factored_layers
 from . import checkpoint
 from .config import METHOD, DibaConfig
 from .loading import Compress, Compression
@@ -24,7 +26,7 @@ from .loading import Compress, Compression
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ..torch.conversion.report import Report
+    from ..checkpoints.description import Description, LayerDescription
 
 __all__ = ["DibaQuantizer", "given_tensors", "models", "set_quantizer"]
 
@@ -37,10 +39,8 @@ class DibaQuantizer(HfQuantizer):
 
     A compressed checkpoint gets its layers built empty, and filled by transformers. A dense one is compressed
     tensor by tensor as they are read, so that never more than one dense weight is in memory, besides layers
-    that stay dense and those that share a weight, which are compressed last.
-
-    Attributes:
-        report: What was compressed while loading, a :class:`diba.torch.Report`; None if nothing was.
+    that stay dense and those that share a weight, which are compressed last. :func:`diba.torch.report` of
+    the model tells what became of it.
     """
 
     requires_calibration = False
@@ -48,10 +48,9 @@ class DibaQuantizer(HfQuantizer):
 
     def __init__(self, quantization_config: DibaConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
-        self.report: Report | None = None
         self._loading: Compression | None = None
         self._stored = Stored({})
-        self._entries: dict[str, dict[str, Any]] = {}
+        self._layers: dict[str, LayerDescription] = {}
         self._unchecked: set[str] = set()
         self._names: dict[str, str] = {}  # in the checkpoint -> in the model
         self._forms: dict[str, dict[str, tuple[torch.Size, torch.dtype]]] = {}  # in the model
@@ -90,21 +89,21 @@ class DibaQuantizer(HfQuantizer):
                 put(model, target, model.get_parameter(source))
             self._loading = Compression(model, self.quantization_config)
             return model
-        entries = self.quantization_config.factors
+        layers, stored = dict(self.quantization_config.description.layers), self._stored
         # From a state_dict, or another kind of file, there is nothing to check yet.
-        own = {name for name, entry in entries.items() if "shared" not in entry}
-        self._unchecked = check_stored(entries, self._stored) if self._stored.tensors else own
-        if self._stored.tensors:
-            crc32, where = self.quantization_config.crc32_names, self._stored.where
-            check_names(self._stored.tensors, crc32, self._unchecked, where)
-        checkpoint.take_apart(model, entries)
-        names = checkpoint.names_in(model, entries)
-        self._names, self._entries = checkpoint.tied(model, names, entries, self._stored)
+        own = {name for name, layer in layers.items() if layer.shared is None}
+        self._unchecked = check_stored(layers, stored) if stored.tensors else own
+        if stored.tensors:
+            crc32 = self.quantization_config.description.crc32_names
+            check_names(stored.tensors, crc32, self._unchecked, stored.where)
+        checkpoint.take_apart(model, layers)
+        names = checkpoint.names_in(model, layers)
+        self._names, self._layers = checkpoint.tied(model, names, layers, stored)
         for name, here in self._names.items():
-            layer = checkpoint.empty(model.get_submodule(here), here, self._entries[name])
+            layer = checkpoint.empty(model.get_submodule(here), here, self._layers[name])
             self._forms[here] = checkpoint.forms(layer)
             put(model, here, layer)
-        checkpoint.expect(model, self._names, self._entries)
+        checkpoint.expect(model, self._names, self._layers)
         weights = {f"{here}.weight" for here in self._names.values()}
         tied = model.all_tied_weights_keys.items()
         model.all_tied_weights_keys = {a: b for a, b in tied if a not in weights and b not in weights}
@@ -129,16 +128,22 @@ class DibaQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         if self._loading is not None:
-            self.report = self._loading.finish()
+            self._loading.finish()
             self._loading = None
-        unchecked = {self._names[name]: self._entries[name] for name in self._unchecked & self._names.keys()}
+            # As it was asked for, without the names that modules_to_not_convert stands for.
+            asked = self.quantization_config.settings
+            assert asked is not None, "validate_environment"
+            remember(model, dataclasses.replace(recipe_of(model), settings=asked.to_dict()))
+        else:
+            checkpoint.tell_recipe(model, self.quantization_config)
+        unchecked = {self._names[name]: self._layers[name] for name in self._unchecked & self._names.keys()}
         checkpoint.check_loaded(model, self._forms, unchecked, self._stored.where)
-        sharing = checkpoint.share(model, self._names, self._entries, self._stored)
+        sharing = checkpoint.share(model, self._names, self._layers, self._stored)
         if sharing:
             retie(model, sharing)
-        self._stored, self._entries = Stored({}), {}
+        self._stored, self._layers = Stored({}), {}
         set_quantizer(model, self)
-        self.describe(model, checkpoint.describe_layers(model))
+        self.describe(model)
         return model
 
     # ------------------------------------------------------------ saving, dense again
@@ -149,32 +154,31 @@ class DibaQuantizer(HfQuantizer):
         """Tensors to save; the config, which transformers writes next, is made to describe the layers."""
         if getattr(model, "_hf_peft_config_loaded", False):  # only adapters are saved
             return None, {}
-        if not checkpoint.factored(model):
+        if not factored_layers(model):
             if hasattr(model.config, "quantization_config"):
                 del model.config.quantization_config
             return given_tensors.get(), {}
-        tensors, entries = checkpoint.state_dict(model, given_tensors.get())
-        model.config.quantization_config = config = self._described(entries)
+        tensors, description = checkpoint.state_dict(model, given_tensors.get())
+        model.config.quantization_config = config = self._described(description)
         return tensors, {"diba_format_version": str(config.format_version)}
 
-    def describe(self, model: Any, entries: dict[str, dict[str, Any]]) -> None:
-        """Make these the layers of the config, which is the model's."""
-        model.config.quantization_config = self.quantization_config = self._described(entries)
+    def describe(self, model: Any) -> None:
+        """Make the config, which is the model's, describe its layers."""
+        model.config.quantization_config = self.quantization_config = self._described(describe(model))
 
-    def _described(self, entries: dict[str, dict[str, Any]]) -> DibaConfig:
-        config = DibaConfig.of(self.quantization_config.settings, entries)
-        config.modules_to_not_convert = self.quantization_config.modules_to_not_convert
-        return config
+    def _described(self, description: Description) -> DibaConfig:
+        return DibaConfig.of(description, self.quantization_config.modules_to_not_convert)
 
     def _dequantize(self, model: Any, dtype: Any = None, **kwargs: Any) -> Any:
         """Dense layers again, those that shared factors share a weight."""
         dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
         weights: dict[int, nn.Parameter] = {}
-        for name, layer in checkpoint.factored(model).items():
+        for name, layer in named_layers(model).items():
             dense: Any = layer.to_dense_module().to(dtype=dtype)
             dense.weight = weights.setdefault(id(layer.b1), dense.weight)
             put(model, name, dense)
         fuse(model)
+        forget(model)
         for inner in models(model):
             inner.__dict__.pop("_tied_weights_keys", None)  # of weights again, as the class has them
             inner.all_tied_weights_keys = inner.get_expanded_tied_weights_keys(all_submodels=True)

@@ -3,7 +3,7 @@
 >>> import torch
 >>> import diba.torch
 >>> model = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 64))
->>> report = diba.torch.convert(model, bits_per_weight=2, progress=False)
+>>> model = diba.torch.convert(model, bits_per_weight=2, progress=False)
 >>> model(torch.zeros(3, 64)).shape
 torch.Size([3, 64])
 """
@@ -15,14 +15,13 @@ try:
 except ImportError as error:
     raise ImportError("diba.torch needs PyTorch; use python -m pip install 'diba[torch]'") from error
 
-from diba_autoload import after_import as _after_import
+from diba_autoload import expect_transformers as _expect_transformers
 
 from .calibration.collect import calibrate
 from .calibration.moments import Calibration, Moments
-from .conversion.allocation import allocate, keep_best
-from .conversion.convert import convert, meet_transformers
-from .conversion.report import LayerReport, Report
-from .conversion.scores import scores
+from .conversion.allocation import allocate, keep_best, scores
+from .conversion.convert import convert
+from .conversion.report import LayerReport, Report, report
 from .model.config import Config
 from .modules.conv import DibaConv1d, DibaConv2d
 from .modules.embedding import DibaEmbedding
@@ -54,10 +53,11 @@ __all__ = [
     "fisher",
     "keep_best",
     "model_loss",
+    "report",
     "retune",
     "scores",
     "trainable",
 ]
 
-_after_import("transformers.modeling_utils", meet_transformers)
+_expect_transformers()
 _torch.ops.diba.linear.default  # noqa: B018  # registered by the imports above

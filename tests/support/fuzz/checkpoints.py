@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import diba
-from diba.checkpoints import entries as checkpoints
+from diba.checkpoints.description import Description, LayerDescription, LayerRecipe, crc32_of_entries
 from diba.checkpoints.stored import Stored, check_stored
 
 from .engine import Driver
@@ -31,45 +31,50 @@ def example(sizes: dict[str, tuple[int, int, int, str]], shared: dict[str, str])
 
     rng = np.random.default_rng(len(sizes))
     tensors: dict[str, Any] = {"norm.weight": np.ones(3, np.float32)}
-    entries = {}
+    layers = {}
+    recipe = LayerRecipe(objective="plain", snr_db=float("inf"), seconds=0.5)
     for name, (m, k, n, alphabet) in sizes.items():
         own: dict[str, Any] = {
             d: rng.standard_normal(size).astype(np.float32) for d, size in zip(OWN, (m, k, n), strict=False)
         }
         for b, shape in (("b1", (m, k)), ("b2", (k, n))):
             own[b] = np.packbits(rng.integers(0, 2, shape), axis=1, bitorder="little")
-        plain = checkpoints.entry(name, "DibaLinear", (m, n), k, alphabet, False)
-        entries[name] = checkpoints.sealed(name, plain, own)
+        plain = LayerDescription(
+            kind="Linear", shape=(m, n), k=k, alphabet=alphabet, bias=False, recipe=recipe
+        )
+        layers[name] = plain.sealed(name, own)
         tensors |= {f"{name}.{key}": tensor for key, tensor in own.items()}
     for name, owner in shared.items():
         m, k, n, alphabet = sizes[owner]
-        entries[name] = checkpoints.entry(name, "DibaEmbedding", (m, n), k, alphabet, False, shared=owner)
-    guards = {f"{name}.weight": np.empty(0, np.float32) for name in entries}
-    quantization = {"factors": entries, "crc32_factors": checkpoints.crc32_of_all(entries)}
+        layers[name] = LayerDescription(
+            kind="Embedding", shape=(m, n), k=k, alphabet=alphabet, bias=False, shared=owner
+        )
+    guards = {f"{name}.weight": np.empty(0, np.float32) for name in layers}
+    quantization = Description(layers=layers).to_dict()
     config = {"hidden_size": 3, "quantization_config": {"quant_method": "diba", **quantization}}
     return {CONFIG: json.dumps(config).encode(), FILE: save({**tensors, **guards}, {"format": "pt"})}
 
 
-def read(content: dict[str, bytes]) -> tuple[dict[str, Any], Stored] | None:
-    """Entries and files that are whole; None where others refuse them, before or after."""
+def read(content: dict[str, bytes]) -> tuple[dict[str, LayerDescription], Stored] | None:
+    """Layers and files that are whole; None where others refuse them, before or after."""
     try:
         quantization = json.loads(content[CONFIG])["quantization_config"]
-        factors, crc32 = quantization["factors"], quantization.get("crc32_factors")
+        quantization["factors"], quantization.get("crc32_factors")
         data = content[FILE]
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
         return None  # transformers' business, or nothing that diba is asked to read
-    entries = checkpoints.check_all(factors, crc32, "the file")
+    layers = dict(Description.from_dict(quantization, "the file").layers)
     stored = Stored({"the file": functools.partial(io.BytesIO, data)}, "the file")
-    elsewhere = check_stored(entries, stored)
-    return None if elsewhere else (entries, stored)  # which transformers would not find
+    elsewhere = check_stored(layers, stored)
+    return None if elsewhere else (layers, stored)  # which transformers would not find
 
 
-def fingerprint(entries: dict[str, Any], stored: Stored) -> dict[str, Any]:
+def fingerprint(layers: dict[str, LayerDescription], stored: Stored) -> dict[str, Any]:
     """All that was read of the layers, to the last bit."""
     found = {}
-    for name, layer in entries.items():
-        source = layer.get("shared", name)
-        facts = [layer[key] for key in ("kind", "shape", "k", "alphabet", "bias")]
+    for name, layer in layers.items():
+        source = layer.shared or name
+        facts = layer.kind, layer.shape, layer.k, layer.alphabet, layer.bias
         found[name] = facts, source, [stored.array(f"{source}.{own}").tobytes() for own in OWN]
     return found
 
@@ -101,7 +106,7 @@ class CheckpointsDriver(Driver):
                 text = json.dumps([name, rest], sort_keys=True)
                 layer["crc32_entry"] = f"{zlib.crc32(text.encode()):08x}"
             factors = config["quantization_config"]["factors"]
-            config["quantization_config"]["crc32_factors"] = checkpoints.crc32_of_all(factors)
+            config["quantization_config"]["crc32_factors"] = crc32_of_entries(factors)
             return {**mutant, CONFIG: json.dumps(config).encode()}
         except (TypeError, KeyError, ValueError, IndexError, AttributeError, RecursionError):
             return None
@@ -115,17 +120,17 @@ class CheckpointsDriver(Driver):
             return None
         if found is None:
             return None
-        entries, stored = found
-        for name, layer in entries.items():
-            if "shared" not in layer:
+        layers, stored = found
+        for name, layer in layers.items():
+            if layer.shared is None:
                 tensors = {own: stored.array(f"{name}.{own}") for own in OWN}
                 assert all(np.isfinite(tensors[d]).all() for d in OWN[:3])
-                b1 = diba.BitMatrix.from_packed_rows(tensors["b1"], layer["k"], layer["alphabet"])
-                b2 = diba.BitMatrix.from_packed_rows(tensors["b2"], layer["shape"][1], layer["alphabet"])
-                assert (b1.shape[0], b2.shape[1]) == tuple(layer["shape"])
+                b1 = diba.BitMatrix.from_packed_rows(tensors["b1"], layer.k, layer.alphabet)
+                b2 = diba.BitMatrix.from_packed_rows(tensors["b2"], layer.shape[1], layer.alphabet)
+                assert (b1.shape[0], b2.shape[1]) == layer.shape
         if seed is not None:
             assert isinstance(seed, dict)
             original = read(seed)
             assert original is not None
-            assert fingerprint(entries, stored) == fingerprint(*original), "it decodes to something else"
+            assert fingerprint(layers, stored) == fingerprint(*original), "it decodes to something else"
         return sum(map(len, mutant.values()))

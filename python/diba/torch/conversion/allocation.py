@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import torch
 
 import diba
 
@@ -14,6 +16,7 @@ from ..._internal import check
 from ...allocation.curves import Curve
 from ...allocation.matrices import SIZES, STEPS, check_sizes
 from ...allocation.waterfill import waterfill
+from ...checkpoints.report import some
 from ...progress import Steps, reporting
 from ...solvers.size import no_advice, uniform_k
 from ..model.config import Config
@@ -21,10 +24,12 @@ from ..model.selection import select
 from ..model.swap import unfused
 from ..modules.kinds import dense_matrix
 from ..modules.layer import FactoredLayer
-from .coverage import moments_of, unreached, warn_unreached
+from ..retuning.batches import differentiable
+from ..retuning.losses import model_loss
+from .solving import moments_of, unreached, warn_unreached
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
     from torch import nn
@@ -32,8 +37,9 @@ if TYPE_CHECKING:
     from ...allocation.waterfill import Allocation
     from ...progress import ProgressOption
     from ..calibration.moments import Moments
+    from ..retuning.losses import Loss
 
-__all__ = ["allocate", "keep_best"]
+__all__ = ["allocate", "keep_best", "scores"]
 
 
 def allocate(
@@ -180,6 +186,57 @@ def _in_one_unit(
             noise = [typical * value for value in found.relative]
         curves[name] = found.curve(noise)
     return curves
+
+
+def scores(
+    model: nn.Module, batches: Iterable[Any], loss: Loss | None = None
+) -> dict[str, NDArray[np.float64]]:
+    """Retuning scores: the sum over batches of ``(dE/dd2_i * d2_i)^2`` for every inner component i.
+
+    Component i is column i of B1 with row i of B2; without it, d2_i would be 0, and to first order the loss
+    would change by ``-dE/dd2_i * d2_i``. So the largest scores are the ones to keep when a number of
+    components has to be shared out between layers of one shape.
+
+    Args:
+        model: Runs in eval mode; nothing in it is changed.
+        batches: Any iterable; one pass.
+        loss: ``loss(model, batch)``; None is the model's own, of batches with labels.
+
+    Returns:
+        By the module's name, in module order, an array of shape (k,); zeros for a layer that no loss reached,
+        which a warning names: :func:`keep_best` leaves it the least.
+
+    Raises:
+        ValueError: the model has no factored layer, there are no batches, or a loss is not finite.
+
+    Source:
+        Boza and Macko, "Double binary factorization", arXiv 2505.11076, section 3.5.
+    """
+    loss = loss or model_loss
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, FactoredLayer)}
+    if not layers:
+        raise ValueError(
+            "model has no factored layer; it must have some: call diba.torch.convert(model) first"
+        )
+    totals = {name: torch.zeros(layer.k, dtype=torch.float64) for name, layer in layers.items()}
+    inner = [layer.d2 for layer in layers.values()]
+    count = 0
+    with differentiable(model, inner):
+        for count, batch in enumerate(batches, 1):
+            value = loss(model, batch)
+            if not torch.isfinite(value):
+                raise ValueError(f"the loss of batch {count - 1} is {value.item()}; it must be finite")
+            gradients = torch.autograd.grad(value, inner, allow_unused=True)
+            for total, d2, gradient in zip(totals.values(), inner, gradients, strict=True):
+                if gradient is not None:
+                    total += (gradient.double() * d2.detach().double()).square().cpu()
+    if count == 0:
+        raise ValueError("batches is empty; it must give at least one batch")
+    missed = [name for name, total in totals.items() if not total.any()]
+    if missed:
+        text = f"no loss reached {len(missed)} of {len(totals)} layers, {some(missed)}; their scores are 0"
+        warnings.warn(f"{text}, and keep_best leaves them the least", UserWarning, stacklevel=2)
+    return {name: total.numpy() for name, total in totals.items()}
 
 
 def keep_best(

@@ -2,49 +2,50 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
-import sys
-import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
 from ..._internal import check
 from ..calibration.moments import Calibration
 from ..model.config import Config
-from ..model.selection import check_weights, require, select
+from ..model.selection import check_weights
 from ..model.swap import unfused
-from ..modules.layer import factored_layers
 from ..retuning.losses import check_loss
-from . import run as conversion
-from .coverage import moments_of, reads, unreached, warn_unreached
-from .report import LayerReport, Report
+from .run import Conversion
+from .solving import moments_of, reads, unreached, warn_unreached
 
 if TYPE_CHECKING:
+    from ...progress import ProgressOption
     from ..calibration.moments import Moments
     from ..model.swap import UnfusedModel
     from ..retuning.losses import Loss
 
-__all__ = ["convert", "meet_transformers"]
+__all__ = ["convert", "when_converted"]
 
 _PLAIN = (
     "of these the error of the weights is made small (objective 'plain' in the report): give batches that "
     "reach them, or leave them dense with skip"
 )
 
+when_converted: list[Callable[[nn.Module], object]] = []
+"""Called by :func:`convert` with a model that has factored layers, when the first is replaced and at the end:
+layers above register here what lets the model be saved at any time."""
+
+Model = TypeVar("Model", bound=nn.Module)
+
 
 def convert(
-    model: nn.Module,
+    model: Model,
     config: Config | Mapping[str, Any] | None = None,
     *,
     calibration: Mapping[str, Moments] | None = None,
     batches: Iterable[Any] | None = None,
     loss: Loss | None = None,
-    progress: bool | Callable[[LayerReport, int, int], object] = True,
+    progress: ProgressOption = True,
     **settings: Any,
-) -> Report:
+) -> Model:
     """Replace the dense layers of a model by layers with binary factors, in place.
 
     Each layer is replaced as soon as its factors are ready, and its dense weight is then free. After an
@@ -63,13 +64,14 @@ def convert(
         loss: With ``batches``, ``loss(model, batch)``, such as :func:`diba.torch.fisher`: its gradients in
             the dense model say how much each input vector and each output matters, and errors count
             accordingly. Batches must then be the same every time they are read.
-        progress: True shows a bar (with tqdm), False nothing; a callable takes ``(LayerReport, layers done,
-            layers in all)`` after every layer, and what it raises ends the run.
+        progress: True shows a bar, False nothing; a callable takes a :class:`diba.Progress` at the start and
+            after every layer, with its name as ``item``, its ``snr_db`` and its :class:`LayerReport` as
+            ``detail``. What it raises ends the run.
         **settings: Arguments of :class:`diba.torch.Config`, instead of ``config``.
 
     Returns:
-        The report: layers with their size, SNR and time, totals, and all other weights of the model: what
-        was left as it was, its size and why. Its first line says how much of the model was compressed.
+        The same model. :func:`diba.torch.report` tells what was compressed, how well, and why the rest was
+        not.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -84,17 +86,19 @@ def convert(
 
     Example:
         >>> import torch
+        >>> import diba.torch
         >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 2))
-        >>> report = convert(model, bits_per_weight=2, progress=False)
-        >>> [layer.k for layer in report.layers], [layer.name for layer in report.skipped]
-        ([42], ['2'])
+        >>> model = convert(model, bits_per_weight=2, progress=False)
+        >>> model[0]
+        DibaLinear(in_features=64, out_features=64, bias=True, k=42, alphabet='binary', bits_per_weight=1.98)
     """
     chosen = _config(config, settings)
     check_loss(loss)
     if loss is not None and batches is None:
         raise ValueError("loss is given without batches, whose vectors it is to weigh; give both or neither")
     with unfused(model) as parts:
-        return _convert(model, chosen, calibration, batches, loss, progress, parts)
+        _convert(model, chosen, calibration, batches, loss, progress, parts)
+    return model
 
 
 def _convert(
@@ -103,69 +107,39 @@ def _convert(
     calibration: Mapping[str, Moments] | None,
     batches: Iterable[Any] | None,
     loss: Loss | None,
-    progress: bool | Callable[[LayerReport, int, int], object],
+    progress: ProgressOption,
     parts: UnfusedModel,
-) -> Report:
+) -> None:
     """The same for a model in which every matrix is in a layer of its own."""
-    selection = select(model, config)
-    require(selection.targets, selection.skipped)
-    check_weights(selection.targets)
-    moments = moments_of(selection.targets, calibration, required=batches is None)
-    watched = [target for target in selection.targets if target.settings.objective != "plain"]
+    run = Conversion(model, config, progress=progress, hooks=when_converted)
+    targets = list(run.pending.values())
+    check_weights(targets)
+    run.moments = moments_of(targets, calibration, required=batches is None)
+    watched = [target for target in targets if target.settings.objective != "plain"]
     if batches is None and calibration is not None:
-        warn_unreached(unreached(watched, moments), len(selection.targets), _PLAIN)
-    expected = {target.name for target in watched if reads(target)}
-    begun = functools.partial(_prepare, model, config)  # the model may be saved at any time from then on
-    run = conversion.Conversion(model, selection.targets, moments, config, progress, begun)
-    order, skipped = [target.name for target in selection.targets], selection.skipped
-    parts.forget(target.module for target in selection.targets)  # what is done shall be free
-    del selection, watched  # the run has the dense layers; other lists of them would keep them alive
+        warn_unreached(unreached(watched, run.moments), len(targets), _PLAIN)
+    order, expected = list(run.pending), {target.name for target in watched if reads(target)}
+    parts.forget(target.module for target in targets)  # what is done shall be free
+    del targets, watched  # the run has the dense layers; other lists of them would keep them alive
     try:
-        if batches is None:
-            run.independently()
-        else:
-            from ..calibration import propagate  # only now: it runs models
+        with run:
+            run.tell()
+            if batches is None:
+                run.independently()
+            else:
+                from ..calibration import propagate  # only now: it runs models
 
-            known = Calibration(moments)  # by the names of the targets, whatever names it came with
-            propagate.run(model, order, batches, run.factor, calibration=known, loss=loss)
+                known = Calibration(run.moments)  # by the names of the targets, whatever names it came with
+                propagate.run(model, order, batches, run.factor, calibration=known, loss=loss)
     except BaseException as error:
         error.add_note(
-            f"diba.torch.convert has replaced {len(run.reports)} of {len(order)} layers; the model works "
+            f"diba.torch.convert has replaced {len(run.done)} of {len(order)} layers; the model works "
             "with them, and a second call goes on with the others"
         )
         raise
-    finally:
-        run.display.close()
-        run.release()
-        _prepare(model, config)
     if batches is not None:
-        missed = [name for name in order if name in expected and run.reports[name].objective == "plain"]
+        missed = [name for name in order if name in expected and run.done[name].objective == "plain"]
         warn_unreached(missed, len(order), _PLAIN)
-    return run.report(skipped)
-
-
-def _prepare(model: nn.Module, config: Config) -> None:
-    """Let the layers above, :mod:`diba.hf`, see to it that the model can be saved and loaded."""
-    if factored_layers(model):
-        for prepare in conversion.prepare:
-            prepare(model, config)
-
-
-def meet_transformers() -> None:
-    """Import ``diba.hf``, the layer above, into a process with models of transformers, to be saved."""
-    try:
-        importlib.import_module("diba.hf")
-    except Exception as error:  # transformers 4 first of all, and its import is not ours to end
-        if not isinstance(error, ImportError):
-            warnings.warn(f"diba.hf cannot be imported: {error!r}", stacklevel=2)
-        conversion.prepare.append(functools.partial(_warn, str(error)))
-
-
-def _warn(reason: str, model: nn.Module, config: Config) -> None:
-    kind = sys.modules["transformers.modeling_utils"].PreTrainedModel
-    if any(isinstance(module, kind) for module in model.modules()):
-        text = f"save_pretrained of this model will not write what from_pretrained needs: {reason}"
-        warnings.warn(text, stacklevel=4)
 
 
 def _config(config: Any, settings: dict[str, Any]) -> Config:

@@ -1,316 +1,206 @@
-"""What a conversion did: one line for every layer, totals, and the layers left as they were."""
+"""What a model holds now, and how it was made: its description, its report, and what both remember."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import html
-import io
-import json
-import math
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..._internal import check, storage
-from ..._internal.disk import PathLike, replace_file
-from ...solvers.size import DIAGONAL_BITS
-from ..model.accounts import APART, CONVERTED, Skipped, listed, some, text_of_bytes
+from torch import nn
+
+from ..._internal import check
+from ...checkpoints.description import Description, LayerDescription, LayerRecipe, Recipe
+from ...checkpoints.report import LayerReport, Report, Skipped, layer_reports
+from ..model.accounts import Accounts, totals
+from ..model.selection import inside_attention, layers_of, unfit
+from ..model.swap import unfused
+from ..modules.layer import FactoredLayer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
-__all__ = ["LayerReport", "Report", "Skipped"]
+__all__ = [
+    "LayerReport",
+    "Report",
+    "describe",
+    "forget",
+    "named_layers",
+    "peak_memory",
+    "recipe_of",
+    "remember",
+    "remember_layer",
+    "report",
+    "report_of_layer",
+]
 
-_HEADERS = ("layer", "kind", "shape", "k", "bits/weight", "SNR dB", "output SNR dB", "seconds")
-_LEFT = ("left as it was", "kind", "shape", "weights", "bytes", "reason")
+NOT_COMPRESSED = "not compressed"
+"""The reason of a layer that could be, and that no conversion left out."""
+
+_RECIPE, _PEAK = "_diba_recipe", "_diba_peak_bytes"  # attributes of modules: copied and pickled with them
 
 
-@dataclass(frozen=True)
-class LayerReport:
-    """One compressed layer.
+def report(model: nn.Module) -> Report:
+    """What of a model is compressed, how well, and why the rest is not.
 
-    Attributes:
-        name: Of the layer in the model.
-        kind: Of the dense layer it was.
-        shape: (m, n) of its matrix.
-        k: Inner dimension.
-        alphabet: ``"binary"`` or ``"sign"``.
-        objective: What was minimised: ``"plain"``, ``"importance"`` or ``"covariance"``.
-        bits_per_weight: Stored bits for each weight, diagonals counted as the factors have them.
-        snr_db: Of the weights against the dense ones, in dB.
-        output_snr_db: Of the outputs under the calibration's input moments, against the outputs the solver
-            was to meet; None without moments.
-        seconds: Time of the solve.
-        dense_bytes: Of the dense weight.
-        memory_bytes: Of bits (rows of whole bytes) and float32 diagonals: in memory and in a state_dict.
-        tied: Names of the layers that share the factors.
+    At any time: of a dense model, of one that is converted, in whatever number of calls, in part, or just
+    now; loaded, copied, unpickled; whatever put its layers in.
+
+    Args:
+        model: Any module. Nothing in it is changed; modules with fused matrices, as experts, are taken apart
+            and put together again, so it must not run in another thread meanwhile.
+
+    Returns:
+        The report. What the tensors do not tell (SNRs, objectives, times, settings, the reasons of a
+        conversion) is kept with the model and in its checkpoints; what nobody knows any more is None, and
+        "-" in print.
+
+    Raises:
+        TypeError: ``model`` is no module.
+
+    Example:
+        >>> import torch
+        >>> import diba.torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 2))
+        >>> model = diba.torch.convert(model, bits_per_weight=2, progress=False)
+        >>> found = report(model)
+        >>> [layer.k for layer in found.layers], [layer.name for layer in found.skipped]
+        ([42], ['2'])
     """
-
-    name: str
-    kind: str
-    shape: tuple[int, int]
-    k: int
-    alphabet: str
-    objective: str
-    bits_per_weight: float
-    snr_db: float
-    output_snr_db: float | None
-    seconds: float
-    dense_bytes: int
-    memory_bytes: int
-    tied: tuple[str, ...] = ()
-
-    @property
-    def weights(self) -> int:
-        """Entries of the dense matrix."""
-        return self.shape[0] * self.shape[1]
-
-    @property
-    def file_bytes(self) -> int:
-        """Of bits and diagonals of 16 bits an entry: what a diba file takes."""
-        (m, n), k = self.shape, self.k
-        bits = k * (m + n) + storage.padding_bits(m, n, k, unit=8)
-        return (bits + DIAGONAL_BITS * (m + k + n)) // 8
+    check.instance(model, "model", nn.Module, "use the torch model itself")
+    recipe = recipe_of(model)
+    with unfused(model):
+        description = describe(model, recipe)
+        skipped = tuple(_dense(model, recipe.left_dense))
+        count = totals(model)
+    return Report(
+        layers=layer_reports(description),
+        skipped=skipped,
+        parameters_before=count.dense_parameters,
+        parameters_after=count.parameters,
+        bytes_before=count.dense_bytes,
+        bytes_after=count.bytes,
+        seconds=recipe.seconds,
+        peak_bytes=max((vars(m).get(_PEAK, 0) for m in model.modules()), default=0) or None,
+        settings=recipe.settings,
+    )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """The result of :func:`diba.torch.convert`; ``print`` shows a table.
+def describe(model: nn.Module, recipe: Recipe | None = None) -> Description:
+    """The description of a model with factored layers, each under all of its names.
 
-    Attributes:
-        layers: Compressed layers, in module order.
-        skipped: Layers that stay as they were, then all other parameters of two or more dimensions and
-            buffers of such shapes in a state_dict, with sizes and reasons; parameters whose matrices became
-            layers of their own, too, without a size: those layers have it.
-        parameters_before: Entries of all parameters of the model, shared ones counted once.
-        parameters_after: The same afterwards: bits are buffers, not parameters.
-        bytes_before: Of all parameters and buffers of the model.
-        bytes_after: The same afterwards.
-        model_bytes: Of all parameters and buffers as they are dense: layers converted earlier, too.
-        seconds: Time of the whole conversion.
-        peak_bytes: Largest memory of the process so far; None where the system does not say.
+    Args:
+        model: Any module.
+        recipe: How it was made; None: :func:`recipe_of` the model.
     """
-
-    layers: Sequence[LayerReport] = ()
-    skipped: Sequence[Skipped] = ()
-    parameters_before: int = 0
-    parameters_after: int = 0
-    bytes_before: int = 0
-    bytes_after: int = 0
-    model_bytes: int = 0
-    seconds: float = 0.0
-    peak_bytes: int | None = field(default=None, compare=False)
-
-    # ------------------------------------------------------------ totals of the compressed layers
-
-    @property
-    def weights(self) -> int:
-        """Dense weights replaced."""
-        return sum(layer.weights for layer in self.layers)
-
-    @property
-    def dense_bytes(self) -> int:
-        """Of the dense weights replaced."""
-        return sum(layer.dense_bytes for layer in self.layers)
-
-    @property
-    def memory_bytes(self) -> int:
-        """Of the factors in memory, and in a state_dict."""
-        return sum(layer.memory_bytes for layer in self.layers)
-
-    @property
-    def file_bytes(self) -> int:
-        """Of the factors with 16-bit diagonals."""
-        return sum(layer.file_bytes for layer in self.layers)
-
-    @property
-    def matrix_weights(self) -> int:
-        """Weights of the dense model in parameters of two or more dimensions, shared ones counted once."""
-        return self.weights + sum(left.weights for left in self.skipped)
-
-    @property
-    def weight_share(self) -> float:
-        """How much of ``matrix_weights`` factors stand for now, from 0 to 1; NaN if there are none."""
-        earlier = sum(left.weights for left in self.skipped if left.reason == CONVERTED)
-        return (self.weights + earlier) / self.matrix_weights if self.matrix_weights else math.nan
-
-    @property
-    def byte_share(self) -> float:
-        """How much of ``model_bytes`` they stand for; NaN if that is 0."""
-        earlier = sum(left.bytes for left in self.skipped if left.reason == CONVERTED)
-        return (self.dense_bytes + earlier) / self.model_bytes if self.model_bytes else math.nan
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Stored bits for each weight over all compressed layers; NaN without any."""
-        bits = sum(layer.bits_per_weight * layer.weights for layer in self.layers)
-        return bits / self.weights if self.layers else math.nan
-
-    @property
-    def mean_snr_db(self) -> float:
-        """Mean of the layers' SNRs in dB; NaN without any."""
-        return sum(layer.snr_db for layer in self.layers) / len(self.layers) if self.layers else math.nan
-
-    @property
-    def worst(self) -> LayerReport | None:
-        """The layer of the lowest SNR."""
-        return min(self.layers, key=lambda layer: layer.snr_db, default=None)
-
-    def worst_first(self) -> list[LayerReport]:
-        """The layers by rising SNR."""
-        return sorted(self.layers, key=lambda layer: layer.snr_db)
-
-    # ------------------------------------------------------------ text
-
-    def __str__(self) -> str:
-        return self.table()
-
-    def table(self, *, worst_first: bool = False, limit: int | None = None) -> str:
-        """Text: how much was compressed, a table of the layers, totals, and what was left.
-
-        Args:
-            worst_first: Lowest SNR first instead of module order.
-            limit: Lines at most; the rest is counted.
-        """
-        layers = self.worst_first() if worst_first else list(self.layers)
-        rows = [_HEADERS, *(_cells(layer) for layer in layers[:limit])]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = []
-        for row in rows if layers else []:
-            texts = (cell.ljust(width) for cell, width in zip(row[:2], widths, strict=False))
-            numbers = (cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True))
-            lines.append("  ".join((*texts, *numbers)).rstrip())
-        hidden = len(layers) - len(layers[:limit])
-        lines += [f"... and {hidden} more"] if hidden else []
-        headline, *rest = self.summary()
-        return "\n".join([headline, *lines, *rest])
-
-    def summary(self) -> list[str]:
-        """Totals and what was skipped, a line each; the first says how much of the model was compressed."""
-        lines = [self._headline()]
-        if self.worst is not None:
-            snr = f"SNR {self.mean_snr_db:.2f} dB in the mean, {self.worst.snr_db:.2f} dB at worst"
-            bits = f"{self.weights:,} weights at {self.bits_per_weight:.3f} bits"
-            lines.append(f"{bits}, {snr} ({self.worst.name})")
-            sizes = f"{text_of_bytes(self.dense_bytes)} -> {text_of_bytes(self.memory_bytes)}"
-            lines.append(f"these layers: {sizes} ({text_of_bytes(self.file_bytes)} with 16-bit diagonals)")
-        lines.append(
-            f"model: {self.parameters_before:,} -> {self.parameters_after:,} parameters, "
-            f"{text_of_bytes(self.bytes_before)} -> {text_of_bytes(self.bytes_after)}"
-        )
-        peak = "" if self.peak_bytes is None else f", peak memory {text_of_bytes(self.peak_bytes)}"
-        lines.append(f"{self.seconds:.1f} s{peak}")
-        found = {layer.objective for layer in self.layers}
-        if len(found) > 1:  # a layer that calibration did not reach got another one
-            names = {o: [layer.name for layer in self.layers if layer.objective == o] for o in sorted(found)}
-            lines += [f"objective {o}: {some(same)}" for o, same in names.items()]
-        apart = [left.name for left in self.skipped if left.reason == APART]
-        lines += [f"in parts: {some(apart)}"] if apart else []
-        return lines + [f"left: {line}" for line in listed(x for x in self.skipped if x.reason != APART)]
-
-    def _headline(self) -> str:
-        earlier = sum(left.reason == CONVERTED for left in self.skipped)
-        left = sum(left.reason not in (CONVERTED, APART) for left in self.skipped)
-        before = f" and {earlier} before" if earlier else ""
-        weights = f"{_percent(self.weight_share)} of {self.matrix_weights:,} weights in matrices"
-        sizes = f"{_percent(self.byte_share)} of the model's {text_of_bytes(self.model_bytes)}"
-        head = f"{len(self.layers)} layer{'s' * (len(self.layers) != 1)} compressed{before}"
-        return f"{head}: {weights}, {sizes}; {left} left as {'it was' if left == 1 else 'they were'}"
-
-    def to_markdown(self) -> str:
-        """Totals, one table row for every compressed layer, and one for all that was left."""
-        lines = [f"- {line}" for line in self.summary()]
-        for head, rows in self._tables():
-            ruler = ("---", "---", *("---:" for _ in head[2:]))
-            lines += ["", *(f"| {' | '.join(row)} |" for row in (head, ruler, *rows))]
-        return "\n".join(lines) + "\n"
-
-    def _repr_html_(self) -> str:
-        def row(cells: Sequence[str], tag: str) -> str:
-            return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
-
-        tables = [
-            f"<thead>{row(head, 'th')}</thead><tbody>{''.join(row(cells, 'td') for cells in rows)}</tbody>"
-            for head, rows in self._tables()
-        ]
-        caption = f"<caption>{'<br>'.join(map(html.escape, self.summary()))}</caption>"
-        return "".join(
-            f"<table>{'' if number else caption}{text}</table>" for number, text in enumerate(tables)
-        )
-
-    def _tables(self) -> list[tuple[Sequence[str], list[Sequence[str]]]]:
-        """Head and rows: of compressed layers, and of what was left if anything was."""
-        made: list[Sequence[str]] = [_cells(layer) for layer in self.layers]
-        left: list[Sequence[str]] = [
-            (x.name, x.kind, _by(x.shape), f"{x.weights:,}", f"{x.bytes:,}", x.reason) for x in self.skipped
-        ]
-        return [(_HEADERS, made), *([(_LEFT, left)] if left else [])]
-
-    # ------------------------------------------------------------ data
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values for JSON; numbers that are not finite become None."""
-        sizes = ("weights", "dense_bytes", "memory_bytes", "file_bytes", "bits_per_weight", "mean_snr_db")
-        totals = (*sizes, "matrix_weights", "weight_share", "byte_share")
-        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)[2:]}
-        return {
-            **{name: _finite(value) for name, value in own.items()},
-            **{name: _finite(getattr(self, name)) for name in totals},
-            "layers": [_plain(layer) | {"file_bytes": layer.file_bytes} for layer in self.layers],
-            "skipped": [_plain(layer) for layer in self.skipped],
-        }
-
-    def to_json(self, path: PathLike | None = None) -> str:
-        """:meth:`to_dict` as JSON text, also written to ``path`` if given."""
-        return _written(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n", path)
-
-    def to_csv(self, path: PathLike | None = None) -> str:
-        """A line for every compressed layer, then one with its reason for everything that was left.
-
-        Written to ``path``, too, if given.
-        """
-        text = io.StringIO()
-        names = [f.name for f in dataclasses.fields(LayerReport) if f.name not in ("shape", "tied")]
-        head = ["m", "n", *names, "file_bytes", "weights", "reason"]
-        writer = csv.DictWriter(text, head, restval="", extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        for layer in self.layers:
-            more = {"file_bytes": layer.file_bytes, "weights": layer.weights}
-            writer.writerow(dict(zip("mn", layer.shape, strict=True)) | dataclasses.asdict(layer) | more)
-        for left in self.skipped:
-            sides = dict(zip("mn", left.shape, strict=True)) if len(left.shape) == 2 else {}
-            writer.writerow(sides | dataclasses.asdict(left) | {"dense_bytes": left.bytes})
-        return _written(text.getvalue(), path)
+    layers: dict[str, LayerDescription] = {}
+    owners: dict[int, str] = {}
+    for name, layer in named_layers(model).items():
+        owner = owners.setdefault(id(layer.b1), name)
+        layers[name] = _described(layer, None if owner == name else owner)
+    return Description(layers=layers, recipe=recipe_of(model) if recipe is None else recipe)
 
 
-def _cells(layer: LayerReport) -> tuple[str, ...]:
-    output = "-" if layer.output_snr_db is None else f"{layer.output_snr_db:.2f}"
-    name = " = ".join((layer.name, *layer.tied))
-    shape, bits = _by(layer.shape), f"{layer.bits_per_weight:.3f}"
-    return name, layer.kind, shape, str(layer.k), bits, f"{layer.snr_db:.2f}", output, f"{layer.seconds:.1f}"
+def report_of_layer(name: str, layer: FactoredLayer, tied: Iterable[str] = ()) -> LayerReport:
+    """The report of one layer, with the names of those that share its factors."""
+    described = {name: _described(layer, None)} | {other: _described(layer, name) for other in tied}
+    [found] = layer_reports(Description(layers=described))
+    return dataclasses.replace(found, name=name, tied=tuple(tied))
 
 
-def _plain(layer: LayerReport | Skipped) -> dict[str, Any]:
-    return {
-        name: list(value) if isinstance(value, tuple) else _finite(value)
-        for name, value in dataclasses.asdict(layer).items()
-    }
+def named_layers(model: nn.Module) -> dict[str, FactoredLayer]:
+    """The factored layers of a model by name, under each of their names."""
+    modules = model.named_modules(remove_duplicate=False)
+    return {name: module for name, module in modules if isinstance(module, FactoredLayer)}
 
 
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+# ---------------------------------------------------------------- what is remembered
 
 
-def _by(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape))
+def remember_layer(layer: nn.Module, recipe: LayerRecipe | None) -> None:
+    """Keep with a layer what its factors do not tell."""
+    vars(layer)[_RECIPE] = recipe
 
 
-def _percent(share: float) -> str:
-    # Rounded down: 100.0 % is all of it.
-    return "none" if math.isnan(share) else f"{math.floor(1000 * share) / 10:.1f} %"
+def remember(
+    model: nn.Module,
+    recipe: Recipe,
+    *,
+    peak_bytes: int | None = None,
+) -> None:
+    """Keep with a model how it was made."""
+    vars(model)[_RECIPE] = recipe
+    if peak_bytes is not None:
+        vars(model)[_PEAK] = peak_bytes
 
 
-def _written(text: str, path: PathLike | None) -> str:
-    if path is not None:
-        replace_file(check.path(path), text.encode())
-    return text
+def forget(model: nn.Module) -> None:
+    """The model is dense again: nobody remembers anything else."""
+    for module in model.modules():
+        for name in (_RECIPE, _PEAK):
+            vars(module).pop(name, None)
+
+
+def recipe_of(model: nn.Module, prefix: str = "") -> Recipe:
+    """How a model was made, by what is remembered with it and with the modules in it.
+
+    Args:
+        model: Any module.
+        prefix: Name of a module in it: the recipe is of that one, with its own names.
+    """
+    settings: Mapping[str, Any] | None = None
+    left: dict[str, str] = {}
+    seconds: float | None = None
+    for name, module in model.named_modules():
+        found = vars(module).get(_RECIPE)
+        if isinstance(found, Recipe):
+            settings = found.settings if settings is None else settings
+            seconds = found.seconds if seconds is None else seconds
+            inner = {_joined(name, own): reason for own, reason in found.left_dense.items()}
+            left = inner | left
+    if prefix:
+        begin = f"{prefix}."
+        left = {name.removeprefix(begin): x for name, x in left.items() if name.startswith(begin)}
+    return Recipe(settings=settings, left_dense=left, seconds=seconds)
+
+
+def peak_memory() -> int | None:
+    """Largest resident memory of the process so far, in bytes."""
+    try:
+        import resource
+    except ImportError:  # not POSIX
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+# ---------------------------------------------------------------- details
+
+
+def _described(layer: FactoredLayer, shared: str | None) -> LayerDescription:
+    m, n = layer.d1.numel(), layer.d3.numel()
+    return LayerDescription(
+        kind=layer.kind.name,
+        shape=(m, n),
+        k=layer.k,
+        alphabet=layer.alphabet,
+        bias=layer.bias is not None,
+        dtype=str(layer.dtype).removeprefix("torch."),
+        diagonal_bits=layer.diagonal_bits,
+        shared=shared,
+        recipe=vars(layer).get(_RECIPE),
+    )
+
+
+def _dense(model: nn.Module, reasons: Mapping[str, str]) -> Iterable[Skipped]:
+    """What is not compressed: layers, then all other weights."""
+    accounts, attention, layers = Accounts(), inside_attention(model), layers_of(model)
+    for layer in layers:
+        if not isinstance(layer.module, FactoredLayer):
+            known = (reasons[name] for name in layer.names if name in reasons)
+            reason = next(known, None) or unfit(layer, attention) or NOT_COMPRESSED
+            yield accounts.layer(layer.names[0], layer.kind_name, layer.module, reason)
+    yield from accounts.others(model, (layer.module for layer in layers))
+
+
+def _joined(module: str, own: str) -> str:
+    return f"{module}.{own}" if module else own

@@ -1,124 +1,254 @@
-"""A conversion under way: layers that are still dense, and reports of those that are not."""
+"""A conversion under way: layers that are still dense, and what is known of those that are not."""
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import nn
 
 import diba
 
+from ...checkpoints.description import LayerRecipe, Recipe
+from ...progress import Progress, check_progress, reporting
 from ...solvers.size import inner_dimension
-from ..model.accounts import totals
-from ..model.config import Config
-from ..model.selection import Target
+from ..model.accounts import CONVERTED
+from ..model.selection import layers_of, require, select
 from ..model.swap import replace
 from ..modules.kinds import dense_matrix
-from .display import Display
-from .report import LayerReport, Report
-from .solving import factorization, objective, output_snr
+from ..modules.layer import factored_layers
+from . import report
+from .solving import factorization, objective, output_snr_db
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from typing import Self
 
-    from ...progress import Progress
+    from torch import nn
+
+    from ...progress import ProgressOption
     from ..calibration.moments import Moments
     from ..calibration.propagate import LayerTask
-    from ..model.accounts import Skipped
+    from ..model.config import Config
+    from ..model.selection import Target
 
-__all__ = ["Conversion", "prepare"]
-
-prepare: list[Callable[[nn.Module, Config], object]] = []
-"""Called by :func:`diba.torch.convert` with the model and its settings, once the first layer is replaced and
-at the end: ``diba.hf`` registers here what lets models of transformers be saved."""
+__all__ = ["Conversion"]
 
 _ROWS_FOR_THREADS = 1024  # below, in rows or columns, a second layer gains more than a second thread
 _DB_PER_BIT = 5.0  # a guess, for the share of work of layers with a target SNR
 
 
 class _Solved(NamedTuple):
-    """Factors of one layer, and what its report needs besides."""
+    """Factors of one layer, and how they were made."""
 
     f: diba.Factorization
-    objective: str
-    output_snr_db: float | None
-    seconds: float
+    recipe: LayerRecipe
 
 
 class Conversion:
-    """Solves layers of a model and puts what comes out in their places.
+    """Solves layers of a model and puts what comes out in their places; a context manager.
+
+    At the end of the block, whatever it is, the model remembers how it was made, and ``hooks`` are called.
 
     Args:
-        model: Changed in place.
-        targets: The layers, in the order of the report.
-        moments: Of inputs, for layers whose inputs are known; the others count the error of their weights.
-        config: Of the conversion; here only its threads.
-        progress: As of :func:`diba.torch.convert`.
-        begun: Called once, when the first layer has been replaced.
+        model: Changed in place; every matrix is in a layer of its own (``unfused``).
+        config: Which layers, and how.
+        progress: As of :func:`convert`.
+        hooks: Called with the model when its first layer has been replaced, and at the end.
 
     Attributes:
-        reports: By name, of the layers that have been replaced.
-        display: Has to be closed in the end.
+        pending: Name -> layer still to be replaced, in module order.
+        moments: Of inputs, by name, for layers whose inputs are known; for the others the error of their
+            weights counts.
+        left_dense: Name -> why a layer is left as it is.
+        done: Name -> recipe of a layer that has been replaced.
+
+    Raises:
+        TypeError, ValueError: as :func:`convert` says; nothing is changed.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        targets: list[Target],
-        moments: dict[str, Moments],
         config: Config,
-        progress: bool | Callable[[LayerReport, int, int], object],
-        begun: Callable[[], object] | None = None,
+        *,
+        progress: ProgressOption = False,
+        hooks: Iterable[Callable[[nn.Module], object]] = (),
     ) -> None:
-        self._begun = begun
-        self.reports: dict[str, LayerReport] = {}
+        selection = select(model, config)
+        require(selection.targets, selection.skipped)
+        self.pending = {target.name: target for target in selection.targets}
+        self.moments: dict[str, Moments] = {}
+        layers = {layer.names[0] for layer in layers_of(model)}
+        self.left_dense = {
+            left.name: left.reason
+            for left in selection.skipped
+            if left.name in layers and left.reason != CONVERTED
+        }
+        self.done: dict[str, LayerRecipe] = {}
+        self._model, self._config, self._hooks = model, config, tuple(hooks)
+        self._before = report.recipe_of(model)
         self._began = time.perf_counter()
-        self._model, self._order = model, [target.name for target in targets]
-        self._before = totals(model)
-        self._pending = {target.name: target for target in targets}
-        self._moments = moments
-        self._work = {target.name: _work(target) for target in targets}
         self._threads = config.threads or min(torch.get_num_threads(), diba.num_threads())
+        self._given: dict[str, LayerTask] = {}  # what propagation asks for, instead of the layers' own
         self._stop = threading.Event()
         self._mapped: set[int] = set()  # storages that held replaced weights and more
-        self._given: dict[str, LayerTask] = {}  # what propagation asks for, instead of the layers' own
-        self.display = Display(progress, self._work)
+        check_progress(progress)
+        self._progress, self._resources = progress, ExitStack()
+        self._tell: Callable[[Progress], object] | None = None
+        self._work = {target.name: _work(target) for target in selection.targets}
+        self._parts = dict.fromkeys(self._work, 0.0)  # what is done of each
+        self._lock = threading.Lock()  # several layers may be solved at once
+
+    def __enter__(self) -> Self:
+        self._tell = self._resources.enter_context(reporting(self._progress))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._resources.close()
+        self._release()
+        self._remember()
 
     def independently(self) -> None:
         """All layers, each from its own dense weight."""
         share = sum(self._work.values()) / self._threads
         small = [
             name
-            for name, target in self._pending.items()
+            for name, target in self.pending.items()
             if min(target.shape) < _ROWS_FOR_THREADS and self._work[name] <= share
         ]
         if self._threads == 1 or len(small) < 2:
             small = []
         with _numpy_alone():
-            for name in [name for name in self._pending if name not in small]:
+            for name in [name for name in self.pending if name not in small]:
                 self._replace(name, self._solve(name, self._threads))
             if small:
-                self._side_by_side(sorted(small, key=lambda name: -self._work[name]))
+                self._side_by_side(small)
 
     def factor(self, layers: Sequence[LayerTask]) -> None:
         """Solve layers for these matrices and moments and replace them: ``propagate.Solve``."""
         self._given = {layer.name: layer for layer in layers}
         with _numpy_alone():
             if self._threads > 1 and len(layers) > 1:
-                self._side_by_side(sorted(self._given, key=lambda name: -self._work[name]))
+                self._side_by_side(list(self._given))
             else:
                 for layer in layers:
                     self._replace(layer.name, self._solve(layer.name, self._threads))
 
+    def leave(self, name: str, reason: str) -> None:
+        """Leave a layer dense after all."""
+        del self.pending[name], self._work[name], self._parts[name]
+        self.left_dense[name] = reason
+
+    def _side_by_side(self, names: list[str]) -> None:
+        """Solve several layers at once, the longest first, and replace each here as it comes."""
+        workers = min(self._threads, len(names))
+        prefix = f"diba-convert-{id(self)}"
+        pool = ThreadPoolExecutor(workers, thread_name_prefix=prefix)
+        each = max(1, self._threads // workers)
+        futures: dict[Future[_Solved], str] = {}
+        try:
+            for name in sorted(names, key=lambda name: -self._work[name]):  # an interrupt may come here, too
+                futures[pool.submit(self._solve, name, each)] = name
+            for future in as_completed(list(futures)):
+                self._replace(futures.pop(future), future.result())
+        finally:
+            self._stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            for thread in threading.enumerate():  # one that an interrupt hid from the pool while it started
+                if thread.name.startswith(prefix) and thread.ident is not None:  # else it finds nothing to do
+                    thread.join()
+            for future, name in futures.items():  # only after an exception: what is ready is not lost
+                if _ready(future) and name in self.pending:
+                    self._replace(name, future.result(), announce=False)
+        self._stop.clear()  # layers of another input may follow
+
+    def _solve(self, name: str, threads: int) -> _Solved:
+        target = self.pending[name]
+        dense = dense_matrix(target.module)
+        matrix, moments = dense, self.moments.get(name)
+        if name in self._given:
+            _, matrix, moments = self._given[name]
+        began = time.perf_counter()
+        minimised = objective(target.settings, moments)
+        watch = self.watch(name)
+        f = factorization(matrix, target.settings, minimised, moments, threads=threads, progress=watch)
+        seconds = time.perf_counter() - began
+        recipe = LayerRecipe(
+            objective=minimised,
+            snr_db=f.snr_db(dense),
+            output_snr_db=output_snr_db(matrix, f, moments),
+            seconds=seconds,
+        )
+        return _Solved(f, recipe)
+
+    def _replace(self, name: str, solved: _Solved, announce: bool = True) -> None:
+        target = self.pending[name]
+        weight: Any = target.module.weight
+        new = replace(self._model, target.modules, solved.f)
+        for layer in (new, *map(self._model.get_submodule, target.tied)):
+            report.remember_layer(layer, solved.recipe)
+        del self.pending[name]
+        self.done[name] = solved.recipe
+        if len(self.done) == 1:
+            self._remember()
+        if weight.untyped_storage().nbytes() > weight.nbytes:
+            self._mapped.add(weight.untyped_storage().data_ptr())
+        tied = tuple(target.tied)
+        del target, weight  # the last references to what was dense
+        if announce and self._tell is not None:
+            self._parts[name] = 1.0
+            self.tell(report.report_of_layer(name, new, tied))
+
+    # ------------------------------------------------------------ what is told and remembered
+
+    def watch(self, name: str) -> Callable[[Progress], None]:
+        """A progress callback for the solver of one layer; it ends the solver when the run has ended."""
+
+        def show(state: Progress) -> None:
+            if self._stop.is_set():
+                raise _Stopped
+            if self._progress is True and state.total:
+                with self._lock:
+                    self._parts[name] = min(state.done / state.total, 0.99)  # measuring and replacing follow
+                    self.tell()
+
+        return show
+
+    def tell(self, layer: report.LayerReport | None = None) -> None:
+        """Report how far the work has got; ``layer`` has just been replaced."""
+        if self._tell is None:
+            return
+        elapsed, whole = time.perf_counter() - self._began, sum(self._work.values())
+        share = sum(self._work[name] * part for name, part in self._parts.items()) / whole if whole else 1.0
+        total = len(self._work)
+        facts: dict[str, Any] = {}
+        if layer is not None:
+            facts = {"item": layer.name, "snr_db": layer.snr_db, "detail": layer}
+        done = share * total if self._progress is True else len(self.done)
+        remaining = elapsed * (1 - share) / share if share else None
+        self._tell(Progress("convert", done, total, elapsed, remaining, **facts))
+
+    def _remember(self) -> None:
+        """Keep with the model how it was made so far."""
+        seconds = time.perf_counter() - self._began
+        if self.done:
+            before = self._before
+            left = {**before.left_dense, **self.left_dense}
+            left = {name: reason for name, reason in left.items() if name not in self._work}
+            recipe = Recipe(
+                settings=self._config.to_dict(), left_dense=left, seconds=(before.seconds or 0.0) + seconds
+            )
+            report.remember(self._model, recipe, peak_bytes=report.peak_memory())
+        if factored_layers(self._model):
+            for hook in self._hooks:
+                hook(self._model)
+
     @torch.no_grad()
-    def release(self) -> None:
+    def _release(self) -> None:
         """Give what stays storage of its own, where one piece of memory held it and replaced weights.
 
         Tensors read from a safetensors file may all be views of the whole file.
@@ -130,93 +260,6 @@ class Conversion:
                 if place not in copies:
                     copies[place] = tensor.detach().clone()
                 tensor.data = copies[place]
-
-    def report(self, skipped: Iterable[Skipped]) -> Report:
-        """What has been done; ``skipped``: layers that stay as they are."""
-        after = totals(self._model)
-        return Report(
-            layers=tuple(self.reports[name] for name in self._order if name in self.reports),
-            skipped=tuple(skipped),
-            parameters_before=self._before.parameters,
-            parameters_after=after.parameters,
-            bytes_before=self._before.bytes,
-            bytes_after=after.bytes,
-            model_bytes=self._before.dense,
-            seconds=time.perf_counter() - self._began,
-            peak_bytes=_peak_memory(),
-        )
-
-    def _side_by_side(self, names: list[str]) -> None:
-        """Solve several layers at once, the longest first, and replace each here as it comes."""
-        workers = min(self._threads, len(names))
-        prefix = f"diba-convert-{id(self)}"
-        pool = ThreadPoolExecutor(workers, thread_name_prefix=prefix)
-        each = max(1, self._threads // workers)
-        futures: dict[Future[_Solved], str] = {}
-        try:
-            for name in names:  # an interrupt may come here, too
-                futures[pool.submit(self._solve, name, each)] = name
-            for future in as_completed(list(futures)):
-                self._replace(futures.pop(future), future.result())
-        finally:
-            self._stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
-            for thread in threading.enumerate():  # one that an interrupt hid from the pool while it started
-                if thread.name.startswith(prefix) and thread.ident is not None:  # else it finds nothing to do
-                    thread.join()
-            for future, name in futures.items():  # only after an exception: what is ready is not lost
-                if _ready(future) and name in self._pending:
-                    self._replace(name, future.result(), announce=False)
-        self._stop.clear()  # layers of another input may follow
-
-    def _solve(self, name: str, threads: int) -> _Solved:
-        target = self._pending[name]
-        if name in self._given:
-            _, matrix, moments = self._given[name]
-        else:
-            matrix, moments = dense_matrix(target.module), self._moments.get(name)
-        began = time.perf_counter()
-        show = self.display.watch(name)
-
-        def report(progress: Progress) -> None:
-            if self._stop.is_set():
-                raise _Stopped
-            show(progress)
-
-        minimised = objective(target.settings, moments)
-        f = factorization(matrix, target.settings, minimised, moments, threads=threads, progress=report)
-        seconds = time.perf_counter() - began
-        output = None if moments is None else output_snr(matrix, f, moments.second)
-        return _Solved(f, minimised, output, seconds)
-
-    def _replace(self, name: str, solved: _Solved, announce: bool = True) -> None:
-        target = self._pending[name]
-        weight: Any = target.module.weight
-        snr = solved.f.snr_db(dense_matrix(target.module))
-        new = replace(self._model, target.modules, solved.f)
-        del self._pending[name]
-        if self._begun is not None and not self.reports:
-            self._begun()
-        self.reports[name] = layer = LayerReport(
-            name=name,
-            kind=target.kind,
-            shape=target.shape,
-            k=solved.f.k,
-            alphabet=solved.f.alphabet,
-            objective=solved.objective,
-            bits_per_weight=solved.f.bits_per_weight,
-            snr_db=snr,
-            output_snr_db=solved.output_snr_db,
-            seconds=solved.seconds,
-            dense_bytes=weight.nbytes,
-            memory_bytes=new.nbytes,
-            tied=tuple(target.tied),
-        )
-        if weight.untyped_storage().nbytes() > weight.nbytes:
-            self._mapped.add(weight.untyped_storage().data_ptr())
-        del target, weight  # the last references to what was dense
-        if announce:
-            self.display.finished(layer)
 
 
 @contextmanager
@@ -251,12 +294,3 @@ def _work(target: Target) -> float:
     bits = settings.bits_per_weight
     k = settings.snr_db / _DB_PER_BIT * m * n / (m + n) if settings.snr_db is not None else 1
     return float(m * n * (k if bits is None else inner_dimension(m, n, "bits_per_weight", bits)))
-
-
-def _peak_memory() -> int | None:
-    """Largest resident memory of the process so far, in bytes."""
-    try:
-        import resource
-    except ImportError:  # not POSIX
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

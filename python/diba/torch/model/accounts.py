@@ -2,57 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ...checkpoints.report import APART, Skipped
 from ..modules.embedding import DibaEmbedding
 from ..modules.layer import FactoredLayer, factored_layers
 from .fused import UnfusedModule
 
-__all__ = [
-    "APART",
-    "CONVERTED",
-    "Accounts",
-    "Skipped",
-    "Totals",
-    "listed",
-    "some",
-    "text_of_bytes",
-    "totals",
-    "uncounted",
-]
+__all__ = ["CONVERTED", "Accounts", "Totals", "totals", "uncounted"]
 
 CONVERTED = "already converted"
-"""The reason given for layers that were factored before."""
-
-APART = "its matrices are layers of their own"
-"""The reason given for fused parameters, whose weights are counted at their layers."""
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A layer that stays as it is, or a parameter of two or more dimensions that no such layer holds.
-
-    Attributes:
-        name: The layer's, or the full name of the parameter (or of a buffer of such a shape).
-        kind: The layer's, or the class of the module that holds the parameter.
-        reason: Why, in words.
-        shape: Shape of the weight.
-        weights: Entries of its parameters of two or more dimensions, or of the dense weight that its factors
-            stand for; 0 where they are counted already, under another name.
-        bytes: Bytes of these weights, dense.
-    """
-
-    name: str
-    kind: str
-    reason: str
-    shape: tuple[int, ...] = ()
-    weights: int = 0
-    bytes: int = 0
+"""The reason of layers that hold factors when a conversion begins."""
 
 
 class Accounts:
@@ -106,10 +70,10 @@ class Accounts:
         )
         reason = APART if done else "none of its matrices is compressed"
         layers = {f"{layer}.weight" for layer, _ in part.named_modules()}
-        for own, parameter in part.fused_parameters().items():
-            if parameter is not None and parameter.dim() >= 2 and own not in layers:
-                kind, shape = type(part.fused).__name__, tuple(parameter.shape)
-                yield Skipped(_joined(name, own), kind, reason, shape)
+        for own in part.sources():
+            shape = part.fused_shape(own)
+            if len(shape) >= 2 and own not in layers:
+                yield Skipped(_joined(name, own), type(part.fused).__name__, reason, tuple(shape))
 
     def _new(self, *parameters: nn.Parameter) -> tuple[int, int]:
         """Entries and bytes of those that have not been counted."""
@@ -156,21 +120,27 @@ class Totals(NamedTuple):
     Attributes:
         parameters: Entries of all parameters.
         bytes: Bytes of all parameters and buffers.
-        dense: These bytes if the factored layers were dense.
+        dense_parameters: Entries of all parameters if the factored layers were dense.
+        dense_bytes: Bytes likewise.
     """
 
     parameters: int
     bytes: int
-    dense: int
+    dense_parameters: int
+    dense_bytes: int
 
 
 def totals(model: nn.Module) -> Totals:
     """Count a model."""
     parameters = list(model.parameters())
     size = sum(t.nbytes for t in (*parameters, *model.buffers()))
-    layers = factored_layers(model)
-    change = sum(m.weight_shape.numel() * m.dtype.itemsize - m.nbytes for m in layers)
-    return Totals(sum(p.numel() for p in parameters), size, size + change)
+    count = sum(p.numel() for p in parameters)
+    dense_count, dense_size = count, size
+    for layer in factored_layers(model):
+        weights = layer.weight_shape.numel()
+        dense_count += weights - sum(d.numel() for d in layer.diagonals())
+        dense_size += weights * layer.dtype.itemsize - layer.nbytes
+    return Totals(count, size, dense_count, dense_size)
 
 
 def uncounted(model: nn.Module, embeddings: bool = True) -> int:
@@ -184,32 +154,3 @@ def uncounted(model: nn.Module, embeddings: bool = True) -> int:
         if embeddings or not isinstance(layer, DibaEmbedding):
             more += layer.weight_shape.numel()
     return more
-
-
-# ---------------------------------------------------------------- text
-
-
-def listed(skipped: Iterable[Skipped]) -> list[str]:
-    """A line for every reason: what it holds for, the first few by name, and how large that is."""
-    groups: dict[str, list[Skipped]] = {}
-    for left in skipped:
-        groups.setdefault(left.reason, []).append(left)
-    lines = []
-    for reason, found in groups.items():
-        size = f"{sum(x.weights for x in found):,} weights, {text_of_bytes(sum(x.bytes for x in found))}"
-        lines.append(f"{reason}: {some([x.name for x in found])} ({size})")
-    return lines
-
-
-def some(names: Sequence[str]) -> str:
-    """The first three names, and how many more there are."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
-
-
-def text_of_bytes(count: int) -> str:
-    """As ``"1.31 MB"``."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count} bytes"

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..._internal import check
-from ..._internal.check import describe
-from ...solvers import EFFORTS, METHODS
+from ..._internal.check import Alphabet, describe
+from ...solvers.options import SolveOptions
 
 __all__ = ["OBJECTIVES", "OVERRIDES", "Config", "Settings", "suggestion"]
 
@@ -27,7 +27,7 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(SolveOptions):
     """How one layer is compressed: a :class:`Config` with the layer's overrides applied.
 
     Attributes:
@@ -35,45 +35,37 @@ class Settings:
         k: Inner dimension, or None.
         snr_db: Signal-to-noise ratio to reach, in dB, or None.
         alphabet: ``"binary"`` or ``"sign"``.
-        method: Of :func:`diba.solve`.
-        effort: Of :func:`diba.solve`.
         objective: One of ``OBJECTIVES``.
-        seed: Of the random start.
     """
 
     bits_per_weight: float | None = None
     k: int | None = None
     snr_db: float | None = None
-    alphabet: str = "binary"
-    method: str = "auto"
-    effort: str = "normal"
+    alphabet: Alphabet = "sign"
     objective: str = "auto"
-    seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _size(self.bits_per_weight, self.k, self.snr_db)
-        check.alphabet(self.alphabet)
-        check.method(self.method, METHODS)
-        if self.method == "dbf" and self.alphabet != "sign":
-            raise ValueError(f"alphabet is {self.alphabet!r}; it must be 'sign' for method='dbf'")
-        check.one_of(self.effort, "effort", tuple(EFFORTS))
         check.one_of(self.objective, "objective", OBJECTIVES)
-        check.seed(self.seed)
 
     def solve_options(self) -> dict[str, Any]:
         """The arguments of :func:`diba.solve`, without objective and threads."""
-        options = dataclasses.asdict(self)
-        del options["objective"]
-        return options
+        return {name: getattr(self, name) for name in OVERRIDES if name != "objective"}
 
 
-OVERRIDES = tuple(f.name for f in dataclasses.fields(Settings))
+OVERRIDES = tuple(f.name for f in dataclasses.fields(Settings) if f.name != "threads")
 """What a rule for single layers may set."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Settings):
     r"""What :func:`diba.torch.convert` does to a model.
+
+    How each matrix is factored is said by the fields of :class:`diba.SolveOptions`, which are fields here,
+    too. Only the default of ``alphabet`` differs: ``"sign"``, since at equal bits and equal speed signs lose
+    less of a model's weights than 0/1 factors and are found sooner. :func:`diba.solve` keeps ``"binary"``,
+    the form in which these factors were published.
 
     Layers are named as ``model.named_modules()`` names them. Where a name is asked for, ``"re:..."`` is a
     regular expression that must match the whole name. An exact name comes before every pattern; of the
@@ -86,9 +78,6 @@ class Config:
         k: Inner dimension.
         snr_db: Signal-to-noise ratio to reach, in dB, of what ``objective`` says; each layer is solved
             several times.
-        alphabet: Entries of the binary factors: ``"binary"`` (0/1) or ``"sign"`` (-1/+1).
-        method: Of :func:`diba.solve`.
-        effort: Of :func:`diba.solve`: ``"fast"``, ``"normal"`` or ``"best"``.
         objective: ``"plain"``: the error of the weights. ``"importance"``: weighted by the size of every
             input, and of every output's gradient where it is known. ``"covariance"``: the error of the
             outputs, likewise. ``"auto"``: covariance for layers with calibration moments, else plain.
@@ -99,7 +88,13 @@ class Config:
             factorization, embeddings too. They stay dense if not.
         embeddings: Whether ``nn.Embedding`` is compressed.
         convolutions: Whether ``nn.Conv1d`` and ``nn.Conv2d`` are compressed.
+        method: Of :func:`diba.solve`, as the rest.
+        alphabet: Entries of the binary factors: ``"sign"`` (-1/+1) or ``"binary"`` (0/1).
+        effort: ``"fast"``, ``"normal"`` or ``"best"``.
         seed: Of the random starts.
+        max_iter: Outer iterations for each layer.
+        tol: Least share of the objective that a greedy iteration must win.
+        time_limit: Seconds for each layer.
         threads: Threads in all; None for those of torch, at most those of diba. No effect on the result.
 
     Raises:
@@ -113,33 +108,25 @@ class Config:
         64
     """
 
-    bits_per_weight: float | None = None
-    k: int | None = None
-    snr_db: float | None = None
-    alphabet: str = "binary"
-    method: str = "auto"
-    effort: str = "normal"
-    objective: str = "auto"
     skip: Sequence[str] = ()
     layers: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
     tied: bool = False
     embeddings: bool = False
     convolutions: bool = True
-    seed: int = 0
-    threads: int | None = None
 
     def __post_init__(self) -> None:
-        default = Settings(**{name: getattr(self, name) for name in OVERRIDES})
+        super().__post_init__()
         for name in ("tied", "embeddings", "convolutions"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} is {describe(getattr(self, name))}; it must be True or False")
-        if self.threads is not None:
-            check.thread_count(self.threads)
         object.__setattr__(self, "skip", _names(self.skip))
-        object.__setattr__(self, "layers", _rules(self.layers, default))
+        object.__setattr__(self, "layers", _rules(self.layers, self._default()))
         both = [name for name in self.skip if self.layers.get(name) is not None]
         if both:
             raise ValueError(f"{both[0]!r} is in skip and has overrides in layers; leave one of them out")
+
+    def _default(self) -> Settings:
+        return Settings(**{name: getattr(self, name) for name in OVERRIDES})
 
     # ------------------------------------------------------------ rules
 
@@ -161,7 +148,7 @@ class Config:
     def settings(self, name: str) -> Settings | None:
         """How the layer of that name is compressed; None if a rule says that it stays dense."""
         rule = self.rule(name)
-        default = Settings(**{key: getattr(self, key) for key in OVERRIDES})
+        default = self._default()
         if rule is None:
             return default
         overrides = None if rule in self.skip else self.layers[rule]

@@ -66,6 +66,11 @@ class UnfusedModule(nn.Module):
         """The reverse: views of a fused parameter, one for each layer."""
         raise NotImplementedError
 
+    def fused_shape(self, name: str) -> torch.Size:
+        """Shape of the parameter of that name, whether or not the module has it now."""
+        shapes = (getattr(self.get_submodule(layer), own).shape for layer, own in self.sources()[name])
+        return self.join(name, [torch.empty(shape, device="meta") for shape in shapes]).shape
+
     def fused_parameters(self) -> dict[str, nn.Parameter | None]:
         """The fused parameters, None where they are not held any more."""
         return {name: getattr(*_place(self.fused, name)) for name in self.sources()}

@@ -11,20 +11,32 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from ..._internal import check
+from ...checkpoints.report import listed
 from ...solvers.size import inner_dimension
 from ..modules.kinds import KINDS, factored_matrix, input_size, kind_of
 from ..modules.layer import FactoredLayer
-from .accounts import CONVERTED, Accounts, listed
+from .accounts import CONVERTED, Accounts
 from .config import Config, Settings, suggestion
 from .swap import unfused
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence, Sized
 
+    from ...checkpoints.report import Skipped
     from ..modules.dense import Kind
-    from .accounts import Skipped
 
-__all__ = ["Selection", "Target", "check_weights", "require", "select", "targets"]
+__all__ = [
+    "Layer",
+    "Selection",
+    "Target",
+    "check_weights",
+    "inside_attention",
+    "layers_of",
+    "require",
+    "select",
+    "targets",
+    "unfit",
+]
 
 _REASONS = 4  # named in an error
 
@@ -64,13 +76,16 @@ class Selection(NamedTuple):
     skipped: list[Skipped]
 
 
-class _Layer(NamedTuple):
+class Layer(NamedTuple):
+    """A module of a kind that may be compressed, or is already, under all of its names."""
+
     names: tuple[str, ...]
     module: nn.Module
     kind: Kind | None  # None: it is factored already
 
     @property
     def kind_name(self) -> str:
+        """As reports show it."""
         return type(self.module).__name__ if self.kind is None else self.kind.name
 
 
@@ -96,19 +111,25 @@ def select(model: nn.Module, config: Config) -> Selection:
 
 
 def _select(model: nn.Module, config: Config) -> Selection:
-    layers = _layers(model)
+    layers = layers_of(model)
+    _require_layers(model, layers)
     _rules_match(model, config, [name for layer in layers for name in layer.names])
-    attention = {
-        id(child)
-        for module in model.modules()
-        if isinstance(module, nn.MultiheadAttention)
-        for child in module.children()
-    }
+    attention = inside_attention(model)
     chosen: dict[int, Settings] = {}  # by the id of the module
     reasons: dict[int, str] = {}  # why others stay dense, likewise
     for layer in layers:
         found = _settings(layer, config)
-        reason = found if isinstance(found, str) else _unfit(layer, attention)
+        reason = found if isinstance(found, str) else unfit(layer, attention)
+        if (
+            isinstance(found, Settings)
+            and hasattr(layer.module, "_hf_hook")
+            and "weight" in layer.module._parameters
+        ):
+            raise ValueError(
+                f"{layer.names[0]} has a hook of accelerate, which moves its weight between devices, memory "
+                "and disk, and would be lost; load the model without device_map, or first call "
+                "accelerate.hooks.remove_hook_from_module(model, recurse=True)"
+            )
         if isinstance(found, Settings) and reason is None:
             chosen[id(layer.module)] = found
         else:
@@ -179,20 +200,25 @@ def check_weights(found: Iterable[Target]) -> None:
 # ---------------------------------------------------------------- layers and their weights
 
 
-def _layers(model: nn.Module) -> list[_Layer]:
+def layers_of(model: nn.Module) -> list[Layer]:
+    """The layers of a model in module order: those that may be compressed, and those that are already."""
     names: dict[int, list[str]] = defaultdict(list)
     modules: dict[int, nn.Module] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, FactoredLayer) or kind_of(module) is not None:
             names[id(module)].append(name)
             modules[id(module)] = module
-    layers = [_Layer(tuple(names[key]), module, kind_of(module)) for key, module in modules.items()]
-    if id(model) in modules:
+    return [Layer(tuple(names[key]), module, kind_of(module)) for key, module in modules.items()]
+
+
+def _require_layers(model: nn.Module, layers: list[Layer]) -> None:
+    own = next((layer.kind_name for layer in layers if layer.module is model), None)
+    if own is not None:
         raise ValueError(
-            f"model is itself a {layers[0].kind_name}, which cannot be replaced in place; put it into a "
+            f"model is itself a {own}, which cannot be replaced in place; put it into a "
             "module, such as torch.nn.Sequential(model), or use diba.torch.DibaLinear.from_dense"
         )
-    if not modules:
+    if not layers:
         possible = " or ".join(kind.described for kind in KINDS)
         held = "; ".join(listed(Accounts().others(model, ()))[:_REASONS])
         raise ValueError(
@@ -200,11 +226,10 @@ def _layers(model: nn.Module) -> list[_Layer]:
         )
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):
-            owner, _, own = name.rpartition(".")
+            owner, _, its = name.rpartition(".")
             raise ValueError(
-                f"the {own} of {owner or 'model'} is lazy, without a shape yet; run a batch through the model"
+                f"the {its} of {owner or 'model'} is lazy, without a shape yet; run a batch through the model"
             )
-    return layers
 
 
 def _owners(model: nn.Module) -> dict[int, list[nn.Module]]:
@@ -229,7 +254,7 @@ def _rules_match(model: nn.Module, config: Config, names: list[str]) -> None:
 # ---------------------------------------------------------------- reasons
 
 
-def _settings(layer: _Layer, config: Config) -> Settings | str:
+def _settings(layer: Layer, config: Config) -> Settings | str:
     """Settings of a layer, or why it stays dense: by its names, exact ones first."""
     if layer.kind is None:
         return CONVERTED
@@ -243,7 +268,7 @@ def _settings(layer: _Layer, config: Config) -> Settings | str:
     return off if off is not None and not (config.tied and layer.kind.switch == "embeddings") else settings
 
 
-def _switched_off(layer: _Layer, config: Config) -> str | None:
+def _switched_off(layer: Layer, config: Config) -> str | None:
     """The setting that leaves a layer dense with all others of its kind, unless it has a rule of its own."""
     switch = layer.kind.switch if layer.kind is not None else ""
     if not switch or getattr(config, switch) or any(config.rule(name) == name for name in layer.names):
@@ -251,24 +276,24 @@ def _switched_off(layer: _Layer, config: Config) -> str | None:
     return f"{switch}=False"
 
 
-def _unfit(layer: _Layer, inside_attention: set[int]) -> str | None:
-    """Why a layer cannot be replaced by one with factors."""
+def inside_attention(model: nn.Module) -> set[int]:
+    """Ids of modules whose weights ``nn.MultiheadAttention`` reads without calling them."""
+    attention = (module for module in model.modules() if isinstance(module, nn.MultiheadAttention))
+    return {id(child) for module in attention for child in module.children()}
+
+
+def unfit(layer: Layer, attention: set[int]) -> str | None:
+    """Why a layer cannot be replaced by one with factors; ``attention`` is of :func:`inside_attention`."""
     module: Any = layer.module
-    if id(module) in inside_attention:
+    if id(module) in attention:
         return "nn.MultiheadAttention reads its weight itself"
-    if hasattr(module, "_hf_hook") and "weight" in module._parameters:
-        raise ValueError(
-            f"{layer.names[0]} has a hook of accelerate, which moves its weight between devices, memory and "
-            "disk, and would be lost; load the model without device_map, or first call "
-            "accelerate.hooks.remove_hook_from_module(model, recurse=True)"
-        )
     return None if layer.kind is None else layer.kind.obstacle(module)
 
 
 def _target(
-    layer: _Layer,
+    layer: Layer,
     group: list[nn.Module],
-    layers: list[_Layer],
+    layers: list[Layer],
     chosen: dict[int, Settings],
     config: Config,
 ) -> Target | str:
@@ -299,7 +324,7 @@ def _target(
     return Target(lead.names[0], lead.module, lead.kind_name, (m, n), settings, lead.names[1:], tied)
 
 
-def _listed(others: list[_Layer], group: list[nn.Module], layer: _Layer) -> str:
+def _listed(others: list[Layer], group: list[nn.Module], layer: Layer) -> str:
     """Names of the other owners of a weight."""
     named = [other.names[0] for other in others]
     strangers = len(group) - 1 - len(named)

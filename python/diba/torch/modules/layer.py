@@ -104,11 +104,15 @@ class FactoredLayer(FactorState):
         return torch.Size((self.d1.numel(), self.d3.numel()))
 
     @property
-    def bits_per_weight(self) -> float:
-        """Bits of the factors for each weight; diagonals take 16 bits where those hold them, else 32."""
+    def diagonal_bits(self) -> int:
+        """16 where 16-bit floats hold every diagonal exactly, else 32; 32 on the meta device."""
         known = not self.d1.is_meta
-        fit = known and all(storage.fits_16(as_numpy(d)) for d in self.diagonals())
-        return storage.bits_per_weight(self.d1.numel(), self.d3.numel(), self.k, 16 if fit else 32)
+        return 16 if known and all(storage.fits_16(as_numpy(d)) for d in self.diagonals()) else 32
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of the factors for each weight; diagonals take ``diagonal_bits`` an entry."""
+        return storage.bits_per_weight(self.d1.numel(), self.d3.numel(), self.k, self.diagonal_bits)
 
     @property
     def nbytes(self) -> int:
