@@ -170,7 +170,7 @@ def test_layers_that_other_batches_reach_once_the_model_is_compressed() -> None:
     with torch.no_grad():
         y = copy.deepcopy(model.first).double()(x)
     matrix, moments = seen["experts.1.0"]
-    assert moments.count == len(x)  # of both batches, although the dense model sends the first elsewhere
+    assert moments.count == len(x)  # both batches, although the dense model sends the first elsewhere
     exact = (y.T @ y / len(y)).numpy()
     assert np.abs(moments.second - exact).max() <= 2.0**-15 * np.abs(exact).max()  # sums of 48 in float32
     np.testing.assert_array_equal(

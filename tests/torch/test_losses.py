@@ -147,7 +147,7 @@ def test_squared_gradients_are_the_fisher_information_of_logits() -> None:
     model = nn.Sequential(nn.Linear(4, 3))
     x = torch.randn(ROWS, 4)
     p = model(x).detach().double().softmax(-1).numpy()
-    fourth = p * (1 - p) ** 4 + (1 - p) * p**4  # of p - [the label that was drawn]
+    fourth = p * (1 - p) ** 4 + (1 - p) * p**4  # fourth moment of p - [the label that was drawn]
     expected = p * (1 - p)
     deviation = np.sqrt((fourth - expected**2).sum(0)) / ROWS
     found = mean_squares(model, [x[:5000], x[5000:]])["0"]
@@ -223,4 +223,4 @@ def test_all_positions_of_a_convolution_count_as_outputs() -> None:
     model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.AvgPool2d(2), nn.Conv2d(2, 4, 1))
     found = calibrate(model, [torch.randn(3, 3, 64, 64)], loss=fisher(features=True), progress=False)
     assert [found[name].outputs for name in ("0", "2")] == [3 * 64 * 64, 3 * 32 * 32]
-    assert found["0"].count < found["0"].outputs  # of inputs, a sample is enough
+    assert found["0"].count < found["0"].outputs  # a sample of the inputs is enough

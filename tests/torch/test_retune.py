@@ -195,7 +195,7 @@ class Relative(torch.optim.Optimizer):
 
 
 def test_clipping_bounds_the_relative_step(model: nn.Sequential, batches: list[Any]) -> None:
-    """Of gradient descent on gradients of norm 1e-3, both relative to each group's scale."""
+    """Gradient descent on gradients of norm 1e-3, both relative to each group's scale."""
     model.double()
     batches = [(x.double(), y.double()) for x, y in batches[:1]]
     scale = {id(p): group["scale"] for group in trainable(model, lr=1) for p in group["params"]}

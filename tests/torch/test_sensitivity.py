@@ -21,7 +21,7 @@ from diba.torch.retuning.batches import digest
 
 
 def square(model: nn.Module, batch: Tensor) -> Tensor:
-    """Of the outputs, those of the first rows counted most."""
+    """The squares of the outputs, those of the first rows counted most."""
     scale = torch.arange(len(batch), 0, -1)[:, None]
     return (scale * model(batch)).square().sum()
 
@@ -32,7 +32,7 @@ def perceptron() -> nn.Sequential:
 
 
 def gradients(model: nn.Sequential, batch: Tensor, name: str) -> np.ndarray:
-    """Of the loss at a layer's outputs, by autograd on the outputs themselves."""
+    """Gradients of the loss at a layer's outputs, by autograd on the outputs themselves."""
     hidden = batch
     for index, module in enumerate(model):
         hidden = module(hidden)
