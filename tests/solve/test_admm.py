@@ -237,7 +237,7 @@ def test_balance_makes_signs_convertible() -> None:
     assert errors[1] < 0.5 < errors[0]
 
 
-def test_a_deadline_hurries_the_ramp() -> None:
+def test_a_deadline_shortens_the_ramp() -> None:
     class Clock(Deadline):
         """Every question takes a tenth of the time."""
 

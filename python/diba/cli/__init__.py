@@ -13,15 +13,15 @@ import math
 import os
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_type_hints
 
 from .. import _core, files
-from .._internal.check import ALPHABETS
 from .._internal.disk import check_target
 from ..factorization import Factorization, load
 from ..runtime import info
-from ..solvers import EFFORTS, METHODS, solve
+from ..solvers import SolveOptions, solve
 from . import bench, inputs
 
 if TYPE_CHECKING:
@@ -105,14 +105,18 @@ def _add_solve(commands: Any) -> None:
         "--snr-db", type=float, metavar="DB", help="smallest size that reaches DB; several solves"
     )
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="the diba file to write")
-    parser.add_argument("--alphabet", choices=ALPHABETS, help="entries 0/1 or -1/+1 (default: binary)")
-    parser.add_argument("--method", choices=METHODS, help="auto (default): the best known, or one by name")
-    parser.add_argument("--effort", choices=EFFORTS, help="fast, normal (default), best: more steps")
-    parser.add_argument("--seed", type=int, metavar="N", help="seed of the starting point (default: 0)")
-    parser.add_argument("--time-limit", type=float, metavar="SECONDS", help="return the best found by then")
-    parser.add_argument("--max-iter", type=int, metavar="N", help="outer iterations, instead of --effort")
-    parser.add_argument("--tol", type=float, metavar="T", help="relative gain below which iterations stop")
-    parser.add_argument("--threads", type=int, metavar="N", help="worker threads (default: all granted)")
+    hints = get_type_hints(SolveOptions)
+    for option in fields(SolveOptions):
+        kinds = get_args(hints[option.name]) or (hints[option.name],)
+        named = all(isinstance(kind, str) for kind in kinds)  # a Literal
+        parser.add_argument(
+            f"--{option.name.replace('_', '-')}",
+            choices=kinds if named else None,
+            type=str if named else kinds[0],
+            metavar=None if named else "N",
+            help=option.metadata["help"]
+            + ("" if option.default is None else f" (default: {option.default})"),
+        )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--quiet", action="store_true", help="no progress, no summary")
     parser.set_defaults(run=_solve)
@@ -131,14 +135,7 @@ def _solve(options: argparse.Namespace) -> None:
         "bits_per_weight": options.bits,
         "storage_ratio": options.ratio,
         "snr_db": options.snr_db,
-        "alphabet": options.alphabet,
-        "method": options.method,
-        "effort": options.effort,
-        "time_limit": options.time_limit,
-        "seed": options.seed,
-        "max_iter": options.max_iter,
-        "tol": options.tol,
-        "threads": options.threads,
+        **{option.name: getattr(options, option.name) for option in fields(SolveOptions)},
     }
     given = {name: value for name, value in asked.items() if value is not None}
     start = time.perf_counter()

@@ -88,7 +88,7 @@ def solve(
         max_iter: Outer iterations, instead of what effort or method say: at most (greedy), or of the
             whole ramp (admm, dbf), where more give better factors.
         tol: Stop greedy iterations when one lowers the objective by less than this share of it.
-        time_limit: Seconds after which the best factors so far are returned; ramps are hurried to end
+        time_limit: Seconds after which the best factors so far are returned; ramps are shortened to end
             in time, and a step that would not is not begun.
         threads: Threads of the compiled code; None uses ``diba.num_threads()``.
         progress: True shows a bar on stderr, False nothing. A callable gets a :class:`diba.Progress` at the
@@ -177,14 +177,14 @@ def _solve(run: Run, *sizes: Any) -> Factorization:
     """Factors of the size asked for: k, bits_per_weight, storage_ratio or snr_db."""
     m, n = run.A.shape
     if run.init is not None and sizes == (None,) * 4:
-        return _best(run, run.init.k)
+        return _best(run, run.init.k).f
     name, size = check.exactly_one_budget(*sizes)
     if name == "snr_db":
         return _of_snr(run, size)
     k = inner_dimension(m, n, name, size)
     if run.init is not None:
         check.equal(run.init.k, "the inner dimension of init", k, "inner dimension asked for")
-    return _best(run, k)
+    return _best(run, k).f
 
 
 def _of_snr(run: Run, snr_db: float) -> Factorization:
@@ -193,30 +193,25 @@ def _of_snr(run: Run, snr_db: float) -> Factorization:
     pays = run.options.max_iter is None and run.options.effort != "fast"
 
     def solve_at(k: int) -> tuple[Factorization, float]:
-        found = _best_of([k], run, k)
+        found = _best(run, k, only=True)
         return found.f, found.snr_db
 
     def rough(k: int) -> float:
-        return _best_of([k], cheap, k).snr_db
+        return _best(cheap, k, only=True).snr_db
 
     m, n = run.A.shape
     return smallest_k(solve_at, m, n, snr_db, rough=rough if pays else None, expired=run.deadline.over)[1]
 
 
-def _best(run: Run, k: int) -> Factorization:
-    """Factors at k; beyond what pays, never worse than at fewer bits."""
-    (m, n), limited = run.A.shape, run.deadline.limit is not None
-    sizes = sizes_to_try(m, n, k, limited=limited) if run.init is None else [k]
-    return _best_of(sizes, run, k).f
+def _best(run: Run, k: int, *, only: bool = False) -> Solution:
+    """Factors at k; beyond what pays the best of several inner dimensions, filled up to k with zeros.
 
-
-def _best_of(sizes: list[int], run: Run, k: int) -> Solution:
-    """The best of several inner dimensions, rising, as far as the time goes; filled up to k with zeros.
-
-    Under a time limit, a share of it tells how long a step takes; the largest size that it is enough for has
-    the rest.
+    They rise, as far as the time goes. Under a time limit, a share of it tells how long a step takes; the
+    largest size that it is enough for has the rest. ``only``: no other size than k.
     """
     m, n = run.A.shape
+    single = only or run.init is not None
+    sizes = [k] if single else sizes_to_try(m, n, k, limited=run.deadline.limit is not None)
     check.fits_in_memory(
         _bytes_needed(m, n, sizes[-1], run.objective) + (k * (m + n) // 4 if k > sizes[-1] else 0),
         f"a {m} x {n} matrix with k = {k}",
