@@ -110,7 +110,7 @@ def randomize(model: nn.Module, config: diba.torch.Config) -> dict[str, float]:
         Bits per weight of each layer, by its name.
 
     Raises:
-        ValueError: the config sizes a layer by something else than bits per weight, or is not for 0/1.
+        ValueError: the config sizes a layer by something else than bits per weight.
     """
     found = {}
     for seed, target in enumerate(targets(model, config)):
@@ -121,10 +121,12 @@ def randomize(model: nn.Module, config: diba.torch.Config) -> dict[str, float]:
 
 
 def random_factors(target: Target, seed: int = 0) -> diba.Factorization:
-    bits = target.settings.bits_per_weight
-    if bits is None or target.settings.alphabet != "binary":
-        raise ValueError(f"the config for {target.name} must have bits_per_weight and the alphabet 'binary'")
+    bits, alphabet = target.settings.bits_per_weight, target.settings.alphabet
+    if bits is None:
+        raise ValueError(f"the config for {target.name} must have bits_per_weight")
     f = random_factorization(*target.shape, bits, seed)
+    b1, b2 = (diba.BitMatrix(b.words, b.shape[1], alphabet) for b in (f.b1, f.b2))
+    f = diba.Factorization(f.d1, b1, f.d2, b2, f.d3)
     X = activations(4, target.shape[1], seed=seed)
     of_dense, of_random = np.linalg.norm(dense_matrix(target.module) @ X.T), np.linalg.norm(f @ X.T)
     return diba.Factorization(f.d1 * (of_dense / of_random), f.b1, f.d2, f.b2, f.d3).round_diagonals()

@@ -19,13 +19,16 @@ if TYPE_CHECKING:
     Benchmark = Callable[[str], ModuleType]
 
 
-def test_random_layers_are_as_large_as_solved_ones_and_multiply_alike(benchmark: Benchmark) -> None:
+@pytest.mark.parametrize("alphabet", ["binary", "sign"])
+def test_random_layers_are_as_large_as_solved_ones_and_multiply_alike(
+    benchmark: Benchmark, alphabet: str
+) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(300, 64), nn.Linear(64, 128), nn.Linear(128, 300, bias=False))
     model[2] = nn.Linear(64, 300, bias=False)
     model[2].weight = model[0].weight
     x, dense = torch.randn(500, 64), [layer.weight.detach().clone() for layer in model]
-    config = diba.torch.Config(bits_per_weight=1.5, tied=True)
+    config = diba.torch.Config(bits_per_weight=1.5, tied=True, alphabet=alphabet)
     found = benchmark("models.speed_work").randomize(model, config)
     assert [type(layer) for layer in model] == [
         diba.torch.DibaEmbedding,
