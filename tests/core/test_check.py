@@ -202,7 +202,7 @@ def test_good_numbers() -> None:
     assert check.seed(2**64 - 1) == 2**64 - 1
     assert check.thread_count(1) == 1
     assert check.alphabet("sign") == "sign"
-    assert check.method("greedy", ("greedy", "other")) == "greedy"
+    assert check.one_of("greedy", "method", ("greedy", "other")) == "greedy"
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_good_numbers() -> None:
         ),
         (lambda: check.alphabet(None), TypeError, "alphabet is None; it must be one of"),
         (
-            lambda: check.method("magic", ("greedy",)),
+            lambda: check.one_of("magic", "method", ("greedy",)),
             ValueError,
             "method is 'magic'; .* one of 'greedy'",
         ),

@@ -34,7 +34,6 @@ __all__ = [
     "fits_tables",
     "instance",
     "integer",
-    "method",
     "no_sizes",
     "number",
     "one_of",
@@ -147,11 +146,6 @@ def fits_tables(cols: int) -> None:
         raise ValueError(
             f"a factor has {cols} columns; the fast products take at most 2^20: use precision='exact'"
         )
-
-
-def method(value: Any, known: Sequence[str]) -> str:
-    """The name of a solver."""
-    return one_of(value, "method", known)
 
 
 # ---------------------------------------------------------------- objects
