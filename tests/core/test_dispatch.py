@@ -23,6 +23,7 @@ KERNEL_FILES = {  # and the symbols that each leaves to the linker
     "avx512": "kAvx512",
     "avx512_vnni": "integer_tile_vnni",
     "avx512_amx": "integer_tile_amx",
+    "neon": "kNeon",
     "lookup_scalar": "kLookupScalar",
     "lookup_avx2": "kLookupAvx2",
     "lookup_avx512": "kLookupAvx512 tabulate_avx512",

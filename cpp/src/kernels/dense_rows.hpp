@@ -18,37 +18,6 @@ inline float add_lane_sums(float* lanes) {
   return lanes[0];
 }
 
-// kRows rows and 2 vectors of a tile; an instruction set brings Vector: Type, kLanes, load, store, set1, fused.
-template <typename Vector, std::size_t kRows>
-inline void fused_block(const float* a, std::size_t stride, std::size_t inner, const float* x, float* y) {
-  typename Vector::Type sums[kRows][2];
-  for (std::size_t r = 0; r < kRows; ++r)
-    for (std::size_t v = 0; v < 2; ++v) sums[r][v] = Vector::load(y + r * kTile + v * Vector::kLanes);
-  for (std::size_t l = 0; l < inner; ++l) {
-    const typename Vector::Type x0 = Vector::load(x + l * kTile);
-    const typename Vector::Type x1 = Vector::load(x + l * kTile + Vector::kLanes);
-    for (std::size_t r = 0; r < kRows; ++r) {
-      const typename Vector::Type a_all = Vector::set1(a[r * stride + l]);
-      sums[r][0] = Vector::fused(a_all, x0, sums[r][0]);
-      sums[r][1] = Vector::fused(a_all, x1, sums[r][1]);
-    }
-  }
-  for (std::size_t r = 0; r < kRows; ++r)
-    for (std::size_t v = 0; v < 2; ++v) Vector::store(y + r * kTile + v * Vector::kLanes, sums[r][v]);
-}
-
-// Kernels::fused_tile, kBlock rows at a time.
-template <typename Vector, std::size_t kBlock>
-void fused_tile(const float* a, std::size_t rows, std::size_t stride, std::size_t inner, const float* x, float* y) {
-  for (std::size_t c = 0; c < kTile; c += 2 * Vector::kLanes) {
-    std::size_t i = 0;
-    for (; i + kBlock <= rows; i += kBlock)
-      fused_block<Vector, kBlock>(a + i * stride, stride, inner, x + c, y + i * kTile + c);
-    for (; i + 4 <= rows; i += 4) fused_block<Vector, 4>(a + i * stride, stride, inner, x + c, y + i * kTile + c);
-    for (; i < rows; ++i) fused_block<Vector, 1>(a + i * stride, stride, inner, x + c, y + i * kTile + c);
-  }
-}
-
 // Kernels::invert_pivot: Gauss-Jordan without pivoting.
 void invert_pivot(float* block) {
   float p[kTile][kTile];

@@ -139,6 +139,7 @@ inline constexpr float kFlipThreshold = 0x1p-20F;
 extern const Kernels kScalar;
 extern const Kernels kAvx2;
 extern const Kernels kAvx512;
+extern const Kernels kNeon;
 
 // In tables that dispatch.cpp makes from kAvx512: the first for "avx512vnni" and "avx512vbmi", the other for "amx".
 void integer_tile_vnni(const std::int8_t* a, std::size_t rows, std::size_t stride, std::size_t groups,

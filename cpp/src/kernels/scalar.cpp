@@ -1,7 +1,7 @@
 // The specification: plain loops that state what every kernel computes and in which order it adds.
 
-#include "kernels/common.hpp"
 #include "kernels/dense_rows.hpp"
+#include "kernels/flips.hpp"
 
 namespace diba {
 namespace {
@@ -88,37 +88,15 @@ void dot_rows(const double* x, const double* y, std::size_t stride, std::size_t 
   }
 }
 
-// Flipping bit j changes b_ij by s_j = step or -step, and lowers |r_i|^2 by
-//   gain_j = 2 s_j d g_j - (s_j d)^2 H_jj                                        (the exact one-bit test).
-// A flip of bit b moves every correlation by -s_b d H_bj, so with sign_j = s_j / step
-//   gain_j -= 2 (step d)^2 sign_j sign_b H_bj,  and gain_b changes its sign.
-// One row is worked on in terms of its gains (search_rows); its correlations are restored from them at the end.
-struct Row {
-  float linear;     // 2 step d
-  float curvature;  // (step d)^2
-  float threshold;
-  float* gains;  // (k)
-  float* signs;  // (k) +1 where the bit is 0, -1 where it is 1
-  std::uint64_t* words;
-};
-
 float largest(const float* gains, std::size_t k) {
   float best = gains[0];
   for (std::size_t j = 1; j < k; ++j) best = gains[j] > best ? gains[j] : best;
   return best;
 }
 
-float open_row(const FlipProblem& f, std::size_t i, float* scratch, Row& row) {
-  const float moved = f.step * f.scale[i];
-  row.linear = 2.0F * moved;
-  row.curvature = moved * moved;
-  row.threshold = kFlipThreshold * (row.curvature * f.max_diagonal);
-  row.gains = scratch;
-  row.signs = scratch + flip_scratch_floats(f.k) / 3;
-  row.words = f.words + i * words_for(f.k);
-  const float* correlations = f.correlations + i * f.k;
+float fill_gains(const FlipProblem& f, const Row& row, const float* correlations) {
   for (std::size_t j = 0; j < f.k; ++j) {
-    row.signs[j] = bit(row.words, j) ? -1.0F : 1.0F;
+    row.signs[j] = sign_of(row.words, j);
     row.gains[j] = row.signs[j] * (row.linear * correlations[j]) - row.curvature * f.diagonal[j];
   }
   return largest(row.gains, f.k);
@@ -135,8 +113,7 @@ float apply_flip(const FlipProblem& f, const Row& row, std::size_t b) {
   return largest(row.gains, f.k);
 }
 
-void close_row(const FlipProblem& f, const Row& row, std::size_t i) {
-  float* correlations = f.correlations + i * f.k;
+void restore_correlations(const FlipProblem& f, const Row& row, float* correlations) {
   for (std::size_t j = 0; j < f.k; ++j)
     correlations[j] = row.signs[j] * (row.gains[j] + row.curvature * f.diagonal[j]) / row.linear;
 }
@@ -164,13 +141,13 @@ void fused_tile(const float* a, std::size_t rows, std::size_t stride, std::size_
         y[i * kTile + c] = __builtin_fmaf(a[i * stride + l], x[l * kTile + c], y[i * kTile + c]);
 }
 
-std::uint64_t above(const Row& /*row*/, const float* x, float limit) {
+std::uint64_t above(const float* x, float limit) {
   std::uint64_t word = 0;
   for (std::size_t l = 0; l < kWordBits; ++l) word |= static_cast<std::uint64_t>(x[l] > limit) << l;
   return word;
 }
 
-float largest_in(const Row& /*row*/, const float* x, std::uint64_t word) {
+float largest_in(const float* x, std::uint64_t word) {
   float best = -__builtin_inff();
   for (; word != 0; word &= word - 1) {
     const float value = x[__builtin_ctzll(word)];
@@ -181,8 +158,8 @@ float largest_in(const Row& /*row*/, const float* x, std::uint64_t word) {
 
 }  // namespace
 
-const Kernels kScalar = {"scalar",      pack_row,    unpack_row,   row_sums,         column_sums,
-                         row_sums_tile, dot_rows,    fused_tile,   invert_pivot,     quantize_row,
-                         integer_tile,  sign_target, sign_project, search_rows<Row>, &kLookupScalar};
+const Kernels kScalar = {"scalar",      pack_row,    unpack_row,   row_sums,     column_sums,
+                         row_sums_tile, dot_rows,    fused_tile,   invert_pivot, quantize_row,
+                         integer_tile,  sign_target, sign_project, flip_rows,    &kLookupScalar};
 
 }  // namespace diba

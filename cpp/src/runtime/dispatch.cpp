@@ -23,9 +23,6 @@ bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
-#endif
-
-#ifdef DIBA_X86_KERNELS
 bool has_avx512_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
 bool has_avx512_vbmi() { return has_avx512_vnni() && __builtin_cpu_supports("avx512vbmi"); }
 
@@ -78,15 +75,7 @@ const Kernels& avx512() { return kAvx512; }
 const Kernels& avx2() { return kAvx2; }
 #endif
 #ifdef DIBA_NEON_KERNELS
-const Kernels& neon() {
-  static const Kernels table = [] {
-    Kernels kernels = kScalar;
-    kernels.name = "neon";
-    kernels.lookup = &kLookupNeon;
-    return kernels;
-  }();
-  return table;
-}
+const Kernels& neon() { return kNeon; }
 #endif
 const Kernels& scalar() { return kScalar; }
 
