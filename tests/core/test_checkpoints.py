@@ -15,12 +15,11 @@ from safetensors.numpy import save_file
 from diba import FormatError
 from diba.checkpoints.description import (
     Description,
-    LayerDescription,
-    LayerRecipe,
     Recipe,
     crc32_of_entries,
     crc32_of_names,
 )
+from diba.checkpoints.layers import LayerDescription, LayerRecipe
 from diba.checkpoints.report import layer_reports
 from diba.checkpoints.stored import Tensor, check_headers, factored_in, inspect
 

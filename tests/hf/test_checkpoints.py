@@ -337,7 +337,8 @@ def test_shards_and_files_that_are_cut_short(checkpoint, tmp_path):
 
 def test_a_claim_of_fifty_million_takes_no_memory(checkpoint, tmp_path):
     """Even with an entry that is right by its CRC, and tensors under other names."""
-    from diba.checkpoints.description import Description, LayerDescription
+    from diba.checkpoints.description import Description
+    from diba.checkpoints.layers import LayerDescription
 
     large = LayerDescription(kind="Linear", shape=(48, 36), k=50_000_000, alphabet="binary", bias=False)
 

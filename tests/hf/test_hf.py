@@ -19,7 +19,8 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", minversion="5.0")
 
 import diba.hf  # noqa: E402
-from diba.checkpoints.description import Description, LayerDescription  # noqa: E402
+from diba.checkpoints.description import Description  # noqa: E402
+from diba.checkpoints.layers import LayerDescription  # noqa: E402
 from diba.hf import DibaConfig  # noqa: E402
 from diba.torch.conversion.convert import convert  # noqa: E402
 from diba.torch.model.config import Config  # noqa: E402

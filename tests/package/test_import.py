@@ -30,10 +30,10 @@ LAYERS = (
     ("_internal.check", "_internal.container"),
     ("progress",),
     ("_internal.signed", "runtime", "cli.inputs", "_internal.check_arrays"),
-    ("operator", "files", "checkpoints.description"),
-    ("bits", "_internal.tuning", "checkpoints.report"),
-    ("_internal.error", "_internal.error_bound", "checkpoints.stored"),
-    ("_internal.factored",),
+    ("operator", "files", "checkpoints.layers"),
+    ("bits", "_internal.tuning", "checkpoints.description"),
+    ("_internal.error", "_internal.error_bound", "checkpoints.report"),
+    ("_internal.factored", "checkpoints.stored"),
     ("factorization", "svid"),
     ("solvers.options", "solvers.size", "solvers.schedule", "solvers.objective"),
     ("solvers.side", "_internal.timing"),
@@ -221,6 +221,17 @@ def test_other_packages_are_imported_where_they_belong(source_root: Path) -> Non
             assert with_torch or not (own and top == "torch"), f"{name} imports diba.torch"
             if not own and top in known and THIRD_PARTY[top] is not None:
                 assert name in THIRD_PARTY[top], f"{name} imports {top}"
+
+
+def test_no_layer_imports_one_above_it_by_name(source_root: Path) -> None:
+    """``import_module`` would pass the other tests by: the layer above registers with the one below."""
+    for name, tree in modules(source_root):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+                found = [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
+                above = [x for x in found if str(x).startswith("diba")]
+                # A model knows nothing of diba: whoever hands it to diba.allocate need not import diba.torch.
+                assert not above or (name, above) == ("allocation.matrices", ["diba.torch"]), name
 
 
 def test_the_core_keeps_each_thing_in_one_file(source_root: Path) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._internal import check
 from .._internal.disk import PathLike, replace_file
-from .description import LayerRecipe
+from .layers import LayerRecipe
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -18,7 +18,8 @@ import numpy as np
 from .._internal import check, container, disk
 from .._internal.storage import BITS
 from ..errors import FormatError
-from .description import TENSORS, Description, crc32_of_names, readable
+from .description import Description, crc32_of_names
+from .layers import TENSORS, readable
 from .report import Report, Skipped, layer_reports
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .._internal.disk import PathLike
-    from .description import LayerDescription
+    from .layers import LayerDescription
 
 __all__ = ["Stored", "Tensor", "check_headers", "check_names", "check_stored", "factored_in", "inspect"]
 

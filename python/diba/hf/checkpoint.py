@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints.description import TENSORS, Description, LayerDescription, Recipe
+from ..checkpoints.description import Description, Recipe
+from ..checkpoints.layers import TENSORS, LayerDescription
 from ..errors import FormatError
 from ..torch.conversion.report import describe, remember, remember_layer
 from ..torch.model.fused import UnfusedModule

@@ -26,7 +26,8 @@ from .loading import Compress, Compression
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ..checkpoints.description import Description, LayerDescription
+    from ..checkpoints.description import Description
+    from ..checkpoints.layers import LayerDescription
 
 __all__ = ["DibaQuantizer", "given_tensors", "models", "set_quantizer"]
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import diba
-from diba.checkpoints.description import Description, LayerDescription, LayerRecipe, crc32_of_entries
+from diba.checkpoints.description import Description, crc32_of_entries
+from diba.checkpoints.layers import LayerDescription, LayerRecipe
 from diba.checkpoints.stored import Stored, check_stored
 
 from .engine import Driver

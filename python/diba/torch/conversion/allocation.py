@@ -70,7 +70,8 @@ def allocate(
     Args:
         model: Dense; nothing in it is changed.
         bits_per_weight: Mean over the weights of these layers, diagonals counted.
-        config: Which layers, and alphabet, method, seed; its own sizes are not used.
+        config: Which layers, and alphabet (``"sign"`` by default, as in :func:`convert`), method,
+            seed; its own sizes are not used.
         calibration: Of :func:`calibrate`, best with ``loss=diba.torch.fisher()``.
         sizes: Where noise is measured, as shares of ``bits_per_weight``; no k falls outside of them.
         progress: True shows a bar on stderr, False nothing; a callable gets a :class:`diba.Progress`, whose

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ..._internal import check
-from ...checkpoints.description import Description, LayerDescription, LayerRecipe, Recipe
+from ...checkpoints.description import Description, Recipe
+from ...checkpoints.layers import LayerDescription, LayerRecipe
 from ...checkpoints.report import LayerReport, Report, Skipped, layer_reports
 from ..model.accounts import Accounts, totals
 from ..model.selection import inside_attention, layers_of, unfit

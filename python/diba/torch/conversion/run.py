@@ -12,7 +12,8 @@ import torch
 
 import diba
 
-from ...checkpoints.description import LayerRecipe, Recipe
+from ...checkpoints.description import Recipe
+from ...checkpoints.layers import LayerRecipe
 from ...progress import Progress, check_progress, reporting
 from ...solvers.size import inner_dimension
 from ..model.accounts import CONVERTED

@@ -1,0 +1,262 @@
+"""The description of one layer with factors: its sizes, its checksums, how it was made; and its JSON form."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .._internal import storage
+from .._internal.check import ALPHABETS
+from .._internal.signed import crc32
+from .._internal.storage import BITS, DIAGONALS
+from ..errors import FormatError
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from numpy.typing import NDArray
+
+    from .._internal.check import Alphabet
+
+__all__ = ["TENSORS", "LayerDescription", "LayerRecipe", "from_json", "is_number", "readable"]
+
+TENSORS = (*DIAGONALS, *BITS)
+OBJECTIVES = ("plain", "importance", "covariance")
+_LARGEST_SIZE = 2**40
+_REQUIRED = {"kind", "shape", "k", "alphabet", "bias", "dtype", "diagonal_bits", "crc32_entry"}
+_CRC = re.compile(r"[0-9a-f]{8}")
+_DTYPE = re.compile(r"b?float(8|16|32|64)\w*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerRecipe:
+    """What the factors of a layer do not tell; None where nobody knows.
+
+    Attributes:
+        objective: What was minimised: ``"plain"``, ``"importance"`` or ``"covariance"``.
+        snr_db: Of the weights against the dense ones, in dB, when the layer was compressed.
+        output_snr_db: Of the outputs under the calibration's input moments.
+        seconds: Time of the solve.
+    """
+
+    objective: str | None = None
+    snr_db: float | None = None
+    output_snr_db: float | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerDescription:
+    """One layer with factors.
+
+    Attributes:
+        kind: Of the dense layer it stands for: ``"Linear"``, ``"Conv1D"`` (of transformers), ``"Conv1d"``,
+            ``"Conv2d"`` or ``"Embedding"``.
+        shape: (m, n) of its matrix.
+        k: Inner dimension.
+        alphabet: ``"binary"`` or ``"sign"``.
+        bias: Whether it has one.
+        dtype: Of the dense weight, as ``"float32"``.
+        diagonal_bits: 16 where 16-bit floats hold every diagonal exactly, else 32.
+        shared: Name of the layer whose factors it shares.
+        crc32: Tensor -> 8 hex digits, of a layer in a checkpoint.
+        recipe: How it was made; None where nobody knows.
+    """
+
+    kind: str
+    shape: tuple[int, int]
+    k: int
+    alphabet: Alphabet
+    bias: bool
+    dtype: str = "float32"
+    diagonal_bits: int = 32
+    shared: str | None = None
+    crc32: Mapping[str, str] | None = None
+    recipe: LayerRecipe | None = None
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the tensors ``d1`` to ``b2``."""
+        (m, n), k = self.shape, self.k
+        return {"d1": (m,), "d2": (k,), "d3": (n,), "b1": (m, -(-k // 8)), "b2": (k, -(-n // 8))}
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits for each weight, diagonals counted at ``diagonal_bits``."""
+        return storage.bits_per_weight(*self.shape, self.k, self.diagonal_bits)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the dense weight."""
+        found = _DTYPE.fullmatch(self.dtype)
+        assert found is not None, "checked"
+        return math.prod(self.shape) * int(found[1]) // 8
+
+    def bytes(self, diagonal_bits: int) -> int:
+        """Of the factors: rows of whole bytes, and diagonals of so many bits an entry."""
+        (m, n), k = self.shape, self.k
+        return sum(math.prod(self.shapes[own]) for own in BITS) + diagonal_bits * (m + k + n) // 8
+
+    def sealed(self, name: str, tensors: Mapping[str, NDArray[Any]]) -> Self:
+        """With the CRC of each of its tensors, ``"d1"`` to ``"b2"``, which can be loaded as they are.
+
+        Raises:
+            FormatError: a tensor could not be loaded: it is not finite, or has ones past its last column.
+        """
+        crcs = {own: crc32(np.ascontiguousarray(tensors[own]).data) for own in TENSORS}
+        result = dataclasses.replace(self, crc32=crcs)
+        for own in TENSORS:
+            result.check_tensor(name, own, tensors[own], "the model")
+        fit = all(storage.fits_16(tensors[own]) for own in DIAGONALS)
+        return dataclasses.replace(result, diagonal_bits=16 if fit else 32)
+
+    def check_tensor(self, name: str, own: str, values: NDArray[Any], where: str) -> None:
+        """Check the values of one tensor, ``own`` from ``"d1"`` to ``"b2"``, of the layer ``name``.
+
+        Raises:
+            FormatError: its shape, CRC, a number that is not finite, or a one past the last column.
+        """
+        key, shape = f"{readable(name)}.{own}", self.shapes[own]
+        if values.shape != shape or values.dtype.kind != ("u" if own in BITS else "f"):
+            raise FormatError(
+                f"{where}: {key} is {values.dtype} of shape {values.shape}, expected "
+                f"{'uint8' if own in BITS else 'float32'} of shape {shape}"
+            )
+        expected = None if self.crc32 is None else self.crc32[own]
+        if expected is not None and crc32(np.ascontiguousarray(values).data) != expected:
+            raise FormatError(
+                f"{where}: {key} is missing or damaged: its CRC-32 differs from that in config.json; copy or "
+                "download the checkpoint again"
+            )
+        if own in DIAGONALS and not np.isfinite(values).all():
+            raise FormatError(f"{where}: {key} has NaN or infinite entries, expected finite numbers")
+        used = (self.k if own == "b1" else self.shape[1]) % 8
+        if own in BITS and used and (values[:, -1] >> used).any():
+            raise FormatError(f"{where}: {key} has ones past its last column, expected zeros")
+
+    # ------------------------------------------------------------ JSON
+
+    def to_dict(self, name: str) -> dict[str, Any]:
+        """The entry of the layer ``name``: plain values, and the CRC of all of them."""
+        plain: dict[str, Any] = {
+            "kind": self.kind,
+            "shape": list(self.shape),
+            "k": self.k,
+            "alphabet": self.alphabet,
+            "bias": self.bias,
+            "dtype": self.dtype,
+            "diagonal_bits": self.diagonal_bits,
+        }
+        if self.shared is not None:
+            plain["shared"] = self.shared
+        if self.crc32 is not None:
+            plain["crc32"] = dict(self.crc32)
+        if self.recipe is not None:
+            plain["recipe"] = {key: _to_json(x) for key, x in dataclasses.asdict(self.recipe).items()}
+        return {**plain, "crc32_entry": _crc32_of_entry(name, plain)}
+
+    @classmethod
+    def from_dict(cls, name: Any, values: Any, where: str) -> Self:
+        """A layer from its entry.
+
+        Raises:
+            FormatError: it is damaged. The message names the layer.
+        """
+        if not isinstance(name, str) or not name:
+            raise FormatError(
+                f"{where}: factors has the key {str(name)[:200]!r}; it must be the name of a layer"
+            )
+        here = f"{where}: factors[{readable(name)!r}]"
+        keys = set(values) if isinstance(values, Mapping) else set()
+        known = _REQUIRED | {"recipe", "shared" if "shared" in keys else "crc32"}
+        if not _REQUIRED <= keys <= known:
+            raise FormatError(
+                f"{here} must have {', '.join(sorted(_REQUIRED))}, and crc32 or shared: is it damaged, or "
+                "written by another version of diba?"
+            )
+        for key, good in _GOOD.items():
+            if key in keys and not good(values[key]):
+                raise FormatError(f"{here}: {key} is {repr(values[key])[:100]}: is the checkpoint damaged?")
+        if values["crc32_entry"] != _crc32_of_entry(name, values):
+            raise FormatError(
+                f"{here} is damaged: its CRC-32 differs from crc32_entry; copy or download the checkpoint "
+                "again"
+            )
+        own = {key: value for key, value in values.items() if key != "crc32_entry"}
+        if "crc32" in own:
+            own["crc32"] = dict(own["crc32"])
+        if "recipe" in own:
+            own["recipe"] = LayerRecipe(**{key: from_json(x) for key, x in own["recipe"].items()})
+        return cls(**{**own, "shape": tuple(own["shape"])})
+
+
+def readable(name: str) -> str:
+    """A name as it can be shown."""
+    part = name if len(name) <= 120 else f"{name[:120]}..."
+    return part if part.isprintable() else ascii(part)[1:-1]
+
+
+# ---------------------------------------------------------------- checks
+
+
+def _crc32_of_entry(name: str, entry: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in entry.items() if key != "crc32_entry"}
+    return crc32(json.dumps([name, rest], sort_keys=True).encode())
+
+
+def _to_json(value: Any) -> Any:
+    """JSON has no infinity: an exact fit has the SNR "inf"."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def from_json(value: Any) -> Any:
+    """A number as :class:`LayerDescription` has it."""
+    return float(value) if value in ("inf", "-inf") else value
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a number in JSON, "inf", "-inf" or null."""
+    finite = type(value) in (int, float) and abs(value) < _LARGEST_SIZE
+    return value is None or finite or (type(value) is str and value in ("inf", "-inf"))
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= _LARGEST_SIZE
+
+
+def _is_recipe(value: Any) -> bool:
+    if type(value) is not dict or not value.keys() <= {f.name for f in dataclasses.fields(LayerRecipe)}:
+        return False
+    objective = value.get("objective")
+    known = objective is None or (type(objective) is str and objective in OBJECTIVES)
+    return known and all(is_number(number) for key, number in value.items() if key != "objective")
+
+
+def _is_crcs(value: Any) -> bool:
+    return (
+        type(value) is dict
+        and value.keys() == set(TENSORS)
+        and all(type(crc) is str and _CRC.fullmatch(crc) for crc in value.values())
+    )
+
+
+_GOOD: dict[str, Callable[[Any], bool]] = {
+    "kind": lambda x: type(x) is str,
+    "shape": lambda x: type(x) is list and len(x) == 2 and all(map(_is_size, x)),
+    "k": _is_size,
+    "alphabet": lambda x: type(x) is str and x in ALPHABETS,
+    "bias": lambda x: type(x) is bool,
+    "dtype": lambda x: type(x) is str and _DTYPE.fullmatch(x) is not None,
+    "diagonal_bits": lambda x: type(x) is int and x in (16, 32),
+    "shared": lambda x: type(x) is str,
+    "crc32": _is_crcs,
+    "recipe": _is_recipe,
+    "crc32_entry": lambda x: type(x) is str,
+}
