@@ -25,7 +25,6 @@ __all__ = [
     "encode",
     "exponent",
     "fits_16",
-    "padding_bits",
     "round_to_16",
     "spread",
     "stored_bits",
@@ -59,11 +58,6 @@ def stored_bits(m: int, n: int, k: int, diagonal_bits: int) -> int:
 def bits_per_weight(m: int, n: int, k: int, diagonal_bits: int) -> float:
     """The same for each entry of the matrix."""
     return stored_bits(m, n, k, diagonal_bits) / (m * n)
-
-
-def padding_bits(m: int, n: int, k: int, *, unit: int) -> int:
-    """Unused bits where every row of B1 (m x k) and B2 (k x n) fills whole units of ``unit`` bits."""
-    return m * (-k % unit) + k * (-n % unit)
 
 
 # ---------------------------------------------------------------- diagonals in 16 bits
