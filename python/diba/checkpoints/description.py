@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 __all__ = ["FORMAT_VERSION", "Description", "Recipe", "crc32_of_entries", "crc32_of_names"]
 
 FORMAT_VERSION = 1
-"""Of a checkpoint: tensors ``<layer>.d1 .d2 .d3 .b1 .b2 .bias`` and an empty ``<layer>.weight`` for each
-layer of its description."""
+"""The form of checkpoints: tensors ``<layer>.d1 .d2 .d3 .b1 .b2 .bias`` and an empty ``<layer>.weight`` for
+each layer that is described."""
 
 _OWN_KEYS = {"quant_method", "format_version", "modules_to_not_convert"}  # beside settings and description
 
@@ -48,7 +48,7 @@ class Recipe:
     """How a model was compressed, as far as its layers do not tell; None where nobody knows.
 
     Attributes:
-        settings: Of the last conversion: fields of ``diba.torch.Config``.
+        settings: The last conversion's: fields of ``diba.torch.Config``.
         left_dense: Layer -> why it was left as it was.
         seconds: Time of all conversions.
     """
@@ -65,7 +65,7 @@ class Description:
     Attributes:
         layers: Name -> layer with factors.
         recipe: How they were made.
-        crc32_names: Of the tensors that were saved; None where it is not known.
+        crc32_names: Checksum of the names of all tensors that were saved; None where it is not known.
     """
 
     layers: Mapping[str, LayerDescription] = field(default_factory=dict)
@@ -94,7 +94,7 @@ class Description:
 
         Args:
             values: ``quantization_config``.
-            where: Of the file, for messages.
+            where: The file, for messages.
             whole: Whether ``factors`` must be all that were written, by ``crc32_factors``.
 
         Raises:

@@ -41,8 +41,8 @@ class LayerRecipe:
 
     Attributes:
         objective: What was minimised: ``"plain"``, ``"importance"`` or ``"covariance"``.
-        snr_db: Of the weights against the dense ones, in dB, when the layer was compressed.
-        output_snr_db: Of the outputs under the calibration's input moments.
+        snr_db: SNR of the weights against the dense ones, in dB, when the layer was compressed.
+        output_snr_db: SNR of the outputs under the calibration's input moments.
         seconds: Time of the solve.
     """
 
@@ -57,13 +57,13 @@ class LayerDescription:
     """One layer with factors.
 
     Attributes:
-        kind: Of the dense layer it stands for: ``"Linear"``, ``"Conv1D"`` (of transformers), ``"Conv1d"``,
+        kind: The dense layer it stands for: ``"Linear"``, ``"Conv1D"`` (of transformers), ``"Conv1d"``,
             ``"Conv2d"`` or ``"Embedding"``.
         shape: (m, n) of its matrix.
         k: Inner dimension.
         alphabet: ``"binary"`` or ``"sign"``.
         bias: Whether it has one.
-        dtype: Of the dense weight, as ``"float32"``.
+        dtype: Dtype of the dense weight, as ``"float32"``.
         diagonal_bits: 16 where 16-bit floats hold every diagonal exactly, else 32.
         shared: Name of the layer whose factors it shares.
         crc32: Tensor -> 8 hex digits, of a layer in a checkpoint.
@@ -94,13 +94,13 @@ class LayerDescription:
 
     @property
     def weight_bytes(self) -> int:
-        """Of the dense weight."""
+        """Bytes of the dense weight."""
         found = _DTYPE.fullmatch(self.dtype)
         assert found is not None, "checked"
         return math.prod(self.shape) * int(found[1]) // 8
 
     def bytes(self, diagonal_bits: int) -> int:
-        """Of the factors: rows of whole bytes, and diagonals of so many bits an entry."""
+        """Bytes of the factors: rows of whole bytes, and diagonals of so many bits an entry."""
         (m, n), k = self.shape, self.k
         return sum(math.prod(self.shapes[own]) for own in BITS) + diagonal_bits * (m + k + n) // 8
 

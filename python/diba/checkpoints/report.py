@@ -34,13 +34,13 @@ class Skipped:
     """A layer that stays as it is, or a parameter of two or more dimensions that no such layer holds.
 
     Attributes:
-        name: Of the layer, or the full name of the parameter (of a buffer, too, if it has such a shape).
-        kind: Of the layer, or the class of the module that holds the parameter.
+        name: The layer's, or the full name of the parameter (or of a buffer of such a shape).
+        kind: The layer's, or the class of the module that holds the parameter.
         reason: Why, in words.
-        shape: Of its weight.
+        shape: Shape of the weight.
         weights: Entries of its parameters of two or more dimensions, of the dense weight where it holds
             factors; 0 where they are counted already, under another name.
-        bytes: Of these, dense.
+        bytes: Bytes of these weights, dense.
     """
 
     name: str
@@ -56,20 +56,21 @@ class LayerReport:
     """One compressed layer. What nobody knows any more is None.
 
     Attributes:
-        name: Of the layer in the model.
-        kind: Of the dense layer it was.
+        name: Name in the model.
+        kind: Kind of the dense layer it was.
         shape: (m, n) of its matrix.
         k: Inner dimension.
         alphabet: ``"binary"`` or ``"sign"``.
         bits_per_weight: Stored bits for each weight, diagonals counted as the factors have them.
-        dense_bytes: Of the dense weight.
-        memory_bytes: Of bits (rows of whole bytes) and float32 diagonals: in memory and in a state_dict.
-        file_bytes: Of bits and diagonals of 16 bits an entry: what a diba file takes.
+        dense_bytes: Bytes of the dense weight.
+        memory_bytes: Bytes of the bits (rows of whole bytes) and float32 diagonals: in memory and in a
+            state_dict.
+        file_bytes: Bytes of the bits and of diagonals of 16 bits an entry: what a diba file takes.
         objective: What was minimised: ``"plain"``, ``"importance"`` or ``"covariance"``.
-        snr_db: Of the weights against the dense ones, in dB, when the layer was compressed; what changed the
-            factors afterwards, as :func:`diba.torch.retune` does, is not in it.
-        output_snr_db: Of the outputs under the calibration's input moments, against the outputs the solver
-            was to meet; None without moments, too.
+        snr_db: SNR of the weights against the dense ones, in dB, when the layer was compressed; what changed
+            the factors afterwards, as :func:`diba.torch.retune` does, is not in it.
+        output_snr_db: SNR of the outputs under the calibration's input moments, against the outputs the
+            solver was to meet; None without moments, too.
         seconds: Time of the solve.
         tied: Names of the layers that share the factors.
     """
@@ -133,11 +134,11 @@ class Report:
             too, without a size: those layers have it.
         parameters_before: Entries of all parameters as they are dense, shared ones counted once.
         parameters_after: The same of the model as it is: bits are buffers, not parameters.
-        bytes_before: Of all parameters and buffers as they are dense.
+        bytes_before: Bytes of all parameters and buffers as they are dense.
         bytes_after: The same of the model as it is.
         seconds: Time of all conversions; None where nobody knows.
         peak_bytes: Largest memory of the process that converted the model; None where nobody knows.
-        settings: Of the last conversion; None where nobody knows.
+        settings: The last conversion's; None where nobody knows.
     """
 
     layers: Sequence[LayerReport] = ()
@@ -159,17 +160,17 @@ class Report:
 
     @property
     def dense_bytes(self) -> int:
-        """Of the dense weights replaced."""
+        """Bytes of the dense weights replaced."""
         return sum(layer.dense_bytes for layer in self.layers)
 
     @property
     def memory_bytes(self) -> int:
-        """Of the factors in memory, and in a state_dict."""
+        """Bytes of the factors in memory, and in a state_dict."""
         return sum(layer.memory_bytes for layer in self.layers)
 
     @property
     def file_bytes(self) -> int:
-        """Of the factors with 16-bit diagonals."""
+        """Bytes of the factors with 16-bit diagonals."""
         return sum(layer.file_bytes for layer in self.layers)
 
     @property
@@ -294,7 +295,7 @@ class Report:
         )
 
     def _tables(self) -> list[tuple[Sequence[str], list[Sequence[str]]]]:
-        """Head and rows: of compressed layers, and of what was left if anything was."""
+        """Head and rows for compressed layers, and for what was left if anything was."""
         made: list[Sequence[str]] = [_cells(layer) for layer in self.layers]
         left: list[Sequence[str]] = [
             (x.name, x.kind, _by(x.shape), f"{x.weights:,}", f"{x.bytes:,}", x.reason) for x in self.skipped

@@ -86,7 +86,7 @@ class Stored:
         return cls(files, str(Path(known[0]).parent) if known else "the checkpoint")
 
     def nbytes(self, name: str) -> int:
-        """Of one tensor, by the header."""
+        """Bytes of one tensor, by the header."""
         _, begin, end = self._places[name]
         return end - begin
 
@@ -130,8 +130,8 @@ def check_headers(
     """Compare a description with the headers of the files, before anything of that size is made.
 
     Args:
-        layers: Of the description.
-        tensors: Of all files of the checkpoint, by name.
+        layers: The description's.
+        tensors: All that the files of the checkpoint hold, by name.
         where: The folder, for messages.
 
     Returns:
@@ -171,8 +171,8 @@ def check_names(names: Iterable[str], crc32: Any, elsewhere: Iterable[str], wher
     """Require the tensors that were saved, by :func:`crc32_of_names`; None: it is not known.
 
     Args:
-        names: Of all tensors in the files.
-        crc32: Of those that were saved.
+        names: Names of all tensors in the files.
+        crc32: Checksum of those that were saved.
         elsewhere: Layers without a tensor of their name, to be named first.
         where: The folder, for messages.
 

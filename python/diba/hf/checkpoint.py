@@ -199,7 +199,7 @@ def empty(module: nn.Module, name: str, layer: LayerDescription) -> FactoredLaye
         )
     new = kind.empty(module, Sizes(layer.shape, layer.k, layer.alphabet))
     remember_layer(new, layer.recipe)
-    # Of a float64 model the diagonals are float64, too, as in the model that was saved.
+    # A float64 model has float64 diagonals, too, as when it was saved.
     return new.double() if matrix.dtype == torch.float64 else new
 
 

@@ -34,7 +34,7 @@ class DibaConfig(QuantizationConfigMixin):
         seconds: Time of the conversion, likewise.
         modules_to_not_convert: As other quantizers of transformers take it: beginnings, ends or patterns of
             names of layers that stay dense, besides those of ``skip``.
-        format_version: Of the checkpoint.
+        format_version: The checkpoint's.
         quant_method: ``"diba"``.
         **settings: Fields of :class:`diba.torch.Config`; one of ``bits_per_weight``, ``k`` and ``snr_db`` is
             needed unless ``factors`` are given.

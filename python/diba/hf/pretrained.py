@@ -184,7 +184,7 @@ def _lock(folder: Path, variant: str | None) -> None:
 
 
 def _names(folder: Path, variant: str | None) -> list[str]:
-    """Of the tensors that ``from_pretrained`` will find in a folder."""
+    """Names of the tensors that ``from_pretrained`` will find in a folder."""
     infix = f".{variant}" if variant else ""
     whole, index = folder / f"model{infix}.safetensors", folder / f"model.safetensors.index{infix}.json"
     if whole.is_file():

@@ -181,7 +181,7 @@ class DibaQuantizer(HfQuantizer):
         fuse(model)
         forget(model)
         for inner in models(model):
-            inner.__dict__.pop("_tied_weights_keys", None)  # of weights again, as the class has them
+            inner.__dict__.pop("_tied_weights_keys", None)  # the class's own, which name weights
             inner.all_tied_weights_keys = inner.get_expanded_tied_weights_keys(all_submodels=True)
             _unset_quantizer(inner)
         return model

@@ -72,7 +72,7 @@ def allocate(
         bits_per_weight: Mean over the weights of these layers, diagonals counted.
         config: Which layers, and alphabet (``"sign"`` by default, as in :func:`convert`), method,
             seed; its own sizes are not used.
-        calibration: Of :func:`calibrate`, best with ``loss=diba.torch.fisher()``.
+        calibration: What :func:`calibrate` gives, best with ``loss=diba.torch.fisher()``.
         sizes: Where noise is measured, as shares of ``bits_per_weight``; no k falls outside of them.
         progress: True shows a bar on stderr, False nothing; a callable gets a :class:`diba.Progress`, whose
             steps are layers.
@@ -250,8 +250,8 @@ def keep_best(
 
     Args:
         model: Holds the factored layers that were scored.
-        scores: Of :func:`diba.torch.scores`.
-        bits_per_weight: Of every group of layers of one shape, diagonals counted.
+        scores: What :func:`diba.torch.scores` gives.
+        bits_per_weight: Size of every group of layers of one shape, diagonals counted.
 
     Returns:
         Name -> k. Each layer keeps at least a quarter of its even share.

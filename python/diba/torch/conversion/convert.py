@@ -90,7 +90,7 @@ def convert(
         >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 2))
         >>> model = convert(model, bits_per_weight=2, progress=False)
         >>> model[0]
-        DibaLinear(in_features=64, out_features=64, bias=True, k=42, alphabet='binary', bits_per_weight=1.98)
+        DibaLinear(in_features=64, out_features=64, bias=True, k=42, alphabet='sign', bits_per_weight=1.98)
     """
     chosen = _config(config, settings)
     check_loss(loss)

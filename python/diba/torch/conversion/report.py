@@ -44,8 +44,8 @@ _RECIPE, _PEAK = "_diba_recipe", "_diba_peak_bytes"  # attributes of modules: co
 def report(model: nn.Module) -> Report:
     """What of a model is compressed, how well, and why the rest is not.
 
-    At any time: of a dense model, of one that is converted, in whatever number of calls, in part, or just
-    now; loaded, copied, unpickled; whatever put its layers in.
+    It can be had at any time, for dense models and for converted ones: in one call or several, in part or
+    while it goes on; for loaded, copied and unpickled ones, whatever put their layers in.
 
     Args:
         model: Any module. Nothing in it is changed; modules with fused matrices, as experts, are taken apart

@@ -62,8 +62,8 @@ class Conversion:
 
     Attributes:
         pending: Name -> layer still to be replaced, in module order.
-        moments: Of inputs, by name, for layers whose inputs are known; for the others the error of their
-            weights counts.
+        moments: Moments of inputs, by name, for layers whose inputs are known; for the others the error of
+            their weights counts.
         left_dense: Name -> why a layer is left as it is.
         done: Name -> recipe of a layer that has been replaced.
 

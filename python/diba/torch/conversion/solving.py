@@ -37,7 +37,7 @@ __all__ = [
     "warn_user",
 ]
 
-_LARGEST_EXPONENT = 120  # of an entry to solve for
+_LARGEST_EXPONENT = 120  # that an entry to solve for may have
 
 
 def objective(settings: Settings, moments: Moments | None) -> str:

@@ -88,10 +88,10 @@ class Config(Settings):
             factorization, embeddings too. They stay dense if not.
         embeddings: Whether ``nn.Embedding`` is compressed.
         convolutions: Whether ``nn.Conv1d`` and ``nn.Conv2d`` are compressed.
-        method: Of :func:`diba.solve`, as the rest.
+        method: As :func:`diba.solve` has it, like the rest.
         alphabet: Entries of the binary factors: ``"sign"`` (-1/+1) or ``"binary"`` (0/1).
         effort: ``"fast"``, ``"normal"`` or ``"best"``.
-        seed: Of the random starts.
+        seed: Seed of the random starts.
         max_iter: Outer iterations for each layer.
         tol: Least share of the objective that a greedy iteration must win.
         time_limit: Seconds for each layer.
