@@ -243,7 +243,6 @@ void bind_packed(py::module_& m) {
            py::arg("signs"))
       .def_static("matrix", &make_matrix, py::arg("bits"), py::arg("rows"), py::arg("cols"), py::arg("signs"),
                   py::arg("transposed"))
-      .def_property_readonly("nbytes", [](const PackedTensors& self) { return self.packed().bytes(); })
       .def_property_readonly("current", &is_current)
       .def(
           "holds", [](const PackedTensors& self, Address b1, Address b2) { return self.holds(b1, b2, true); },

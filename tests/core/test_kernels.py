@@ -129,7 +129,7 @@ def operands(name: str, length: int, seed: int) -> tuple[np.ndarray, dict[str, n
 @pytest.mark.parametrize("signs", [False, True])
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_products_are_within_the_rounding_bound(isa: str, name: str, signs: bool) -> None:
-    """|y - exact| <= n eps sum |x|, (n + 2) for signs (products.hpp); n + 1 where x is weighted first."""
+    """|y - exact| <= n eps sum |x|, (n + 2) for signs (exact.hpp); n + 1 where x is weighted first."""
     for length in LENGTHS:
         bits, given = operands(name, length, seed=4)
         size = exact(

@@ -77,6 +77,11 @@ inline std::vector<std::uint64_t> bits(std::size_t rows, std::size_t cols, unsig
   return words;
 }
 
+// The layout once more, a bit at a time.
+inline bool bit(diba::BitView bits, std::size_t i, std::size_t j) {
+  return (bits.row(i)[j / diba::kWordBits] >> (j % diba::kWordBits)) & 1U;
+}
+
 template <typename T>
 bool same_bytes(const std::vector<T>& a, const std::vector<T>& b) {
   return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);

@@ -1,6 +1,7 @@
 // What the tests of the lookup kernels share.
 #pragma once
 
+#include "data.hpp"
 #include "kernels/kernels.hpp"
 #include "runtime/dispatch.hpp"
 
@@ -14,7 +15,7 @@ inline std::size_t place(std::size_t group) { return group / 8 * 8 + group % 2 *
 // The columns of a group that are set in row i, lowest bit first.
 inline unsigned chosen(diba::BitView bits, std::size_t i, std::size_t group) {
   unsigned b = 0;
-  for (unsigned j = 0; j < 4; ++j) b |= static_cast<unsigned>(bits.get(i, 4 * group + j)) << j;
+  for (unsigned j = 0; j < 4; ++j) b |= static_cast<unsigned>(data::bit(bits, i, 4 * group + j)) << j;
   return b;
 }
 

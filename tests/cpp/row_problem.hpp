@@ -27,7 +27,7 @@ struct RowProblem {
   }
 
   double entry(const std::vector<std::uint64_t>& bits, std::size_t i, std::size_t j) const {
-    const bool set = diba::BitView{bits.data(), rows, k}.get(i, j);
+    const bool set = data::bit({bits.data(), rows, k}, i, j);
     return signs ? (set ? 1.0 : -1.0) : (set ? 1.0 : 0.0);
   }
 

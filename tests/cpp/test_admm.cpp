@@ -178,13 +178,13 @@ struct Exact {
       const double u = wide(c.before.outer[i]);
       for (std::size_t j = 0; j < k; ++j) {
         const std::size_t e = i * k + j;
-        const double z = u * wide(c.before.inner[j]) * wide(c.ratio[j]) * (bits.get(i, j) ? 1.0 : -1.0);
+        const double z = u * wide(c.before.inner[j]) * wide(c.ratio[j]) * (data::bit(bits, i, j) ? 1.0 : -1.0);
         const double rescaled = wide(c.before.state[e]) * wide(c.ratio[j]);
         dual[j] = rescaled - z;
         target[j] = wide(c.correlations[e]) + wide(c.penalty) * (z - dual[j]);
         size[j] = std::fabs(wide(c.correlations[e])) + wide(c.penalty) * (std::fabs(rescaled) + 2 * std::fabs(z));
         const double term = u * wide(c.correlations[e]) * wide(c.weights[j]);
-        along += bits.get(i, j) ? term : -term;
+        along += data::bit(bits, i, j) ? term : -term;
         along_error += (sum_bound(k) + FLT_EPSILON) * std::fabs(term);
       }
       for (std::size_t j = 0; j < k; ++j) {
@@ -217,7 +217,7 @@ void projected(const StepCase& c, const Side& found, const std::string& name) {
   for (std::size_t i = 0; i < c.rows; ++i) {
     for (std::size_t j = 0; j < k; ++j) {
       outer[i] += std::fabs(wide(found.state[i * k + j])) * start[j] / std::sqrt(length);
-      signs_agree = signs_agree && bits.get(i, j) == (found.state[i * k + j] > 0);
+      signs_agree = signs_agree && data::bit(bits, i, j) == (found.state[i * k + j] > 0);
     }
     scale += outer[i] * outer[i];
   }
@@ -298,7 +298,7 @@ void magnitudes_and_products(std::size_t rows, std::size_t k) {
       for (std::size_t i = 0; i < rows; ++i)
         for (std::size_t j = 0; j < k; ++j) {
           const double term = wide(scale.data()[i]) * wide(correlations.data()[i * k + j]) * wide(d.data()[j]);
-          along += bits.get(i, j) ? term : (as_signs ? -term : 0.0);
+          along += data::bit(bits, i, j) ? term : (as_signs ? -term : 0.0);
           size += std::fabs(term);
         }
       const double product = diba::product_along(bits, as_signs, scale.data(), correlations.data(), d.data());

@@ -34,7 +34,8 @@ void pack_and_unpack(std::size_t rows, std::size_t cols) {
     const diba::BitView view{words.data(), rows, cols};
     bool entries = true;
     for (std::size_t i = 0; i < rows; ++i)
-      for (std::size_t j = 0; j < cols; ++j) entries = entries && view.get(i, j) == (values[i * cols + j] > 0.0F);
+      for (std::size_t j = 0; j < cols; ++j)
+        entries = entries && data::bit(view, i, j) == (values[i * cols + j] > 0.0F);
     CHECK_IN(entries, at(isa, rows, cols));
     CHECK_IN(diba::tails_are_zero(view), at(isa, rows, cols));
 
@@ -56,7 +57,7 @@ void transposes(std::size_t rows, std::size_t cols) {
   const diba::BitView result{turned.data(), cols, rows};
   bool entries = true;
   for (std::size_t i = 0; i < rows; ++i)
-    for (std::size_t j = 0; j < cols; ++j) entries = entries && result.get(j, i) == view.get(i, j);
+    for (std::size_t j = 0; j < cols; ++j) entries = entries && data::bit(result, j, i) == data::bit(view, i, j);
   CHECK_IN(entries, at("transpose", rows, cols));
   CHECK_IN(diba::tails_are_zero(result), at("transpose", rows, cols));
 }

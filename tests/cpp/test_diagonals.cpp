@@ -55,7 +55,7 @@ struct Problem {
         scale(data::normals(m_, 4)) {}
 
   double left(std::size_t i, std::size_t j) const {
-    const bool set = diba::BitView{words.data(), m, k}.get(i, j);
+    const bool set = data::bit({words.data(), m, k}, i, j);
     return static_cast<double>(scale[i]) * (set ? 1.0 : (signs ? -1.0 : 0.0));
   }
 

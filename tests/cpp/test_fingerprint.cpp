@@ -1,5 +1,5 @@
-// Changed bytes are told: by a whole check every change at once, by checks of some every change in 128 calls and other
-// content at the first; equal bytes always match, wherever they lie, and nothing past the end is read.
+// Changed bytes are told: by a whole check every change at once, by checks of a part every change in 128 calls and
+// other content at the first; equal bytes always match, wherever they lie, and nothing past the end is read.
 
 #include <algorithm>
 #include <random>
@@ -17,7 +17,7 @@ std::vector<std::uint8_t> bytes(std::size_t size, unsigned seed) {
   return values;
 }
 
-// Calls until some check of some tells, at most `most`.
+// Calls until a check of a part tells, at most `most`.
 int calls_until_told(const diba::Fingerprint& print, const std::uint8_t* changed, int most) {
   for (int call = 1; call <= most; ++call)
     if (!print.matches(changed, false)) return call;

@@ -35,7 +35,7 @@ struct Model {
   diba::BitView left() const { return {words1.data(), sizes.rows, sizes.k}; }
   diba::BitView right() const { return {words2.data(), sizes.k, sizes.cols}; }
   double bit(const diba::BitView& bits, std::size_t i, std::size_t j) const {
-    return bits.get(i, j) ? 1.0 : sizes.signs ? -1.0 : 0.0;
+    return data::bit(bits, i, j) ? 1.0 : sizes.signs ? -1.0 : 0.0;
   }
 
   Sizes sizes;

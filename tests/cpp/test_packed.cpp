@@ -43,11 +43,11 @@ struct Matrix {
     std::vector<double> v(case_.k), y(case_.rows);
     for (std::size_t j = 0; j < case_.k; ++j) {
       for (std::size_t l = 0; l < case_.cols; ++l)
-        v[j] += (right().get(j, l) ? 1.0 : zero) * static_cast<double>(d3[l]) * static_cast<double>(x[l]);
+        v[j] += (data::bit(right(), j, l) ? 1.0 : zero) * static_cast<double>(d3[l]) * static_cast<double>(x[l]);
       v[j] *= static_cast<double>(d2[j]);
     }
     for (std::size_t i = 0; i < case_.rows; ++i) {
-      for (std::size_t j = 0; j < case_.k; ++j) y[i] += (left().get(i, j) ? 1.0 : zero) * v[j];
+      for (std::size_t j = 0; j < case_.k; ++j) y[i] += (data::bit(left(), i, j) ? 1.0 : zero) * v[j];
       y[i] = y[i] * static_cast<double>(d1[i]) + static_cast<double>(bias[i]);
     }
     return y;
@@ -177,7 +177,7 @@ void check_one_matrix(bool signs) {
     for (std::size_t c = 0; c < kCount; ++c)
       for (std::size_t i = 0; i < height; ++i)
         for (std::size_t j = 0; j < length; ++j) {
-          const double entry = (transposed ? bits.get(j, i) : bits.get(i, j)) ? 1.0 : signs ? -1.0 : 0.0;
+          const double entry = (transposed ? data::bit(bits, j, i) : data::bit(bits, i, j)) ? 1.0 : signs ? -1.0 : 0.0;
           exact[c * height + i] += entry * static_cast<double>(x[c * length + j]);
         }
     std::vector<float> first;

@@ -51,7 +51,7 @@ void exact(const Case& c, const std::vector<std::uint64_t>& words, const std::ve
   const diba::BitView bits{words.data(), c.rows, c.cols};
   value = magnitude = 0.0;
   for (std::size_t j = 0; j < c.inputs(); ++j) {
-    const bool set = c.transposed() ? bits.get(j, row) : bits.get(row, j);
+    const bool set = c.transposed() ? data::bit(bits, j, row) : data::bit(bits, row, j);
     const double entry = static_cast<double>(x[j * c.p + col]);
     value += set ? entry : (c.signs ? -entry : 0.0);
     magnitude += std::fabs(entry);
@@ -95,7 +95,9 @@ void weighted(std::size_t rows, std::size_t cols, bool signs) {
   const data::Guarded<float> weights(data::integers(cols, 4));
   const data::Guarded<float> x(data::integers(5 * cols, 5));
   const diba::BitView bits{words.data(), rows, cols};
-  const auto entry = [&](std::size_t i, std::size_t j) { return bits.get(i, j) ? 1.0F : (signs ? -1.0F : 0.0F); };
+  const auto entry = [&](std::size_t i, std::size_t j) {
+    return data::bit(bits, i, j) ? 1.0F : (signs ? -1.0F : 0.0F);
+  };
   std::vector<float> gram(rows * rows), product(5 * rows);
   for (std::size_t i = 0; i < rows; ++i)
     for (std::size_t j = 0; j < cols; ++j) {

@@ -196,7 +196,7 @@ void means_sums(const char* what, const std::vector<float>& x) {
     for (std::size_t g = 0; g < groups; ++g) {
       unsigned b = 0;
       for (unsigned j = 0; j < 4; ++j) {
-        const bool set = 4 * g + j < x.size() && bits.get(i, 4 * g + j);
+        const bool set = 4 * g + j < x.size() && data::bit(bits, i, 4 * g + j);
         b |= static_cast<unsigned>(set) << j;
         exact += set ? static_cast<double>(padded[4 * g + j]) : 0.0;
         total += static_cast<double>(padded[4 * g + j]);

@@ -36,7 +36,6 @@ struct BitView {
 
   std::size_t row_words() const { return words_for(cols); }
   const std::uint64_t* row(std::size_t i) const { return words + i * row_words(); }
-  bool get(std::size_t i, std::size_t j) const { return (row(i)[j / kWordBits] >> (j % kWordBits)) & 1U; }
 };
 
 struct MutableBitView {
