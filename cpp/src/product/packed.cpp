@@ -12,8 +12,8 @@
 namespace diba {
 namespace {
 
-// The most vectors that are worked on together (Tuning::table_bytes may say fewer): their sums are on the stack.
-constexpr std::size_t kMostTogether = 64;
+// How many vectors are worked on together, between these as Tuning::table_bytes says: their sums are on the stack.
+constexpr std::size_t kFewestTogether = 4, kMostTogether = 64;
 
 // Scales of what is not to be scaled.
 constexpr struct Ones {
@@ -39,23 +39,22 @@ bool same(const std::vector<float>& kept, const float* given) {
   return std::memcmp(kept.data(), given, kept.size() * sizeof(float)) == 0;
 }
 
-// Tables of some vectors of `cols` entries, in one piece of memory.
+// Tables of some vectors of `cols` entries, in bytes_for(cols, count) bytes of 64-byte aligned memory.
 class VectorTables {
  public:
-  VectorTables(std::size_t cols, std::size_t count)
-      : cols_(cols),
-        entry_bytes_(steps_for(cols) * kStepEntries),
-        weight_bytes_(padded(steps_for(cols) * kStepWeights)),
-        memory_(count * (entry_bytes_ + weight_bytes_)),
-        scaled_(count * steps_for(cols) * kStep) {
+  VectorTables(std::size_t cols, std::size_t count, std::uint8_t* memory)
+      : cols_(cols), scaled_(reinterpret_cast<float*>(memory + count * table_bytes(cols))) {
     for (std::size_t c = 0; c < count; ++c) {
-      std::uint8_t* entries = memory_.data() + c * (entry_bytes_ + weight_bytes_);
-      tables_[c] = {entries, entries + entry_bytes_, 0.0F, 0, 0.0F};
+      std::uint8_t* entries = memory + c * table_bytes(cols);
+      tables_[c] = {entries, entries + steps_for(cols) * kStepEntries, 0.0F, 0, 0.0F};
     }
+  }
+  static std::size_t bytes_for(std::size_t cols, std::size_t count) {
+    return count * (table_bytes(cols) + steps_for(cols) * kStep * sizeof(float));
   }
 
   void fill(const LookupKernels& kernels, std::size_t c, const float* x, const float* d) {
-    kernels.tabulate(x, d, cols_, scaled_.data() + c * steps_for(cols_) * kStep, &tables_[c]);
+    kernels.tabulate(x, d, cols_, scaled_ + c * steps_for(cols_) * kStep, &tables_[c]);
   }
 
   const LookupTables* data() const { return tables_; }
@@ -63,9 +62,12 @@ class VectorTables {
   std::size_t steps() const { return steps_for(cols_); }
 
  private:
-  std::size_t cols_, entry_bytes_, weight_bytes_;
-  Aligned<std::uint8_t> memory_;
-  AlignedFloats scaled_;
+  static std::size_t table_bytes(std::size_t cols) {
+    return steps_for(cols) * kStepEntries + padded(steps_for(cols) * kStepWeights);
+  }
+
+  std::size_t cols_;
+  float* scaled_;
   LookupTables tables_[kMostTogether];
 };
 
@@ -170,24 +172,24 @@ void Packed::multiply(const Diagonals& d, const float* x, std::size_t count, con
   used.run(&stage, 1);
 }
 
-// At least one thread, and no more than there is work for.
+// No more threads than there is work for.
 Executor Packed::affordable(const Executor& executor, std::size_t count) const {
+  if (executor.threads() <= 1) return executor;
   const double right = static_cast<double>(inner()) * static_cast<double>(cols());
   const double left = left_ ? static_cast<double>(inner()) * static_cast<double>(rows()) : 0.0;
   const double threads = (left + right) * static_cast<double>(count) / static_cast<double>(tuning().bits_per_thread);
-  const double most = std::max(executor.threads(), 1);
-  return executor.at_most(static_cast<int>(std::clamp(threads, 1.0, most)));
+  return executor.at_most(static_cast<int>(std::clamp(threads, 1.0, static_cast<double>(executor.threads()))));
 }
 
 std::size_t Packed::vectors_together() const {
   const std::size_t steps = steps_for(std::max(cols(), left_ ? inner() : 0));
   const std::size_t fitting = tuning().table_bytes / (steps * (kStepEntries + kStepWeights)) / 4 * 4;
-  return std::clamp<std::size_t>(fitting, 4, kMostTogether);
+  return std::clamp(fitting, kFewestTogether, kMostTogether);
 }
 
 void Packed::multiply_batches(const Pass& pass, const float* x, std::size_t count, float* u, float* y,
                               const Executor& executor) const {
-  const std::size_t together = vectors_together();
+  const std::size_t together = count <= kFewestTogether ? kFewestTogether : vectors_together();
   for (std::size_t first = 0; first < count; first += together)
     multiply_together(pass, x + first * cols(), std::min(together, count - first),
                       u == nullptr ? nullptr : u + first * inner(), y + first * rows(), executor);
@@ -200,12 +202,14 @@ void Packed::multiply_together(const Pass& pass, const float* x, std::size_t cou
                                const Executor& executor) const {
   const LookupKernels& kernels = *kernels_.lookup;
   const bool two = left_.has_value();
-  VectorTables outer(cols(), count);
-  std::optional<VectorTables> middle;
-  std::optional<AlignedFloats> scratch;
-  float* sums = two ? u : y;
-  if (two) middle.emplace(inner(), count);
-  if (two && u == nullptr) sums = scratch.emplace(count * inner()).data();
+  // One piece of memory: the allocator gives several large ones back to the system and asks for them again every time.
+  const std::size_t outer_bytes = VectorTables::bytes_for(cols(), count);
+  const std::size_t middle_bytes = two ? VectorTables::bytes_for(inner(), count) : 0;
+  const std::size_t sums_bytes = two && u == nullptr ? count * inner() * sizeof(float) : 0;
+  const Aligned<std::uint8_t> scratch(outer_bytes + middle_bytes + sums_bytes);
+  VectorTables outer(cols(), count, scratch.data());
+  VectorTables middle(inner(), two ? count : 0, scratch.data() + outer_bytes);
+  float* sums = !two ? y : u != nullptr ? u : reinterpret_cast<float*>(scratch.data() + outer_bytes + middle_bytes);
   const auto finish_right = [&](const LookupTables& t, std::size_t /*c*/, std::size_t /*first*/) {
     const float gain = signs_ ? 2.0F * t.unit : t.unit;
     const float offset = signs_ ? t.total : two ? 0.5F * t.total : 0.0F;
@@ -230,9 +234,9 @@ void Packed::multiply_together(const Pass& pass, const float* x, std::size_t cou
   const auto right = [&](std::size_t b) {
     multiply_block(kernels, right_, in_order(b, right_), outer, count, sums, finish_right);
   };
-  const auto fill_middle = [&](std::size_t c) { middle->fill(kernels, c, sums + c * inner(), pass.d2); };
+  const auto fill_middle = [&](std::size_t c) { middle.fill(kernels, c, sums + c * inner(), pass.d2); };
   const auto left = [&](std::size_t b) {
-    multiply_block(kernels, *left_, in_order(b, *left_), *middle, count, y, finish_left);
+    multiply_block(kernels, *left_, in_order(b, *left_), middle, count, y, finish_left);
   };
   const Stage stages[] = {
       {count, fill_outer}, {right_.blocks(), right}, {count, fill_middle}, {two ? left_->blocks() : 0, left}};
