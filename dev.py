@@ -51,13 +51,14 @@ from tools.environment import (
 
 
 def command_test(args: list[str]) -> None:
-    timed("environment", partial(ensure_environment, "build", "lint", "test", models=MODELS["test"]))
+    timed("environment", partial(ensure_environment, "build", "lint", "test", "docs", models=MODELS["test"]))
     presets = ["release"] if "--fast" in args else ["release", "asan", "tsan"]
     steps: dict[str, Callable[[], object]] = {"lint": checks.lint}
     steps |= {f"core, {preset}": partial(checks.test_core, preset) for preset in presets}
     if "--fast" not in args:
         steps["core, aarch64"] = checks.test_arm
     steps |= {"wheel": ensure_project, "wheel alone": checks.test_wheel_alone}
+    steps["documentation"] = documentation.build
     chosen = ["-m", "not slow"] if "--fast" in args else []
     steps["pytest"] = partial(checks.test_python, chosen + [arg for arg in args if arg != "--fast"])
     summary = []
@@ -81,8 +82,7 @@ def command_coverage(args: list[str]) -> None:
 
 
 def command_docs(args: list[str]) -> None:
-    timed("environment", partial(ensure_environment, "build", "docs"))
-    timed("diba", ensure_project)
+    timed("environment", partial(ensure_environment, "docs"))
     if "--serve" in args:
         documentation.serve()
     timed("site", documentation.build)
@@ -154,7 +154,7 @@ def main(argv: list[str]) -> int:
         return 0 if "--help" in argv else 2
     try:
         if argv[0] != "clean":
-            check_machine(compiler=argv[0] != "lint")
+            check_machine(compiler=argv[0] not in ("lint", "docs"))
         COMMANDS[argv[0]](argv[1:])
     except (Missing, Failure) as problem:
         print(f"dev.py: {problem}", file=sys.stderr)

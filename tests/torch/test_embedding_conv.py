@@ -28,7 +28,7 @@ def normals(*shape: int, seed: int = 1) -> Tensor:
 
 
 def snr(exact: Tensor, found: Tensor) -> float:
-    """In dB; the fast products keep 40 dB (docs/inference.md)."""
+    """In dB; the fast products keep 40 dB (docs/run.md)."""
     exact, noise = exact.detach().double(), (exact - found).detach().double()
     return float(10 * torch.log10(exact.square().sum() / noise.square().sum()))
 

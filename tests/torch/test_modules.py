@@ -39,7 +39,7 @@ def layer_of(factors: Any, bias: Tensor | None = None, **options: Any) -> DibaLi
 
 
 def snr(exact: Tensor, found: Tensor) -> float:
-    """In dB; the fast products keep 40 dB (docs/inference.md)."""
+    """In dB; the fast products keep 40 dB (docs/run.md)."""
     exact, noise = exact.double(), exact.double() - found.double()
     return float(10 * torch.log10(exact.square().sum() / noise.square().sum()))
 

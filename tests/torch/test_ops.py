@@ -53,7 +53,7 @@ def normals(*shape: int, seed: int = 1) -> Tensor:
 
 
 def snr(exact: Tensor, found: Tensor) -> float:
-    """In dB; the fast products keep 40 dB (docs/inference.md)."""
+    """In dB; the fast products keep 40 dB (docs/run.md)."""
     exact, found = exact.detach().double(), found.detach().double()
     return 10 * torch.log10(exact.square().sum() / (exact - found).square().sum()).item()
 

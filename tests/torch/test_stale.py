@@ -36,7 +36,7 @@ def exact(module: DibaLinear, x: Tensor) -> Tensor:
 
 
 def near(found: Tensor, wanted: Tensor) -> bool:
-    """Within 40 dB, which fast products keep (docs/inference.md); other bits would be about 0 dB away."""
+    """Within 40 dB, which fast products keep (docs/run.md); other bits would be about 0 dB away."""
     found, wanted = found.detach().double(), wanted.detach().double()
     return bool((found - wanted).norm() < 1e-2 * wanted.norm())
 

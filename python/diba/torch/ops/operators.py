@@ -8,7 +8,7 @@
   for x.
 
 x is float32, bfloat16 or float16, and the result is of its dtype; sums are made by the table kernels, about
-45 dB from the exact product (docs/inference.md). Diagonals are float32, the bias of either dtype. float64,
+45 dB from the exact product (docs/run.md). Diagonals are float32, the bias of either dtype. float64,
 and tensors that are not on the CPU, take the plain torch of ``reference``, which unpacks the bits. Under
 autocast results have autocast's dtype, as those of ``torch.nn.functional.linear``; diagonals stay as they
 are. Threads are ``torch.get_num_threads()``.
