@@ -19,8 +19,8 @@ from diba.checkpoints.description import (
     crc32_of_entries,
     crc32_of_names,
 )
+from diba.checkpoints.entries import layer_reports
 from diba.checkpoints.layers import LayerDescription, LayerRecipe
-from diba.checkpoints.report import layer_reports
 from diba.checkpoints.stored import Tensor, check_headers, factored_in, inspect
 
 M, N, K = 5, 11, 3

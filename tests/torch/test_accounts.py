@@ -100,14 +100,14 @@ def test_every_parameter_of_every_kind_of_module_is_named_with_its_size() -> Non
     assert "same" not in found
     assert not any(name.startswith("normed.") for name in found)
     reasons = {name: x.reason for name, x in found.items()}
-    assert reasons["experts"] == "a parameter of Strange, which is no kind of layer that can be factored"
+    assert reasons["experts"] == "a parameter of Strange, which is not a layer that diba can compress"
     assert reasons["rnn.weight_ih_l0_reverse"].startswith("nn.GRU reads its weights itself")
     assert reasons["cell.weight_hh"].startswith("nn.LSTMCell reads its weights itself")
     assert found["volume"].kind == "Conv3d"
     assert "a module of another kind" in reasons["stranger"]
     text = str(report)
     assert text.startswith("1 layer compressed: ")
-    assert f"; {len(found)} left as they were\n" in text
+    assert f"; {len(found)} left dense\n" in text
     assert all(reason in text for reason in reasons.values())
     assert {x["name"] for x in report.to_dict()["skipped"]} == set(found)
 
@@ -175,7 +175,7 @@ def test_scripted_modules_are_left_with_a_reason() -> None:
     assert [layer.name for layer in report.layers] == ["1"]
     [left] = report.skipped
     assert (left.name, left.weights) == ("0", 64)
-    assert left.reason == "compiled by torch.jit, which closes it: compress the model that it was made of"
+    assert "compiled by torch.jit" in left.reason
     with pytest.raises(TypeError, match="module is a RecursiveScriptModule; it must be"):
         DibaLinear.from_dense(scripted, k=2)
     with pytest.raises(ValueError, match=r"no layer to compress: .*; it has: compiled by torch.jit.* \(64 "):
@@ -184,7 +184,7 @@ def test_scripted_modules_are_left_with_a_reason() -> None:
 
 def test_a_lazy_parameter_anywhere_is_an_error_that_names_it() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.LazyConvTranspose2d(4, 2))
-    with pytest.raises(ValueError, match="the weight of 1 is lazy, without a shape yet; run a batch"):
+    with pytest.raises(ValueError, match="the weight of 1 is lazy .*; run a batch"):
         select(model, Config(k=2))
 
 
@@ -194,7 +194,7 @@ def test_a_report_of_nothing_has_no_shares() -> None:
     empty = Report()
     assert math.isnan(empty.weight_share)
     assert empty.to_dict()["byte_share"] is None
-    assert empty.summary()[0].startswith("0 layers compressed: none of 0 weights in matrices")
+    assert str(empty).startswith("0 layers compressed: none of 0 weights in matrices")
 
 
 def test_parameters_that_are_taken_apart_are_named_beside_their_layers() -> None:
@@ -211,7 +211,7 @@ def test_parameters_that_are_taken_apart_are_named_beside_their_layers() -> None
     found = {x.name: x for x in report.skipped}
     for name in ("gate_up_proj", "down_proj"):
         left = found[f"lm.model.layers.0.mlp.experts.{name}"]
-        assert (left.reason, left.weights) == ("its matrices are layers of their own", 0)
+        assert (left.reason, left.weights) == ("its matrices are separate layers", 0)
         assert left.shape == tuple(before[left.name].shape)
     assert found["a.in_proj_weight"].reason == "none of its matrices is compressed"
-    assert "\nin parts: lm.model.layers.0.mlp.experts.gate_up_proj, " in str(report)
+    assert "\nsplit into layers: lm.model.layers.0.mlp.experts.gate_up_proj, " in str(report)

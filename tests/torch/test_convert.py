@@ -699,7 +699,7 @@ def test_texts_of_the_report(tmp_path: Any) -> None:
     lines = str(report).splitlines()
     assert lines[0] == (
         "2 layers compressed: 97.5 % of 1,312 weights in matrices, 95.0 % of the model's 5.38 kB; "
-        "1 left as it was"
+        "1 left dense"
     )
     assert lines[1].split() == [
         "layer",
@@ -715,8 +715,8 @@ def test_texts_of_the_report(tmp_path: Any) -> None:
         "seconds",
     ]
     assert lines[2].split()[:6] == ["0", "Linear", "32", "x", "24", str(first.k)]
-    [left] = [line for line in lines if line.startswith("left: ")]
-    assert left.startswith("left: bits_per_weight is 4, too small")
+    [left] = [line for line in lines if line.startswith("left dense: ")]
+    assert left.startswith("left dense: bits_per_weight is 4, too small")
     assert left.endswith(": 3 (32 weights, 128 bytes)")
     assert {"objective covariance: 0", "objective plain: 2"} <= set(lines)
     worst = report.table(worst_first=True, limit=1).splitlines()

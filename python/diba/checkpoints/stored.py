@@ -19,8 +19,9 @@ from .._internal import check, container, disk
 from .._internal.storage import BITS
 from ..errors import FormatError
 from .description import Description, crc32_of_names
+from .entries import Skipped, layer_reports
 from .layers import TENSORS, readable
-from .report import Report, Skipped, layer_reports
+from .report import Report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -16,7 +16,8 @@ from transformers.quantizers.base import HfQuantizer
 
 from ..checkpoints.stored import Stored, check_names, check_stored, factored_in
 from ..errors import FormatError
-from ..torch.conversion.report import describe, forget, named_layers, recipe_of, remember
+from ..torch.conversion.report import describe, forget, recipe_of, remember
+from ..torch.model.layers import named_layers
 from ..torch.model.swap import fuse, put, retie
 from ..torch.modules.layer import factored_layers
 from . import checkpoint

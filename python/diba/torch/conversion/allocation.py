@@ -16,7 +16,7 @@ from ..._internal import check
 from ...allocation.curves import Curve
 from ...allocation.matrices import SIZES, STEPS, check_sizes
 from ...allocation.waterfill import waterfill
-from ...checkpoints.report import some
+from ...checkpoints.entries import first_names
 from ...progress import Steps, reporting
 from ...solvers.size import no_advice, uniform_k
 from ..model.config import Config
@@ -235,8 +235,11 @@ def scores(
         raise ValueError("batches is empty; it must give at least one batch")
     missed = [name for name, total in totals.items() if not total.any()]
     if missed:
-        text = f"no loss reached {len(missed)} of {len(totals)} layers, {some(missed)}; their scores are 0"
-        warnings.warn(f"{text}, and keep_best leaves them the least", UserWarning, stacklevel=2)
+        text = (
+            f"no loss reached {len(missed)} of {len(totals)} layers, {first_names(missed)}; their scores are "
+            "0, and keep_best leaves them the least"
+        )
+        warnings.warn(text, UserWarning, stacklevel=2)
     return {name: total.numpy() for name, total in totals.items()}
 
 

@@ -11,10 +11,11 @@ from torch import nn
 
 from ..._internal import check
 from ...checkpoints.description import Description, Recipe
+from ...checkpoints.entries import LayerReport, Skipped, layer_reports
 from ...checkpoints.layers import LayerDescription, LayerRecipe
-from ...checkpoints.report import LayerReport, Report, Skipped, layer_reports
-from ..model.accounts import Accounts, totals
-from ..model.selection import inside_attention, layers_of, unfit
+from ...checkpoints.report import Report
+from ..model.accounts import skipped_weights, totals
+from ..model.layers import layers_of, named_layers
 from ..model.swap import unfused
 from ..modules.layer import FactoredLayer
 
@@ -26,7 +27,6 @@ __all__ = [
     "Report",
     "describe",
     "forget",
-    "named_layers",
     "peak_memory",
     "recipe_of",
     "remember",
@@ -72,7 +72,7 @@ def report(model: nn.Module) -> Report:
     recipe = recipe_of(model)
     with unfused(model):
         description = describe(model, recipe)
-        skipped = tuple(_dense(model, recipe.left_dense))
+        skipped = tuple(_skipped(model, recipe.left_dense))
         count = totals(model)
     return Report(
         layers=layer_reports(description),
@@ -107,12 +107,6 @@ def report_of_layer(name: str, layer: FactoredLayer, tied: Iterable[str] = ()) -
     described = {name: _described(layer, None)} | {other: _described(layer, name) for other in tied}
     [found] = layer_reports(Description(layers=described))
     return dataclasses.replace(found, name=name, tied=tuple(tied))
-
-
-def named_layers(model: nn.Module) -> dict[str, FactoredLayer]:
-    """The factored layers of a model by name, under each of their names."""
-    modules = model.named_modules(remove_duplicate=False)
-    return {name: module for name, module in modules if isinstance(module, FactoredLayer)}
 
 
 # ---------------------------------------------------------------- what is remembered
@@ -192,15 +186,17 @@ def _described(layer: FactoredLayer, shared: str | None) -> LayerDescription:
     )
 
 
-def _dense(model: nn.Module, reasons: Mapping[str, str]) -> Iterable[Skipped]:
-    """What is not compressed: layers, then all other weights."""
-    accounts, attention, layers = Accounts(), inside_attention(model), layers_of(model)
-    for layer in layers:
-        if not isinstance(layer.module, FactoredLayer):
-            known = (reasons[name] for name in layer.names if name in reasons)
-            reason = next(known, None) or unfit(layer, attention) or NOT_COMPRESSED
-            yield accounts.layer(layer.names[0], layer.kind_name, layer.module, reason)
-    yield from accounts.others(model, (layer.module for layer in layers))
+def _skipped(model: nn.Module, known: Mapping[str, str]) -> list[Skipped]:
+    """Everything that is not compressed, with the reasons of past conversions where they are known."""
+    layers = layers_of(model)
+    reasons = {
+        id(layer.module): next((known[name] for name in layer.names if name in known), None)
+        or layer.obstacle()
+        or NOT_COMPRESSED
+        for layer in layers
+        if not isinstance(layer.module, FactoredLayer)
+    }
+    return skipped_weights(model, layers, reasons)
 
 
 def _joined(module: str, own: str) -> str:

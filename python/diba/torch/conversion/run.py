@@ -17,7 +17,8 @@ from ...checkpoints.layers import LayerRecipe
 from ...progress import Progress, check_progress, reporting
 from ...solvers.size import inner_dimension
 from ..model.accounts import CONVERTED
-from ..model.selection import layers_of, require, select
+from ..model.layers import layers_of
+from ..model.selection import require, select
 from ..model.swap import replace
 from ..modules.kinds import dense_matrix
 from ..modules.layer import factored_layers

@@ -15,7 +15,7 @@ import diba
 from ..._internal import check, storage
 from ..._internal.check import describe
 from ..._internal.error import output_energy_and_error, snr_db
-from ...checkpoints.report import some
+from ...checkpoints.entries import first_names
 from ...solvers.objective import missing_power, shrinkage
 from ..modules.kinds import input_size
 
@@ -140,7 +140,9 @@ def warn_unreached(names: Sequence[str], count: int, meaning: str) -> None:
         meaning: What becomes of these.
     """
     if names:
-        warn_user(f"calibration did not reach {len(names)} of {count} layers, {some(names)}; {meaning}")
+        warn_user(
+            f"calibration did not reach {len(names)} of {count} layers, {first_names(names)}; {meaning}"
+        )
 
 
 def warn_user(text: str) -> None:

@@ -1,48 +1,69 @@
-"""Every weight of a model: what its matrices hold, and which of them stay dense."""
+"""Counts of a model's weights: which of them stay dense, and the sizes of dense and compressed models."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ...checkpoints.report import APART, Skipped
+from ...checkpoints.entries import SPLIT, Skipped
 from ..modules.embedding import DibaEmbedding
 from ..modules.layer import FactoredLayer, factored_layers
 from .fused import UnfusedModule
+from .layers import READ_BY_ATTENTION, Layer
 
-__all__ = ["CONVERTED", "Accounts", "Totals", "totals", "uncounted"]
+__all__ = ["CONVERTED", "Totals", "skipped_weights", "totals", "uncounted"]
 
 CONVERTED = "already converted"
-"""The reason of layers that hold factors when a conversion begins."""
+"""The reason given for layers that are factored when a conversion begins."""
 
 
-class Accounts:
-    """Counts every parameter of two or more dimensions once, whatever number of names it has.
+def skipped_weights(
+    model: nn.Module,
+    layers: Sequence[Layer],
+    reasons: Mapping[int, str],
+    compressed: Iterable[nn.Module] = (),
+) -> list[Skipped]:
+    """List the layers that are not compressed, then all other parameters of two or more dimensions.
+
+    Each parameter is counted once, however many names it has. Buffers of such shapes are listed, too.
 
     Args:
-        compressed: Dense layers that will be replaced, which the report counts by themselves.
+        model: The model.
+        layers: Its layers, from ``layers_of``.
+        reasons: Id of a module -> why that layer is not compressed.
+        compressed: Dense layers that will be replaced; their parameters are not counted here.
     """
+    counter = _Counter(compressed)
+    dense = [
+        counter.layer(layer, reasons[id(layer.module)]) for layer in layers if id(layer.module) in reasons
+    ]
+    return [*dense, *counter.others(model, [layer.module for layer in layers])]
 
-    def __init__(self, compressed: Iterable[nn.Module] = ()) -> None:
+
+class _Counter:
+    """Counts every parameter of two or more dimensions once."""
+
+    def __init__(self, compressed: Iterable[nn.Module]) -> None:
         self._compressed = list(compressed)
-        self._seen = {id(p) for module in self._compressed for p in _held(module)}
+        self._seen = {id(p) for module in self._compressed for p in _matrices(module)}
 
-    def layer(self, name: str, kind: str, module: nn.Module, reason: str) -> Skipped:
-        """An entry for a layer, whatever weights it holds and however it holds them."""
+    def layer(self, layer: Layer, reason: str) -> Skipped:
+        """The entry of a layer, dense or factored."""
+        name, kind, module = layer.names[0], layer.kind_name, layer.module
         if isinstance(module, FactoredLayer):
             shape = tuple(module.weight_shape)
             count = 0 if id(module.b1) in self._seen else module.weight_shape.numel()
             self._seen.add(id(module.b1))
             return Skipped(name, kind, reason, shape, count, count * module.dtype.itemsize)
-        held = _held(module)
-        shape = tuple(max(held, key=Tensor.numel).shape) if held else ()
-        return Skipped(name, kind, reason, shape, *self._new(*held))
+        matrices = _matrices(module)
+        shape = tuple(max(matrices, key=Tensor.numel).shape) if matrices else ()
+        return Skipped(name, kind, reason, shape, *self._new(*matrices))
 
     def others(self, model: nn.Module, layers: Iterable[nn.Module]) -> Iterator[Skipped]:
-        """An entry for every such parameter that none of these layers holds, and for buffers like it."""
+        """Entries of the parameters and buffers that belong to none of these layers."""
         known = {id(part) for module in layers for part in (module, *_parametrizations(module))}
         named: set[int] = set()
         for module_name, module in model.named_modules():
@@ -50,25 +71,23 @@ class Accounts:
                 continue
             kind = type(module).__name__
             if isinstance(module, UnfusedModule):
-                yield from self._apart(module_name, module)
+                yield from self._split(module_name, module)
             for own, parameter in module._parameters.items():
                 if parameter is not None and parameter.dim() >= 2 and id(parameter) not in named:
                     named.add(id(parameter))
                     name = module_name if own == "weight" and module_name else _joined(module_name, own)
-                    yield Skipped(name, kind, _holder(module), tuple(parameter.shape), *self._new(parameter))
+                    yield Skipped(name, kind, _reason(module), tuple(parameter.shape), *self._new(parameter))
             for own, buffer in module._buffers.items():
                 if buffer is not None and buffer.dim() >= 2 and own not in module._non_persistent_buffers_set:
-                    reason = "a buffer, no parameter"
-                    yield Skipped(
-                        _joined(module_name, own), kind, reason, tuple(buffer.shape), 0, buffer.nbytes
-                    )
+                    name, reason = _joined(module_name, own), "a buffer, not a parameter"
+                    yield Skipped(name, kind, reason, tuple(buffer.shape), 0, buffer.nbytes)
 
-    def _apart(self, name: str, part: UnfusedModule) -> Iterator[Skipped]:
-        """Entries for the fused parameters that an unfused module stands for."""
+    def _split(self, name: str, part: UnfusedModule) -> Iterator[Skipped]:
+        """Entries, without a size, of the fused parameters that were split into layers."""
         done = any(
             isinstance(m, FactoredLayer) or any(m is x for x in self._compressed) for m in part.modules()
         )
-        reason = APART if done else "none of its matrices is compressed"
+        reason = SPLIT if done else "none of its matrices is compressed"
         layers = {f"{layer}.weight" for layer, _ in part.named_modules()}
         for own in part.sources():
             shape = part.fused_shape(own)
@@ -76,14 +95,14 @@ class Accounts:
                 yield Skipped(_joined(name, own), type(part.fused).__name__, reason, tuple(shape))
 
     def _new(self, *parameters: nn.Parameter) -> tuple[int, int]:
-        """Entries and bytes of those that have not been counted."""
+        """Entries and bytes of the parameters that were not counted before."""
         new = {id(p): p for p in parameters if id(p) not in self._seen}
         self._seen |= new.keys()
         return sum(p.numel() for p in new.values()), sum(p.nbytes for p in new.values())
 
 
-def _held(module: nn.Module) -> list[nn.Parameter]:
-    """The parameters of two or more dimensions of a layer, those of its parametrizations among them."""
+def _matrices(module: nn.Module) -> list[nn.Parameter]:
+    """A layer's parameters of two or more dimensions, those of its parametrizations included."""
     parts = (module, *_parametrizations(module))
     every = [p for part in parts for p in part._parameters.values()]
     return [p for p in every if p is not None and p.dim() >= 2]
@@ -95,16 +114,16 @@ def _parametrizations(module: nn.Module) -> list[nn.Module]:
     return [] if inner is None else list(inner.modules())
 
 
-def _holder(module: nn.Module) -> str:
+def _reason(module: nn.Module) -> str:
     """Why a module's own parameters stay dense."""
     name = type(module).__name__
     if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         return f"nn.{name} reads its weights itself; written with nn.Linear layers they would be compressed"
     if isinstance(module, torch.jit.ScriptModule):
-        return "compiled by torch.jit, which closes it: compress the model that it was made of"
+        return "compiled by torch.jit, so its layers cannot be replaced: compress the model before scripting"
     if isinstance(module, nn.MultiheadAttention):
-        return "nn.MultiheadAttention reads its weight itself"
-    return f"a parameter of {name}, which is no kind of layer that can be factored"
+        return READ_BY_ATTENTION
+    return f"a parameter of {name}, which is not a layer that diba can compress"
 
 
 def _joined(module: str, own: str) -> str:
@@ -115,13 +134,13 @@ def _joined(module: str, own: str) -> str:
 
 
 class Totals(NamedTuple):
-    """Sums over a model; what is shared counts once.
+    """Sizes of a model; shared tensors count once.
 
     Attributes:
         parameters: Entries of all parameters.
         bytes: Bytes of all parameters and buffers.
-        dense_parameters: Entries of all parameters if the factored layers were dense.
-        dense_bytes: Bytes likewise.
+        dense_parameters: ``parameters`` if all factored layers were dense.
+        dense_bytes: ``bytes`` if all factored layers were dense.
     """
 
     parameters: int
@@ -131,22 +150,22 @@ class Totals(NamedTuple):
 
 
 def totals(model: nn.Module) -> Totals:
-    """Count a model."""
+    """Count the parameters and bytes of a model as it is, and as it would be with dense layers."""
     parameters = list(model.parameters())
     size = sum(t.nbytes for t in (*parameters, *model.buffers()))
     count = sum(p.numel() for p in parameters)
-    dense_count, dense_size = count, size
-    for layer in factored_layers(model):
-        weights = layer.weight_shape.numel()
-        dense_count += weights - sum(d.numel() for d in layer.diagonals())
-        dense_size += weights * layer.dtype.itemsize - layer.nbytes
-    return Totals(count, size, dense_count, dense_size)
+    more = sum(
+        layer.weight_shape.numel() * layer.dtype.itemsize - layer.nbytes for layer in factored_layers(model)
+    )
+    return Totals(count, size, count + uncounted(model), size + more)
 
 
 def uncounted(model: nn.Module, embeddings: bool = True) -> int:
-    """How many weights the factored layers stand for, less the diagonals, which ``parameters()`` shows.
+    """How many parameters the model lacks because layers are factored: dense weights minus diagonals.
 
-    ``embeddings=False``: without those of embeddings, and of layers that share their factors with one.
+    Args:
+        model: The model.
+        embeddings: Whether to count the weights of embeddings, and of layers that share factors with one.
     """
     more = 0
     for layer in factored_layers(model):

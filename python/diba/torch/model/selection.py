@@ -4,55 +4,44 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from ..._internal import check
-from ...checkpoints.report import listed
+from ...checkpoints.entries import reason_lines
 from ...solvers.size import inner_dimension
-from ..modules.kinds import KINDS, factored_matrix, input_size, kind_of
-from ..modules.layer import FactoredLayer
-from .accounts import CONVERTED, Accounts
+from ..modules.kinds import KINDS, factored_matrix, input_size
+from .accounts import CONVERTED, skipped_weights
 from .config import Config, Settings, suggestion
+from .layers import layers_of
 from .swap import unfused
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence, Sized
 
-    from ...checkpoints.report import Skipped
-    from ..modules.dense import Kind
+    from ...checkpoints.entries import Skipped
+    from .layers import Layer
 
-__all__ = [
-    "Layer",
-    "Selection",
-    "Target",
-    "check_weights",
-    "inside_attention",
-    "layers_of",
-    "require",
-    "select",
-    "targets",
-    "unfit",
-]
+__all__ = ["Selection", "Target", "check_weights", "require", "select", "targets"]
 
-_REASONS = 4  # named in an error
+_REASONS = 4  # how many an error names
 
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """One layer that is to be compressed, or several that share one weight.
+    """A layer to be compressed, together with the layers that share its weight.
 
     Attributes:
-        name: The layer's, as ``model.named_modules()`` has it.
+        name: Name of the layer in ``model.named_modules()``.
         module: The dense layer.
         kind: ``"Linear"``, ``"Conv1D"``, ``"Conv1d"``, ``"Conv2d"`` or ``"Embedding"``.
         shape: (m, n) of its matrix.
         settings: How it is compressed.
-        aliases: Other names of this very module.
-        tied: Name -> other layers with the same weight, to share the factors.
+        aliases: Other names of the same module.
+        tied: Name -> other layers with the same weight; they will share the factors.
     """
 
     name: str
@@ -65,44 +54,37 @@ class Target:
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
-        """The layer, and those that are tied to it."""
+        """The layer and those tied to it."""
         return self.module, *self.tied.values()
 
 
 class Selection(NamedTuple):
-    """Targets in module order; the layers that stay as they are, then all other weights."""
+    """What a conversion will compress and what it will not.
+
+    Attributes:
+        targets: Layers to compress, in module order.
+        skipped: Layers that are not compressed, then all other parameters of two or more dimensions.
+    """
 
     targets: list[Target]
     skipped: list[Skipped]
 
 
-class Layer(NamedTuple):
-    """A module of a kind that may be compressed, or is already, under all of its names."""
-
-    names: tuple[str, ...]
-    module: nn.Module
-    kind: Kind | None  # None: it is factored already
-
-    @property
-    def kind_name(self) -> str:
-        """As reports show it."""
-        return type(self.module).__name__ if self.kind is None else self.kind.name
-
-
 def targets(model: nn.Module, config: Config) -> list[Target]:
-    """The layers that :func:`diba.torch.convert` would compress, in module order."""
+    """List the layers that :func:`diba.torch.convert` would compress, in module order."""
     return select(model, config).targets
 
 
 def select(model: nn.Module, config: Config) -> Selection:
-    """Sort the layers of a model into those to compress and those to leave, with reasons.
+    """Decide which layers of a model are compressed and how, and give the reasons for all others.
 
-    Layers that are parts of fused parameters have the names that they get (``unfuse``); unless the model is
-    ``unfused`` already, their modules are no part of it.
+    Matrices inside fused parameters appear as the layers that ``unfuse`` makes of them. Unless the model is
+    ``unfused`` already, these layers exist only in the result.
 
     Raises:
-        TypeError: ``model`` is no module, or ``config`` no Config.
-        ValueError: the model is itself a layer, has none, or a lazy one; a name in ``config`` matches none.
+        TypeError: ``model`` is not a module, or ``config`` is not a Config.
+        ValueError: The model is itself a layer, has no layers, or has a lazy parameter; or an entry of
+            ``config`` matches no layer.
     """
     check.instance(model, "model", nn.Module, "use the torch model itself")
     check.instance(config, "config", Config, "use diba.torch.Config(bits_per_weight=2)")
@@ -113,29 +95,20 @@ def select(model: nn.Module, config: Config) -> Selection:
 def _select(model: nn.Module, config: Config) -> Selection:
     layers = layers_of(model)
     _require_layers(model, layers)
-    _rules_match(model, config, [name for layer in layers for name in layer.names])
-    attention = inside_attention(model)
-    chosen: dict[int, Settings] = {}  # by the id of the module
-    reasons: dict[int, str] = {}  # why others stay dense, likewise
+    _require_matching_rules(config, [name for layer in layers for name in layer.names])
+    chosen: dict[int, Settings] = {}  # id of a module -> settings
+    reasons: dict[int, str] = {}  # id of a module -> why it stays dense
     for layer in layers:
         found = _settings(layer, config)
-        reason = found if isinstance(found, str) else unfit(layer, attention)
-        if (
-            isinstance(found, Settings)
-            and hasattr(layer.module, "_hf_hook")
-            and "weight" in layer.module._parameters
-        ):
-            raise ValueError(
-                f"{layer.names[0]} has a hook of accelerate, which moves its weight between devices, memory "
-                "and disk, and would be lost; load the model without device_map, or first call "
-                "accelerate.hooks.remove_hook_from_module(model, recurse=True)"
-            )
+        reason = found if isinstance(found, str) else layer.obstacle()
+        if isinstance(found, Settings):
+            _refuse_hook_of_accelerate(layer)
         if isinstance(found, Settings) and reason is None:
             chosen[id(layer.module)] = found
         else:
             reasons[id(layer.module)] = reason or ""
     owners = _owners(model)
-    made: dict[int, Target] = {}  # by the id of every module that takes part
+    made: dict[int, Target] = {}  # id of a module -> its target, also for the tied layers of a target
     for layer in layers:
         key = id(layer.module)
         if key in chosen and key not in made:
@@ -144,30 +117,37 @@ def _select(model: nn.Module, config: Config) -> Selection:
                 reasons[key] = result
             else:
                 made |= {id(module): result for module in result.modules}
-    leads = [
-        made[id(x.module)] for x in layers if id(x.module) in made and made[id(x.module)].module is x.module
-    ]
-    accounts = Accounts(target.module for target in leads)
-    left = [layer for layer in layers if id(layer.module) in reasons]
-    skipped = [accounts.layer(x.names[0], x.kind_name, x.module, reasons[id(x.module)]) for x in left]
-    return Selection(leads, [*skipped, *accounts.others(model, (layer.module for layer in layers))])
+    pairs = [(made[id(layer.module)], layer) for layer in layers if id(layer.module) in made]
+    leads = [target for target, layer in pairs if target.module is layer.module]
+    return Selection(leads, skipped_weights(model, layers, reasons, [target.module for target in leads]))
+
+
+def _refuse_hook_of_accelerate(layer: Layer) -> None:
+    if hasattr(layer.module, "_hf_hook") and "weight" in layer.module._parameters:
+        raise ValueError(
+            f"{layer.names[0]} has a hook of accelerate, which moves its weight between devices, memory and "
+            "disk, and which would be lost; load the model without device_map, or first call "
+            "accelerate.hooks.remove_hook_from_module(model, recurse=True)"
+        )
 
 
 def require(found: Sized, skipped: Sequence[Skipped]) -> None:
-    """Refuse to compress nothing, unless something of the model is converted already: a call that goes on.
+    """Require at least one target, unless part of the model is converted already.
+
+    A second call of ``convert`` may find nothing left to do.
 
     Args:
-        found: Targets, or what became of them.
-        skipped: All that stays as it is.
+        found: The targets.
+        skipped: Everything that is not compressed, with reasons.
 
     Raises:
-        ValueError: with the reasons.
+        ValueError: There is nothing to compress; the message gives the reasons.
     """
     if not len(found) and not any(left.reason == CONVERTED for left in skipped):
-        reasons = "; ".join(listed(skipped)[:_REASONS])
+        reasons = "; ".join(reason_lines(skipped)[:_REASONS])
         raise ValueError(
-            f"nothing of the model would be compressed: {reasons}; change the settings that are named, or "
-            "leave this model dense"
+            f"nothing of the model would be compressed: {reasons}; change the settings named here, or leave "
+            "this model dense"
         )
 
 
@@ -175,7 +155,7 @@ def check_weights(found: Iterable[Target]) -> None:
     """Require weights that can be read and factored.
 
     Raises:
-        ValueError: a weight has no values (meta device), is not on the CPU, or not finite.
+        ValueError: A weight is on the meta device, is not on the CPU, or is not finite.
     """
     for target in found:
         weight = target.module.weight
@@ -193,34 +173,23 @@ def check_weights(found: Iterable[Target]) -> None:
         if not finite.all():
             raise ValueError(
                 f"the weight of {target.name} has {int((~finite).sum())} NaN or infinite entries, of "
-                f"{weight.numel()}; all must be finite: repair it, or use skip=[{target.name!r}]"
+                f"{weight.numel()}; all must be finite: repair the weight, or use skip=[{target.name!r}]"
             )
 
 
 # ---------------------------------------------------------------- layers and their weights
 
 
-def layers_of(model: nn.Module) -> list[Layer]:
-    """The layers of a model in module order: those that may be compressed, and those that are already."""
-    names: dict[int, list[str]] = defaultdict(list)
-    modules: dict[int, nn.Module] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, FactoredLayer) or kind_of(module) is not None:
-            names[id(module)].append(name)
-            modules[id(module)] = module
-    return [Layer(tuple(names[key]), module, kind_of(module)) for key, module in modules.items()]
-
-
 def _require_layers(model: nn.Module, layers: list[Layer]) -> None:
     own = next((layer.kind_name for layer in layers if layer.module is model), None)
     if own is not None:
         raise ValueError(
-            f"model is itself a {own}, which cannot be replaced in place; put it into a "
+            f"model is itself a {own}, which cannot be replaced in place; put it into another "
             "module, such as torch.nn.Sequential(model), or use diba.torch.DibaLinear.from_dense"
         )
     if not layers:
         possible = " or ".join(kind.described for kind in KINDS)
-        held = "; ".join(listed(Accounts().others(model, ()))[:_REASONS])
+        held = "; ".join(reason_lines(skipped_weights(model, [], {}))[:_REASONS])
         raise ValueError(
             f"model has no layer to compress: it must hold {possible}{f'; it has: {held}' if held else ''}"
         )
@@ -228,12 +197,12 @@ def _require_layers(model: nn.Module, layers: list[Layer]) -> None:
         if is_lazy(parameter):
             owner, _, its = name.rpartition(".")
             raise ValueError(
-                f"the {its} of {owner or 'model'} is lazy, without a shape yet; run a batch through the model"
+                f"the {its} of {owner or 'model'} is lazy and has no shape yet; run a batch through the model"
             )
 
 
 def _owners(model: nn.Module) -> dict[int, list[nn.Module]]:
-    """Modules that hold each parameter, by its id."""
+    """Id of a parameter -> the modules that hold it."""
     owners: dict[int, list[nn.Module]] = defaultdict(list)
     for module in model.modules():
         for parameter in module._parameters.values():
@@ -241,7 +210,7 @@ def _owners(model: nn.Module) -> dict[int, list[nn.Module]]:
     return owners
 
 
-def _rules_match(model: nn.Module, config: Config, names: list[str]) -> None:
+def _require_matching_rules(config: Config, names: list[str]) -> None:
     for rule in config.unmatched(names):
         below = [name for name in names if name.startswith(f"{rule}.")]
         if below:
@@ -255,7 +224,7 @@ def _rules_match(model: nn.Module, config: Config, names: list[str]) -> None:
 
 
 def _settings(layer: Layer, config: Config) -> Settings | str:
-    """Settings of a layer, or why it stays dense: by its names, exact ones first."""
+    """Settings of a layer by its names, exact rules first; or why it stays dense."""
     if layer.kind is None:
         return CONVERTED
     exact = [name for name in layer.names if config.rule(name) == name]
@@ -264,30 +233,16 @@ def _settings(layer: Layer, config: Config) -> Settings | str:
     if settings is None:
         return f"left out by {config.rule((exact or ruled)[0])!r}"
     off = _switched_off(layer, config)
-    # With tied=True, an embedding is compressed with the layer that has its weight, if there is one.
+    # With tied=True, an embedding is compressed together with the layer that shares its weight, if any.
     return off if off is not None and not (config.tied and layer.kind.switch == "embeddings") else settings
 
 
 def _switched_off(layer: Layer, config: Config) -> str | None:
-    """The setting that leaves a layer dense with all others of its kind, unless it has a rule of its own."""
+    """The setting that leaves all layers of this kind dense, unless a rule names this layer exactly."""
     switch = layer.kind.switch if layer.kind is not None else ""
     if not switch or getattr(config, switch) or any(config.rule(name) == name for name in layer.names):
         return None
     return f"{switch}=False"
-
-
-def inside_attention(model: nn.Module) -> set[int]:
-    """Ids of modules whose weights ``nn.MultiheadAttention`` reads without calling them."""
-    attention = (module for module in model.modules() if isinstance(module, nn.MultiheadAttention))
-    return {id(child) for module in attention for child in module.children()}
-
-
-def unfit(layer: Layer, attention: set[int]) -> str | None:
-    """Why a layer cannot be replaced by one with factors; ``attention`` is of :func:`inside_attention`."""
-    module: Any = layer.module
-    if id(module) in attention:
-        return "nn.MultiheadAttention reads its weight itself"
-    return None if layer.kind is None else layer.kind.obstacle(module)
 
 
 def _target(
@@ -297,7 +252,7 @@ def _target(
     chosen: dict[int, Settings],
     config: Config,
 ) -> Target | str:
-    """The target of a layer and those that share its weight, or why there is none."""
+    """The target of a layer and of those that share its weight, or why they stay dense."""
     members = [other for other in layers if any(other.module is owner for owner in group)]
     others = [other for other in members if other.module is not layer.module]
     if len(group) > 1 and not config.tied:
@@ -310,7 +265,7 @@ def _target(
     shapes = {tuple(factored_matrix(member.module).shape) for member in members}  # type: ignore[union-attr]
     if len(shapes) > 1:
         return f"shares its weight with {_listed(others, group, layer)}, which uses it transposed or reshaped"
-    # Calibration knows the layer that reads vectors, not the embedding.
+    # The lead is a layer that multiplies vectors: calibration knows it, and not the embedding.
     lead = next((member for member in members if input_size(member.module) is not None), members[0])
     ruled = [member for member in members if any(config.rule(name) for name in member.names)]
     settings = chosen[id((ruled or [layer])[0].module)]
@@ -325,7 +280,7 @@ def _target(
 
 
 def _listed(others: list[Layer], group: list[nn.Module], layer: Layer) -> str:
-    """Names of the other owners of a weight."""
+    """Names of the other modules that hold a weight."""
     named = [other.names[0] for other in others]
     strangers = len(group) - 1 - len(named)
     return ", ".join([*named, *(["a module of another kind"] if strangers else [])])
