@@ -41,9 +41,9 @@ class Curve:
     Attributes:
         shape: (m, n) of the matrix.
         k: Inner dimensions, rising; given in any order.
-        noise: ``|A - F|^2`` at each k, or that times how much it matters.
-        energy: ``|A|^2``, or that times the same; None where it is not known.
-        seconds: Times of the solves; None where they are not known.
+        noise: ``|A - F|^2`` at each k, or that times a weight.
+        energy: ``|A|^2``, or that times the same weight; None where unknown.
+        seconds: Times of the solves in seconds; None where unknown.
 
     Raises:
         TypeError: a value is of the wrong kind.
@@ -94,7 +94,7 @@ class Curve:
         return np.array([snr_db(self.energy, noise) for noise in self.noise.tolist()])
 
     def weighted(self, weight: float, name: str = "weight") -> Curve:
-        """The curve where noise matters ``weight`` times as much: a measured sensitivity, say."""
+        """The same curve with noise and energy multiplied by ``weight``, such as a measured sensitivity."""
         weight = check.number(weight, name, minimum=0)
         energy = None
         if self.energy is not None:

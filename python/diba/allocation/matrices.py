@@ -47,12 +47,12 @@ def allocate(
     Args:
         source: Name -> matrix, or a torch module.
         bits_per_weight: Mean over all entries, diagonals counted.
-        weights: Name -> how much a unit of ``|A - F|^2`` matters there; 1 where it says nothing.
+        weights: Name -> factor of ``|A - F|^2`` of this matrix; 1 for names that are missing.
         sizes: Where noise is measured, as shares of ``bits_per_weight``; no k falls outside of them.
         progress: True shows a bar on stderr, False nothing; a callable gets a :class:`diba.Progress`, whose
             steps are matrices or layers. None is True for a model, False for matrices.
-        **options: Of :func:`diba.solve` for the measuring solves, but none that sets the size; for a model,
-            of ``diba.torch.allocate``.
+        **options: Arguments of :func:`diba.solve` for the measuring solves, but none that sets the size; for
+            a model, those of ``diba.torch.allocate``.
 
     Returns:
         The :class:`diba.Allocation`; its ``k`` maps names to inner dimensions.

@@ -32,7 +32,7 @@ _PIECES = 64  # of a curve between two measured points, at most
 
 @dataclass(frozen=True)
 class Allocation:
-    """Inner dimensions chosen together; made by :func:`waterfill`.
+    """Inner dimensions chosen together; made by :func:`diba.allocate`.
 
     Attributes:
         k: Name -> inner dimension.

@@ -64,7 +64,7 @@ def allocate(
     such as an expert that no token was sent to, has noise 0 by the data: it gets the smallest size, and a
     warning names it. So does, without one, a layer whose gradients were all 0. A layer that the calibration
     cannot know, an embedding, or one without gradients beside others that have them, counts as much as the
-    middle one of those it knows: its noise is ``c m n |A - F|^2 / |A|^2``, where c is the median over the
+    median of those it knows: its noise is ``c m n |A - F|^2 / |A|^2``, where c is the median over the
     known layers of their noise divided by ``m n |A - F|^2 / |A|^2``, both summed over the sizes measured.
 
     Args:
@@ -79,10 +79,10 @@ def allocate(
         threads: For the solver; None uses ``diba.num_threads()``.
 
     Returns:
-        The allocation: ``convert(model, layers={name: {"k": k} for name, k in allocation.k.items()}, ...)``.
+        The allocation, for ``convert(model, layers={name: {"k": k} for name, k in found.k.items()}, ...)``.
 
     Raises:
-        TypeError, ValueError: as ``convert`` and ``diba.allocate`` say.
+        TypeError, ValueError: as for :func:`diba.torch.convert` and :func:`diba.allocate`.
     """
     asked = check.number(bits_per_weight, "bits_per_weight", minimum=0, exclusive=True)
     sizes = check_sizes(sizes)
@@ -248,8 +248,8 @@ def keep_best(
 ) -> dict[str, int]:
     """Share inner components out by their scores: of layers of one shape together, the best stay.
 
-    Factor and score the model at more bits than wanted, half as many again, say; then ask here what each
-    layer should keep, and convert the dense model anew.
+    Factor and score the model at more bits than it shall have in the end, such as half as many again. This
+    function then says what each layer should keep; convert the dense model anew with it.
 
     Args:
         model: Holds the factored layers that were scored.

@@ -31,10 +31,10 @@ _PADDING_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "repli
 
 
 class Convolution(FactoredLayer):
-    """What both convolutions share; ``axes`` is the number of spatial axes.
+    """The base of :class:`diba.torch.DibaConv1d` and :class:`diba.torch.DibaConv2d`.
 
     A patch of the input, flattened as ``weight.flatten(1)`` is, is a vector of n = in_channels * kernel
-    entries. Kernels of one pixel take the pixels as they lie; others gather the patches, one copy of
+    entries. Kernels of one pixel multiply the pixels where they are; others gather the patches in a copy of
     kernel / stride times the input.
 
     Args:
@@ -203,13 +203,13 @@ def _pads(conv: Any) -> list[int]:
 
 
 class DibaConv1d(Convolution):
-    """``nn.Conv1d`` with a factored kernel; arguments, errors and cost are those of :class:`Convolution`."""
+    """``nn.Conv1d`` with a factored kernel; arguments and errors as for :class:`Convolution`."""
 
     axes = 1
 
 
 class DibaConv2d(Convolution):
-    """``nn.Conv2d`` with a factored kernel; arguments, errors and cost are those of :class:`Convolution`."""
+    """``nn.Conv2d`` with a factored kernel; arguments and errors as for :class:`Convolution`."""
 
     axes = 2
 

@@ -147,7 +147,7 @@ class FactoredLayer(FactorState):
 
     @torch.no_grad()
     def set_factorization(self, f: diba.Factorization) -> None:
-        """Overwrite bits and diagonals in place: whoever holds them, as optimizers do, sees the new values.
+        """Overwrite bits and diagonals in place: optimizers and others that hold them see the new values.
 
         Raises:
             TypeError: ``f`` is not a Factorization.
@@ -258,7 +258,7 @@ class FactoredLayer(FactorState):
         """The layer that takes a dense one's place, on its device and in its dtype.
 
         The bias is copied, training mode and ``requires_grad`` are kept (the diagonals take that of the
-        weight), and so are attributes that somebody set. Hooks of the dense layer are not copied.
+        weight), and so are attributes that were set on it. Hooks of the dense layer are not copied.
 
         Args:
             module: The dense layer.

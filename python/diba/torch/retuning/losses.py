@@ -242,7 +242,7 @@ def fisher(*, seed: int = 0, features: bool = False, forward: Forward = call) ->
         forward: ``forward(model, batch)``, as in :func:`distillation`.
 
     Returns:
-        ``loss(model, batch)``: a sum over the positions that count, see :func:`distillation`.
+        A callable ``loss(model, batch)``, a sum over the positions that count (see :func:`distillation`).
 
     Raises:
         ValueError: the seed is negative; later, an output with neither logits nor features.

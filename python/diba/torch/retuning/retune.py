@@ -31,26 +31,26 @@ __all__ = ["RetuneReport", "bits_checksum", "retune"]
 
 @dataclass(frozen=True)
 class RetuneReport:
-    """What ``retune`` did.
+    """The result of :func:`diba.torch.retune`.
 
     Attributes:
         training: The settings it ran with.
         steps: Optimizer steps taken, skipped ones not counted.
         skipped: Steps without a finite loss or gradient; nothing changed in them.
         losses: The loss of every step before it was taken, float64; NaN where it was skipped.
-        loss_before: Mean loss of some batches (4 at most) before the first step ...
-        loss_after: ... and of the same after the last one.
-        restored: Whether it was larger, so that the model got its old parameters back.
-        seconds: Wall-clock time of everything.
-        trained: How many numbers trained.
+        loss_before: Mean loss of at most four batches before the first step.
+        loss_after: Mean loss of the same batches after the last step.
+        restored: Whether the loss rose, so that the model got its old parameters back.
+        seconds: Wall-clock time of the whole call.
+        trained: Number of trained parameters (entries).
         training_bytes: Bytes of gradients and of the optimizer's state, as they were.
         dense_training_bytes: The same for Adam on every parameter of the dense model: 12 bytes for each.
         evaluations: (step, result) of ``evaluate``, at the start and after each epoch.
         flips: Bits that changed, by the name of the layer; empty unless bits moved.
-        flip_turns: Turns of layers that changed bits ...
-        flip_turns_kept: ... and how many of them were kept.
+        flip_turns: Turns of layers in which bits changed.
+        flip_turns_kept: Turns whose flips were kept.
         flip_seconds: Time of the flips, which is part of ``seconds``.
-        flip_bytes: Largest memory of latent numbers, gradients and moments of bits.
+        flip_bytes: Largest memory, in bytes, of latent numbers, gradients and moments of bits.
     """
 
     training: Training

@@ -69,13 +69,13 @@ class Training:
         norms: Train weights and biases of LayerNorm, RMSNorm, GroupNorm and batch normalisation too.
         bits: ``"flip"``, a :class:`Flips` or a dict of its settings: bits of the linear layers move too.
             None: all bits stay.
-        optimizer: Called with the groups of :func:`trainable`, as ``torch.optim.SGD`` can be; None: AdamW
-            without weight decay.
+        optimizer: A callable that takes the groups of :func:`trainable`, such as ``torch.optim.SGD``; None:
+            AdamW without weight decay.
         gradient_accumulation_steps: Batches for each optimizer step; their gradients are averaged.
         dropout: Run the model in training mode, batch normalisation excepted.
         batch_statistics: Let batch normalisation use and update the statistics of batches.
-        seed: Decides about shuffling, dropout and the order in which layers flip bits; torch's own random
-            state is left as it was.
+        seed: Seed of shuffling, dropout and the order in which layers flip bits; torch's own random state is
+            left as it was.
 
     Raises:
         TypeError: a value is of the wrong kind, or a keyword is unknown.
@@ -141,7 +141,7 @@ class Training:
         """The settings of a call: ``training``, or one of these keywords.
 
         Raises:
-            TypeError: ``training`` is none, or a keyword is unknown.
+            TypeError: ``training`` is no Training, or a keyword is unknown.
             ValueError: both are given.
         """
         known = [field.name for field in dataclasses.fields(cls)]
@@ -160,7 +160,7 @@ class Training:
         return training  # type: ignore[no-any-return]
 
     def lr_factor(self, step: int, steps: int) -> float:
-        """The learning rate of step ``step`` (from 0) of ``steps``, over the largest."""
+        """Learning rate of step ``step`` (from 0) of ``steps``, relative to the largest: from 0 to 1."""
         rise = max(1, round(self.warmup_ratio * steps))
         if step < rise:
             return (step + 1) / rise
@@ -186,9 +186,9 @@ def trainable(model: nn.Module, biases: bool = True, norms: bool = False, lr: fl
 
     A layer's diagonals differ in size by orders (d1 ~ 0.01, d2 ~ 1), and Adam moves every entry by about its
     learning rate. So each group has ``lr`` times the median size of its parameters, rounded to a power of
-    two: parameters of like size share a group. The median, for a few inputs that a calibration hardly saw
-    can have entries of d3 a thousand times larger than all others. Diagonals around bits of 0/1 get half of
-    that: such products share the mean of their bits, which moves with all entries at once.
+    two: parameters of similar size share a group. It is the median because inputs that a calibration hardly
+    saw can have entries of d3 a thousand times larger than all others. Diagonals around bits of 0/1 get half
+    of that: such products share the mean of their bits, which moves with all entries at once.
 
     Args:
         model: ``requires_grad`` is set on all of its parameters, and stays so.
