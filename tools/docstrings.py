@@ -17,6 +17,7 @@ class Docstrings(griffe.Extension):
         """Rewrite the docstring of every module, class, function and attribute."""
         if obj.docstring is not None:
             text = _ROLE.sub(_link, obj.docstring.value)
+            text = re.sub(r"::$", ":", text, flags=re.MULTILINE)
             obj.docstring.value = re.sub(r"^(\s*)Example:$", r"\1Examples:", text, flags=re.MULTILINE)
 
 
