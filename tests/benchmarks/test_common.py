@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 def test_the_pages_say_what_was_measured(benchmark: Benchmark) -> None:
     pages = benchmark("pages")
     found = {path.name: old == new for path, old, new in pages.pages()}
-    assert found == dict.fromkeys(("models.md", "products.md", "quality.md", "solver.md"), True), (
-        "run: python benchmarks pages"
-    )
+    assert {"models.md", "products.md", "quality.md", "solver.md"} <= found.keys()
+    assert all(found.values()), "run: python benchmarks pages"
 
 
 def test_every_table_is_on_a_page_and_every_figure_drawn(benchmark: Benchmark) -> None:
