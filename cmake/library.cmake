@@ -2,15 +2,10 @@
 # Python only, so that a wheel never holds it.
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
-set(generated ${PROJECT_BINARY_DIR}/library)
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/diba)
 
 add_library(diba
   cpp/src/product/factorization.cpp
-  cpp/src/file/file.cpp
-  cpp/src/file/json.cpp
-  cpp/src/file/safetensors.cpp
-  cpp/src/file/source.cpp
   $<TARGET_OBJECTS:diba_core>)
 add_library(diba::diba ALIAS diba)
 target_compile_features(diba PUBLIC cxx_std_17)
@@ -27,7 +22,6 @@ if(BUILD_SHARED_LIBS AND CMAKE_SYSTEM_NAME STREQUAL "Linux")
   target_link_options(diba PRIVATE LINKER:-z,nodelete)  # its workers outlive a dlclose
 endif()
 
-configure_file(cmake/version.hpp.in ${generated}/include/diba/version.hpp @ONLY)
 install(FILES cpp/include/diba/diba.hpp ${generated}/include/diba/version.hpp
   DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/diba)
 install(FILES LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})

@@ -100,6 +100,7 @@ class Unlocked {
 };
 
 // Each adds to the module what its file binds.
+void bind_file(pybind11::module_& m);
 void bind_layout(pybind11::module_& m);
 void bind_runtime(pybind11::module_& m);
 void bind_product(pybind11::module_& m);

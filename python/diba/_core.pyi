@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 __version__: str
 compiler: str
 
+format_version: int
+
 def isa() -> str: ...
 def supported_isas() -> list[str]: ...
 def select_isa(name: str) -> None: ...
@@ -209,3 +211,30 @@ class PackedTensors:
 def read_seconds(words: NDArray[np.uint64]) -> float: ...
 def tuning() -> tuple[int, int]: ...
 def set_tuning(table_bytes: int, bits_per_thread: int) -> None: ...
+
+# Files can seek; they are read without the GIL, apart from their own methods. FormatError if they are
+# damaged. Tensors are name -> (dtype, shape, begin, end).
+
+def read_header(
+    file: object, name: str
+) -> tuple[dict[str, str], dict[str, tuple[str, tuple[int, ...], int, int]]]: ...
+def read_factors(
+    file: object, name: str
+) -> tuple[
+    dict[str, str],
+    NDArray[np.float32],
+    NDArray[np.uint64],
+    NDArray[np.float32],
+    NDArray[np.uint64],
+    NDArray[np.float32],
+]: ...
+
+class SignedFile:
+    """A file of diba's own; cpp/src/file/signed.hpp."""
+
+    def __init__(self, file: object, name: str, kind: str, what: str, version: int) -> None: ...
+    @property
+    def metadata(self) -> dict[str, str]: ...
+    @property
+    def tensors(self) -> dict[str, tuple[str, tuple[int, ...], int, int]]: ...
+    def read(self, key: str, out: NDArray[np.uint8]) -> None: ...

@@ -248,8 +248,7 @@ class Factorization(FactoredMatrix):
         files.write(check.path(path), self._stored())
 
     def _stored(self) -> files.StoredFactors:
-        b1, b2 = self._b1.packed_rows(), self._b2.packed_rows()
-        return files.StoredFactors(self.alphabet, self._d1, b1, self._d2, b2, self._d3)
+        return files.StoredFactors(self._d1, self._b1, self._d2, self._b2, self._d3)
 
     @classmethod
     def load(cls, path: files.PathLike) -> Factorization:
@@ -260,9 +259,7 @@ class Factorization(FactoredMatrix):
             diba.FormatError: it is not a diba file, is damaged, or is of a newer version.
         """
         stored = files.read(check.path(path))
-        b1 = BitMatrix.from_packed_rows(stored.b1, stored.d2.size, stored.alphabet)
-        b2 = BitMatrix.from_packed_rows(stored.b2, stored.d3.size, stored.alphabet)
-        return cls(stored.d1, b1, stored.d2, b2, stored.d3)
+        return cls(stored.d1, stored.b1, stored.d2, stored.b2, stored.d3)
 
     def _blocks(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         return dense_blocks(*self._parts())

@@ -59,7 +59,6 @@ WRITERS: dict[str, Callable[[], Write]] = {
 # ... and to read from.
 READERS: dict[str, Callable[[], Write]] = {
     "factorization": lambda: diba.load,
-    "metadata": lambda: diba.files.read_metadata,
     "calibration": lambda: type(calibration()).load,
     "matrix": lambda: lambda path: inputs.read_matrix(os.fsdecode(path)),
 }

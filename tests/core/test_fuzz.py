@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +12,7 @@ from fuzz.engine import Driver, keep, kept, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from fuzz.mutations import Content
 
@@ -26,17 +25,9 @@ RUNS = {
 }
 
 
-def make(name: str) -> Driver:
-    if name == "readers":
-        build = os.environ.get("DIBA_BUILD_DIR", "")
-        if not Path(build, "fuzz_file").is_file():
-            pytest.skip("set DIBA_BUILD_DIR to a release build of the core")
-    return DRIVERS[name]()
-
-
 @pytest.fixture(params=RUNS)
 def driver(request: pytest.FixtureRequest) -> Iterator[Driver]:
-    made = make(request.param)
+    made = DRIVERS[request.param]()
     yield made
     made.close()
 

@@ -1,7 +1,6 @@
 // The reader of files against damage of every kind, through the public interface only.
 //
-//   test_file GOLDEN        the tests; GOLDEN is the folder tests/golden
-//   test_file --load FILE...  prints a line for each file, what came of it: for comparing with Python
+//   test_file GOLDEN    GOLDEN is the folder tests/golden
 #include <cerrno>
 #include <cmath>
 #include <cstdio>
@@ -147,24 +146,6 @@ void test_random_damage(const Bytes& data, unsigned seed) {
 
 // ---- files
 
-// "accepted" and M (1, 2, 3, ...) as nine digits tell every float32 from the next, or what is wrong.
-std::string verdict(const std::string& path) {
-  try {
-    const Factorization f = Factorization::load(path);
-    std::vector<float> x(f.cols());
-    for (std::size_t j = 0; j < x.size(); ++j) x[j] = static_cast<float>(j + 1);
-    std::string line = "accepted";
-    for (const float y : multiply(f, x, exactly())) {
-      char text[32];
-      std::snprintf(text, sizeof text, " %.9g", static_cast<double>(y));
-      line += text;
-    }
-    return line;
-  } catch (const FormatError& error) {
-    return error.what();
-  }
-}
-
 void test_paths(const std::string& folder) {
   const auto errno_of = [](const std::string& path) {
     try {
@@ -186,10 +167,6 @@ void test_paths(const std::string& folder) {
 
 int main(int argc, char** argv) {
   const std::vector<std::string> arguments(argv + 1, argv + argc);
-  if (!arguments.empty() && arguments[0] == "--load") {
-    for (std::size_t i = 1; i < arguments.size(); ++i) std::printf("%s\n", verdict(arguments[i]).c_str());
-    return 0;
-  }
   if (arguments.size() != 1) return 2;
   for (const bool signs : {false, true}) {
     const std::string path = arguments[0] + (signs ? "/sign.safetensors" : "/binary.safetensors");

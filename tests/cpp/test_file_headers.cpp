@@ -20,6 +20,11 @@ struct Damage {
 };
 
 const std::string kLong(100'000, '[');
+const std::string kOnes = [] {
+  std::string out;
+  for (int i = 0; i < 63; ++i) out += "1,";
+  return out;
+}();
 
 // Signed again, so that the checksum of the metadata is not what gives them away.
 const std::vector<Damage> kMetadata = {
@@ -48,16 +53,19 @@ const std::vector<Damage> kMetadata = {
 };
 
 const std::vector<Damage> kTensors = {
-    {R"("d2":{"dtype":"F16")", R"("d2":{"dtype":"F64")", "tensor 'd2' has dtype 'F64', expected F16 or F32"},
+    {R"("d2":{"dtype":"F16")", R"("d2":{"dtype":"I16")", "tensor 'd2' has dtype 'I16', expected F16 or F32"},
+    {R"("d2":{"dtype":"F16")", R"("d2":{"dtype":"F64")",
+     "tensor 'd2' has 18 bytes, which differ from its shape and dtype"},
     {R"("b1":{"dtype":"U8")", R"("b1":{"dtype":"I8")", "tensor 'b1' has dtype 'I8', expected U8"},
     {R"("d2":)", R"("d4":)", "tensor 'd4' is unexpected; a diba file has b1, b2, d1, d2, d3 only"},
-    {R"("d1":{"dtype":"F16","shape":[4],"data_offsets":[0,8]},)", "", "tensor 'd1' is missing"},
-    {R"("d1":{"dtype":"F16")", R"("d1":{"dtype":"F32")", "d1, d2, d3 have dtypes F16 and F32, expected one for all"},
+    {R"("d1":{"dtype":"F16","shape":[4],"data_offsets":[0,8]},)", "", "overlap or leave gaps"},
+    {R"("d1":{"dtype":"F16")", R"("d1":{"dtype":"F32")", "tensor 'd1' has 8 bytes, which differ from its shape"},
     {R"("data_offsets":[48,56])", R"("data_offsets":[48,55])", "tensor 'b1' has 7 bytes, which differ from its shape"},
     {R"("shape":[4,2])", R"("shape":[8])", "tensor 'b1' has shape (8), expected (4, 2)"},
     {R"("shape":[4,2])", R"("shape":[4,2,1])", "tensor 'b1' has shape (4, 2, 1), expected (4, 2)"},
-    {R"("shape":[4,2])", R"("shape":[])", "tensor 'b1' has shape (), expected (4, 2)"},
-    {R"("shape":[4,2])", R"("shape":[1,1,1,1,1,1,1,1,1])", "tensor 'b1': the header entry is damaged"},
+    {R"("shape":[4,2])", R"("shape":[])", "tensor 'b1' has 8 bytes, which differ from its shape"},
+    {R"("shape":[4,2])", R"("shape":[1,1,1,1,1,1,1,4,2])", "tensor 'b1' has shape (1, 1, 1, 1, 1, 1, 1, 4, 2)"},
+    {R"("shape":[4,2])", "\"shape\":[" + kOnes + "4,2]", "tensor 'b1': the header entry is damaged"},
     {R"("shape":[4,2])", R"("shape":[-4,2])", "tensor 'b1': the header entry is damaged"},
     {R"("shape":[4,2])", R"("shape":[4.0,2])", "tensor 'b1': the header entry is damaged"},
     {R"("shape":[4,2])", R"("shape":[4e0,2])", "tensor 'b1': the header entry is damaged"},
@@ -151,6 +159,12 @@ File with_byte(const File& file, const char* key, std::size_t begin, std::size_t
   return changed.with(field + old, field + crc()).signed_again();
 }
 
+void test_missing_tensor(const File& file) {
+  File changed = file.with(R"(,"b2":{"dtype":"U8","shape":[9,2],"data_offsets":[56,74]})", "");
+  changed.tensors.resize(56);
+  CHECK(problem(changed.bytes()) == "the file: tensor 'b2' is missing");
+}
+
 // Numbers that no checksum forbids.
 void test_crafted_tensors(const File& file) {
   for (const int high : {0x7C, 0xFC, 0x7E, 0xFE})  // infinities and NaN, in the first entry of d1
@@ -216,6 +230,7 @@ int main(int argc, char** argv) {
   test_damages(file, kTensors, false);
   test_damages(file, kHeader, false);
   test_equal_headers(file, parse(data));
+  test_missing_tensor(file);
   test_crafted_tensors(file);
   test_exponents(file, File(read(std::string(argv[1]) + "/sign.safetensors")));
   test_huge_claims(file);

@@ -24,6 +24,7 @@ import safetensors.numpy
 import diba
 from diba import cli
 from diba.cli import inputs
+from fuzz import checkpoints
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -321,7 +322,7 @@ def test_the_output_is_checked_before_the_work(
     def never(*arguments: object, **options: object) -> None:
         raise AssertionError("work has begun")
 
-    monkeypatch.setattr(cli, "solve", never)
+    monkeypatch.setattr(cli.solve, "solve", never)
     monkeypatch.setattr(inputs, "read_matrix", never)
     assert "does not exist" in refused("solve", "a.npy", "-o", "no/x", "--k", "1")
 
@@ -332,7 +333,7 @@ def test_running_out_of_memory_is_one_line(
     def fail(*arguments: object, **options: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(cli, "solve", fail)
+    monkeypatch.setattr(cli.solve, "solve", fail)
     assert refused("solve", "a.npy", "-o", "x", "--k", "1") == "out of memory"
 
 
@@ -368,6 +369,32 @@ def test_inspect(folder: Path, run: Callable[..., tuple[int, str, str]]) -> None
     assert (code, err) == (0, "")
     assert [line.split()[0] for line in out.splitlines()] == list(report)
     assert "shape                24, 16\n" in out
+
+
+def test_inspect_of_a_checkpoint(folder: Path, run: Callable[..., tuple[int, str, str]]) -> None:
+    """Layers, sizes, what they share, how they were made; without torch."""
+    sizes = {"a.b": (5, 3, 11, "sign"), "c": (4, 2, 6, "binary")}
+    (folder / "model").mkdir()
+    for name, data in checkpoints.example(sizes, {"e": "a.b"}).items():
+        (folder / "model" / name).write_bytes(data)
+    code, out, err = run("inspect", "model")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0].startswith("2 layers compressed: ")
+    assert any(re.match(r"a\.b = e +Linear +5 x 11 +3 ", line) for line in lines), out
+    assert lines[-2:] == ["alphabet binary: c", "alphabet sign: a.b"]
+    code, out, err = run("inspect", "model", "--json")
+    assert (code, err, out.count("\n")) == (0, "", 1)
+    found = {layer["name"]: layer for layer in json.loads(out)["layers"]}
+    assert [found["c"][key] for key in ("shape", "k", "alphabet")] == [[4, 6], 2, "binary"]
+    assert found["a.b"]["tied"] == ["e"]
+
+
+def test_folders_that_are_no_checkpoints(folder: Path, refused: Callable[..., str]) -> None:
+    (folder / "model").mkdir()
+    assert refused("inspect", "model") == f"No such file or directory: {Path('model', 'config.json')}"
+    (folder / "model" / "config.json").write_text("{}")
+    assert refused("inspect", "model") == "model has no safetensors file; give the folder of a checkpoint"
 
 
 def test_doctor(run: Callable[..., tuple[int, str, str]]) -> None:
@@ -460,12 +487,12 @@ import signal
 import sys
 from diba import cli
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent may have switched it off
-solve = cli.solve
+solve = cli.solve.solve
 def announced(*arguments, progress=None, **options):
     def started(report):
         print("started", flush=True)
     return solve(*arguments, progress=started, **options)
-cli.solve = announced
+cli.solve.solve = announced
 sys.exit(cli.main())
 """
     command = [

@@ -27,20 +27,22 @@ LAYERS = (
         "reference",
         "_internal.storage",
     ),
-    ("_internal.check", "_internal.container"),
+    ("_internal.check", "_internal.tensor_files"),
     ("progress",),
-    ("_internal.signed", "runtime", "cli.inputs", "_internal.check_arrays"),
-    ("operator", "files", "checkpoints.layers"),
+    ("runtime", "cli.inputs", "_internal.check_arrays"),
+    ("operator", "checkpoints.layers"),
     ("bits", "_internal.tuning", "checkpoints.description"),
-    ("_internal.error", "_internal.error_bound", "checkpoints.entries"),
+    ("_internal.error", "_internal.error_bound", "checkpoints.entries", "files"),
     ("_internal.factored", "checkpoints.report"),
     ("factorization", "svid", "checkpoints.stored"),
+    ("cli.output",),
     ("solvers.options", "solvers.size", "solvers.schedule", "solvers.objective"),
     ("solvers.side", "_internal.timing"),
     ("solvers.greedy", "solvers.admm"),
     ("solvers.methods", "solvers.covariance"),
     ("solvers.solver",),
-    ("solvers", "allocation.curves", "cli.bench"),
+    ("solvers", "allocation.curves", "cli.bench", "cli.inspect", "cli.doctor"),
+    ("cli.solve",),
     ("cli", "allocation.waterfill"),
     ("allocation.matrices",),
     ("", "__main__"),
@@ -132,7 +134,7 @@ PACKAGES = {
     "hf",
 }
 BINDINGS = {"bindings.hpp", "module.cpp"} | {
-    f"bind_{folder}.cpp" for folder in ("layout", "runtime", "product", "solve")
+    f"bind_{folder}.cpp" for folder in ("file", "layout", "runtime", "product", "solve")
 }
 AVX512 = {"avx512.cpp", "avx512_vnni.cpp", "avx512_amx.cpp", "lookup_avx512.cpp", "lookup_avx512_vbmi.cpp"}
 THIRD_PARTY = {

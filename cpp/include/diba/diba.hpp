@@ -20,10 +20,12 @@
 
 #include "diba/version.hpp"
 
+#ifndef DIBA_API
 #if defined(__GNUC__) && !defined(_WIN32)
 #define DIBA_API __attribute__((visibility("default")))
 #else
 #define DIBA_API
+#endif
 #endif
 
 namespace diba {

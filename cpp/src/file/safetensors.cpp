@@ -11,9 +11,7 @@ namespace diba {
 namespace {
 
 constexpr std::size_t kLengthBytes = 8;
-constexpr std::uint64_t kLongestHeader = 100'000'000;  // the safetensors package's own limit
-constexpr std::uint64_t kLongestOfDiba = std::uint64_t{1} << 20;
-constexpr std::size_t kMostDimensions = 8;
+constexpr std::size_t kMostDimensions = 64;
 constexpr std::string_view kMetadata = "__metadata__";
 
 std::uint64_t little_endian(const unsigned char* bytes) {
@@ -123,7 +121,68 @@ Header parse_header(std::string_view text, const std::string& name) {
   return header;
 }
 
+// Bytes of one number; 0 if the dtype is unknown.
+std::uint64_t bytes_of(const std::string& dtype) {
+  static const std::map<std::string_view, std::uint64_t> kBytes = {
+      {"BOOL", 1}, {"U8", 1},  {"I8", 1},  {"U16", 2}, {"I16", 2}, {"F16", 2}, {"BF16", 2},
+      {"U32", 4},  {"I32", 4}, {"F32", 4}, {"U64", 8}, {"I64", 8}, {"F64", 8}};
+  const auto found = kBytes.find(dtype);
+  return found == kBytes.end() ? 0 : found->second;
+}
+
+// Sizes may be anything, so their product may leave 64 bits: what is left of the length is divided instead.
+bool fills(const std::vector<std::uint64_t>& shape, std::uint64_t item, std::uint64_t length) {
+  if (std::find(shape.begin(), shape.end(), 0U) != shape.end()) return length == 0;
+  for (const std::uint64_t size : shape) {
+    if (length % size != 0) return false;
+    length /= size;
+  }
+  return length == item;
+}
+
+// Offsets within the header's own count, made to count from the start of the file.
+void place(std::uint64_t size, const std::string& name, Header* header) {
+  const std::uint64_t data_start = header->data_start;
+  std::uint64_t end = data_start;
+  for (auto& [key, entry] : header->tensors) {
+    if (entry.begin > entry.end) {
+      fail_format(name, "tensor " + quoted(key) + ": the header entry is damaged; its data_offsets are " +
+                            std::to_string(entry.begin) + ", " + std::to_string(entry.end) + ", expected begin <= end");
+    }
+    if (entry.end > UINT64_MAX - data_start) check_size(name, size, UINT64_MAX, true);  // never returns
+    entry.begin += data_start;
+    entry.end += data_start;
+    end = std::max(end, entry.end);
+  }
+  check_size(name, size, end, false);
+}
+
+void check_tensors(const Header& header, const std::string& name) {
+  std::vector<std::pair<std::uint64_t, std::uint64_t>> places;
+  places.reserve(header.tensors.size());
+  for (const auto& [key, entry] : header.tensors) {
+    const std::uint64_t length = entry.end - entry.begin, item = bytes_of(entry.dtype);
+    if (item != 0 && !fills(entry.shape, item, length)) {
+      fail_format(name, "the safetensors content is damaged: tensor " + quoted(key) + " has " + std::to_string(length) +
+                            " bytes, which differ from its shape and dtype");
+    }
+    places.emplace_back(entry.begin, entry.end);
+  }
+  std::sort(places.begin(), places.end());
+  std::uint64_t expected = header.data_start;
+  for (const auto& [begin, end] : places) {
+    if (begin != expected) {
+      fail_format(name,
+                  "the safetensors content is damaged: its tensors overlap or leave gaps, expected one after another");
+    }
+    expected = end;
+  }
+}
+
 }  // namespace
+
+FormatError::FormatError(const FormatError&) noexcept = default;
+FormatError::~FormatError() = default;
 
 void fail_format(const std::string& name, const std::string& problem) { throw FormatError(name + ": " + problem); }
 
@@ -142,52 +201,28 @@ std::string quoted(const std::string& text) {
   return out + (text.size() > kLongest ? "...'" : "'");
 }
 
-Header read_header(Source& source, const std::string& name) {
+Header read_header(Source& source, const std::string& name, std::uint64_t longest) {
   const std::uint64_t size = source.size();
   std::uint64_t length = 0;
   if (size > kLengthBytes) {
-    const unsigned char* start = source.bytes(0, kLengthBytes + 1);
+    unsigned char start[kLengthBytes + 1];
+    source.read(0, sizeof start, start);
     if (start[kLengthBytes] == '{') length = little_endian(start);
   }
   if (length < 2 || length > kLongestHeader)
     fail_format(name, "is not a safetensors file (it does not begin with a header)");
-  const std::uint64_t data_start = kLengthBytes + length;
-  check_size(name, size, data_start, true);
-  if (length > kLongestOfDiba) {
+  check_size(name, size, kLengthBytes + length, true);
+  if (length > longest) {
     fail_format(name, "is not a diba file: its header has " + std::to_string(length) + " bytes, expected up to " +
-                          std::to_string(kLongestOfDiba));
+                          std::to_string(longest));
   }
-  const auto text_size = static_cast<std::size_t>(length);
-  const unsigned char* text = source.bytes(kLengthBytes, text_size);
-  Header header = parse_header({reinterpret_cast<const char*>(text), text_size}, name);
-  header.data_start = data_start;
-  std::uint64_t end = data_start;
-  for (auto& [key, entry] : header.tensors) {
-    if (entry.begin > entry.end) {
-      fail_format(name, "tensor " + quoted(key) + ": the header entry is damaged; its data_offsets are " +
-                            std::to_string(entry.begin) + ", " + std::to_string(entry.end) + ", expected begin <= end");
-    }
-    if (entry.end > UINT64_MAX - data_start) check_size(name, size, UINT64_MAX, true);  // never returns
-    entry.begin += data_start;
-    entry.end += data_start;
-    end = std::max(end, entry.end);
-  }
-  check_size(name, size, end, false);
+  std::string text(static_cast<std::size_t>(length), '\0');
+  source.read(kLengthBytes, text.size(), reinterpret_cast<unsigned char*>(text.data()));
+  Header header = parse_header(text, name);
+  header.data_start = kLengthBytes + length;
+  place(size, name, &header);
+  check_tensors(header, name);
   return header;
-}
-
-void check_contiguous(const Header& header, const std::string& name) {
-  std::map<std::uint64_t, std::uint64_t> end_of;  // by begin
-  for (const auto& [key, entry] : header.tensors) end_of.emplace(entry.begin, entry.end);
-  bool contiguous = end_of.size() == header.tensors.size();  // no two begin at one place
-  std::uint64_t expected = header.data_start;
-  for (const auto& [begin, end] : end_of) {
-    contiguous = contiguous && begin == expected;
-    expected = end;
-  }
-  if (!contiguous)
-    fail_format(name,
-                "the safetensors content is damaged: its tensors overlap or leave gaps, expected one after another");
 }
 
 }  // namespace diba

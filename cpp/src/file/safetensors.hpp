@@ -1,7 +1,11 @@
-// The container of a diba file: a safetensors header, by the rules of python/diba/_safetensors.py.
+// The header of a safetensors file, read strictly: of any such file, diba's own or not.
 //
 // A file is: the header's length (8 bytes, little-endian), the header (JSON: tensor name -> dtype, shape, data_offsets;
-// "__metadata__" -> strings), the tensors' bytes.
+// "__metadata__" -> strings), the tensors' bytes, one after another without gap, in any order.
+//
+// Readers of JSON differ in what they make of its rarer forms, so these are refused: a key twice, half of a surrogate
+// pair, any number but 0|[1-9][0-9]* of up to 19 digits, a tensor's entry with other fields than those three, and
+// escapes in its fields' names and dtype.
 #pragma once
 
 #include <cstddef>
@@ -13,6 +17,8 @@
 #include "file/source.hpp"
 
 namespace diba {
+
+constexpr std::uint64_t kLongestHeader = 100'000'000;  // bytes: the safetensors package's own limit
 
 // Offsets count from the start of the file.
 struct TensorEntry {
@@ -27,16 +33,15 @@ struct Header {
   std::map<std::string, TensorEntry> tensors;
 };
 
-// Every error of this file: "name: problem".
+// Every error of this folder that a file's content causes: FormatError, "name: problem".
 [[noreturn]] void fail_format(const std::string& name, const std::string& problem);
 
 // 'text' for a message: printable, and cut short.
 std::string quoted(const std::string& text);
 
-// Throws FormatError: not a safetensors file, a damaged header, too few or too many bytes. All offsets lie in the file.
-Header read_header(Source& source, const std::string& name);
-
-// The tensors must follow one another from data_start on, without gap or overlap, in any order.
-void check_contiguous(const Header& header, const std::string& name);
+// Throws FormatError: not a safetensors file, a damaged header, more than `longest` bytes of it, too few or too many
+// bytes in the file, tensors that overlap or leave gaps, or have other numbers of bytes than shape and dtype say. A
+// dtype that is unknown here may have any number.
+Header read_header(Source& source, const std::string& name, std::uint64_t longest = kLongestHeader);
 
 }  // namespace diba

@@ -1,11 +1,12 @@
 #include "file/source.hpp"
 
 #include <cerrno>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <system_error>
 
-#include "diba/diba.hpp"
+#include "file/safetensors.hpp"
 
 namespace diba {
 namespace {
@@ -14,7 +15,9 @@ class MemorySource : public Source {
  public:
   MemorySource(const void* data, std::size_t size) : data_(static_cast<const unsigned char*>(data)), size_(size) {}
   std::uint64_t size() const override { return size_; }
-  const unsigned char* bytes(std::uint64_t begin, std::size_t) override { return data_ + begin; }
+  void read(std::uint64_t begin, std::size_t length, unsigned char* out) override {
+    if (length > 0) std::memcpy(out, data_ + begin, length);
+  }
 
  private:
   const unsigned char* data_;
@@ -42,18 +45,12 @@ class FileSource : public Source {
   }
   std::uint64_t size() const override { return size_; }
 
-  const unsigned char* bytes(std::uint64_t begin, std::size_t length) override {
-    if (length > room_) {
-      buffer_.reset();
-      buffer_.reset(new unsigned char[length]);
-      room_ = length;
-    }
+  void read(std::uint64_t begin, std::size_t length, unsigned char* out) override {
     errno = 0;
     file_.seekg(static_cast<std::streamoff>(begin));
-    file_.read(reinterpret_cast<char*>(buffer_.get()), static_cast<std::streamsize>(length));
+    file_.read(reinterpret_cast<char*>(out), static_cast<std::streamsize>(length));
     if (file_.bad()) fail("read", last_error());
-    if (!file_) throw FormatError(path_ + ": is cut short: it became smaller while it was read");
-    return buffer_.get();
+    if (!file_) fail_format(path_, "is cut short: it became smaller while it was read");
   }
 
  private:
@@ -67,8 +64,6 @@ class FileSource : public Source {
   std::string path_;
   std::uint64_t size_ = 0;
   std::ifstream file_;
-  std::unique_ptr<unsigned char[]> buffer_;  // uninitialised
-  std::size_t room_ = 0;
 };
 
 }  // namespace

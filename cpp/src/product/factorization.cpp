@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "diba/diba.hpp"
-#include "file/file.hpp"
+#include "file/factors.hpp"
 #include "product/exact.hpp"
 #include "product/finite.hpp"
 #include "product/packed.hpp"
@@ -34,9 +34,6 @@ std::vector<double> matvec_wide(BitView bits, bool signs, const std::vector<doub
 const char* version() noexcept { return DIBA_VERSION_TEXT; }
 
 std::string isa() { return active().name; }
-
-FormatError::FormatError(const FormatError&) noexcept = default;
-FormatError::~FormatError() = default;
 
 class Factorization::Implementation {
  public:

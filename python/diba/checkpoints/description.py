@@ -27,7 +27,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .._internal.signed import crc32
+from .._internal.tensor_files import crc32
 from ..errors import FormatError
 from .layers import LayerDescription, from_json, is_number, readable
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from .._internal import storage
 from .._internal.check import ALPHABETS
-from .._internal.signed import crc32
 from .._internal.storage import BITS, DIAGONALS
+from .._internal.tensor_files import crc32
 from ..errors import FormatError
 
 if TYPE_CHECKING:

@@ -13,9 +13,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-import numpy as np
-
-from .._internal import check, container, disk
+from .._internal import check, disk, tensor_files
 from .._internal.storage import BITS
 from ..errors import FormatError
 from .description import Description, crc32_of_names
@@ -45,8 +43,7 @@ class Tensor(NamedTuple):
 
 class _Place(NamedTuple):
     file: str
-    begin: int
-    end: int
+    entry: tensor_files.TensorEntry
 
 
 class Stored:
@@ -71,13 +68,13 @@ class Stored:
         self._places: dict[str, _Place] = {}
         for file, opened in files.items():
             with opened() as stream:
-                header = container.read_header(stream, file)
+                header = tensor_files.read_header(stream, file)
             for name, tensor in header.tensors.items():
                 if name in self.tensors:
                     known = Path(self._places[name].file).name
                     raise FormatError(f"{file}: tensor {name[:200]!r} is in {known}, too; expected once")
                 self.tensors[name] = Tensor(tensor.dtype, tensor.shape)
-                self._places[name] = _Place(file, tensor.begin, tensor.end)
+                self._places[name] = _Place(file, tensor)
 
     @classmethod
     def at(cls, paths: Iterable[str]) -> Stored:
@@ -88,24 +85,14 @@ class Stored:
 
     def nbytes(self, name: str) -> int:
         """Bytes of one tensor, by the header."""
-        _, begin, end = self._places[name]
-        return end - begin
+        entry = self._places[name].entry
+        return entry.end - entry.begin
 
     def array(self, name: str) -> NDArray[Any]:
-        """The values of one tensor.
-
-        Raises:
-            FormatError: the header gives it more or fewer bytes than its shape and dtype need.
-        """
-        (dtype, shape), (file, begin, end) = self.tensors[name], self._places[name]
-        kind, count = np.dtype(container.DTYPES[dtype]), math.prod(shape)
-        if end - begin != count * kind.itemsize:
-            raise FormatError(
-                f"{file}: tensor {name[:200]!r} has {end - begin} bytes, expected {count * kind.itemsize}"
-            )
+        """The values of one tensor."""
+        file, entry = self._places[name]
         with self._files[file]() as stream:
-            stream.seek(begin)
-            return np.frombuffer(stream.read(end - begin), kind).reshape(shape)
+            return tensor_files.read_array(stream, entry, file)
 
 
 def check_stored(layers: Mapping[str, LayerDescription], stored: Stored) -> set[str]:

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     Call = Callable[[], Any]
     Product = Callable[[NDArray[np.float32]], Any]
 
-__all__ = ["add_arguments", "measure", "table"]
+__all__ = ["add_command", "measure", "table"]
 
 FAST, EXACT, NUMPY, TORCH = "diba, fast", "diba, exact", "NumPy float32", "torch float32"
 SNR_ROWS = 4  # activation vectors that an SNR is measured on
@@ -146,9 +146,13 @@ def _accuracy(weights: Factorization | NDArray[np.float32], product: Product) ->
 # ---------------------------------------------------------------- the command
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``diba bench``."""
-    parser.description = "Time products with random factors on this machine, beside dense float32 products."
+def add_command(commands: Any) -> None:
+    """The command and its options."""
+    parser = commands.add_parser(
+        "bench",
+        help="time products here, beside dense ones",
+        description="Time products with random factors on this machine, beside dense float32 products.",
+    )
     parser.add_argument(
         "--shape", type=_shape, default=(4096, 4096), metavar="MxN", help="default: 4096x4096"
     )

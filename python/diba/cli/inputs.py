@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from .._internal import container
+from .._internal import tensor_files
 from .._internal.disk import open_regular
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def _npy_shape(file: Any) -> tuple[int, ...]:
 
 def _read_safetensors(file: BinaryIO, path: Path, tensor: str | None) -> tuple[NDArray[Any], str, str]:
     try:
-        header = container.read_header(file, str(path))
+        header = tensor_files.read_header(file, str(path))
     except ValueError as error:
         raise ValueError(f"{error}; diba solve reads npy, npz and safetensors files") from error
     if header.metadata.get("format") == "diba":
@@ -146,18 +146,10 @@ def _read_safetensors(file: BinaryIO, path: Path, tensor: str | None) -> tuple[N
         )
     tensor = _choose(path, tensor, {name: entry.shape for name, entry in header.tensors.items()})
     entry = header.tensors[tensor]
-    if entry.dtype not in container.DTYPES:
-        known = ", ".join(container.DTYPES)
+    if entry.dtype not in tensor_files.DTYPES:
+        known = ", ".join(tensor_files.DTYPES)
         raise ValueError(f"{path}:{tensor}: has dtype {entry.dtype}, must be one of {known}")
-    dtype = np.dtype(container.DTYPES[entry.dtype])
-    count = math.prod(entry.shape)
-    if entry.end - entry.begin != count * dtype.itemsize:
-        raise ValueError(f"{path}:{tensor}: is damaged: its bytes do not match its shape {entry.shape}")
-    file.seek(entry.begin)
-    entries = np.frombuffer(file.read(entry.end - entry.begin), dtype=dtype).reshape(entry.shape)
-    if entry.dtype == "BF16":  # a bfloat16 is the upper half of a float32
-        entries = (entries.astype(np.uint32) << 16).view(np.float32)
-    return entries, entry.dtype, tensor
+    return tensor_files.read_array(file, entry, str(path)), entry.dtype, tensor
 
 
 def _choose(path: Path, tensor: str | None, shapes: dict[str, tuple[int, ...]]) -> str:

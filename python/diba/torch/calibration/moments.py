@@ -1,9 +1,9 @@
 """What a calibration knows of every layer: second moments of its inputs, gradients of its outputs.
 
-Its file (``_internal.signed``): format "diba calibration", version 1. Metadata: ``layer.I``, the name of
-layer I. Tensors: ``layers``, int64 (layers, 4), in each row which matrix of second moments is the layer's,
-its size n, count and gradient_count; ``second.J``, float64 (n (n + 1) / 2), the lower triangle row by row;
-``gradient.I``, float64 (m), for layers that have gradients.
+Its file (``_internal.tensor_files``): format "diba calibration", version 1. Metadata: ``layer.I``, the
+name of layer I. Tensors: ``layers``, int64 (layers, 4), in each row which matrix of second moments is the
+layer's, its size n, count and gradient_count; ``second.J``, float64 (n (n + 1) / 2), the lower triangle row
+by row; ``gradient.I``, float64 (m), for layers that have gradients.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from ..._internal import check
 from ..._internal.disk import open_regular, replace_file
-from ..._internal.signed import Format, SignedFile, StoredTensor, encode, open_signed
+from ..._internal.tensor_files import Format, SignedFile, StoredTensor, encode
 from ...solvers.objective import input_scales
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Calibration", "Moments", "decode"]
 
-_FORMAT = Format("diba calibration", "a calibration", 1, longest_header=100_000_000)
+_FORMAT = Format("diba calibration", "a calibration", 1)
 _LARGEST = 2**63 - 1
 
 
@@ -229,8 +229,7 @@ def _check_moments(name: str, moments: Moments, seen: bool) -> None:
 
 def decode(file: BinaryIO, name: str) -> Calibration:
     """Read an open file, or bytes in memory, as :meth:`Calibration.load` does; ``name`` is for messages."""
-    signed = open_signed(file, name, _FORMAT)
-    signed.check_entries()
+    signed = SignedFile(file, name, _FORMAT)
     layers = signed.tensors.get("layers")
     count = layers.shape[0] if layers is not None and layers.shape else 0
     _check_entry(signed, "layers", "I64", (count, 4))

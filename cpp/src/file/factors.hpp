@@ -1,0 +1,40 @@
+// Reading a file of factors. python/diba/files.py states the format and writes it; this is its only reader.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "file/signed.hpp"
+#include "layout/bit_matrix.hpp"
+
+namespace diba {
+
+constexpr std::int64_t kFormatVersion = 1;  // the newest that is read, and the one that is written
+
+// The factors as a file holds them, the bits in the layout of bit_matrix.hpp.
+struct StoredFactors {
+  std::size_t rows, cols, k;
+  bool signs;
+  int diagonal_bits;                            // 16 or 32 in the file
+  std::map<std::string, std::string> metadata;  // all of it
+  std::vector<float> d1, d2, d3;                // (rows), (k), (cols), all finite
+  std::vector<std::uint64_t> b1, b2;            // (rows, words_for(k)), (k, words_for(cols)), zero tails
+
+  BitView left() const { return {b1.data(), rows, k}; }
+  BitView right() const { return {b2.data(), k, cols}; }
+};
+
+// Exactly the files of the format are read: everything that can be verified is, and nothing is allocated for a tensor
+// before its bytes are known to be in the file. Throws FormatError.
+StoredFactors read_factors(Source& source, const std::string& name);
+
+// The same of a file on disk; std::system_error if it cannot be opened or read.
+StoredFactors read_file(const std::string& path);
+
+// The same of bytes in memory.
+StoredFactors read_memory(const void* data, std::size_t size, const std::string& name);
+
+}  // namespace diba

@@ -1,0 +1,75 @@
+"""``diba inspect``: what a diba file, or the checkpoint of a compressed model, holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import files
+from ..checkpoints import stored
+from ..checkpoints.entries import first_names
+from ..factorization import Factorization
+from . import output
+
+if TYPE_CHECKING:
+    import argparse
+
+    from ..checkpoints.report import Report
+
+__all__ = ["add_command"]
+
+
+def add_command(commands: Any) -> None:
+    """The command and its options."""
+    parser = commands.add_parser(
+        "inspect",
+        help="say what a diba file or a checkpoint holds",
+        description="Check a diba file, or all files of a compressed model, and say what is in them.",
+    )
+    parser.add_argument(
+        "path",
+        metavar="FILE|FOLDER",
+        help="a file that 'diba solve' or save() has written, or a folder of save_pretrained()",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> None:
+    if not Path(options.path).is_dir():
+        output.print_report(_file(options.path), options.json)
+        return
+    report = stored.inspect(options.path)
+    if options.json:
+        output.print_json(report.to_dict())
+    else:
+        print("\n".join([str(report), *_more(report)]))
+
+
+def _file(path: str) -> dict[str, object]:
+    found = files.read(path)
+    result = Factorization(found.d1, found.b1, found.d2, found.b2, found.d3)
+    m, n = result.shape
+    return {
+        "file": path,
+        "format_version": int(found.metadata["format_version"]),
+        "written_by": found.metadata["written_by"],
+        **output.facts(result),
+        "file_bytes": Path(path).stat().st_size,
+        "tensor_bytes": round(result.bits_per_weight * m * n + result.file_padding_bits) // 8,
+        "file_padding_bits": result.file_padding_bits,
+        "memory_bytes": result.nbytes,
+        "memory_padding_bits": result.padding_bits,
+    }
+
+
+def _more(report: Report) -> list[str]:
+    """What the table does not tell: alphabets, and how the layers were made."""
+    alphabets = sorted({layer.alphabet for layer in report.layers})
+    names = {x: [layer.name for layer in report.layers if layer.alphabet == x] for x in alphabets}
+    lines = [
+        f"alphabet {x}: {first_names(names[x]) if len(alphabets) > 1 else 'all layers'}" for x in alphabets
+    ]
+    settings = report.settings or {}
+    return lines + [f"{name}: {json.dumps(value)}" for name, value in settings.items() if value is not None]

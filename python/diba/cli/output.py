@@ -1,0 +1,52 @@
+"""How results are printed."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ..factorization import Factorization
+
+__all__ = ["facts", "print_json", "print_report"]
+
+
+def facts(result: Factorization) -> dict[str, object]:
+    """What solve and inspect say of a factorization."""
+    m, n = result.shape
+    return {
+        "shape": [m, n],
+        "k": result.k,
+        "alphabet": result.alphabet,
+        "diagonal_bits": result.diagonal_bits,
+        "bits_per_weight": result.bits_per_weight,
+        "storage_ratio": result.storage_ratio,
+        "dense_bytes": 4 * m * n,
+    }
+
+
+def print_report(report: Mapping[str, Any], as_json: bool) -> None:
+    """Names and values, a line each, or one JSON object."""
+    if as_json:
+        print_json(report)
+        return
+    width = max(map(len, report))
+    for name, value in report.items():
+        print(f"{name:<{width}}  {_text(value)}")
+
+
+def print_json(report: Mapping[str, Any]) -> None:
+    """One JSON object, on one line."""
+    print(json.dumps(report, allow_nan=False))
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return str(value)
