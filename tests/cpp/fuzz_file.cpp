@@ -49,7 +49,7 @@ bool accepted(const unsigned char* data, std::size_t size) {
   // From memory of exactly that size, so that AddressSanitizer sees the first byte past it.
   const Bytes exact(data, data + size);
   try {
-    check_whole(diba::read_memory(exact.data(), exact.size(), "the file"));
+    check_whole(diba::read_factors(*diba::open_memory(exact.data(), exact.size()), "the file"));
     return true;
   } catch (const FormatError& error) {
     CHECK(std::string(error.what()).rfind("the file: ", 0) == 0);

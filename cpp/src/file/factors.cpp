@@ -138,10 +138,4 @@ StoredFactors read_factors(Source& source, const std::string& name) {
   return factors;
 }
 
-StoredFactors read_file(const std::string& path) { return read_factors(*open_file(path), path); }
-
-StoredFactors read_memory(const void* data, std::size_t size, const std::string& name) {
-  return read_factors(*open_memory(data, size), name);
-}
-
 }  // namespace diba

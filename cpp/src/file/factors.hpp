@@ -31,10 +31,4 @@ struct StoredFactors {
 // before its bytes are known to be in the file. Throws FormatError.
 StoredFactors read_factors(Source& source, const std::string& name);
 
-// The same of a file on disk; std::system_error if it cannot be opened or read.
-StoredFactors read_file(const std::string& path);
-
-// The same of bytes in memory.
-StoredFactors read_memory(const void* data, std::size_t size, const std::string& name);
-
 }  // namespace diba

@@ -99,11 +99,11 @@ Factorization& Factorization::operator=(Factorization&&) noexcept = default;
 Factorization::~Factorization() = default;
 
 Factorization Factorization::load(const std::string& path) {
-  return Factorization(std::make_unique<const Implementation>(read_file(path)));
+  return Factorization(std::make_unique<const Implementation>(read_factors(*open_file(path), path)));
 }
 
 Factorization Factorization::parse(const void* data, std::size_t size, const std::string& name) {
-  return Factorization(std::make_unique<const Implementation>(read_memory(data, size, name)));
+  return Factorization(std::make_unique<const Implementation>(read_factors(*open_memory(data, size), name)));
 }
 
 std::size_t Factorization::rows() const noexcept { return implementation_->stored().rows; }
