@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .. import files
 from ..checkpoints import stored
 from ..checkpoints.entries import first_names
+from ..checkpoints.layers import readable
 from ..factorization import Factorization
 from . import output
 
@@ -68,8 +69,6 @@ def _more(report: Report) -> list[str]:
     """What the table does not tell: alphabets, and how the layers were made."""
     alphabets = sorted({layer.alphabet for layer in report.layers})
     names = {x: [layer.name for layer in report.layers if layer.alphabet == x] for x in alphabets}
-    lines = [
-        f"alphabet {x}: {first_names(names[x]) if len(alphabets) > 1 else 'all layers'}" for x in alphabets
-    ]
-    settings = report.settings or {}
-    return lines + [f"{name}: {json.dumps(value)}" for name, value in settings.items() if value is not None]
+    lines = [f"alphabet {x}: {first_names(names[x])}" for x in alphabets]
+    settings = (report.settings or {}).items()
+    return lines + [f"{readable(name)}: {json.dumps(value)}" for name, value in settings if value is not None]
