@@ -184,7 +184,7 @@ def test_scripted_modules_are_left_with_a_reason() -> None:
 
 def test_a_lazy_parameter_anywhere_is_an_error_that_names_it() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.LazyConvTranspose2d(4, 2))
-    with pytest.raises(ValueError, match="the weight of 1 is lazy .*; run a batch"):
+    with pytest.raises(ValueError, match=r"the weight of 1 is lazy .*; run a batch"):
         select(model, Config(k=2))
 
 
