@@ -54,6 +54,14 @@ def test_links_lead_somewhere(source_root: Path, name: str) -> None:
             assert (path.parent / target).exists(), f"{name} links to {target}"
 
 
+@pytest.mark.parametrize("name", TEXTS)
+def test_named_files_exist(source_root: Path, name: str) -> None:
+    named = re.findall(
+        r"`((?:benchmarks|cpp|docs|examples|python|tests|third_party)/[\w./]+)`", read(source_root, name)
+    )
+    assert [path for path in named if not (source_root / path).exists()] == []
+
+
 def test_commands_exist(source_root: Path) -> None:
     dev = read(source_root, "dev.py")
     cli = "".join(p.read_text(encoding="utf-8") for p in (source_root / "python/diba/cli").glob("*.py"))
