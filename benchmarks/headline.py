@@ -36,8 +36,8 @@ def quality(report: Report) -> Iterator[list[str]]:
             + (f" ({found[name].stored:.2f} bits)" if found[name].stored > 1.005 * bits else "")
             for name in others
         )
-        what = f"SNR of {ours.matrices} real matrices at {ours.stored:.2f} bits per weight, dB"
-        yield [what, "", f"{ours.snr:.2f}", beside]
+        what = f"SNR of {ours.matrices} trained matrices at {bits:g} bit{'s' * (bits != 1)} per weight, dB"
+        yield [what, "", f"**{ours.snr:.2f}**", beside]
 
 
 def products(report: Report) -> Iterator[list[str]]:
@@ -47,8 +47,8 @@ def products(report: Report) -> Iterator[list[str]]:
     known = {name: time for name, time in times.items() if time and "float32" not in name}
     best = min(known, key=known.__getitem__)
     dense, ours = number(rows.value("torch float32")), number(rows.value(ONE))
-    what = "product of a 4096 x 4096 matrix at 1 bit with a vector, one thread, us"
-    yield [what, dense, ours, f"{best} {number(known[best])}"]
+    what = "4096 x 4096 matrix at 1 bit times a vector, one thread, µs"
+    yield [what, dense, f"**{ours}**", f"{best} {number(known[best])}"]
 
 
 def speed(report: Report) -> Iterator[list[str]]:
@@ -58,14 +58,14 @@ def speed(report: Report) -> Iterator[list[str]]:
     }
     names = ("float32", "diba 1 bit, tied", "int8, dynamic")
     for figure, what, inverse in (
-        ("prompt", "SmolLM2-135M, prefill of 32 tokens, 1 bit, one thread, ms", False),
-        ("token", "SmolLM2-135M, decoding, 1 bit, one thread, tokens/s", True),
+        ("prompt", "SmolLM2-135M at 1 bit in PyTorch, prefill of 32 tokens, one thread, ms", False),
+        ("token", "SmolLM2-135M at 1 bit in PyTorch, decoding, one thread, tokens/s", True),
     ):
         medians = [summary(found[name], figure) for name in names]
         dense, ours, other = (
             "" if each is None else f"{1 / each[0] if inverse else 1e3 * each[0]:.1f}" for each in medians
         )
-        yield [what, dense, ours, f"int8 {other}"]
+        yield [what, dense, f"**{ours}**", f"int8 {other}"]
 
 
 def accuracy(report: Report) -> Iterator[list[str]]:
@@ -86,6 +86,6 @@ def accuracy(report: Report) -> Iterator[list[str]]:
         yield [
             what,
             f"{dense[0]} ({dense[1]})",
-            f"{ours[0]} ({ours[1]})",
-            f"rounded, retuned {other[0]} ({other[1]})",
+            f"**{ours[0]}** ({ours[1]})",
+            f"rounded to groups of 64, retuned {other[0]} ({other[1]})",
         ]

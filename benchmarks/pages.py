@@ -1,4 +1,4 @@
-"""Write the tables and figures of docs/benchmarks from benchmarks/results.
+"""Write the tables and figures of docs/benchmarks, and the table of the README, from benchmarks/results.
 
     python benchmarks pages
     python benchmarks pages --check         # compare the tables only
@@ -22,7 +22,8 @@ from .headline import headline
 
 __all__ = ["filled", "main", "pages", "show"]
 
-PAGES = Path(__file__).resolve().parents[1] / "docs" / "benchmarks"
+ROOT = Path(__file__).resolve().parents[1]
+README, PAGES = ROOT / "README.md", ROOT / "docs" / "benchmarks"
 # The module that makes the table of a name from results of that name, and the one that draws its figure.
 TABLES = {
     "matvec": "products.table",
@@ -84,7 +85,7 @@ def filled(text: str) -> str:
 
 def pages() -> Iterator[tuple[Path, str, str]]:
     """(path, text, text with tables made anew) of every page."""
-    for path in sorted(PAGES.glob("*.md")):
+    for path in (README, *sorted(PAGES.glob("*.md"))):
         text = path.read_text(encoding="utf-8")
         yield path, text, filled(text)
 
