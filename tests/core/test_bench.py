@@ -134,6 +134,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     return code, *capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_bench_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--shape", "64x96", "--bits", "2", "--batch", "3", "--threads", "2", "--json"]
     code, out, err = run(capsys, *options)

@@ -213,6 +213,7 @@ def native() -> dict[str, Any]:
     return report()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cpu", "best"), [("Nehalem", "scalar"), ("Haswell", "avx2")])
 def test_old_processors_give_the_same_bytes(
     emulated: tuple[str, ...], native: dict[str, Any], cpu: str, best: str

@@ -492,6 +492,7 @@ HEADERS = {  # what it is made of, and bytes of memory for each byte of it
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HEADERS)
 def test_long_headers_take_little_memory(name: str) -> None:
     """Those of other safetensors files, as models have them, and hostile ones."""

@@ -105,6 +105,7 @@ def test_daemon_threads_do_not_change_the_exit_code(calls: str, seconds: str) ->
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_daemon_threads_in_layers_of_torch_do_not_change_the_exit_code() -> None:
     """Without gradients: with them torch's own C++ stands between, which may crash by itself."""
     done = python(FACTORS + TORCH + END, "0.05")

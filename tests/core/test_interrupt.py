@@ -37,6 +37,7 @@ for attempt in range(4):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals are sent the POSIX way")
 def test_ctrl_c_ends_a_long_solve() -> None:
     path = [folder for folder in sys.path if folder]

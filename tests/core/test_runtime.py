@@ -243,6 +243,7 @@ def test_all_names_exist() -> None:
         assert getattr(diba, name) is not None
 
 
+@pytest.mark.slow
 def test_examples_in_docstrings() -> None:
     names = [module.name for module in pkgutil.walk_packages(diba.__path__, "diba.")]
     assert "diba.factorization" in names

@@ -178,6 +178,7 @@ if failures:
 SECONDS, SEED = os.environ.get("DIBA_STRESS_SECONDS", "8"), os.environ.get("DIBA_STRESS_SEED", "0")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 @pytest.mark.timeout(float(SECONDS) + 180)
 def test_everything_at_once() -> None:

@@ -126,6 +126,7 @@ def test_saved_while_experts_are_taken_apart(tmp_path):
         assert torch.equal(outputs(loaded(tmp_path / str(done))), logits), done
 
 
+@pytest.mark.slow
 def test_layers_put_in_by_hand_without_importing_diba_hf(tmp_path):
     code = """
 import sys
@@ -389,6 +390,7 @@ def test_tensors_from_memory_are_checked_once_they_are_loaded(checkpoint):
 # ---------------------------------------------------------------- without importing diba.hf
 
 
+@pytest.mark.slow
 def test_from_pretrained_alone_finds_diba(checkpoint, source_root, tmp_path):
     """By the entry point, which is written out here: tests may run from the sources, without a wheel."""
     entry_points = tomllib.loads((source_root / "pyproject.toml").read_text())["project"]["entry-points"]

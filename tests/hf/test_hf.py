@@ -265,6 +265,7 @@ def test_tied_embeddings(make, tmp_path):
 # ---------------------------------------------------------------- without diba, and dense again
 
 
+@pytest.mark.slow
 def test_loading_without_diba_is_an_error_and_dequantized_models_need_none(tmp_path):
     cases = []
     for name, make in MODELS.items():

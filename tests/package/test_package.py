@@ -33,6 +33,7 @@ def project(source_root: Path) -> dict:
     return tomllib.loads((source_root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
+@pytest.mark.installation
 def test_the_tests_run_against_an_installation(
     source_root: Path, distribution: metadata.Distribution
 ) -> None:
@@ -40,6 +41,7 @@ def test_the_tests_run_against_an_installation(
     assert Path(str(distribution.locate_file("diba"))) == PACKAGE
 
 
+@pytest.mark.installation
 def test_it_holds_every_module_and_nothing_else(
     source_root: Path, distribution: metadata.Distribution
 ) -> None:
@@ -64,6 +66,7 @@ def test_it_holds_every_module_and_nothing_else(
     ] == []
 
 
+@pytest.mark.installation
 def test_it_carries_the_licences(distribution: metadata.Distribution) -> None:
     texts = {
         Path(file).name: file.locate().read_text(encoding="utf-8")
@@ -75,22 +78,26 @@ def test_it_carries_the_licences(distribution: metadata.Distribution) -> None:
     assert distribution.metadata["License-Expression"] == "Apache-2.0"
 
 
+@pytest.mark.installation
 def test_torch_is_told_how_to_find_it(distribution: metadata.Distribution) -> None:
     found = {(point.group, point.name): point.value for point in distribution.entry_points}
     assert found.pop(("torch.backends", "diba")) == "diba_autoload:register"
     assert found == {("console_scripts", "diba"): "diba.cli:main"}
 
 
+@pytest.mark.installation
 def test_versions_agree(distribution: metadata.Distribution, project: dict) -> None:
     assert diba.__version__ == _core.__version__ == distribution.version == project["version"]
 
 
+@pytest.mark.installation
 def test_it_needs_what_the_project_names(distribution: metadata.Distribution, project: dict) -> None:
     required = {name.replace(" ", "") for name in distribution.requires or () if "extra ==" not in name}
     assert required == {name.replace(" ", "") for name in project["dependencies"]}
     assert {re.split(r"[<>=!~]", name)[0] for name in required} == {"numpy", "safetensors"}
 
 
+@pytest.mark.installation
 def test_the_command_is_installed(distribution: metadata.Distribution) -> None:
     (entry,) = (entry for entry in distribution.entry_points if entry.group == "console_scripts")
     assert (entry.name, entry.value) == ("diba", "diba.cli:main")
@@ -120,6 +127,7 @@ def test_the_extension_exports_its_entry_only() -> None:
     assert [name for kind, name in symbols if "diba" in name] == []
 
 
+@pytest.mark.slow
 def test_the_stub_is_true(tmp_path: Path) -> None:
     pytest.importorskip("mypy")
     allowed = tmp_path / "allowed"
@@ -231,6 +239,7 @@ def test_a_build_that_cannot_compile_says_in_one_line_what_to_install(
         assert done.returncode == (0 if arguments else 1)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="elsewhere CMake looks for compilers")
 def test_a_build_takes_the_compiler_that_is_there(source_root: Path, tmp_path: Path) -> None:
     real = shutil.which("c++")

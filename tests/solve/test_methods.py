@@ -45,6 +45,7 @@ def test_the_same_factors_on_every_instruction_set_and_for_any_threads(method: s
     assert diba.solve(A, **(given | {"seed": 8})) != expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "alphabet"), [("admm", "binary"), ("dbf", "sign")])
 def test_threads_that_have_enough_to_do(method: str, alphabet: str) -> None:
     A, given = low_rank(520, 500), {"k": 300, "method": method, "alphabet": alphabet, "max_iter": 2}

@@ -283,6 +283,7 @@ def test_the_state_of_embeddings_and_convolutions_survives() -> None:
         assert torch.equal(copy.deepcopy(one)(x), one(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["embedding", "1x1", "3x3"])
 def test_compiled(kind: str) -> None:
     layer = {
