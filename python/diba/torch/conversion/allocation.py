@@ -79,7 +79,8 @@ def allocate(
         threads: For the solver; None uses ``diba.num_threads()``.
 
     Returns:
-        The allocation, for ``convert(model, layers={name: {"k": k} for name, k in found.k.items()}, ...)``.
+        The allocation; ``convert`` takes it as
+        ``layers={name: {"k": k} for name, k in allocation.k.items()}``.
 
     Raises:
         TypeError, ValueError: as for :func:`diba.torch.convert` and :func:`diba.allocate`.
