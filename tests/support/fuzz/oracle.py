@@ -160,9 +160,9 @@ def read(content: bytes) -> dict[str, Any]:
             continue
         exponent = _integer(metadata.get(f"{key}_exponent"), EXPONENTS)
         require(dtype == "F16" or exponent == 0)
-        values = np.frombuffer(data, "<f2" if dtype == "F16" else "<f4").astype(np.float64)
-        require(np.isfinite(values).all())
-        values = np.ldexp(values, exponent)
+        stored = np.frombuffer(data, "<f2" if dtype == "F16" else "<f4")
+        require(np.isfinite(stored).all())
+        values = np.ldexp(stored.astype(np.float64), exponent)
         require(np.abs(values).max() <= np.finfo(np.float32).max)
         found[key] = values.astype(np.float32)
     return found
