@@ -26,7 +26,7 @@ LOCK = "transformers_weights"
 LOCKED = "this model is compressed by diba; python -m pip install 'diba[hf]', then import diba.hf"
 """``config.json`` of a compressed checkpoint has this key and value. transformers takes it for the name of
 the file with the weights, and refuses it with a message that shows it; with diba it never comes to see it.
-The guards of ``diba.hf.checkpoint`` alone would be passed by with ``ignore_mismatched_sizes=True``."""
+The guards of ``diba.hf.saving`` alone would be passed by with ``ignore_mismatched_sizes=True``."""
 
 
 def register() -> None:

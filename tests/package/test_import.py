@@ -54,6 +54,7 @@ LAYERS = (
     ),
     (
         "torch.modules.state",
+        "torch.modules.weight",
         "torch.ops.operators",
     ),
     (
@@ -112,7 +113,7 @@ LAYERS = (
     ("torch",),
     # diba.hf
     ("hf.config", "hf.peft"),
-    ("hf.checkpoint", "hf.loading"),
+    ("hf.saving", "hf.loading", "hf.compression"),
     ("hf.quantizer",),
     ("hf.pretrained",),
     ("hf",),

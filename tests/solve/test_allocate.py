@@ -139,5 +139,5 @@ def test_bad_scores() -> None:
         keep_best(net, {"1": np.ones(3)}, 2)
     with pytest.raises(ValueError, match="the number of scores of '0'"):
         keep_best(net, {"0": np.ones(3)}, 2)
-    with pytest.raises(ValueError, match="score a model of more bits"):
+    with pytest.raises(ValueError, match="score a model with more bits"):
         keep_best(net, {"0": np.ones(net[0].k)}, 3)

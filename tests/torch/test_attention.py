@@ -130,7 +130,7 @@ def test_masks_of_other_shapes_or_types_are_refused() -> None:
         part(q, k, v, key_padding_mask=torch.zeros(1, 6, dtype=torch.bool))
     with pytest.raises(RuntimeError, match=r"attn_mask is torch\.int64"):
         part(q, k, v, attn_mask=torch.zeros(5, 6, dtype=torch.int64))
-    with pytest.raises(RuntimeError, match="give attn_mask, too"):
+    with pytest.raises(RuntimeError, match="give both"):
         part(q, k, v, is_causal=True)
 
 

@@ -141,10 +141,10 @@ def test_unknown_keys_are_refused_with_the_known_ones(values: dict[str, Any], me
         ({"k": 2, "tied": 1}, TypeError, "tied is 1"),
         ({"k": 2, "skip": "head"}, TypeError, "skip is 'head'"),
         ({"k": 2, "skip": [3]}, TypeError, "an entry of skip is 3"),
-        ({"k": 2, "skip": ["re:("]}, ValueError, "no regular expression"),
+        ({"k": 2, "skip": ["re:("]}, ValueError, "not a regular expression"),
         ({"k": 2, "layers": ["a"]}, TypeError, "layers is"),
         ({"k": 2, "layers": {"a": 3}}, TypeError, r"layers\['a'\] is 3"),
-        ({"k": 2, "layers": {"re:[": None}}, ValueError, "no regular expression"),
+        ({"k": 2, "layers": {"re:[": None}}, ValueError, "not a regular expression"),
         ({"k": 2, "layers": {"a": {"k": 2, "snr_db": 3}}}, ValueError, r"layers\['a'\]: k=2 and snr_db=3"),
         ({"k": 2, "layers": {"a": {"k": "2"}}}, TypeError, r"layers\['a'\]: k is '2'"),
         (

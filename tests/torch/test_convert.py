@@ -426,7 +426,7 @@ def test_objectives_are_those_of_solve() -> None:
         model = perceptron()
         calibration = Calibration({"0": known if kind == "gradients" else plain})
         with pytest.warns(
-            UserWarning, match="calibration did not reach 1 of 2 layers, 2; of these the error"
+            UserWarning, match="calibration did not reach 1 of 2 layers, 2; they get objective"
         ):
             report = quiet(model, calibration=calibration, layers={"0": {"objective": objective}})
         assert model[0].factorization() == f

@@ -117,12 +117,12 @@ LOST: list[tuple[Callable[[], nn.Module], str]] = [
     (lambda: Adapted(16, 16), "its submodule 'lora_A' would be lost"),
     (lambda: Counted(16, 16), "its buffer 'seen' would be lost"),
     (lambda: Marked(16, 16), "its attribute 'scaling' would be lost"),
-    (lambda: Method(16, 16), "what its class Method adds, 'merged', would be lost"),
-    (lambda: Mixed(16, 16), "what its class Mixed adds, 'rank', would be lost"),
-    (lambda: Deeper(16, 16), "what its class Deeper adds, 'merged', would be lost"),
-    (lambda: Called(16, 16), "what its class Called adds, '__call__', would be lost"),
-    (lambda: Table(16, 16), "what its class Table adds, 'scale', would be lost"),
-    (lambda: Kernel(16, 16, 1), "what its class Kernel adds, 'extra_state', would be lost"),
+    (lambda: Method(16, 16), "'merged', which its class Method adds, would be lost"),
+    (lambda: Mixed(16, 16), "'rank', which its class Mixed adds, would be lost"),
+    (lambda: Deeper(16, 16), "'merged', which its class Deeper adds, would be lost"),
+    (lambda: Called(16, 16), "'__call__', which its class Called adds, would be lost"),
+    (lambda: Table(16, 16), "'scale', which its class Table adds, would be lost"),
+    (lambda: Kernel(16, 16, 1), "'extra_state', which its class Kernel adds, would be lost"),
     (lambda: assigned("gain", nn.Parameter(torch.ones(16))), "its parameter 'gain' would be lost"),
     (lambda: assigned("after", nn.Dropout()), "its submodule 'after' would be lost"),
     (lambda: assigned("hook", lambda x: x), "its attribute 'hook' would be lost"),
@@ -181,7 +181,7 @@ def test_weights_of_other_libraries_stay() -> None:
     model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
     model[0].weight = Quantized(torch.randn(16, 16))
     [left] = select(model, Config(k=4)).skipped
-    assert left.reason == "its weight is a Quantized, whose values only its own library reads"
+    assert left.reason == "its weight is a Quantized, whose values only its own library can read"
     assert left.weights == 256
 
 

@@ -20,7 +20,7 @@ import diba
 from diba.torch.modules.kinds import compressed, factored_matrix, kind_of, replaceable
 from diba.torch.modules.layer import FactoredLayer
 from diba.torch.modules.linear import DibaLinear
-from diba.torch.modules.state import Weight
+from diba.torch.modules.weight import Weight
 
 if TYPE_CHECKING:
     from collections.abc import Callable

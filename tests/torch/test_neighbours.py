@@ -85,7 +85,7 @@ def test_quantizing_what_is_left_leaves_factors_alone() -> None:
 def test_dense_weights_are_not_loaded_into_factors_without_a_word(strict: bool) -> None:
     model = packed()
     with pytest.raises(
-        RuntimeError, match=r"0\.weight is that of a dense layer.*before diba\.torch\.convert"
+        RuntimeError, match=r"0\.weight is the weight of a dense layer.*before diba\.torch\.convert"
     ):
         model.load_state_dict(dense().state_dict(), strict=strict)
     state = packed().state_dict() | {"0.weight": torch.empty(0)}  # as checkpoints of diba.hf have it

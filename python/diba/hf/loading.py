@@ -1,202 +1,250 @@
-"""Compress a dense checkpoint while transformers reads it: each weight as it comes, then forgotten."""
+"""Load a compressed checkpoint with transformers: build its layers empty, then check what was loaded."""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
-from transformers.core_model_loading import ConversionOps
-from transformers.quantizers.quantizers_utils import should_convert_module
+from torch import nn
 
-from ..torch.calibration.propagate import LayerTask
-from ..torch.conversion.run import Conversion
-from ..torch.model.fused import UnfusedModule
-from ..torch.model.selection import Target, check_weights
-from ..torch.model.swap import places, settle, unfused
-from ..torch.modules.kinds import dense_matrix, kind_of
-from ..torch.modules.layer import factored_layers
+from ..checkpoints.description import Recipe
+from ..checkpoints.layers import TENSORS, LayerDescription
+from ..checkpoints.stored import Stored, check_names, check_stored
+from ..errors import FormatError
+from ..torch.conversion.report import remember, remember_layer
+from ..torch.model.swap import put, retie, unfuse
+from ..torch.modules.kinds import replaceable
+from ..torch.modules.layer import FactoredLayer, Sizes
+from ..torch.modules.state import as_numpy
 
 if TYPE_CHECKING:
-    from ..torch.model.config import Config
     from .config import DibaConfig
 
-__all__ = ["Compress", "Compression"]
+__all__ = ["Loading"]
 
-_NEW = "not in the checkpoint"
-_PART = "diba_part"
+Forms = dict[str, tuple[torch.Size, torch.dtype]]
 
 
-class Compression:
-    """The layers of one model that are still to be compressed.
+class Loading:
+    """Puts the layers of a compressed checkpoint into a model, before and after transformers loads tensors.
 
     Args:
-        model: On the meta device.
-        config: With settings.
-
-    Attributes:
-        pending: Name of a weight -> its layers, for weights that are compressed as they are read. A fused
-            one, as that of experts, has many.
+        model: A model on the meta device; its layers are replaced by empty factored ones.
+        config: The ``quantization_config`` of the checkpoint.
+        stored: The files of the checkpoint; without tensors if it is a state_dict or has another format.
 
     Raises:
-        ValueError: the settings need calibration, or name no layer of the model.
+        FormatError: The checkpoint is damaged.
+        ValueError: The model does not have the layers of the checkpoint, or has others in their place.
     """
 
-    def __init__(self, model: Any, config: DibaConfig) -> None:
-        with unfused(model) as apart:
-            settings = _without(config.settings, model, config.modules_to_not_convert)
-            self._run = Conversion(model, settings)
-        targets = list(self._run.pending.values())
-        for target in targets:
-            if target.settings.objective in ("importance", "covariance"):
-                raise ValueError(
-                    f"objective is {target.settings.objective!r} for {target.name}, which needs calibration; "
-                    "load the dense model, then use diba.torch.convert(model, config, batches=...)"
-                )
-        self._model = model
-        self._fused = _fused(model, apart.parts, targets)
-        inside = {id(target.module) for _, _, found in self._fused.values() for target in found}
-        self.pending = {name: found for name, (_, _, found) in self._fused.items()}
-        for target in targets:
-            if not target.tied and id(target.module) not in inside:
-                self.pending[f"{target.name}.weight"] = [target]
-        self._last = {target.name: target for target in targets if target.tied}
-        self._failure: Exception | None = None
-
-    def compress(self, name: str, weight: Tensor) -> None:
-        """Replace a layer, given its dense weight. Exceptions are kept for :meth:`finish`."""
-        targets = self.pending.pop(name)
-        if self._failure is not None:
-            return
-        try:
-            if name in self._fused:
-                self._compress_parts(name, weight)
-            else:
-                self._compress(targets[0], weight)
-        except Exception as error:  # transformers would turn it into a line of its report
-            self._failure = error
-
-    def _compress(self, target: Target, weight: Tensor) -> None:
-        dense: Any = target.module
-        bias = dense.bias if getattr(dense, "bias", None) is not None else None
-        if bias is not None and bias.is_meta:  # read later, by name
-            dense.bias = nn.Parameter(torch.zeros(bias.shape, dtype=bias.dtype))
-        dense.weight = nn.Parameter(weight.detach().cpu(), requires_grad=dense.weight.requires_grad)
-        layer: Any = self._factor(target).to(weight.device)
-        if bias is not None:
-            layer.bias = bias
-
-    def _compress_parts(self, name: str, weight: Tensor) -> None:
-        """The layers of a fused weight: the module takes the part in as its own until all is read."""
-        part, source, targets = self._fused[name]
-        part.fused.add_module(_PART, part)
-        of_layer = {id(target.module): target for target in targets}
-        for (layer, _), matrix in zip(part.sources()[source], part.split(source, weight), strict=True):
-            module: Any = part.get_submodule(layer)
-            if id(module) in of_layer:
-                self._compress(of_layer[id(module)], matrix)
-            else:
-                module.weight = _own(matrix, module.weight.requires_grad)
-
-    def _factor(self, target: Target) -> nn.Module:
-        """Replace a layer that has its weight; returns what took its place."""
-        check_weights([target])
-        (owner, name), *_ = places(self._model, target.module)
-        self._run.factor([LayerTask(target.name, dense_matrix(target.module), None)])
-        return owner.get_submodule(name)
+    def __init__(self, model: Any, config: DibaConfig, stored: Stored) -> None:
+        self._model, self._config, self._stored = model, config, stored
+        self._layers = dict(config.description.layers)
+        # What cannot be checked in files is checked when it is loaded.
+        self._unchecked = {name for name, layer in self._layers.items() if layer.shared is None}
+        if stored.tensors:
+            self._unchecked = check_stored(self._layers, stored)
+            check_names(stored.tensors, config.description.crc32_names, self._unchecked, stored.where)
+        self._unfuse()
+        self._names = self._names_here()  # in the checkpoint -> in the model
+        self._add_tied()
+        self._forms: dict[str, Forms] = {}  # by name in the model
+        for name, here in self._names.items():
+            layer = _empty(model.get_submodule(here), here, self._layers[name])
+            self._forms[here] = _forms(layer)
+            put(model, here, layer)
+        self._ignore_keys()
+        weights = {f"{here}.weight" for here in self._names.values()}
+        tied = model.all_tied_weights_keys.items()
+        model.all_tied_weights_keys = {a: b for a, b in tied if a not in weights and b not in weights}
 
     def finish(self) -> None:
-        """Compress what is left, now that the model has its values.
+        """Check the loaded tensors, share those that layers have in common, and store the recipe.
 
         Raises:
-            ValueError: nothing is compressed: the checkpoint has none of the weights.
-            Exception: what :meth:`compress` met.
+            FormatError: A tensor has another shape or dtype than announced, is damaged, or is missing.
+            ValueError: A layer that shares its factors is offloaded.
         """
-        if self._failure is not None:
-            raise self._failure
-        left = [target for name, targets in self.pending.items() for target in targets]
-        with self._run as run:
-            for target in (*left, *self._last.values()):
-                if getattr(target.module.weight, "_is_hf_initialized", False):
-                    self._factor(target)
-                else:
-                    run.leave(target.name, _NEW)
-            for part in {id(part): part for part, _, _ in self._fused.values()}.values():
-                self._put_in(part)
-        if not run.done:
+        self._remember_recipe()
+        self._check_loaded()
+        sharing = self._share()
+        if sharing:
+            retie(self._model, sharing)
+
+    # ------------------------------------------------------------ names
+
+    def _candidates(self, name: str) -> tuple[str, str, str]:
+        """Names that a layer or tensor may have in this model.
+
+        As transformers does for tensors, the prefix of the base model is added or removed: the checkpoint of
+        a base model can be loaded into a model with a head, and the reverse.
+        """
+        prefix = f"{getattr(self._model, 'base_model_prefix', '')}."
+        return name, name.removeprefix(prefix), prefix + name
+
+    def _unfuse(self) -> None:
+        """Unfuse the modules whose parts are layers of the checkpoint, such as experts."""
+        names = {here for name in self._layers for here in self._candidates(name)}
+        unfuse(self._model, lambda module: any(name.startswith(f"{module}.") for name in names))
+
+    def _find(self, name: str, modules: set[str]) -> str | None:
+        return next((here for here in self._candidates(name) if here in modules), None)
+
+    def _names_here(self) -> dict[str, str]:
+        """Name of a layer in the checkpoint -> its name in the model.
+
+        Layers that the model does not have, such as those of another head, are left out.
+        """
+        modules = {name for name, _ in self._model.named_modules(remove_duplicate=False)}
+        found = {name: here for name in self._layers if (here := self._find(name, modules)) is not None}
+        if self._layers and not found:
             raise ValueError(
-                "nothing of the model would be compressed: none of its weights that are selected is in the "
-                "checkpoint; load it with the class that it was saved from"
+                f"the checkpoint has {len(self._layers)} factored layers, the first of them "
+                f"{next(iter(self._layers))!r}, and {type(self._model).__name__} has none of them; load it "
+                "with the class that it was saved from"
             )
+        return found
 
-    def _put_in(self, part: UnfusedModule) -> None:
-        """What has a compressed weight takes the place of its module, with all else that this one had."""
-        part.fused._modules.pop(_PART, None)
-        if not factored_layers(part):
-            return
-        for source, parameter in part.fused_parameters().items():
-            if parameter is not None and not parameter.is_meta:  # biases, and weights not in the checkpoint
-                for (layer, own), values in zip(
-                    part.sources()[source], part.split(source, parameter), strict=True
-                ):
-                    setattr(part.get_submodule(layer), own, _own(values, parameter.requires_grad))
-        settle(self._model, part)
+    def _add_tied(self) -> None:
+        """Add the layers whose weight this model ties to a layer of the checkpoint.
+
+        The checkpoint of a base model does not contain the head of a model, which is tied to the embedding.
+        """
+        for pair in self._model.all_tied_weights_keys.items():
+            for one, other in (pair, pair[::-1]):
+                layer, known = one.removesuffix(".weight"), {here: name for name, here in self._names.items()}
+                owner = known.get(other.removesuffix(".weight"))
+                if owner is None or layer in known or not one.endswith(".weight") or self._holds_dense(one):
+                    continue
+                module: Any = self._model.get_submodule(layer)
+                kind = replaceable(module)
+                if kind is not None:
+                    source = self._layers[owner]
+                    self._names[layer] = layer
+                    self._layers[layer] = dataclasses.replace(
+                        source,
+                        kind=kind.name,
+                        bias=getattr(module, "bias", None) is not None,
+                        shared=source.shared or owner,
+                        crc32=None,
+                    )
+
+    def _holds_dense(self, weight: str) -> bool:
+        """Whether the files have this weight as a dense tensor; guards are empty."""
+        tensors = self._stored.tensors
+        return any(0 not in tensors[name].shape for name in self._candidates(weight) if name in tensors)
+
+    def _ignore_keys(self) -> None:
+        """Keep ``from_pretrained`` from reporting guards as unexpected and shared factors as missing."""
+        guards = {rf"(^|\.){re.escape(name)}\.weight$" for name in {*self._layers, *self._names.values()}}
+        shared = {
+            rf"^{re.escape(here)}\.({'|'.join(TENSORS)})$"
+            for name, here in self._names.items()
+            if self._layers[name].shared is not None
+        }
+        for key, patterns in (("unexpected", guards), ("missing", shared)):
+            attribute = f"_keys_to_ignore_on_load_{key}"
+            known = getattr(self._model, attribute)  # a set; in older versions a list or None
+            both = known | patterns if isinstance(known, set) else [*(known or ()), *patterns]
+            setattr(self._model, attribute, both)
+
+    # ------------------------------------------------------------ after loading
+
+    def _remember_recipe(self) -> None:
+        """Store the recipe on the model, with the names that its layers have here."""
+        modules = {name for name, _ in self._model.named_modules(remove_duplicate=False)}
+        recipe, settings = self._config.description.recipe, self._config.settings
+        found = {self._find(name, modules): reason for name, reason in recipe.left_dense.items()}
+        left = {name: reason for name, reason in found.items() if name is not None}
+        plain = None if settings is None else settings.to_dict()
+        remember(self._model, Recipe(settings=plain, left_dense=left, seconds=recipe.seconds))
+
+    def _check_loaded(self) -> None:
+        """Check shapes and dtypes, since transformers 5.0 loads any tensor, and values not checked before."""
+        where = self._stored.where
+        unchecked = {self._names[name]: self._layers[name] for name in self._unchecked & self._names.keys()}
+        for name, forms in self._forms.items():
+            layer = self._model.get_submodule(name)
+            found = _forms(layer)
+            for own, form in forms.items():
+                if found[own] != form:
+                    (shape, dtype), (expected, kind) = found[own], form
+                    raise FormatError(
+                        f"{where}: {name}.{own} is {dtype} of shape {tuple(shape)}; it must be {kind} of "
+                        f"shape {tuple(expected)}, by config.json: is the checkpoint damaged?"
+                    )
+                tensor = getattr(layer, own)
+                if name in unchecked and not tensor.is_meta:
+                    unchecked[name].check_tensor(name, own, as_numpy(tensor), where)
+
+    @torch.no_grad()
+    def _share(self) -> set[int]:
+        """Give layers that share their factors the same tensors; returns the ids of these layers.
+
+        If the model lacks the layer under whose name the factors are saved, they are read here.
+        """
+        sharing: set[int] = set()
+        owners = dict(self._names)
+        for name, here in self._names.items():
+            owner = self._layers[name].shared
+            if owner is None:
+                continue
+            layer = self._model.get_submodule(here)
+            if owner not in owners:
+                owners[owner] = here
+                self._read(layer, here, owner)
+            source = self._model.get_submodule(owners[owner])
+            if layer.get_parameter("d1").is_meta or source.get_parameter("d1").is_meta:
+                raise ValueError(
+                    f"{here} shares its factors with {owners[owner]}, and device_map offloads one of them, "
+                    "where they cannot be shared; give a device_map that leaves both on one device"
+                )
+            for own in TENSORS:
+                setattr(layer, own, getattr(source, own))
+            sharing |= {id(layer), id(source)}
+        return sharing
+
+    def _read(self, layer: nn.Module, here: str, owner: str) -> None:
+        """Read the factors that are saved under the name ``owner`` into a layer."""
+        for own in TENSORS:
+            if f"{owner}.{own}" not in self._stored.tensors:
+                raise FormatError(f"{here} shares the factors of {owner}, and {owner}.{own} is missing")
+            getattr(layer, own).copy_(torch.tensor(self._stored.array(f"{owner}.{own}")))
 
 
-class Compress(ConversionOps):
-    """What transformers calls with the tensors of a weight to compress; none is left to be set."""
+def _empty(module: nn.Module, name: str, layer: LayerDescription) -> FactoredLayer:
+    """Make the described layer, on the meta device, to replace a dense one.
 
-    def __init__(self, compression: Compression) -> None:
-        self._compression = compression
-
-    def convert(
-        self,
-        input_dict: dict[str, Any],
-        *args: Any,
-        missing_keys: set[str] | None = None,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """Compress those that are waited for; returns the others."""
-        others = {}
-        for name, value in input_dict.items():
-            if name in self._compression.pending:
-                self._compression.compress(name, value[0] if isinstance(value, list) else value)
-                if missing_keys is not None:
-                    missing_keys.discard(name)
-            else:
-                others[name] = value
-        return others
-
-
-def _fused(
-    model: nn.Module, parts: list[UnfusedModule], targets: list[Target]
-) -> dict[str, tuple[UnfusedModule, str, list[Target]]]:
-    """Name of a fused weight -> what is to stand for its module, the parameter's name there, its targets."""
-    names = {id(module): name for name, module in model.named_modules()}
-    of_layer = {id(target.module): target for target in targets}
-    found = {}
-    for part in parts:
-        for source, layers in part.sources().items():
-            modules = [part.get_submodule(layer) for layer, own in layers if own == "weight"]
-            wanted = [of_layer[id(module)] for module in modules if id(module) in of_layer]
-            if wanted:
-                found[f"{names[id(part.fused)]}.{source}"] = part, source, wanted
-    return found
+    Raises:
+        ValueError: Kind, size or bias of the dense layer differ from the description.
+    """
+    kind = replaceable(module)
+    if kind is None or kind.name != layer.kind:
+        raise ValueError(
+            f"the checkpoint has a {layer.kind} at {name}, and the model a {type(module).__name__}; load it "
+            "with the class that it was saved from, or upgrade diba"
+        )
+    matrix = kind.matrix(module)
+    bias = getattr(module, "bias", None) is not None
+    if tuple(matrix.shape) != layer.shape or bias != layer.bias:
+        (m, n), (rows, columns) = layer.shape, matrix.shape
+        raise ValueError(
+            f"the checkpoint has {name} as a matrix of {m} x {n} {_with(layer.bias)} bias, and the model of "
+            f"{rows} x {columns} {_with(bias)} bias; load it with its own config, or dequantize() it first"
+        )
+    new = kind.empty(module, Sizes(layer.shape, layer.k, layer.alphabet))
+    remember_layer(new, layer.recipe)
+    # A float64 model has float64 diagonals, as when it was saved.
+    return new.double() if matrix.dtype == torch.float64 else new
 
 
-def _own(values: Tensor, asked: bool) -> nn.Parameter:
-    parameter = nn.Parameter(values.detach().clone(), requires_grad=asked)
-    parameter._is_hf_initialized = True  # type: ignore[attr-defined]
-    return parameter
+def _with(bias: bool) -> str:
+    return "with" if bias else "without"
 
 
-def _without(settings: Config | None, model: nn.Module, names: list[str] | None) -> Config:
-    """The settings, with layers left out that match transformers' kind of names and no exact rule."""
-    assert settings is not None, "validate_environment"
-    skip = [
-        name
-        for name, module in model.named_modules()
-        if kind_of(module) and not should_convert_module(name, names) and name not in settings.layers
-    ]
-    return dataclasses.replace(settings, skip=[*settings.skip, *skip])
+def _forms(layer: nn.Module) -> Forms:
+    """Shapes and dtypes of the factors of a layer."""
+    return {own: (getattr(layer, own).shape, getattr(layer, own).dtype) for own in TENSORS}

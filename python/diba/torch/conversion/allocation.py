@@ -1,4 +1,4 @@
-"""Bits of a model where they matter: k of every layer from noise curves, or from retuning scores."""
+"""Distribute the bits of a model over its layers, by noise curves or by retuning scores."""
 
 from __future__ import annotations
 
@@ -54,29 +54,33 @@ def allocate(
 ) -> Allocation:
     """Choose k for every layer that :func:`convert` would replace, all together at ``bits_per_weight``.
 
-    The noise of a layer is ``|A - F|^2``, relative to ``|A|^2`` so that layers of large weights do not take
-    all, times its weights m n. With ``calibration`` it is that of the layer's outputs,
-    ``tr((A - F) S (A - F)')``; where that saw gradients too, each output is weighed by its mean squared
-    gradient, and each layer by how many vectors it multiplied, so that the sum estimates, to second order and
-    with a diagonal Fisher matrix, what the loss of the model rises by.
+    Without ``calibration`` the noise of a layer is ``m n |A - F|^2 / |A|^2``: relative to ``|A|^2``, so that
+    layers of large weights do not get all bits, and proportional to the number of weights m n. With
+    ``calibration`` it is the noise of the outputs, ``tr((A - F) S (A - F)')``. If the calibration has
+    gradients, each output is also weighted by its mean squared gradient, and each layer by the number of
+    vectors that it multiplied; the sum then estimates, to second order and with a diagonal Fisher matrix, how
+    much the loss of the model rises.
 
-    All noise is in that one unit. A layer whose inputs the calibration did not reach, or saw as zeros alone,
-    such as an expert that no token was sent to, has noise 0 by the data: it gets the smallest size, and a
-    warning names it. So does, without one, a layer whose gradients were all 0. A layer that the calibration
-    cannot know, an embedding, or one without gradients beside others that have them, counts as much as the
-    median of those it knows: its noise is ``c m n |A - F|^2 / |A|^2``, where c is the median over the
-    known layers of their noise divided by ``m n |A - F|^2 / |A|^2``, both summed over the sizes measured.
+    With ``calibration``, some layers need another rule:
+
+    - Layers that it did not reach, or whose inputs were all 0, such as an expert that got no token, have
+      noise 0. They get the smallest size, and a warning names them.
+    - Layers whose gradients were all 0 also get the smallest size, without a warning.
+    - Layers that it cannot measure (embeddings, and layers without gradients where others have them) have the
+      noise ``c m n |A - F|^2 / |A|^2``. Here c is the median over the measured layers of their noise divided
+      by ``m n |A - F|^2 / |A|^2``, both summed over the measured sizes.
 
     Args:
-        model: Dense; nothing in it is changed.
-        bits_per_weight: Mean over the weights of these layers, diagonals counted.
-        config: Which layers, and alphabet (``"sign"`` by default, as in :func:`convert`), method,
-            seed; its own sizes are not used.
-        calibration: What :func:`calibrate` gives, best with ``loss=diba.torch.fisher()``.
-        sizes: Where noise is measured, as shares of ``bits_per_weight``; no k falls outside of them.
+        model: A dense model; it is not changed.
+        bits_per_weight: Stored bits per weight over all of these layers, diagonals counted.
+        config: Selects the layers, and sets alphabet (default ``"sign"``, as in :func:`convert`), method and
+            seed. Its sizes are not used.
+        calibration: Result of :func:`calibrate`, best with ``loss=diba.torch.fisher()``.
+        sizes: Sizes at which noise is measured, as multiples of ``bits_per_weight``. Every k lies between the
+            smallest and the largest.
         progress: True shows a bar on stderr, False nothing; a callable gets a :class:`diba.Progress`, whose
             steps are layers.
-        threads: For the solver; None uses ``diba.num_threads()``.
+        threads: Threads of the solver; None: ``diba.num_threads()``.
 
     Returns:
         The allocation; ``convert`` takes it as
@@ -93,13 +97,13 @@ def allocate(
         targets = select(model, config or Config(bits_per_weight=asked)).targets
         if not targets:
             raise ValueError(
-                "config leaves no layer of the model to compress; see the reasons in convert's report"
+                "config selects no layer of the model; the error of diba.torch.convert names the reasons"
             )
         known = moments_of(targets, calibration)
         if calibration is not None:
             idle = unreached(targets, known)
             warn_unreached(
-                idle, len(targets), "they get the smallest size, for by these data they never matter"
+                idle, len(targets), "they get the smallest size, because these data do not use them"
             )
         measured: dict[str, _Measured] = {}
         steps = Steps("allocate", len(targets), report)
@@ -123,7 +127,7 @@ def allocate(
 
 
 class _Measured(NamedTuple):
-    """What a layer costs at several sizes: relative to its weights, and by what calibration knows of it."""
+    """The noise of a layer at several k: relative to its weights, and as calibration measures it."""
 
     shape: tuple[int, int]
     k: list[int]
@@ -154,10 +158,10 @@ def _measured(
 
 
 def _noise(error: NDArray[np.float64], moments: Moments, rows: NDArray[np.float64] | None) -> float:
-    """What the error costs at the outputs, weighed by gradients if those are known."""
+    """The noise of the outputs due to an error of the matrix, weighted by gradients if they are known."""
     if rows is not None:
         error = error * (rows * math.sqrt(moments.outputs))[:, None]
-    elif moments.gradient_rms is not None:  # all 0: no output ever mattered
+    elif moments.gradient_rms is not None:  # all gradients were 0: no output changes the loss
         return 0.0
     return max(0.0, float(np.vdot(error @ np.asarray(moments.second), error)))
 
@@ -165,7 +169,7 @@ def _noise(error: NDArray[np.float64], moments: Moments, rows: NDArray[np.float6
 def _in_one_unit(
     measured: dict[str, _Measured], known: Mapping[str, Moments], idle: Sequence[str]
 ) -> dict[str, Curve]:
-    """Noise curves of all layers in the unit of those that calibration knows: see :func:`allocate`."""
+    """Noise curves of all layers in the unit of those that calibration measured: see :func:`allocate`."""
     weighed = any(moments.gradient_rms is not None for moments in known.values())
     usable = {
         name: found
@@ -193,23 +197,23 @@ def _in_one_unit(
 def scores(
     model: nn.Module, batches: Iterable[Any], loss: Loss | None = None
 ) -> dict[str, NDArray[np.float64]]:
-    """Retuning scores: the sum over batches of ``(dE/dd2_i * d2_i)^2`` for every inner component i.
+    """Compute retuning scores: the sum over batches of ``(dE/dd2_i * d2_i)^2`` for every inner component i.
 
-    Component i is column i of B1 with row i of B2; without it, d2_i would be 0, and to first order the loss
-    would change by ``-dE/dd2_i * d2_i``. So the largest scores are the ones to keep when a number of
-    components has to be shared out between layers of one shape.
+    Component i is column i of B1 with row i of B2. Removing it sets d2_i to 0, which to first order changes
+    the loss E by ``-dE/dd2_i * d2_i``. So the components with the largest scores are the ones to keep when
+    layers of one shape share a number of components.
 
     Args:
-        model: Runs in eval mode; nothing in it is changed.
-        batches: Any iterable; one pass.
-        loss: ``loss(model, batch)``; None is the model's own, of batches with labels.
+        model: Runs in evaluation mode; it is not changed.
+        batches: Any iterable of batches, read once.
+        loss: ``loss(model, batch)``; None: the loss that the model returns for batches with labels.
 
     Returns:
-        By the module's name, in module order, an array of shape (k,); zeros for a layer that no loss reached,
-        which a warning names: :func:`keep_best` leaves it the least.
+        Name of the layer -> scores, shape (k,), in module order. A layer that no loss reached has zeros, and
+        a warning names it; :func:`keep_best` gives it the smallest size.
 
     Raises:
-        ValueError: the model has no factored layer, there are no batches, or a loss is not finite.
+        ValueError: The model has no factored layer, there are no batches, or a loss is not finite.
 
     Source:
         Boza and Macko, "Double binary factorization", arXiv 2505.11076, section 3.5.
@@ -238,7 +242,7 @@ def scores(
     if missed:
         text = (
             f"no loss reached {len(missed)} of {len(totals)} layers, {first_names(missed)}; their scores are "
-            "0, and keep_best leaves them the least"
+            "0, and keep_best gives them the smallest size"
         )
         warnings.warn(text, UserWarning, stacklevel=2)
     return {name: total.numpy() for name, total in totals.items()}
@@ -247,23 +251,23 @@ def scores(
 def keep_best(
     model: nn.Module, scores: Mapping[str, NDArray[np.float64]], bits_per_weight: float
 ) -> dict[str, int]:
-    """Share inner components out by their scores: of layers of one shape together, the best stay.
+    """Choose k for every layer by keeping the inner components with the best scores.
 
-    Factor and score the model at more bits than it shall have in the end, such as half as many again. This
-    function then says what each layer should keep; convert the dense model anew with it.
+    Layers of one shape share their components. Convert and score the model with more bits than wanted, for
+    example 1.5 times as many; call this function to get k for each layer; then convert the dense model again.
 
     Args:
-        model: Holds the factored layers that were scored.
-        scores: What :func:`diba.torch.scores` gives.
-        bits_per_weight: Size of every group of layers of one shape, diagonals counted.
+        model: Has the factored layers that were scored.
+        scores: Result of :func:`diba.torch.scores`.
+        bits_per_weight: Stored bits per weight over each group of layers of one shape, diagonals counted.
 
     Returns:
-        Name -> k. Each layer keeps at least a quarter of its even share.
+        Name -> k. Each layer keeps at least a quarter of an even share.
 
     Raises:
-        TypeError: a name is not of a factored layer.
-        ValueError: a layer has another number of components than scores, or a group has fewer than it
-            should keep.
+        TypeError: A name is not that of a factored layer.
+        ValueError: The numbers of components and of scores of a layer differ, or a group has fewer components
+            than it should keep.
 
     Source:
         Boza and Macko, "Double binary factorization", arXiv 2505.11076, section 3.5.
@@ -286,14 +290,14 @@ def keep_best(
         if found < even * len(names):
             raise ValueError(
                 f"the {len(names)} layers of {m} x {n} have {found} components, fewer than the "
-                f"{even * len(names)} of {asked:g} bits per weight; score a model of more bits"
+                f"{even * len(names)} of {asked:g} bits per weight; score a model with more bits"
             )
         kept |= _best_of_group({name: scores[name] for name in names}, even)
     return {name: kept[name] for name in scores}
 
 
 def _best_of_group(scores: dict[str, NDArray[np.float64]], even: int) -> dict[str, int]:
-    """How many of each layer are among the best, ``even`` a layer on average."""
+    """How many components of each layer are among the best; ``even`` per layer on average."""
     counts = {name: min(len(values), max(1, even // 4)) for name, values in scores.items()}
     ranked = {name: np.sort(values)[::-1] for name, values in scores.items()}
     rest = sorted(

@@ -1,4 +1,4 @@
-"""Compress a model in place: solve every selected layer, put the factors where the dense weight was."""
+"""Compress a model in place: factor the selected layers and replace them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import nn
 
 from ..._internal import check
+from ..calibration import propagate
 from ..calibration.moments import Calibration
 from ..model.config import Config
 from ..model.selection import check_weights
@@ -25,13 +26,13 @@ if TYPE_CHECKING:
 __all__ = ["convert", "when_converted"]
 
 _PLAIN = (
-    "of these the error of the weights is made small (objective 'plain' in the report): give batches that "
-    "reach them, or leave them dense with skip"
+    "they get objective 'plain', the error of their weights: give batches that reach them, or leave them "
+    "dense with skip"
 )
 
 when_converted: list[Callable[[nn.Module], object]] = []
-"""Called by :func:`convert` with a model that has factored layers, when the first is replaced and at the end:
-layers above register here what lets the model be saved at any time."""
+"""Functions that :func:`convert` calls with the model when its first layer was replaced and at the end.
+``diba.hf`` registers one here, so that the model can be saved at any time."""
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -46,43 +47,43 @@ def convert(
     progress: ProgressOption = True,
     **settings: Any,
 ) -> Model:
-    """Replace the dense layers of a model by layers with binary factors, in place.
+    """Replace the dense layers of a model by factored layers, in place.
 
-    Each layer is replaced as soon as its factors are ready, and its dense weight is then free. After an
-    exception or Ctrl-C the model works, with the layers done so far replaced; converting it again goes on
-    with the others. Everything that can be checked is checked before the first layer is touched.
+    Each layer is replaced as soon as its factors are ready, and its dense weight is freed. After an exception
+    or Ctrl-C the model still works, with some layers replaced; a second call continues with the others. All
+    arguments are checked before the first layer is replaced.
 
     Args:
-        model: Any module on the CPU with ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d``, ``nn.Embedding`` or
-            transformers' ``Conv1D`` in it.
-        config: What to do; a dict is read by ``Config.from_dict``. Or give the settings as keywords.
+        model: Any module on the CPU that contains ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d``,
+            ``nn.Embedding`` or the ``Conv1D`` of transformers.
+        config: A :class:`diba.torch.Config`, or a dict for ``Config.from_dict``; None: from ``settings``.
         calibration: Layer name -> moments of its inputs, from :func:`diba.torch.calibrate`. Layers that it
-            did not reach are named in a warning and get the plain objective; so with ``batches``.
-        batches: What the model is called with, repeatable. Layers are then compressed in the order in which
-            they run, each for the inputs that the compressed layers before it leave; ``calibration`` then
-            gives only gradients of outputs.
-        loss: With ``batches``, ``loss(model, batch)``, such as :func:`diba.torch.fisher`: its gradients in
-            the dense model say how much each input vector and each output matters, and errors count
-            accordingly. Batches must then be the same every time they are read.
-        progress: True shows a bar, False nothing; a callable takes a :class:`diba.Progress` at the start and
+            did not reach get the plain objective, and a warning names them.
+        batches: Inputs of the model, see :func:`diba.torch.calibrate`; they are read several times. Layers
+            are then compressed in execution order, each for the inputs that it gets from the layers
+            compressed before it. Only gradients are then taken from ``calibration``.
+        loss: ``loss(model, batch)`` for use with ``batches``, such as :func:`diba.torch.fisher`. Errors are
+            weighted by its gradients in the dense model, for each input vector and each output. The batches
+            must then be the same each time they are read.
+        progress: True shows a bar, False nothing. A callable gets a :class:`diba.Progress` at the start and
             after every layer, with its name as ``item``, its ``snr_db`` and its :class:`LayerReport` as
-            ``detail``. What it raises ends the run.
-        **settings: Arguments of :class:`diba.torch.Config`, instead of ``config``.
+            ``detail``. If the callable raises, the conversion ends.
+        **settings: Fields of :class:`diba.torch.Config`, instead of ``config``.
 
     Returns:
-        The same model. :func:`diba.torch.report` tells what was compressed, how well, and why the rest was
+        The same model. :func:`diba.torch.report` says what was compressed, how well, and why the rest was
         not.
 
     Raises:
-        TypeError: an argument is of the wrong kind.
-        ValueError: a setting is unknown or out of range, names no layer of the model, needs moments that are
-            not there; a weight is not finite, not on the CPU, or has no values; or nothing would be
-            compressed, and nothing is already.
-        KeyboardInterrupt: promptly on Ctrl-C.
+        TypeError: An argument has the wrong type.
+        ValueError: A setting is unknown, out of range, names no layer of the model, or needs moments that are
+            missing; a weight is not finite, not on the CPU, or has no values; or nothing would be compressed
+            and nothing is compressed already.
+        KeyboardInterrupt: Promptly on Ctrl-C.
 
     Notes:
-        Several layers are solved side by side where that is faster. Their number and the threads change no
-        factor; with moments as far as NumPy's own products do not depend on threads.
+        Several layers are solved side by side where that is faster. The factors do not depend on this, nor on
+        the number of threads, as long as NumPy's products do not.
 
     Example:
         >>> import torch
@@ -95,7 +96,7 @@ def convert(
     chosen = _config(config, settings)
     check_loss(loss)
     if loss is not None and batches is None:
-        raise ValueError("loss is given without batches, whose vectors it is to weigh; give both or neither")
+        raise ValueError("loss is given without batches, whose vectors it weights; give both or neither")
     with unfused(model) as parts:
         _convert(model, chosen, calibration, batches, loss, progress, parts)
     return model
@@ -110,7 +111,7 @@ def _convert(
     progress: ProgressOption,
     parts: UnfusedModel,
 ) -> None:
-    """The same for a model in which every matrix is in a layer of its own."""
+    """Convert an unfused model, in which every matrix is in a separate layer."""
     run = Conversion(model, config, progress=progress, hooks=when_converted)
     targets = list(run.pending.values())
     check_weights(targets)
@@ -119,17 +120,15 @@ def _convert(
     if batches is None and calibration is not None:
         warn_unreached(unreached(watched, run.moments), len(targets), _PLAIN)
     order, expected = list(run.pending), {target.name for target in watched if reads(target)}
-    parts.forget(target.module for target in targets)  # what is done shall be free
-    del targets, watched  # the run has the dense layers; other lists of them would keep them alive
+    parts.forget(target.module for target in targets)  # their memory is freed as layers are replaced
+    del targets, watched  # these lists would keep the dense layers alive
     try:
         with run:
             run.tell()
             if batches is None:
                 run.independently()
             else:
-                from ..calibration import propagate  # only now: it runs models
-
-                known = Calibration(run.moments)  # by the names of the targets, whatever names it came with
+                known = Calibration(run.moments)  # by the names of the targets
                 propagate.run(model, order, batches, run.factor, calibration=known, loss=loss)
     except BaseException as error:
         error.add_note(

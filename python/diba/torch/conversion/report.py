@@ -1,4 +1,4 @@
-"""What a model holds now, and how it was made: its description, its report, and what both remember."""
+"""The report and the description of a model, and the recipes that are stored on its modules for them."""
 
 from __future__ import annotations
 
@@ -36,28 +36,27 @@ __all__ = [
 ]
 
 NOT_COMPRESSED = "not compressed"
-"""The reason of a layer that could be, and that no conversion left out."""
+"""The reason given for a layer that could be compressed and that no conversion left out."""
 
-_RECIPE, _PEAK = "_diba_recipe", "_diba_peak_bytes"  # attributes of modules: copied and pickled with them
+_RECIPE, _PEAK = "_diba_recipe", "_diba_peak_bytes"  # attributes of modules, copied and pickled with them
 
 
 def report(model: nn.Module) -> Report:
-    """What of a model is compressed, how well, and why the rest is not.
+    """Report what of a model is compressed, how well, and why the rest is not.
 
-    It can be had at any time, for dense models and for converted ones: in one call or several, in part or
-    while it goes on; for loaded, copied and unpickled ones, whatever put their layers in.
+    The report is available at any time: for dense models, for models converted in one call or several, fully
+    or partly, while a conversion is running, and for loaded, copied and unpickled models.
 
     Args:
-        model: Any module. Nothing in it is changed; modules with fused matrices, as experts, are taken apart
-            and put together again, so it must not run in another thread meanwhile.
+        model: Any module. It is not changed; but modules with fused matrices, such as experts, are unfused
+            and fused again, so the model must not run in another thread at the same time.
 
     Returns:
-        The report. What the tensors do not tell (SNRs, objectives, times, settings, the reasons of a
-        conversion) is kept with the model and in its checkpoints; what nobody knows any more is None, and
-        "-" in print.
+        The report. Facts that the tensors do not contain (SNRs, objectives, times, settings, reasons) are
+        stored with the model and in its checkpoints. Facts that were not stored are None, printed as "-".
 
     Raises:
-        TypeError: ``model`` is no module.
+        TypeError: ``model`` is not a module.
 
     Example:
         >>> import torch
@@ -88,11 +87,11 @@ def report(model: nn.Module) -> Report:
 
 
 def describe(model: nn.Module, recipe: Recipe | None = None) -> Description:
-    """The description of a model with factored layers, each under all of its names.
+    """Describe the factored layers of a model, each under all of its names.
 
     Args:
         model: Any module.
-        recipe: How it was made; None: :func:`recipe_of` the model.
+        recipe: How it was compressed; None: ``recipe_of(model)``.
     """
     layers: dict[str, LayerDescription] = {}
     owners: dict[int, str] = {}
@@ -103,45 +102,41 @@ def describe(model: nn.Module, recipe: Recipe | None = None) -> Description:
 
 
 def report_of_layer(name: str, layer: FactoredLayer, tied: Iterable[str] = ()) -> LayerReport:
-    """The report of one layer, with the names of those that share its factors."""
+    """Report one layer, with the names of the layers that share its factors."""
     described = {name: _described(layer, None)} | {other: _described(layer, name) for other in tied}
     [found] = layer_reports(Description(layers=described))
     return dataclasses.replace(found, name=name, tied=tuple(tied))
 
 
-# ---------------------------------------------------------------- what is remembered
+# ---------------------------------------------------------------- recipes stored on modules
 
 
 def remember_layer(layer: nn.Module, recipe: LayerRecipe | None) -> None:
-    """Keep with a layer what its factors do not tell."""
+    """Store the recipe of a layer on the layer."""
     vars(layer)[_RECIPE] = recipe
 
 
-def remember(
-    model: nn.Module,
-    recipe: Recipe,
-    *,
-    peak_bytes: int | None = None,
-) -> None:
-    """Keep with a model how it was made."""
+def remember(model: nn.Module, recipe: Recipe, *, peak_bytes: int | None = None) -> None:
+    """Store on a model how it was compressed."""
     vars(model)[_RECIPE] = recipe
     if peak_bytes is not None:
         vars(model)[_PEAK] = peak_bytes
 
 
 def forget(model: nn.Module) -> None:
-    """The model is dense again: nobody remembers anything else."""
+    """Remove all recipes from a model, which is dense again."""
     for module in model.modules():
         for name in (_RECIPE, _PEAK):
             vars(module).pop(name, None)
 
 
 def recipe_of(model: nn.Module, prefix: str = "") -> Recipe:
-    """How a model was made, by what is remembered with it and with the modules in it.
+    """How a model was compressed, from the recipes stored on it and on the modules in it.
 
     Args:
         model: Any module.
-        prefix: Name of a module in it: the recipe is of that one, with its own names.
+        prefix: Name of a module in it. If given, the recipe is that of this module, with names relative to
+            it.
     """
     settings: Mapping[str, Any] | None = None
     left: dict[str, str] = {}
@@ -160,7 +155,7 @@ def recipe_of(model: nn.Module, prefix: str = "") -> Recipe:
 
 
 def peak_memory() -> int | None:
-    """Largest resident memory of the process so far, in bytes."""
+    """Peak resident memory of the process so far, in bytes; None where the system does not tell it."""
     try:
         import resource
     except ImportError:  # not POSIX

@@ -1,4 +1,4 @@
-"""A conversion under way: layers that are still dense, and what is known of those that are not."""
+"""A running conversion: it solves the layers of a model and replaces them, alone or side by side."""
 
 from __future__ import annotations
 
@@ -39,37 +39,36 @@ if TYPE_CHECKING:
 
 __all__ = ["Conversion"]
 
-_ROWS_FOR_THREADS = 1024  # below, in rows or columns, a second layer gains more than a second thread
-_DB_PER_BIT = 5.0  # a guess, for the share of work of layers with a target SNR
+_ROWS_FOR_THREADS = 1024  # layers with fewer rows or columns are solved side by side, not with more threads
+_DB_PER_BIT = 5.0  # rough estimate, to guess the work of layers with a target SNR
 
 
 class _Solved(NamedTuple):
-    """Factors of one layer, and how they were made."""
+    """Factors of one layer, and its recipe."""
 
     f: diba.Factorization
     recipe: LayerRecipe
 
 
 class Conversion:
-    """Solves layers of a model and puts what comes out in their places; a context manager.
+    """Solves the layers of a model and replaces them by factored ones; a context manager.
 
-    At the end of the block, whatever it is, the model remembers how it was made, and ``hooks`` are called.
+    When the context ends, also with an exception, the recipe is stored on the model and ``hooks`` are called.
 
     Args:
-        model: Changed in place; every matrix is in a layer of its own (``unfused``).
-        config: Which layers, and how.
-        progress: As of :func:`convert`.
-        hooks: Called with the model when its first layer has been replaced, and at the end.
+        model: Changed in place. It must be ``unfused``, with every matrix in a layer.
+        config: Which layers are compressed, and how.
+        progress: See :func:`convert`.
+        hooks: Called with the model when its first layer was replaced, and at the end.
 
     Attributes:
-        pending: Name -> layer still to be replaced, in module order.
-        moments: Moments of inputs, by name, for layers whose inputs are known; for the others the error of
-            their weights counts.
-        left_dense: Name -> why a layer is left as it is.
-        done: Name -> recipe of a layer that has been replaced.
+        pending: Name -> target that is still dense, in module order.
+        moments: Name -> moments of the inputs. Layers without moments get the plain objective.
+        left_dense: Name -> why a layer stays dense.
+        done: Name -> recipe of a layer that was replaced.
 
     Raises:
-        TypeError, ValueError: as :func:`convert` says; nothing is changed.
+        TypeError, ValueError: See :func:`convert`; nothing is changed.
     """
 
     def __init__(
@@ -95,15 +94,17 @@ class Conversion:
         self._before = report.recipe_of(model)
         self._began = time.perf_counter()
         self._threads = config.threads or min(torch.get_num_threads(), diba.num_threads())
-        self._given: dict[str, LayerTask] = {}  # what propagation asks for, instead of the layers' own
+        self._given: dict[
+            str, LayerTask
+        ] = {}  # matrices and moments from propagation, used instead of the layers' own
         self._stop = threading.Event()
-        self._mapped: set[int] = set()  # storages that held replaced weights and more
+        self._mapped: set[int] = set()  # addresses of storages that held a replaced weight and other tensors
         check_progress(progress)
         self._progress, self._resources = progress, ExitStack()
         self._tell: Callable[[Progress], object] | None = None
         self._work = {target.name: _work(target) for target in selection.targets}
-        self._parts = dict.fromkeys(self._work, 0.0)  # what is done of each
-        self._lock = threading.Lock()  # several layers may be solved at once
+        self._parts = dict.fromkeys(self._work, 0.0)  # share of each layer that is done, 0 to 1
+        self._lock = threading.Lock()  # guards _parts while several layers are solved at once
 
     def __enter__(self) -> Self:
         self._tell = self._resources.enter_context(reporting(self._progress))
@@ -115,7 +116,7 @@ class Conversion:
         self._remember()
 
     def independently(self) -> None:
-        """All layers, each from its own dense weight."""
+        """Compress all pending layers, each for its own dense weight."""
         share = sum(self._work.values()) / self._threads
         small = [
             name
@@ -131,7 +132,7 @@ class Conversion:
                 self._side_by_side(small)
 
     def factor(self, layers: Sequence[LayerTask]) -> None:
-        """Solve layers for these matrices and moments and replace them: ``propagate.Solve``."""
+        """Compress layers for the given target matrices and moments; this is a ``propagate.Solve``."""
         self._given = {layer.name: layer for layer in layers}
         with _numpy_alone():
             if self._threads > 1 and len(layers) > 1:
@@ -141,32 +142,33 @@ class Conversion:
                     self._replace(layer.name, self._solve(layer.name, self._threads))
 
     def leave(self, name: str, reason: str) -> None:
-        """Leave a layer dense after all."""
+        """Decide that a pending layer stays dense."""
         del self.pending[name], self._work[name], self._parts[name]
         self.left_dense[name] = reason
 
     def _side_by_side(self, names: list[str]) -> None:
-        """Solve several layers at once, the longest first, and replace each here as it comes."""
+        """Solve layers in several threads, the longest first; replace each in this thread when ready."""
         workers = min(self._threads, len(names))
         prefix = f"diba-convert-{id(self)}"
         pool = ThreadPoolExecutor(workers, thread_name_prefix=prefix)
         each = max(1, self._threads // workers)
         futures: dict[Future[_Solved], str] = {}
         try:
-            for name in sorted(names, key=lambda name: -self._work[name]):  # an interrupt may come here, too
+            for name in sorted(names, key=lambda name: -self._work[name]):  # an interrupt may arrive here
                 futures[pool.submit(self._solve, name, each)] = name
             for future in as_completed(list(futures)):
                 self._replace(futures.pop(future), future.result())
         finally:
             self._stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
-            for thread in threading.enumerate():  # one that an interrupt hid from the pool while it started
-                if thread.name.startswith(prefix) and thread.ident is not None:  # else it finds nothing to do
+            # An interrupt may come while a thread starts, which the pool then does not know.
+            for thread in threading.enumerate():
+                if thread.name.startswith(prefix) and thread.ident is not None:
                     thread.join()
-            for future, name in futures.items():  # only after an exception: what is ready is not lost
+            for future, name in futures.items():  # after an exception: keep what is ready
                 if _ready(future) and name in self.pending:
                     self._replace(name, future.result(), announce=False)
-        self._stop.clear()  # layers of another input may follow
+        self._stop.clear()  # propagation may call again, with other layers
 
     def _solve(self, name: str, threads: int) -> _Solved:
         target = self.pending[name]
@@ -200,28 +202,30 @@ class Conversion:
         if weight.untyped_storage().nbytes() > weight.nbytes:
             self._mapped.add(weight.untyped_storage().data_ptr())
         tied = tuple(target.tied)
-        del target, weight  # the last references to what was dense
+        del target, weight  # the last references to the dense layer
         if announce and self._tell is not None:
             self._parts[name] = 1.0
             self.tell(report.report_of_layer(name, new, tied))
 
-    # ------------------------------------------------------------ what is told and remembered
+    # ------------------------------------------------------------ progress and recipe
 
     def watch(self, name: str) -> Callable[[Progress], None]:
-        """A progress callback for the solver of one layer; it ends the solver when the run has ended."""
+        """A progress callback for the solver of one layer; it stops the solver when the conversion ends."""
 
         def show(state: Progress) -> None:
             if self._stop.is_set():
                 raise _Stopped
             if self._progress is True and state.total:
                 with self._lock:
-                    self._parts[name] = min(state.done / state.total, 0.99)  # measuring and replacing follow
+                    self._parts[name] = min(
+                        state.done / state.total, 0.99
+                    )  # measuring and replacing still follow
                     self.tell()
 
         return show
 
     def tell(self, layer: report.LayerReport | None = None) -> None:
-        """Report how far the work has got; ``layer`` has just been replaced."""
+        """Report the progress; ``layer`` was just replaced."""
         if self._tell is None:
             return
         elapsed, whole = time.perf_counter() - self._began, sum(self._work.values())
@@ -235,7 +239,7 @@ class Conversion:
         self._tell(Progress("convert", done, total, elapsed, remaining, **facts))
 
     def _remember(self) -> None:
-        """Keep with the model how it was made so far."""
+        """Store the recipe so far on the model, and call the hooks."""
         seconds = time.perf_counter() - self._began
         if self.done:
             before = self._before
@@ -251,9 +255,9 @@ class Conversion:
 
     @torch.no_grad()
     def _release(self) -> None:
-        """Give what stays storage of its own, where one piece of memory held it and replaced weights.
+        """Copy remaining tensors that share a storage with replaced weights, so that the storage is freed.
 
-        Tensors read from a safetensors file may all be views of the whole file.
+        Tensors read from a safetensors file may all be views of one storage.
         """
         copies: dict[tuple[Any, ...], torch.Tensor] = {}
         for tensor in (*self._model.parameters(), *self._model.buffers()):
@@ -266,10 +270,10 @@ class Conversion:
 
 @contextmanager
 def _numpy_alone() -> Iterator[None]:
-    """NumPy's own products on one thread, where threadpoolctl is installed.
+    """Limit NumPy's products to one thread, if threadpoolctl is installed.
 
-    Its matrix library would start threads beside the solver's, which wait for work by spinning: solves under
-    a covariance then take several times as long.
+    The threads of NumPy's BLAS library spin while they wait for work. Beside the solver's threads they would
+    make solves with a covariance take several times as long.
     """
     try:
         from threadpoolctl import threadpool_limits
@@ -281,7 +285,7 @@ def _numpy_alone() -> Iterator[None]:
 
 
 class _Stopped(Exception):
-    """Ends a solver in a worker thread."""
+    """Stops a solver in a worker thread."""
 
 
 def _ready(future: Future[_Solved]) -> bool:
@@ -289,7 +293,7 @@ def _ready(future: Future[_Solved]) -> bool:
 
 
 def _work(target: Target) -> float:
-    """About what a solve costs: m n k."""
+    """Estimated work of a solve: m n k."""
     (m, n), settings = target.shape, target.settings
     if settings.k is not None:
         return float(m * n * settings.k)

@@ -1,4 +1,4 @@
-"""One layer: what is known of its inputs, what is minimised for it, its factors, and how good they are."""
+"""Solving one layer: its moments, its objective, its factors, and the SNR of its outputs."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ __all__ = [
     "warn_user",
 ]
 
-_LARGEST_EXPONENT = 120  # that an entry to solve for may have
+_LARGEST_EXPONENT = 120  # of the entries of a matrix to solve
 
 
 def objective(settings: Settings, moments: Moments | None) -> str:
-    """What is minimised; inputs that are always 0 weigh nothing."""
+    """The objective for a layer: plain if there are no moments or if all inputs were 0."""
     if not _tells(moments) or settings.objective == "plain":
         return "plain"
     return "covariance" if settings.objective == "auto" else settings.objective
@@ -54,7 +54,7 @@ def factorization(
     moments: Moments | None,
     **options: Any,
 ) -> diba.Factorization:
-    """Factors of a matrix, shape (m, n), under that objective; ``options`` are of ``diba.solve``."""
+    """Factor a matrix (m, n) under the objective ``minimised``; ``options`` are passed to ``diba.solve``."""
     options |= settings.solve_options()
     if moments is None or minimised == "plain":
         return diba.solve(matrix, **options)
@@ -74,29 +74,33 @@ def factorization(
 
 
 def output_snr_db(matrix: NDArray[Any], f: diba.Factorization, moments: Moments | None) -> float | None:
-    """SNR in dB of the layer's outputs, by the moments of its inputs; None without any."""
+    """SNR in dB of the layer's outputs under the moments of its inputs; None without moments."""
     return None if moments is None else snr_db(*output_energy_and_error(matrix, f, moments.second))
 
 
-# ---------------------------------------------------------------- what calibration knows
+# ---------------------------------------------------------------- moments
 
 
 def moments_of(targets: Sequence[Target], calibration: Any, *, required: bool = False) -> dict[str, Moments]:
-    """Moments by the name of the target, under whatever name of the layer, or of one tied to it, they came.
+    """Find the moments of each target, under any name of its layer or of a layer tied to it.
 
     Args:
         targets: Layers of a model.
         calibration: Name -> moments, or None.
-        required: Whether an objective that needs moments must have them.
+        required: Whether missing moments are an error for targets whose objective needs them.
+
+    Returns:
+        Name of the target -> moments.
 
     Raises:
-        TypeError: ``calibration`` is no mapping.
-        ValueError: moments are of another size than their layer, of no layer at all, or required and missing.
+        TypeError: ``calibration`` is not a mapping.
+        ValueError: Moments do not fit the size of their layer, belong to no target at all, or are required
+            and missing.
     """
     if calibration is not None and not isinstance(calibration, Mapping):
         raise TypeError(
-            f"calibration is {describe(calibration)}; it must be what diba.torch.calibrate(model, batches) "
-            "gives"
+            f"calibration is {describe(calibration)}; it must be the result of "
+            "diba.torch.calibrate(model, batches)"
         )
     found: dict[str, Moments] = {}
     known: Mapping[str, Moments] = {} if calibration is None else calibration
@@ -115,29 +119,29 @@ def moments_of(targets: Sequence[Target], calibration: Any, *, required: bool = 
             )
     if calibration is not None and targets and not found:
         raise ValueError(
-            "calibration has none of the layers that are to be compressed; use "
-            "diba.torch.calibrate(model, batches) of this very model"
+            "calibration has none of the layers that are to be compressed; use the result of "
+            "diba.torch.calibrate(model, batches) for this model"
         )
     return found
 
 
 def reads(target: Target) -> bool:
-    """Whether the layer multiplies input vectors, which a calibration could have seen; embeddings do not."""
+    """Whether the layer multiplies input vectors, which calibration can see; embeddings do not."""
     return input_size(target.module) is not None
 
 
 def unreached(targets: Sequence[Target], known: Mapping[str, Moments]) -> list[str]:
-    """Names of layers whose input vectors no calibration saw, or saw as zeros alone."""
+    """Names of the layers for which calibration saw no input vectors, or only zeros."""
     return [target.name for target in targets if reads(target) and not _tells(known.get(target.name))]
 
 
 def warn_unreached(names: Sequence[str], count: int, meaning: str) -> None:
-    """One warning for all of them, for the code that called diba.
+    """Warn of all layers that calibration did not reach, in one warning.
 
     Args:
-        names: If there are none, nothing is said.
-        count: Layers in all.
-        meaning: What becomes of these.
+        names: These layers; no warning if there are none.
+        count: Number of all layers.
+        meaning: What happens to these layers.
     """
     if names:
         warn_user(
@@ -146,7 +150,7 @@ def warn_unreached(names: Sequence[str], count: int, meaning: str) -> None:
 
 
 def warn_user(text: str) -> None:
-    """Warn the code that called diba, however far down here."""
+    """Warn with the line of the code outside diba that made the call."""
     frame, count = sys._getframe(1), 2
     while frame.f_back is not None and _ours(frame.f_globals.get("__name__", "")):
         frame, count = frame.f_back, count + 1
@@ -158,5 +162,5 @@ def _ours(module: str) -> bool:
 
 
 def _tells(moments: Moments | None) -> bool:
-    """Whether moments say anything of the inputs: some were not 0."""
+    """Whether there are moments and some inputs were not 0."""
     return moments is not None and bool(np.asarray(moments.second).any())

@@ -1,4 +1,4 @@
-"""``nn.MultiheadAttention`` with its projections as linear layers of their own."""
+"""``nn.MultiheadAttention`` with its projections as separate linear layers."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 
 
 class Attention(UnfusedModule):
-    """Computes what ``nn.MultiheadAttention`` does, through ``q_proj``, ``k_proj``, ``v_proj``, ``out_proj``.
+    """``nn.MultiheadAttention`` computed with layers ``q_proj``, ``k_proj``, ``v_proj`` and ``out_proj``.
 
-    The row blocks of ``in_proj_weight`` and ``in_proj_bias`` are those of the first three. ``bias_k`` and
-    ``bias_v`` are parameters as before.
+    The first three hold the row blocks of ``in_proj_weight`` and ``in_proj_bias``. ``bias_k`` and ``bias_v``
+    remain parameters.
     """
 
     embed_dim: int
@@ -39,14 +39,14 @@ class Attention(UnfusedModule):
     bias_k: nn.Parameter | None
     bias_v: nn.Parameter | None
 
-    # Read by nn.TransformerEncoderLayer: these values keep it from kernels that take weights, not layers.
+    # These values make nn.TransformerEncoderLayer avoid its fast path, which reads weights itself.
     in_proj_weight = None
     in_proj_bias = None
     _qkv_same_embed_dim = False
 
     @classmethod
     def recognises(cls, module: nn.Module) -> bool:
-        """Whether a module is an ``nn.MultiheadAttention`` itself, with its own parameters and forward."""
+        """Whether a module is exactly an ``nn.MultiheadAttention`` with its usual parameters and forward."""
         if type(module) is not nn.MultiheadAttention or not runs_its_class(module):
             return False
         known = {"in_proj_weight", "in_proj_bias", "bias_k", "bias_v", *(f"{p}_weight" for p in _PROJECTIONS)}
@@ -57,9 +57,9 @@ class Attention(UnfusedModule):
 
     @classmethod
     def from_fused(cls, module: nn.Module) -> Self:
-        """The same attention, on the same memory."""
+        """Make separate layers that share the memory of the fused parameters."""
         self = cls(module)
-        del self.out_proj  # it comes last
+        del self.out_proj  # added again as the last submodule
         m: Any = module
         biases = [None] * 3 if m.in_proj_bias is None else m.in_proj_bias.detach().chunk(3)
         if m.in_proj_weight is not None:
@@ -109,9 +109,11 @@ class Attention(UnfusedModule):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """As that of ``nn.MultiheadAttention``; ``is_causal`` says that ``attn_mask``, which it needs, is."""
+        """The forward of ``nn.MultiheadAttention``; ``is_causal`` needs ``attn_mask``, as there."""
         if is_causal and attn_mask is None:
-            raise RuntimeError("is_causal only says what attn_mask is; give attn_mask, too")
+            raise RuntimeError(
+                "is_causal is True and attn_mask is None; is_causal only describes attn_mask: give both"
+            )
         batched = query.dim() == 3
         q, k, v = self.q_proj(query), self.k_proj(key), self.v_proj(value)
         if not batched:
@@ -134,9 +136,11 @@ class Attention(UnfusedModule):
     def _keys(
         self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, padding: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Keys and values (batch, source, size) with those added to them, and what is added to scores.
+        """Extend keys and values by ``bias_k``, ``bias_v`` and zeros, and combine the masks.
 
-        The mask broadcasts to (batch, heads, target, source).
+        Returns:
+            Keys and values of shape (batch, source, size); a mask to be added to the scores, which broadcasts
+            to (batch, heads, target, source), or None.
         """
         batch, source, target = len(k), k.shape[1], q.shape[1]
         masks: list[Tensor] = []
@@ -162,7 +166,7 @@ class Attention(UnfusedModule):
     def _mixed(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, need_weights: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Values (batch, target, size), mixed by attention; its weights (batch, heads, target, source)."""
+        """Outputs (batch, target, size), and attention weights (batch, heads, target, source) if needed."""
         dropout = self.dropout if self.training else 0.0
         heads = self.num_heads, self.head_dim
         q, k, v = (x.reshape(*x.shape[:2], *heads).transpose(1, 2) for x in (q, k, v))
@@ -175,12 +179,12 @@ class Attention(UnfusedModule):
 
 
 def _additive(mask: Tensor, name: str, shapes: list[tuple[int, ...]], dtype: torch.dtype) -> Tensor:
-    """What a mask adds to scores: minus infinity where it is True, or its own values."""
+    """A mask to be added to scores: minus infinity where a boolean mask is True, else its values."""
     if tuple(mask.shape) not in shapes:
         wanted = " or ".join(map(str, shapes))
         raise RuntimeError(f"{name} has shape {tuple(mask.shape)}; it must be {wanted}")
     if mask.dtype == torch.bool:
         return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask, -torch.inf)
     if not mask.is_floating_point():
-        raise RuntimeError(f"{name} is {mask.dtype}; it must be torch.bool or floating")
+        raise RuntimeError(f"{name} is {mask.dtype}; it must be torch.bool or floating-point")
     return mask.to(dtype)

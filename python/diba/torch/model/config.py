@@ -1,4 +1,4 @@
-"""What to compress, and how far: one configuration, its rules for single layers, and its JSON form."""
+"""The configuration of a conversion: which layers, what size, rules for single layers, and the JSON form."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PATTERN = "re:"
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """`` (did you mean 'x'?)`` for the known names that look like ``name``; empty without any."""
+    """The text `` (did you mean 'x'?)`` with known names similar to ``name``; empty if there are none."""
     close = difflib.get_close_matches(name, list(known), n=3)
     return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
 
@@ -30,10 +30,12 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 class Settings(SolveOptions):
     """How one layer is compressed: a :class:`Config` with the layer's overrides applied.
 
+    Exactly one of ``bits_per_weight``, ``k`` and ``snr_db`` is given.
+
     Attributes:
-        bits_per_weight: Stored bits for each weight, or None where k or snr_db is given.
-        k: Inner dimension, or None.
-        snr_db: Signal-to-noise ratio to reach, in dB, or None.
+        bits_per_weight: Stored bits per weight.
+        k: Inner dimension.
+        snr_db: Signal-to-noise ratio to reach, in dB.
         alphabet: ``"binary"`` or ``"sign"``.
         objective: One of ``OBJECTIVES``.
     """
@@ -50,56 +52,56 @@ class Settings(SolveOptions):
         check.one_of(self.objective, "objective", OBJECTIVES)
 
     def solve_options(self) -> dict[str, Any]:
-        """The arguments of :func:`diba.solve`, without objective and threads."""
+        """Arguments for :func:`diba.solve`, all but the objective and threads."""
         return {name: getattr(self, name) for name in OVERRIDES if name != "objective"}
 
 
 OVERRIDES = tuple(f.name for f in dataclasses.fields(Settings) if f.name != "threads")
-"""What a rule for single layers may set."""
+"""The fields that a rule for single layers may set."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Settings):
     r"""What :func:`diba.torch.convert` does to a model.
 
-    How each matrix is factored is said by the fields of :class:`diba.SolveOptions`, which are fields here,
-    too. Only the default of ``alphabet`` differs: ``"sign"``, since at equal bits and equal speed signs lose
-    less of a model's weights than 0/1 factors and are found sooner. :func:`diba.solve` keeps ``"binary"``,
-    the form in which these factors were published.
+    The fields of :class:`diba.SolveOptions` say how each matrix is factored. Only the default of ``alphabet``
+    differs: it is ``"sign"``, because at equal bits and equal speed signs approximate a model's weights
+    better than 0/1 factors and are found sooner. :func:`diba.solve` keeps ``"binary"``, the form in which
+    these factors were published.
 
-    Layers are named as ``model.named_modules()`` names them. Where a name is asked for, ``"re:..."`` is a
-    regular expression that must match the whole name. An exact name comes before every pattern; of the
-    patterns, those of ``skip`` come first, then those of ``layers`` in their order; the first match wins.
-    A name or pattern that matches no layer is an error when the model is converted.
+    Layers have the names of ``model.named_modules()``. In place of a name, ``"re:..."`` is a regular
+    expression that must match the whole name. Exact names take precedence over patterns, and patterns of
+    ``skip`` over those of ``layers``; otherwise the first match wins. A name or pattern that matches no layer
+    is an error when the model is converted.
 
     Args:
-        bits_per_weight: Largest number of stored bits for each weight, diagonals counted at 16 bits an
-            entry. Give exactly one of ``bits_per_weight``, ``k`` and ``snr_db``.
+        bits_per_weight: Most stored bits per weight, with diagonals counted at 16 bits an entry. Give exactly
+            one of ``bits_per_weight``, ``k`` and ``snr_db``.
         k: Inner dimension.
-        snr_db: Signal-to-noise ratio to reach, in dB, of what ``objective`` says; each layer is solved
-            several times.
-        objective: ``"plain"``: the error of the weights. ``"importance"``: weighted by the size of every
-            input, and of every output's gradient where it is known. ``"covariance"``: the error of the
-            outputs, likewise. ``"auto"``: covariance for layers with calibration moments, else plain.
+        snr_db: Signal-to-noise ratio to reach under ``objective``, in dB; each layer is solved several times.
+        objective: What is minimised. ``"plain"``: the error of the weights. ``"importance"``: the error of
+            the weights, weighted by the RMS of every input and, where known, of every output's gradient.
+            ``"covariance"``: the error of the outputs, weighted by those gradients where known. ``"auto"``:
+            covariance for layers with calibration moments, else plain.
         skip: Names of layers that stay dense.
-        layers: Name to a dict of overrides (keys of ``OVERRIDES``), or to None for a layer that stays
-            dense. An exact name also selects an embedding or convolution that the flags below leave out.
-        tied: Whether layers that share their weight are compressed. All of them then share one
-            factorization, embeddings too. They stay dense if not.
+        layers: Name -> dict of overrides (keys in ``OVERRIDES``), or None for a layer that stays dense. An
+            exact name also selects an embedding or convolution that the flags below exclude.
+        tied: Whether layers that share their weight, embeddings included, are compressed. They then share
+            one factorization.
         embeddings: Whether ``nn.Embedding`` is compressed.
         convolutions: Whether ``nn.Conv1d`` and ``nn.Conv2d`` are compressed.
-        method: As :func:`diba.solve` has it, like the rest.
+        method: See :func:`diba.solve`, also for the following arguments.
         alphabet: Entries of the binary factors: ``"sign"`` (-1/+1) or ``"binary"`` (0/1).
         effort: ``"fast"``, ``"normal"`` or ``"best"``.
         seed: Seed of the random starts.
         max_iter: Outer iterations for each layer.
-        tol: Least share of the objective that a greedy iteration must win.
+        tol: Smallest relative improvement of the objective for which greedy iterations go on.
         time_limit: Seconds for each layer.
-        threads: Threads in all; None for those of torch, at most those of diba. No effect on the result.
+        threads: Total number of threads; None: torch's number, at most diba's. It does not change the result.
 
     Raises:
-        TypeError: a value is of the wrong kind, or a keyword is unknown.
-        ValueError: a value is out of range, not exactly one size is given, or a pattern is no regular
+        TypeError: A value has the wrong type, or a keyword is unknown.
+        ValueError: A value is out of range, not exactly one size is given, or a pattern is not a regular
             expression.
 
     Example:
@@ -131,7 +133,7 @@ class Config(Settings):
     # ------------------------------------------------------------ rules
 
     def rule(self, name: str) -> str | None:
-        """The entry of ``skip`` or ``layers`` that decides about a layer; None if none names it."""
+        """The entry of ``skip`` or ``layers`` that applies to a layer; None if there is none."""
         if name in self.skip or name in self.layers:
             return name
         return next((pattern for pattern in self.rules() if _matches(pattern, name)), None)
@@ -146,7 +148,7 @@ class Config(Settings):
         return [rule for rule in self.rules() if not any(_matches(rule, name) for name in names)]
 
     def settings(self, name: str) -> Settings | None:
-        """How the layer of that name is compressed; None if a rule says that it stays dense."""
+        """Settings of the layer of that name; None if a rule says that it stays dense."""
         rule = self.rule(name)
         default = self._default()
         if rule is None:
@@ -168,12 +170,12 @@ class Config(Settings):
         """A configuration from the values of :meth:`to_dict`; missing ones take their defaults.
 
         Raises:
-            TypeError: ``values`` is no mapping, or a value of the wrong kind.
-            ValueError: an unknown key, or a value out of range.
+            TypeError: ``values`` is not a mapping, or a value has the wrong type.
+            ValueError: A key is unknown, or a value is out of range.
         """
         if not isinstance(values, Mapping):
             raise TypeError(
-                f"values is {describe(values)}; it must be a dict, such as Config.to_dict() gives"
+                f"values is {describe(values)}; it must be a dict, as returned by Config.to_dict()"
             )
         _known_keys(values, [f.name for f in dataclasses.fields(cls)], "the configuration")
         return cls(**values)
@@ -200,7 +202,7 @@ def _size(bits_per_weight: Any, k: Any, snr_db: Any) -> None:
 
 def _names(value: Any) -> tuple[str, ...]:
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
-        raise TypeError(f"skip is {describe(value)}; it must be several names, such as ['lm_head']")
+        raise TypeError(f"skip is {describe(value)}; it must be a list of names, such as ['lm_head']")
     return tuple(_name(name, "an entry of skip") for name in value)
 
 
@@ -213,14 +215,14 @@ def _name(value: Any, what: str) -> str:
         try:
             re.compile(value[len(_PATTERN) :])
         except re.error as error:
-            raise ValueError(f"{what} is {value!r}, no regular expression: {error}") from None
+            raise ValueError(f"{what} is {value!r}, which is not a regular expression: {error}") from None
     return value
 
 
 def _rules(value: Any, default: Settings) -> dict[str, dict[str, Any] | None]:
     if not isinstance(value, Mapping):
         raise TypeError(
-            f"layers is {describe(value)}; it must be a dict of names, such as {{'lm_head': None}} or "
+            f"layers is {describe(value)}; it must be a dict by layer name, such as {{'lm_head': None}} or "
             "{'re:.*mlp.*': {'bits_per_weight': 1}}"
         )
     result: dict[str, dict[str, Any] | None] = {}
@@ -241,7 +243,7 @@ def _rules(value: Any, default: Settings) -> dict[str, dict[str, Any] | None]:
 
 
 def _override(default: Settings, overrides: Mapping[str, Any]) -> Settings:
-    """The default with overrides; a size of their own replaces the default's, whatever its name."""
+    """The default with overrides applied; an override of the size replaces the default size of any kind."""
     own = any(overrides.get(name) is not None for name in _SIZES)
     return dataclasses.replace(default, **{**(dict.fromkeys(_SIZES) if own else {}), **overrides})
 

@@ -1,8 +1,8 @@
-"""Experts of transformers, whose matrices are slices of one parameter, as linear layers of their own.
+"""The experts of transformers as separate linear layers.
 
-transformers 5 keeps the matrices of all experts of a layer in two parameters of three dimensions, and marks
-such classes with ``use_experts_implementation``. What they compute is then settled by a few attributes, by
-which they are recognised here; transformers is not imported.
+transformers 5 keeps the matrices of all experts of a module in two parameters of three dimensions, and marks
+such classes with ``use_experts_implementation``. A few attributes then determine what they compute, and they
+are recognised by these; transformers is not imported.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
 __all__ = ["Experts"]
 
 _FLAGS = ("has_bias", "is_transposed", "num_experts", "_apply_gate")
-_LATE: list[Any] = []  # what imports torch's compiler, which is there only where something is compiled
+_LATE: list[Any] = []  # made on first use, because it imports torch's compiler
 
 
 class Experts(UnfusedModule):
-    """Experts that are called one by one, each with the tokens that are sent to it.
+    """Experts that are called one by one, each with the tokens routed to it.
 
-    ``gate_up[e]`` and ``down[e]``, or ``up[e]`` and ``down[e]`` where the experts have no gate, are the
-    layers of expert e. All else, the activation above all, is that of the fused module.
+    The layers of expert e are ``gate_up[e]`` and ``down[e]`` (``up[e]`` and ``down[e]`` without a
+    gate). Everything else, such as the activation, is taken from the fused module.
     """
 
     lists: tuple[tuple[str, str], ...]
 
     @classmethod
     def recognises(cls, module: nn.Module) -> bool:
-        """Whether a module is of a class that ``use_experts_implementation`` of transformers marks."""
+        """Whether ``use_experts_implementation`` of transformers marks the class of a module."""
         forward = getattr(type(module), "forward", None)  # a scripted module's class has none
         code = getattr(forward, "__code__", None)
         if code is None or "experts_interface" not in code.co_freevars or not runs_its_class(module):
@@ -52,7 +52,7 @@ class Experts(UnfusedModule):
 
     @classmethod
     def from_fused(cls, module: nn.Module) -> Self:
-        """The same experts, on the same memory."""
+        """Make separate layers that share the memory of the fused parameters."""
         self = cls(module)
         self.lists = _lists(module)
         m: Any = module
@@ -87,14 +87,14 @@ class Experts(UnfusedModule):
         return list(tensor.transpose(1, 2) if turned else tensor)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Sum over its experts of the weight times the output, for every token.
+        """For every token, the sum of its experts' outputs times their weights.
 
-        Takes what the fused module takes: tokens (count, n), the experts of every token (count,
-        top k), and their weights (count, top k).
+        The arguments are those of the fused module: tokens (count, n), the experts chosen for every token
+        (count, top k), and the weights of these experts (count, top k).
         """
         if kwargs:
             args = inspect.signature(self.fused.forward).bind(*args, **kwargs).args
-        if torch.compiler.is_compiling():  # which experts run is known only then: one break in the graph
+        if torch.compiler.is_compiling():  # which experts run depends on the data: a graph break
             return _uncompiled()(self, *args)  # type: ignore[no-any-return]
         return self._sum(*args)
 
@@ -102,7 +102,7 @@ class Experts(UnfusedModule):
         output = torch.zeros_like(tokens)
         first, down = (getattr(self, name) for name, _ in self.lists)
         for e in range(len(down)) if self.observed else torch.unique(chosen).tolist():
-            if e < len(down):  # else it stands for no expert
+            if e < len(down):  # other numbers stand for "no expert"
                 rank, token = torch.where(chosen.T.eq(e))
                 result = self._expert(first[e], down[e], tokens[token], token, len(tokens))
                 weighted = result * weights[token, rank, None]
@@ -122,24 +122,24 @@ class Experts(UnfusedModule):
 
 
 def _uncompiled() -> Any:
-    """``Experts._sum`` that runs as it is."""
+    """``Experts._sum``, excluded from compilation."""
     if not _LATE:
         _LATE.append(torch.compiler.disable(Experts._sum))  # type: ignore[no-untyped-call]
     return _LATE[0]
 
 
 def _lists(module: Any) -> tuple[tuple[str, str], ...]:
-    """(list of layers, the fused parameter that holds their matrices), first and second layer.
+    """For the first and the second layer: name of the list of layers, name of the fused parameter.
 
-    The lists have other names than single experts in the checkpoints that transformers converts, so that no
-    rule of its conversion takes one for the other.
+    The lists are named differently from the experts in checkpoints that transformers converts, so that its
+    conversion rules do not apply to them.
     """
     gated = getattr(module, "has_gate", True)
     return (("gate_up", "gate_up_proj") if gated else ("up", "up_proj")), ("down", "down_proj")
 
 
 def _fits(module: Any, tensors: list[Tensor]) -> bool:
-    """Whether shapes are those of experts: matrices, then biases."""
+    """Whether the tensors (two matrices, then biases if there are any) have the shapes of experts."""
     first, down = tensors[:2]
     if first.ndim != 3 or down.ndim != 3 or not all(t.is_floating_point() for t in tensors):
         return False

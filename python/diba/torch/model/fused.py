@@ -1,4 +1,4 @@
-"""The base of modules that stand for fused ones: several matrices in one parameter, here a layer for each."""
+"""The base class of modules that replace fused ones and have a layer for each matrix of a fused parameter."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ __all__ = ["Parallel", "UnfusedModule", "linear"]
 
 
 class Parallel(nn.ModuleList):
-    """Layers of which none reads what another one of them makes."""
+    """Layers of which none reads the output of another."""
 
 
 class UnfusedModule(nn.Module):
-    """Stands for a module with fused parameters: a layer for every matrix in them.
+    """Replaces a module with fused parameters, and has a layer for every matrix in them.
 
     Attributes:
-        fused: The module it stands for, with its settings and, while they are shared, its parameters. It is
-            no submodule; its submodules belong to this one, too.
-        observed: All layers are called, also without vectors, and inputs are marked (``vectors.mark``), so
-            that calibration can match two runs in which experts get different tokens.
+        fused: The module that is replaced, with its settings and, while they are shared, its parameters. It
+            is not a submodule; its submodules are also submodules of this module.
+        observed: If True, every layer is called, even with no vectors, and inputs are marked
+            (``vectors.mark``), so that calibration can match two runs in which experts get different tokens.
     """
 
     fused: Any
@@ -38,7 +38,7 @@ class UnfusedModule(nn.Module):
             self.add_module(name, child)
 
     def __getattr__(self, name: str) -> Any:
-        """Settings of the fused module, for other code that reads them."""
+        """Give other code access to the settings of the fused module."""
         settings = vars(self.__dict__.get("fused", self))
         if name in settings and not name.startswith("_"):
             return settings[name]
@@ -51,7 +51,7 @@ class UnfusedModule(nn.Module):
 
     @classmethod
     def from_fused(cls, module: nn.Module) -> Self:
-        """The module that stands for a fused one; its layers share the memory of the parameters."""
+        """Make the module that replaces a fused one; its layers share the memory of the fused parameters."""
         raise NotImplementedError
 
     def sources(self) -> dict[str, list[tuple[str, str]]]:
@@ -59,30 +59,30 @@ class UnfusedModule(nn.Module):
         raise NotImplementedError
 
     def join(self, name: str, tensors: list[Tensor]) -> Tensor:
-        """The fused parameter of that name, made of the tensors of its layers."""
+        """Build the fused parameter of that name from the tensors of its layers."""
         raise NotImplementedError
 
     def split(self, name: str, tensor: Tensor) -> list[Tensor]:
-        """The reverse: views of a fused parameter, one for each layer."""
+        """The reverse of :meth:`join`: views of a fused parameter, one for each layer."""
         raise NotImplementedError
 
     def fused_shape(self, name: str) -> torch.Size:
-        """Shape of the parameter of that name, whether or not the module has it now."""
+        """Shape of the fused parameter of that name, even if it was dropped."""
         shapes = (getattr(self.get_submodule(layer), own).shape for layer, own in self.sources()[name])
         return self.join(name, [torch.empty(shape, device="meta") for shape in shapes]).shape
 
     def fused_parameters(self) -> dict[str, nn.Parameter | None]:
-        """The fused parameters, None where they are not held any more."""
+        """The fused parameters by name; None for those that were dropped."""
         return {name: getattr(*_place(self.fused, name)) for name in self.sources()}
 
     def set_fused_parameters(self, parameters: dict[str, nn.Parameter | None]) -> None:
-        """Set some of them, None to drop them."""
+        """Set fused parameters by name; None drops one."""
         for name, parameter in parameters.items():
             owner, own = _place(self.fused, name)
             owner._parameters[own] = parameter
 
     def to_fused(self, names: Iterable[str]) -> nn.Module:
-        """The fused module; these parameters get the values and ``requires_grad`` of the dense layers."""
+        """Rebuild the named fused parameters from the layers; returns the fused module."""
         with torch.inference_mode(False), torch.no_grad():
             for name in names:
                 layers = self.sources()[name]
@@ -99,9 +99,9 @@ def _place(module: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 
 def linear(weight: Tensor, bias: Tensor | None, requires_grad: bool) -> nn.Linear:
-    """A layer on the memory of a matrix, shape (m, n), and a bias (m); parameters become the layer's own.
+    """Make a linear layer that shares the memory of a matrix (m, n) and a bias (m).
 
-    ``requires_grad`` is for tensors that are no parameters.
+    Parameters are used as they are; other tensors become parameters with ``requires_grad``.
     """
     m, n = weight.shape
     layer = nn.Linear(n, m, bias is not None, device="meta", dtype=weight.dtype)

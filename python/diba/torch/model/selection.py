@@ -1,4 +1,4 @@
-"""Which layers of a model are compressed, how, and why the others are not."""
+"""Select the layers of a model to compress, with their settings, and the reasons for all others."""
 
 from __future__ import annotations
 

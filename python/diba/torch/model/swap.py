@@ -1,4 +1,4 @@
-"""Modules in the place of others: factored layers for dense ones, layers for fused matrices, and back."""
+"""Replacing modules in a model: dense layers by factored ones, fused modules by separate layers, and back."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ _HOOKS = (
 )
 
 
-# ---------------------------------------------------------------- one module in the place of another
+# ---------------------------------------------------------------- replacing one module
 
 
 def places(model: nn.Module, module: nn.Module) -> list[tuple[nn.Module, str]]:
-    """Where a module is in a model: (owner, name), as often as it is there."""
+    """All places of a module in a model, as (owner, name)."""
     return [
         (owner, name)
         for owner in model.modules()
@@ -65,9 +65,9 @@ def places(model: nn.Module, module: nn.Module) -> list[tuple[nn.Module, str]]:
 
 
 def exchange(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put a module in the place of another, under all of its names, with its hooks.
+    """Replace a module under all of its names, and move its hooks to the new one.
 
-    They are the very dicts, so a handle's ``remove()`` still works.
+    The new module gets the same dicts of hooks, so that ``remove()`` of a handle still works.
     """
     for name in _HOOKS:
         setattr(new, name, getattr(old, name))
@@ -76,7 +76,7 @@ def exchange(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
 
 
 def put(model: nn.Module, name: str, value: nn.Module | nn.Parameter) -> Any:
-    """Put a module, or parameter, in the place of the one of that name; returns that one."""
+    """Replace the module or parameter of that name; returns the old one."""
     parent, _, own = name.rpartition(".")
     owner = model.get_submodule(parent)
     before = getattr(owner, own)
@@ -85,27 +85,27 @@ def put(model: nn.Module, name: str, value: nn.Module | nn.Parameter) -> Any:
 
 
 def _keep_padding(model: nn.Module) -> None:
-    """No nested tensors in ``nn.TransformerEncoder``: its fast path makes them, for dense layers alone."""
+    """Turn off nested tensors in ``nn.TransformerEncoder``, whose fast path for dense layers makes them."""
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoder):
             module.use_nested_tensor = False
 
 
-# ---------------------------------------------------------------- factored layers for dense ones
+# ---------------------------------------------------------------- dense layers by factored ones
 
 
 def replace(model: nn.Module, dense: Sequence[nn.Module], f: diba.Factorization) -> FactoredLayer:
-    """Replace dense layers that have one weight, under all of their names, by layers that share the factors.
+    """Replace a dense layer, or several that share one weight, by factored layers that share the factors.
 
-    Hooks and biases are taken over. Nothing is changed before all new layers are made.
+    Hooks and biases are kept. The model is changed only after all new layers were made.
 
     Args:
         model: Changed in place.
-        dense: The layers, one or several that are tied.
+        dense: The layer, or the layers that are tied.
         f: Factors of their matrix.
 
     Returns:
-        What is in the place of the first.
+        The layer that replaced the first one.
     """
     with torch.inference_mode(False), torch.no_grad():
         made = [_like(module, f) for module in dense]
@@ -123,15 +123,19 @@ def replace(model: nn.Module, dense: Sequence[nn.Module], f: diba.Factorization)
 def _like(module: Any, f: diba.Factorization) -> FactoredLayer:
     new = compressed(module, f)
     if new.bias is not None:
-        new.bias = module.bias  # the very parameter: an optimizer, or another layer, may hold it
+        new.bias = module.bias  # the same object, which an optimizer or another layer may hold
     return new
 
 
 def retie(model: nn.Module, shared: set[int]) -> None:
-    """Tell a model of transformers that tied weights are tied factors now.
+    """Rename tied weights to tied factors in the mappings of a transformers model.
 
-    Its mappings ``{tied name: source name}`` of weights, which ``tie_weights`` and ``save_pretrained``
-    follow, name the five tensors instead.
+    ``tie_weights`` and ``save_pretrained`` use mappings ``{tied name: source name}``. An entry of a weight
+    becomes entries of the five tensors of the factors.
+
+    Args:
+        model: The model.
+        shared: Ids of the layers that share factors.
     """
     for module in model.modules():
         for attribute in ("_tied_weights_keys", "all_tied_weights_keys"):
@@ -153,17 +157,17 @@ def _renamed(module: nn.Module, mapping: dict[str, str], shared: set[int]) -> di
     return result
 
 
-# ---------------------------------------------------------------- layers for fused matrices
+# ---------------------------------------------------------------- fused modules by separate layers
 
 
 def unfuse(model: nn.Module, wanted: Callable[[str], bool] = lambda name: True) -> list[UnfusedModule]:
-    """Put an unfused module in the place of every fused one that is recognised, under all of its names.
+    """Replace every known fused module by an unfused one with a layer for each matrix.
 
-    The layers share the memory of the fused parameters. Hooks are taken over.
+    The layers share the memory of the fused parameters. Hooks are kept.
 
     Args:
         model: Changed in place; it cannot itself be replaced.
-        wanted: Told the name of a module, whether it is to be replaced.
+        wanted: Whether to replace the module of that name.
 
     Returns:
         The unfused modules.
@@ -182,7 +186,7 @@ def unfuse(model: nn.Module, wanted: Callable[[str], bool] = lambda name: True) 
 
 
 def fuse(model: nn.Module) -> None:
-    """The reverse: unfused modules without factored layers become fused modules again."""
+    """The reverse of :func:`unfuse`, for unfused modules that have no factored layer."""
     for part in [module for module in model.modules() if isinstance(module, UnfusedModule)]:
         if not factored_layers(part):
             exchange(model, part, part.to_fused(part.sources()))
@@ -190,9 +194,9 @@ def fuse(model: nn.Module) -> None:
 
 @contextmanager
 def unfused(model: nn.Module) -> Iterator[UnfusedModel]:
-    """The model with a layer for each matrix; at the end, what then has no factored layer is fused again.
+    """A context in which the model is unfused; at the end, modules without factored layers are fused again.
 
-    Meanwhile every layer is called, also without vectors: see ``UnfusedModule.observed``.
+    Within the context every layer is called, even with no vectors: see ``UnfusedModule.observed``.
     """
     check.instance(model, "model", nn.Module, "use the torch model itself")
     state = UnfusedModel(model)
@@ -203,7 +207,7 @@ def unfused(model: nn.Module) -> Iterator[UnfusedModel]:
 
 
 class UnfusedModel:
-    """A model with unfused modules, and the fused parameters that it had before.
+    """A model while it is unfused, and its fused parameters from before.
 
     Attributes:
         parts: The unfused modules.
@@ -220,7 +224,7 @@ class UnfusedModel:
             part.observed = True
 
     def forget(self, layers: Iterable[nn.Module]) -> None:
-        """Drop the fused parameters on whose memory these layers are: it is freed when they are gone."""
+        """Drop the fused parameters whose memory these layers share, so that it is freed with the layers."""
         gone = set(map(id, layers))
         for part in self.parts:
             if any(id(module) in gone for module in part.modules()):
@@ -229,7 +233,7 @@ class UnfusedModel:
                 part.set_fused_parameters(dict.fromkeys(held))
 
     def close(self) -> None:
-        """Fuse what has no factored layer; the dense layers of the others get memory of their own."""
+        """Fuse modules without factored layers; dense layers of the others get separate memory."""
         for part, before in zip(self._observed, self._before, strict=True):
             part.observed = before
         for part in self.parts:
@@ -237,12 +241,12 @@ class UnfusedModel:
                 settle(self._model, part)
             else:
                 exchange(self._model, part, self._fused(part))
-        if not factored_layers(self._model):  # else `replace` has turned nested tensors off for good
+        if not factored_layers(self._model):  # otherwise nested tensors must stay off
             for module, nested in self._padding:
                 module.use_nested_tensor = nested
 
     def _fused(self, part: UnfusedModule) -> nn.Module:
-        """The module as it was, with its very parameters where anybody still has them."""
+        """The fused module, with its old parameter objects as far as other code still holds them."""
         known = self._known.get(id(part), {})
         part.set_fused_parameters({name: reference() for name, reference in known.items()})
         return part.to_fused(
@@ -251,7 +255,7 @@ class UnfusedModel:
 
 
 def settle(model: nn.Module, part: UnfusedModule) -> None:
-    """Keep an unfused module for good: no fused parameter is held, dense layers have memory of their own."""
+    """Make an unfused module permanent: drop the fused parameters and give dense layers separate memory."""
     with torch.inference_mode(False), torch.no_grad():
         for parameter in part.parameters():
             if parameter.untyped_storage().nbytes() > parameter.nbytes or not parameter.is_contiguous():

@@ -1,4 +1,4 @@
-"""Convolutions on packed factors: the kernel as a matrix with one row for each output channel."""
+"""Convolutions whose kernel, a matrix with one row for each output channel, is factored."""
 
 from __future__ import annotations
 
@@ -33,28 +33,28 @@ _PADDING_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "repli
 class Convolution(FactoredLayer):
     """The base of :class:`diba.torch.DibaConv1d` and :class:`diba.torch.DibaConv2d`.
 
-    A patch of the input, flattened as ``weight.flatten(1)`` is, is a vector of n = in_channels * kernel
-    entries. Kernels of one pixel multiply the pixels where they are; others gather the patches in a copy of
-    kernel / stride times the input.
+    A patch of the input, flattened like ``weight.flatten(1)``, is a vector of n = in_channels * kernel
+    entries. Kernels of one pixel use the input as it is; others copy the patches, which takes kernel / stride
+    times the memory of the input.
 
     Args:
         in_channels: Channels of the input.
         out_channels: m, channels of the output.
-        kernel_size: Pixels along each axis; one number stands for all axes, here and below.
+        kernel_size: Pixels along each axis; here and below, one number stands for all axes.
         k: Inner dimension.
         stride: Steps between patches.
-        padding: Pixels added on each side, ``"same"`` or ``"valid"``.
+        padding: Pixels added on each side, or ``"same"`` or ``"valid"``.
         dilation: Steps between the pixels of a patch.
-        groups: Must be 1: a group's matrix is small, and would be a factorization of its own.
+        groups: Must be 1: each group would need a factorization of its own small matrix.
         bias: Whether a bias is added.
         padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
         alphabet: ``"binary"`` (entries 0/1) or ``"sign"`` (-1/+1).
-        device: Where the tensors are made; None: torch's default.
-        dtype: The dtype of bias and dense weight; None: torch's default. The diagonals are float32.
+        device: Device of the tensors; None: torch's default.
+        dtype: Dtype of bias and dense weight; None: torch's default. The diagonals are float32.
 
     Raises:
-        TypeError: a size is not an integer, or ``dtype`` is not floating.
-        ValueError: ``groups`` is not 1, or a size, a padding or a name is not possible.
+        TypeError: A size is not an integer, or ``dtype`` is not a floating-point dtype.
+        ValueError: ``groups`` is not 1, or a size, the padding or a name is not possible.
     """
 
     axes: ClassVar[int]
@@ -98,20 +98,19 @@ class Convolution(FactoredLayer):
 
     @classmethod
     def _sizes(cls, value: Any, name: str, minimum: int) -> tuple[int, ...]:
-        """One number for each axis."""
+        """One number for each axis, from one number or a tuple."""
         values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * cls.axes
         if len(values) != cls.axes:
             raise ValueError(f"{name} is {values}; it must be one number, or {cls.axes}")
         return tuple(check.integer(size, name, minimum=minimum) for size in values)
 
     def forward(self, x: Tensor) -> Tensor:
-        """From (batch, in_channels, *pixels) to (batch, out_channels, *pixels), with or without a batch axis.
+        """Map (batch, in_channels, *pixels) to (batch, out_channels, *pixels), with or without a batch axis.
 
-        The output is contiguous where ``x`` is; where not, its channels are next to each other, as in the
-        channels-last format.
+        The output is contiguous if ``x`` is; otherwise it has the channels-last format.
 
         Raises:
-            ValueError: ``x`` has another number of channels or axes.
+            ValueError: ``x`` has a wrong number of channels or axes.
         """
         channel = x.dim() - self.axes - 1
         if channel not in (0, 1) or x.shape[channel] != self.in_channels:
@@ -150,13 +149,18 @@ class Convolution(FactoredLayer):
         dtype: torch.dtype | None = None,
         **settings: Any,
     ) -> Self:
-        """The layer of these factors of ``weight.flatten(1)``; ``bias`` (m) is copied.
+        """Make a layer from factors of ``weight.flatten(1)``.
 
-        ``settings`` are stride, padding, dilation and padding_mode; ``device`` and ``dtype`` None are those
-        of ``bias`` if there is one, else torch's default.
+        Args:
+            f: The factors, of shape (out_channels, in_channels * kernel).
+            kernel_size: Pixels along each axis.
+            bias: Copied, shape (m,); None: no bias.
+            device: Device of the layer; None: that of ``bias`` if given, else torch's default.
+            dtype: Dtype of the layer; None: that of ``bias`` if given, else torch's default.
+            **settings: ``stride``, ``padding``, ``dilation`` and ``padding_mode``.
 
         Raises:
-            ValueError: the number of columns is no multiple of the kernel's pixels.
+            ValueError: The number of columns is not a multiple of the kernel's pixels.
         """
         if bias is not None:
             device, dtype = device or bias.device, dtype or bias.dtype
@@ -170,16 +174,16 @@ class Convolution(FactoredLayer):
 
 
 def windows(conv: Any, x: Tensor, channel: int, pads: list[int] | None = None) -> Tensor:
-    """What a convolution multiplies, dense or factored: a view of the padded input.
+    """The patches that a convolution, dense or factored, multiplies: a view of the padded input.
 
     Args:
-        conv: With the settings of ``nn.Conv1d`` or ``nn.Conv2d``.
+        conv: A layer with the settings of ``nn.Conv1d`` or ``nn.Conv2d``.
         x: Shape (batch, channels, *pixels), or without a batch.
         channel: The axis of the channels: 1 or 0.
-        pads: ``_pads(conv)``, if it is known.
+        pads: ``_pads(conv)``; None: computed here.
 
     Returns:
-        Shape (batch, *positions, channels, *kernel): the last axes in the order of ``weight.flatten(1)``.
+        Shape (batch, *positions, channels, *kernel); the last axes are those of ``weight.flatten(1)``.
     """
     pads = _pads(conv) if pads is None else pads
     if any(pads):
@@ -191,7 +195,7 @@ def windows(conv: Any, x: Tensor, channel: int, pads: list[int] | None = None) -
 
 
 def _pads(conv: Any) -> list[int]:
-    """Pixels before and after, last axis first, as ``functional.pad`` takes them."""
+    """Pixels to add before and after, last axis first, as ``functional.pad`` takes them."""
     pads: list[int] = []
     for axis in reversed(range(len(conv.kernel_size))):
         if conv.padding == "same":
@@ -203,22 +207,22 @@ def _pads(conv: Any) -> list[int]:
 
 
 class DibaConv1d(Convolution):
-    """``nn.Conv1d`` with a factored kernel; arguments and errors as for :class:`Convolution`."""
+    """``nn.Conv1d`` with a factored kernel; :class:`Convolution` describes arguments, errors and cost."""
 
     axes = 1
 
 
 class DibaConv2d(Convolution):
-    """``nn.Conv2d`` with a factored kernel; arguments and errors as for :class:`Convolution`."""
+    """``nn.Conv2d`` with a factored kernel; :class:`Convolution` describes arguments, errors and cost."""
 
     axes = 2
 
 
 class ConvolutionKind(Kind):
-    """``nn.Conv1d`` or ``nn.Conv2d``."""
+    """The kind of ``nn.Conv1d`` or ``nn.Conv2d``."""
 
     def computes(self, module: nn.Module) -> bool:
-        """Not where ``_conv_forward`` is a subclass's own."""
+        """Whether neither ``forward`` nor ``_conv_forward`` is overridden."""
         kind: Any = type(module)
         return super().computes(module) and kind._conv_forward is self.dense._conv_forward
 
@@ -226,16 +230,16 @@ class ConvolutionKind(Kind):
         return None if module.groups == 1 else f"groups is {module.groups}, must be 1"
 
     def matrix(self, module: Any) -> Tensor:
-        """One row for each output channel."""
+        """The kernel with one row for each output channel."""
         weight: Tensor = module.weight
         return weight.flatten(1)
 
     def input_size(self, module: Any) -> int | None:
-        """None where there are groups."""
+        """Entries of a patch; None for grouped convolutions."""
         return int(module.weight[0].numel()) if module.groups == 1 else None
 
     def input_layout(self, module: Any) -> object:
-        """All settings of the patches."""
+        """All settings that decide how patches are taken."""
         return (module.kernel_size, *(getattr(module, name) for name in _SETTINGS))
 
     def windows(self, module: Any, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The base of all kinds of dense layers: what diba has to know of a layer that it replaces."""
+"""The base class of the kinds of dense layers: everything that diba must know to replace such a layer."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ if TYPE_CHECKING:
 
 __all__ = ["Kind", "forward_owner", "runs_its_class"]
 
-_INITIAL = ("init", "reset")  # beginnings of names: a layer with factors starts from its factors
-_HARMLESS = {
+_INITIAL = ("init", "reset")  # prefixes of initialisers, which a factored layer does not need
+_HARMLESS = {  # names in a class that do not change what its layers do
     *("__init__", "__repr__", "__doc__", "__module__", "__qualname__", "__dict__", "__weakref__"),
     *("__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__", "__constants__"),
     *("__static_attributes__", "__firstlineno__", "__classdictcell__", "__conditional_annotations__"),
     *("__orig_bases__", "__parameters__", "__abstractmethods__", "_abc_impl", "extra_repr"),
 }
-_TAKEN = {"k", "sign", "fan_in_fan_out"}  # names that the layers with factors give their own attributes
+_TAKEN = {"k", "sign", "fan_in_fan_out"}  # instance attributes of factored layers
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of dense layer, and what takes its place.
+    """One kind of dense layer, and the factored layer that replaces it.
 
     Attributes:
-        name: In reports and settings.
+        name: Name of the kind in reports, settings and checkpoints.
         dense: The dense class; None where its library is not imported (transformers).
-        factored: The class of the layer with factors. Checkpoints have its name.
-        described: The dense class in messages.
+        factored: The class of the factored layer.
+        described: The dense class as messages name it.
         switch: The field of ``Config`` that leaves layers of this kind dense if it is False; "": none.
-        axes: Spatial axes of the input, of which every output position reads a patch; 0: the layer
-            multiplies its matrix by the vectors along the last axis.
+        axes: Number of spatial axes of the input, for kinds that multiply patches; 0: the layer multiplies
+            the vectors along the last axis.
     """
 
     name: str
@@ -56,16 +56,16 @@ class Kind:
     # ------------------------------------------------------------ recognition
 
     def covers(self, module: nn.Module) -> bool:
-        """Whether a module is a dense layer of this kind or of a subclass, replaceable or not."""
+        """Whether a module is a dense layer of this kind, or of a subclass of it, replaceable or not."""
         return isinstance(module, self.dense)
 
     def computes(self, module: nn.Module) -> bool:
-        """Whether the class of a module that is covered computes what this kind does."""
+        """Whether the class of a covered module computes the same as this kind."""
         kind: Any = type(module)
         return bool(kind.forward is self.dense.forward)
 
     def obstacle(self, module: Any) -> str | None:
-        """Why a module that is covered cannot be replaced, as ``"groups is 32, must be 1"``; None: it can."""
+        """Why a covered module cannot be replaced, such as ``"groups is 32, must be 1"``; None: it can."""
         if "weight" not in module._parameters:
             return "its weight is computed from other parameters (parametrized, pruned or normalised)"
         if not self.computes(module) or not runs_its_class(module):
@@ -73,10 +73,10 @@ class Kind:
         return self._impossible(module) or _unreadable(module.weight) or _lost(self, module)
 
     def _impossible(self, module: Any) -> str | None:
-        """Which setting of a dense layer the one with factors does not have."""
+        """Which setting of a dense layer the factored layer does not support; None: it supports all."""
         return None
 
-    # ------------------------------------------------------------ the matrix, and what it is multiplied by
+    # ------------------------------------------------------------ the matrix and its input vectors
 
     def matrix(self, module: Any) -> Tensor:
         """The matrix of a dense layer, shape (m, n): a view of its weight."""
@@ -84,21 +84,21 @@ class Kind:
         return weight
 
     def input_size(self, module: Any) -> int | None:
-        """Length n of the vectors that a dense layer multiplies its matrix by; None: it multiplies none."""
+        """Length n of the vectors that a dense layer multiplies; None: it multiplies none."""
         return int(module.in_features)
 
     def input_layout(self, module: Any) -> object:
-        """Layers of equal layouts make the same vectors of the same input."""
+        """A key: layers with equal keys read the same vectors from the same input."""
         return None
 
     def windows(self, module: Any, x: Tensor) -> Tensor:
-        """For kinds with axes: a view of shape (batch, *positions, ...); the rest, flattened, is a vector."""
+        """For kinds with axes: the patches, a view of shape (batch, *positions, *patch)."""
         raise NotImplementedError
 
-    # ------------------------------------------------------------ replacing, and back
+    # ------------------------------------------------------------ from dense to factored, and back
 
     def empty(self, module: Any, sizes: Sizes | diba.Factorization) -> FactoredLayer:
-        """The layer that takes a dense one's place, on the meta device: its settings, mode and attributes."""
+        """Make the factored layer on the meta device, with settings, mode and attributes of the dense one."""
         layer: FactoredLayer = self._built(module, sizes)
         kept = _assigned(self, module)
         if kept:
@@ -108,7 +108,7 @@ class Kind:
     def replacement(
         self, module: Any, f: diba.Factorization | None = None, **solve_options: Any
     ) -> FactoredLayer:
-        """The layer that takes a dense one's place: see :meth:`FactoredLayer.from_dense`."""
+        """Make the factored layer: see :meth:`FactoredLayer.from_dense`."""
         reason = self.obstacle(module)
         if reason is not None:
             raise ValueError(f"module cannot be replaced: {reason}; leave this {type(module).__name__} dense")
@@ -117,7 +117,7 @@ class Kind:
             f = diba.solve(as_numpy(matrix), **solve_options)
         elif solve_options:
             options = ", ".join(solve_options)
-            raise TypeError(f"f and {options} are both given; give factors, or options for diba.solve")
+            raise TypeError(f"f and {options} are both given; give either factors or options of diba.solve")
         check_factorization(f)
         check.equal(f.shape, "the shape of f", tuple(matrix.shape), "shape of the layer's matrix")
         layer, bias = self.empty(module, f), getattr(module, "bias", None)
@@ -129,11 +129,11 @@ class Kind:
         return layer
 
     def made(self, layer: Any) -> bool:
-        """Whether a layer of the class ``factored`` stands for this kind, not for another of that class."""
+        """Whether a layer of class ``factored`` replaced this kind, not another kind with the same class."""
         return True
 
     def restored(self, layer: Any) -> nn.Module:
-        """The reverse of :meth:`replacement`: a dense layer, on the device and in the dtype of the layer."""
+        """The reverse of :meth:`replacement`: make a dense layer on the same device and in the same dtype."""
         dense: Any = self._dense(layer).to_empty(device=layer.d1.device)
         with torch.no_grad():
             dense.weight.copy_(layer.dense_weight())
@@ -148,28 +148,28 @@ class Kind:
         return result
 
     def _plain(self) -> nn.Module:
-        """A dense layer of this kind that has no attributes but those of its class."""
+        """Make a dense layer of this kind that has no attributes beyond those of its class."""
         module: nn.Module = self.dense(1, 1, device="meta")
         return module
 
     def _built(self, module: Any, sizes: Sizes | diba.Factorization) -> Any:
-        """A layer with factors on the meta device, with the settings of a dense one."""
+        """Make a factored layer on the meta device with the settings of a dense one."""
         raise NotImplementedError
 
     def _dense(self, layer: Any) -> Any:
-        """A dense layer on the meta device, with the settings and dtype of one with factors."""
+        """Make a dense layer on the meta device with the settings and dtype of a factored one."""
         raise NotImplementedError
 
 
-# ---------------------------------------------------------------- what would be lost
+# ---------------------------------------------------------------- obstacles
 
 
 def _unreadable(weight: Any) -> str | None:
-    """Why a weight cannot be factored."""
+    """Why the values of a weight cannot be read; None: they can."""
     if is_lazy(weight):
         return "its weight has no shape before the first call"
     if type(weight) not in (nn.Parameter, Tensor):
-        return f"its weight is a {type(weight).__name__}, whose values only its own library reads"
+        return f"its weight is a {type(weight).__name__}, whose values only its own library can read"
     if not weight.is_floating_point() or weight.numel() == 0:
         return f"its weight is {weight.dtype} of shape {tuple(weight.shape)}, must be floating and not empty"
     return None
@@ -181,35 +181,36 @@ def forward_owner(module: nn.Module) -> type:
 
 
 def runs_its_class(module: nn.Module) -> bool:
-    """Whether a call runs the ``forward`` of the class: hooks that were removed may leave that one behind."""
+    """Whether a call runs the ``forward`` of the class: removed hooks may leave it set on the instance."""
     forward: Any = vars(module).get("forward", module.forward)
     return getattr(forward, "__func__", None) is type(module).forward
 
 
 def _assigned(kind: Kind, module: nn.Module) -> dict[str, Any]:
-    """Attributes that somebody set on a dense layer, to be set on the one in its place."""
+    """Attributes that were set on a dense layer, and are to be set on the factored one."""
     own = _plain_attributes(kind) | ({"forward"} if runs_its_class(module) else set())
     return {name: value for name, value in vars(module).items() if name not in own and name[:2] != "__"}
 
 
 def _lost(kind: Kind, module: nn.Module) -> str | None:
-    """What would be lost if a layer with factors came in the place of a dense one; None: nothing.
+    """What would be lost if a factored layer replaced a dense one; None: nothing.
 
-    Parameters, buffers and submodules of its own; what its class adds to that which defines ``forward``,
-    and attributes of such subclasses, for other code reads them (but not what begins with ``init`` or
-    ``reset``); attributes of any layer that cannot be kept: functions, and names that the new one uses.
+    The following would be lost: further parameters, buffers and submodules; everything that the class adds to
+    the one that defines ``forward``, on the class or on its instances, since other code may use it (except
+    names that begin with ``init`` or ``reset``); and attributes that cannot be kept on the factored layer:
+    functions, and names that it uses itself.
     """
-    for sort, held in (
+    for what, held in (
         ("parameter", {name: p for name, p in module._parameters.items() if name not in ("weight", "bias")}),
         ("buffer", module._buffers),
         ("submodule", module._modules),
     ):
         for name, value in held.items():
             if value is not None:
-                return f"its {sort} {name!r} would be lost"
+                return f"its {what} {name!r} would be lost"
     base = forward_owner(module)
     for name in _own_names(type(module), base):
-        return f"what its class {type(module).__name__} adds, {name!r}, would be lost"
+        return f"{name!r}, which its class {type(module).__name__} adds, would be lost"
     for name, value in _assigned(kind, module).items():
         subclass = type(module) is not base and not _initial(name)
         if subclass or callable(value) or name in _TAKEN or hasattr(kind.factored, name):

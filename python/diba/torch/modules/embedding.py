@@ -1,4 +1,4 @@
-"""Embeddings on packed factors: the rows that are asked for, never the table."""
+"""Factored embeddings, which compute the rows that are looked up and never the whole table."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..._internal import check
-from ..ops import (
-    operators,  # noqa: F401  # ops registers torch.ops.diba
-    reference,  # ops registers torch.ops.diba
-)
+from ..ops import operators as _operators  # noqa: F401  (registers torch.ops.diba)
+from ..ops import reference
 from .dense import Kind
 from .layer import FactoredLayer, check_factorization
 
@@ -32,22 +30,22 @@ _times_bits = torch.ops.diba.times_bits.default
 class DibaEmbedding(FactoredLayer):
     """``nn.Embedding`` with a factored table: row i is ``d1[i] * ((B1[i] * d2) B2) * d3``.
 
-    A look-up unpacks the rows of B1 that are asked for, k entries each. ``weight`` serves tied output
-    layers, ``F.linear(x, embedding.weight)``, at the price of a dense table for each call.
+    A look-up unpacks the requested rows of B1, k entries each. ``F.linear(x, embedding.weight)``, as a tied
+    output layer may compute it, works, but builds the dense table in each call.
 
     Args:
         num_embeddings: m, the number of rows.
-        embedding_dim: n, the size of one.
+        embedding_dim: n, the size of a row.
         k: Inner dimension.
-        padding_idx: A row that gives no gradients to the factors. It is a row like any other, as in
-            ``nn.Embedding``, and zero after ``reset_parameters``; other rows do change it, by d2 and d3.
+        padding_idx: A row whose look-ups give no gradients to the factors. ``reset_parameters`` makes it
+            zero, as in ``nn.Embedding``; training other rows may change it, through d2 and d3.
         alphabet: ``"binary"`` (entries 0/1) or ``"sign"`` (-1/+1).
-        device: Where the tensors are made; None: torch's default.
-        dtype: The dtype of the returned rows; None: torch's default. The diagonals are float32.
+        device: Device of the tensors; None: torch's default.
+        dtype: Dtype of the returned rows; None: torch's default. The diagonals are float32.
 
     Raises:
-        TypeError: a size is not an integer, or ``dtype`` is not floating.
-        ValueError: a size is below 1, ``padding_idx`` is no row, or the alphabet is unknown.
+        TypeError: A size is not an integer, or ``dtype`` is not a floating-point dtype.
+        ValueError: A size is below 1, ``padding_idx`` is not a row, or the alphabet is unknown.
 
     Notes:
         ``max_norm``, ``scale_grad_by_freq`` and ``sparse`` of ``nn.Embedding`` are not supported.
@@ -66,16 +64,16 @@ class DibaEmbedding(FactoredLayer):
     ) -> None:
         m = check.positive_int(num_embeddings, "num_embeddings")
         n = check.positive_int(embedding_dim, "embedding_dim")
-        self.padding_idx = _padding_row(padding_idx, m)  # first, for reset_parameters
+        self.padding_idx = _padding_row(padding_idx, m)  # set first: reset_parameters needs it
         super().__init__(m, n, k, alphabet=alphabet, bias=False, device=device, dtype=dtype)
         self.num_embeddings, self.embedding_dim = m, n
 
     def forward(self, ids: Tensor) -> Tensor:
-        """From row numbers of any shape (...) to rows, shape (..., embedding_dim), in the layer's ``dtype``.
+        """Look up rows: ids of any shape (...) give shape (..., embedding_dim) in the layer's ``dtype``.
 
         Raises:
-            TypeError: ``ids`` is no tensor of int32 or int64.
-            IndexError: a number is not a row.
+            TypeError: ``ids`` is not an int32 or int64 tensor.
+            IndexError: An id is not the number of a row.
         """
         if ids.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"ids are {ids.dtype}; they must be torch.int64 or torch.int32; use ids.long()")
@@ -84,14 +82,14 @@ class DibaEmbedding(FactoredLayer):
         scale = functional.embedding(ids, self.d1[:, None])
         inner = reference.unpack(bits, self.k, self.sign, self.d2.dtype) * self.d2
         rows: Tensor = _times_bits(inner, self.b2, self.embedding_dim, self.sign, True) * self.d3 * scale
-        largest = torch.finfo(self.dtype).max  # as the dense rows are finite
+        largest = torch.finfo(self.dtype).max  # dense rows are finite, so these must be
         rows = rows.clamp(-largest, largest).to(self.dtype)
         if self.padding_idx is not None and rows.requires_grad:
             rows = torch.where((ids == self.padding_idx)[..., None], rows.detach(), rows)
         return rows
 
     def reset_parameters(self) -> None:
-        """A random start: rows as large as those of a fresh ``nn.Embedding``, the padding row zero."""
+        """Set random factors: rows as large as those of a new ``nn.Embedding``, the padding row zero."""
         super().reset_parameters()
         if self.padding_idx is not None and not self.d1.is_meta:
             with torch.no_grad():
@@ -114,14 +112,14 @@ class DibaEmbedding(FactoredLayer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> Self:
-        """The layer of these factors, shape (num_embeddings, embedding_dim)."""
+        """Make a layer from factors of shape (num_embeddings, embedding_dim)."""
         check_factorization(f)
         facts: dict[str, Any] = {"alphabet": f.alphabet, "dtype": dtype, "device": "meta"}
         return cls(*f.shape, f.k, padding_idx=padding_idx, **facts)._fill(f, None, device)
 
 
 def _padding_row(padding_idx: int | None, rows: int) -> int | None:
-    """A row number from 0 on; negative ones count from the end."""
+    """The row number, with negative numbers counted from the end."""
     if padding_idx is None:
         return None
     index = check.integer(padding_idx, "padding_idx", minimum=-rows, maximum=rows - 1)
@@ -129,18 +127,20 @@ def _padding_row(padding_idx: int | None, rows: int) -> int | None:
 
 
 class EmbeddingKind(Kind):
-    """``nn.Embedding``, whose inputs are row numbers: it multiplies nothing."""
+    """The kind of ``nn.Embedding``, whose inputs are row numbers: it multiplies no vectors."""
 
     def _impossible(self, module: Any) -> str | None:
         if module.max_norm is not None:
-            return f"max_norm is {module.max_norm}, must be None: looked-up rows would have to be rewritten"
+            return f"max_norm is {module.max_norm}, must be None: it would change the rows that are looked up"
         for name in ("scale_grad_by_freq", "sparse"):
             if getattr(module, name):
-                return f"{name} is True, must be False: rows have no gradients of their own"
+                return (
+                    f"{name} is True, must be False: rows share their factors, and have no separate gradients"
+                )
         return None
 
     def input_size(self, module: Any) -> int | None:
-        """None: see above."""
+        """None: an embedding multiplies no vectors."""
         return None
 
     def _built(self, module: Any, sizes: Sizes | diba.Factorization) -> Any:

@@ -1,7 +1,7 @@
-"""The kinds of dense layers that can be factored, and what the rest of diba asks of them.
+"""The registry of the kinds of dense layers that can be factored, and the questions about them.
 
-A new kind is a module of its own, as ``conv.py`` is one, and an entry of ``KINDS``. Selection, calibration,
-conversion and checkpoints look at no class themselves.
+To add a kind, write a module like ``conv.py`` and add an entry to ``KINDS``. Selection, calibration,
+conversion and checkpoints ask this registry and check no classes themselves.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ for _kind in KINDS:
 
 
 def kind_of(module: nn.Module) -> Kind | None:
-    """The kind of a dense layer by its class, whether or not it can be replaced; None: no dense layer."""
+    """The kind of a dense layer by its class, whether or not it can be replaced; None: not a dense layer."""
     return next((kind for kind in KINDS if kind.covers(module)), None)
 
 
 def replaceable(module: nn.Module) -> Kind | None:
-    """The kind of a dense layer that can be replaced; None: it cannot, or is none."""
+    """The kind of a dense layer that can be replaced; None: it cannot be, or is not a dense layer."""
     kind = kind_of(module)
     return kind if kind is not None and kind.obstacle(module) is None else None
 
 
 def factored_matrix(module: nn.Module) -> Tensor | None:
-    """The matrix, shape (m, n), that would be factored: a view of the weight; None: not replaceable.
+    """The matrix of shape (m, n) that would be factored, a view of the weight; None: not replaceable.
 
     ``weight`` of ``nn.Linear`` and ``nn.Embedding``, its transpose for transformers' ``Conv1D``,
     ``weight.flatten(1)`` for convolutions.
@@ -68,35 +68,35 @@ def factored_matrix(module: nn.Module) -> Tensor | None:
 
 
 def dense_matrix(module: nn.Module) -> NDArray[Any]:
-    """The matrix of a replaceable layer, shape (m, n), for NumPy: float32 (float64 if the weight is).
+    """The matrix of a replaceable layer as a NumPy array (m, n), float32 (float64 if the weight is).
 
     Raises:
-        ValueError: the layer is not replaceable.
+        ValueError: The layer is not replaceable.
     """
     matrix = factored_matrix(module)
     if matrix is None:
-        raise ValueError(f"{type(module).__name__} is no dense layer that can be factored")
+        raise ValueError(f"{type(module).__name__} is not a dense layer that can be factored")
     return as_numpy(matrix)
 
 
 def input_size(module: nn.Module) -> int | None:
-    """Length n of the vectors that a dense layer multiplies its matrix by; None: it is none, or has none."""
+    """Length n of the vectors that a dense layer multiplies; None: it multiplies none, or is not dense."""
     kind = kind_of(module)
     return None if kind is None else kind.input_size(module)
 
 
 def input_layout(module: nn.Module) -> object:
-    """Dense layers of equal layouts make the same vectors of the same input."""
+    """A key: dense layers with equal keys read the same vectors from the same input."""
     kind = kind_of(module)
     return None if kind is None else kind.input_layout(module)
 
 
 def compressed(module: nn.Module, f: diba.Factorization | None = None, **solve_options: Any) -> FactoredLayer:
-    """The layer that takes a dense one's place, whatever its kind: see :meth:`FactoredLayer.from_dense`.
+    """Make a factored layer from a dense one of any kind: see :meth:`FactoredLayer.from_dense`.
 
     Raises:
-        TypeError: ``module`` is no dense layer.
-        ValueError: it cannot be replaced, or ``f`` has another shape.
+        TypeError: ``module`` is not a dense layer.
+        ValueError: It cannot be replaced, or ``f`` has another shape.
     """
     kind = kind_of(module)
     if kind is None:

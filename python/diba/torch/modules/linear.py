@@ -1,4 +1,4 @@
-"""Linear layers on packed factors, for ``nn.Linear`` and for ``Conv1D`` of transformers."""
+"""Factored linear layers, for ``nn.Linear`` and for the ``Conv1D`` of transformers."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class DibaLinear(FactoredLayer):
         k: Inner dimension.
         bias: Whether a bias is added.
         alphabet: ``"binary"`` (entries 0/1) or ``"sign"`` (-1/+1).
-        fan_in_fan_out: The dense weight has shape (in_features, out_features), as that of transformers'
-            ``Conv1D``, instead of its transpose; only ``weight`` and what becomes of it depend on this.
-        device: Where the tensors are made; None: torch's default.
-        dtype: The dtype of bias and dense weight; None: torch's default. The diagonals are float32.
+        fan_in_fan_out: Whether the dense weight has shape (in_features, out_features), as in the ``Conv1D``
+            of transformers. It affects only ``weight`` and dense layers made from it, not the factors.
+        device: Device of the tensors; None: torch's default.
+        dtype: Dtype of bias and dense weight; None: torch's default. The diagonals are float32.
 
     Raises:
-        TypeError: a size is not an integer, or ``dtype`` is not floating.
-        ValueError: a size is below 1, or the alphabet is unknown.
+        TypeError: A size is not an integer, or ``dtype`` is not a floating-point dtype.
+        ValueError: A size is below 1, or the alphabet is unknown.
 
     Example:
         >>> import torch
@@ -68,7 +68,7 @@ class DibaLinear(FactoredLayer):
         self.fan_in_fan_out = bool(fan_in_fan_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        """From (..., in_features) to (..., out_features), in the dtype of ``x``."""
+        """Map (..., in_features) to (..., out_features), in the dtype of ``x``."""
         return multiply(self, x)
 
     @property
@@ -95,9 +95,14 @@ class DibaLinear(FactoredLayer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> Self:
-        """The layer of these factors, shape (out_features, in_features); ``bias`` (m) is copied.
+        """Make a layer from factors of shape (out_features, in_features).
 
-        ``device`` and ``dtype`` None are those of ``bias`` if there is one, else torch's default.
+        Args:
+            f: The factors.
+            bias: Copied, shape (m,); None: no bias.
+            fan_in_fan_out: See :class:`DibaLinear`.
+            device: Device of the layer; None: that of ``bias`` if given, else torch's default.
+            dtype: Dtype of the layer; None: that of ``bias`` if given, else torch's default.
         """
         if bias is not None:
             device, dtype = device or bias.device, dtype or bias.dtype
@@ -109,29 +114,32 @@ class DibaLinear(FactoredLayer):
 
 
 def multiply(layer: FactoredLayer, x: Tensor) -> Tensor:
-    """The matrix of a layer times every vector along the last axis, plus the bias."""
+    """Multiply every vector along the last axis by the matrix of a layer, and add the bias."""
     if "_origin" in layer.__dict__:
         layer._settle()
     p: Any = layer._parameters
     b: Any = layer._buffers
-    try:  # nn.Module finds attributes so slowly that six of them cost a third of a small product
+    try:  # nn.Module's attribute access is slow: six of them would take a third of a small product's time
         d1, d2, d3, bias, b1, b2 = p["d1"], p["d2"], p["d3"], p["bias"], b["b1"], b["b2"]
-    except KeyError:  # torch.nn.utils.parametrize has moved one
+    except KeyError:  # torch.nn.utils.parametrize has moved one of them
         d1, d2, d3, bias, b1, b2 = *layer.diagonals(), layer.bias, layer.b1, layer.b2
     return operators.linear(x, d1, b1, d2, b2, d3, bias, layer.sign)
 
 
 class LinearKind(Kind):
-    """``nn.Linear``; but not the ``out_proj`` of ``nn.MultiheadAttention``."""
+    """The kind of ``nn.Linear``, without the ``out_proj`` of ``nn.MultiheadAttention``."""
 
     def computes(self, module: nn.Module) -> bool:
-        """Also Falcon's class; not that of ``out_proj``, whose weight is read without calling the layer."""
+        """Whether it computes ``nn.Linear``: Falcon's class does; ``out_proj`` is not even called."""
         own = isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
         return (super().computes(module) and not own) or self._is_falcon(module)
 
     @staticmethod
     def _is_falcon(module: nn.Module) -> bool:
-        """Falcon's linear layer adds the bias after rounding, no more; by name, as models bring their own."""
+        """Whether it is Falcon's linear layer, which differs only in rounding before the bias is added.
+
+        The class is recognised by name, because model repositories bring their own copies of it.
+        """
         cls = forward_owner(module)
         home = cls.__module__.rpartition(".")[2] == "modeling_falcon"
         return home and cls.__name__ == "FalconLinear" and issubclass(cls, nn.Linear)
@@ -151,10 +159,13 @@ class LinearKind(Kind):
 
 
 class TransformersConv1DKind(LinearKind):
-    """A linear layer whose weight has shape (in, out), recognised without importing transformers."""
+    """The kind of transformers' ``Conv1D``: a linear layer whose weight has shape (in, out).
+
+    It is recognised without importing transformers.
+    """
 
     def covers(self, module: nn.Module) -> bool:
-        """By the name of a class, and what such a layer has."""
+        """Recognise a layer by the name of its class and by its attributes."""
         named = any(cls.__name__ == self.name for cls in type(module).__mro__)
         if not named or not isinstance(getattr(module, "nf", None), int):
             return False
@@ -162,7 +173,7 @@ class TransformersConv1DKind(LinearKind):
         return isinstance(weight, Tensor) and weight.ndim == 2
 
     def computes(self, module: nn.Module) -> bool:
-        """That class has the forward."""
+        """Whether that class defines ``forward``."""
         return forward_owner(module).__name__ == self.name
 
     def matrix(self, module: Any) -> Tensor:
@@ -185,7 +196,7 @@ class TransformersConv1DKind(LinearKind):
         return layer
 
     def _dense(self, layer: Any) -> Any:
-        from transformers.pytorch_utils import Conv1D  # only a model of transformers has one
+        from transformers.pytorch_utils import Conv1D  # imported here: only models of transformers need it
 
         with torch.device("meta"):
             dense: Any = Conv1D(layer.out_features, layer.in_features)  # type: ignore[no-untyped-call]

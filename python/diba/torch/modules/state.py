@@ -1,4 +1,4 @@
-"""The tensors of a factored layer: what casts, moves, loads, copies and averages do to them; its weight."""
+"""The tensors of a factored layer: how casts, moves, loading, copying and averaging treat them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["FactorState", "Weight", "as_numpy"]
+__all__ = ["FactorState", "as_numpy"]
 
 
 class FactorState(nn.Module):
-    """The parameters and buffers of ``FactoredLayer``, which states what they hold and when they are cast."""
+    """The base of ``FactoredLayer``, whose docstring says what the tensors hold and how they are cast."""
 
     d1: nn.Parameter
     d2: nn.Parameter
@@ -29,11 +29,11 @@ class FactorState(nn.Module):
     b1: Tensor
     b2: Tensor
     bias: nn.Parameter | None
-    _dtype: torch.dtype  # the dense weight's, if there is no bias
-    _origin: _Origin  # copies alone have one
+    _dtype: torch.dtype  # of the dense weight, where there is no bias to tell it
+    _origin: _Origin  # only copies have one
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """``nn.Module``'s way to move and cast; diagonals and bits only move."""
+        """Move and cast as in ``nn.Module``, except that diagonals and bits are not cast."""
         free = () if self.bias is None else (self.bias, self.bias.grad)
         self._dtype = fn(torch.empty(0, dtype=self._dtype, device="cpu")).dtype
 
@@ -49,18 +49,18 @@ class FactorState(nn.Module):
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Keep the dtypes where loaded tensors replace the old ones (``assign=True``)."""
+        """Load as in ``nn.Module``; dtypes are kept, also with ``assign=True``."""
         errors: list[str] = args[-1]
-        dense = state_dict.get(prefix + "weight")  # empty in checkpoints of diba.hf
+        dense = state_dict.get(prefix + "weight")  # checkpoints of diba.hf have an empty tensor here
         if isinstance(dense, Tensor) and dense.numel() and prefix + "d1" not in state_dict:
             errors.append(
-                f"{prefix}weight is that of a dense layer, and this {type(self).__name__} has factors; load "
-                "it into the dense model, before diba.torch.convert."
+                f"{prefix}weight is the weight of a dense layer, and this {type(self).__name__} holds "
+                "factors; load it into the dense model, before diba.torch.convert."
             )
         for name in BITS:
             bits = state_dict.get(prefix + name)
             if isinstance(bits, Tensor) and bits.dtype != torch.uint8:
-                errors.append(f"{prefix + name} is {bits.dtype}; it must be torch.uint8, packed bits.")
+                errors.append(f"{prefix + name} is {bits.dtype}; it must be torch.uint8 (packed bits).")
         for name in DIAGONALS:
             d = state_dict.get(prefix + name)
             if isinstance(d, Tensor):
@@ -73,28 +73,58 @@ class FactorState(nn.Module):
         super()._save_to_state_dict(*args)
 
     def bits_changed(self) -> None:
-        """Say that ``b1`` or ``b2`` were written to past torch: products use what they hold from now on.
+        """Tell the layer that ``b1`` or ``b2`` were changed in a way that torch does not notice.
 
-        Needed after writes that torch does not count (through ``.data``, NumPy, shared memory) to a few bits
-        of a large layer: products with single vectors could go on with the old ones for up to 128 calls. All
-        else is noticed (docs/promises.md).
+        Call it after writing through ``.data``, NumPy or shared memory. Without the call, a change of a few
+        bits of a large layer may be noticed only after up to 128 products with single vectors. All other
+        changes are noticed at once (docs/promises.md).
         """
         self._forget()
 
     def _forget(self) -> None:
-        """The bits are about to change, or just did: nothing that was made of them is of use."""
+        """Drop everything that was computed from the bits, which are about to change or just did."""
         self.__dict__.pop("_origin", None)
         for name in BITS:
             packed.forget(getattr(self, name))
 
+    # ------------------------------------------------------------ what is refused
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight":
+            raise AttributeError(
+                f"weight of {type(self).__name__} cannot be set, because it is computed from the factors; "
+                f"use set_factorization, or replace the layer by the result of its to_dense_module()"
+            )
+        super().__setattr__(name, value)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Register as in ``nn.Module``; refuse ``weight_orig``, by which ``torch.nn.utils.prune`` begins."""
+        if name == "weight_orig":
+            raise AttributeError(
+                f"weight of {type(self).__name__} cannot be pruned, because it is computed from diba's "
+                "factors; prune the dense layer before diba.torch.convert, or the result of to_dense_module()"
+            )
+        super().register_parameter(name, param)
+
+    def __prepare_scriptable__(self) -> Any:
+        """Refuse ``torch.jit.script``, which calls this method and cannot compile the layer.
+
+        Raises:
+            TypeError: Always; the message says what to use instead.
+        """
+        raise TypeError(
+            f"torch.jit.script cannot compile {type(self).__name__}, whose operators are diba's own; "
+            "use torch.jit.trace(model, example), torch.export.export or torch.compile"
+        )
+
     # ------------------------------------------------------------ copies
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what ties a copy to its origin."""
+        """The state without ``_origin``."""
         return {name: value for name, value in self.__dict__.items() if name != "_origin"}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """A copy that knows whose bits it has, for :meth:`_settle`."""
+        """Copy the layer; the copy remembers the original bits for :meth:`_settle`."""
         new = type(self).__new__(type(self))
         memo[id(self)] = new
         new.__setstate__(copy.deepcopy(self.__getstate__(), memo))  # type: ignore[no-untyped-call]
@@ -103,25 +133,26 @@ class FactorState(nn.Module):
         return new
 
     def _settle(self) -> None:
-        """Undo what averaging did to the bits of a copy, if it did: see :class:`_Origin`."""
+        """Undo what averaging may have done to the bits of a copy: see :class:`_Origin`."""
         origin = self.__dict__.get("_origin")
         if origin is not None:
             origin.settle(self)
 
 
 def _kept(old: torch.dtype, new: torch.dtype) -> torch.dtype:
-    """The dtype of a diagonal or of bits after a cast."""
+    """The dtype that a diagonal or packed bits get when a module is cast from ``old`` to ``new``."""
     if not old.is_floating_point:
         return old
     return torch.float64 if new == torch.float64 else torch.float32
 
 
 class _Origin:
-    """The bits that a copy of a layer began with, to put them back after they were averaged.
+    """The bits that a copy of a layer started with, to restore them after they were averaged.
 
     ``torch.optim.swa_utils.AveragedModel(use_buffers=True)`` averages buffers as numbers: for equal bytes v,
-    ``v * decay + v * (1 - decay)``, rounded down. For many decays, 0.9999 among them, some v become v - 1.
-    No other change does the same to every byte of a value and lowers a 25th of all bytes.
+    ``v * decay + v * (1 - decay)``, rounded down. For many decays, such as 0.9999, some v become v - 1.
+    Averaging is recognised by two signs: bytes of one value all change alike, and at least one in 25 of all
+    bytes decreases. No other change of bits does both.
     """
 
     def __init__(self, layer: FactorState, source: FactorState) -> None:
@@ -134,7 +165,7 @@ class _Origin:
 
     @torch.no_grad()
     def settle(self, layer: FactorState) -> None:
-        """Put the bits back if they were averaged since the last call."""
+        """Restore the bits if they were averaged since the last call."""
         if self._versions == self._count(layer):
             return
         mine = [getattr(layer, name) for name in BITS]
@@ -145,9 +176,9 @@ class _Origin:
         self._versions = self._count(layer)
 
 
-def _averaged(found: list[Tensor], equal: list[Tensor]) -> bool:
-    """Whether these bytes are averages of equal ones, rounded down."""
-    new, old = (torch.cat([bits.flatten() for bits in both]).int() for both in (found, equal))
+def _averaged(found: list[Tensor], original: list[Tensor]) -> bool:
+    """Whether the bytes found are averages, rounded down, of equal copies of the original ones."""
+    new, old = (torch.cat([bits.flatten() for bits in both]).int() for both in (found, original))
     lower = old - new
     count = int((lower != 0).sum())
     if count < max(2, len(old) // 25) or int(lower.min()) < 0 or int(lower.max()) > 2:
@@ -155,121 +186,7 @@ def _averaged(found: list[Tensor], equal: list[Tensor]) -> bool:
     return len(torch.unique(old * 256 + new)) == len(torch.unique(old))
 
 
-# ---------------------------------------------------------------- the dense weight's stand-in
-
-_METADATA = {
-    *(
-        getattr(Tensor, name).__get__
-        for name in (
-            *("device", "dtype", "grad", "grad_fn", "is_cpu", "is_cuda", "is_leaf", "is_meta", "is_mps"),
-            *("is_quantized", "is_sparse", "is_xpu", "itemsize", "layout", "nbytes", "ndim"),
-            *("requires_grad", "retains_grad", "shape"),
-        )
-    ),
-    *(Tensor.__len__, Tensor.dim, Tensor.element_size, Tensor.get_device, Tensor.is_complex),
-    *(Tensor.is_contiguous, Tensor.is_floating_point, Tensor.is_inference, Tensor.is_signed),
-    *(Tensor.ndimension, Tensor.nelement, Tensor.numel, Tensor.size, Tensor.stride, Tensor.storage_offset),
-    # Of the stand-in, which has no storage, rather than of values about to be freed.
-    *(Tensor.data_ptr, Tensor.storage, Tensor.untyped_storage),
-    *(torch.is_complex, torch.is_floating_point, torch.numel),
-}
-_DATA = Tensor.data.__get__  # type: ignore[attr-defined]
-_WRITING = {
-    *("__set__", "__delete__", "__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__idiv__"),
-    *(
-        "__ifloordiv__",
-        "__imod__",
-        "__ipow__",
-        "__iand__",
-        "__ior__",
-        "__ixor__",
-        "__ilshift__",
-        "__irshift__",
-    ),
-}
-
-
-class Weight(Tensor):
-    """What ``FactoredLayer.weight`` returns: metadata of the dense weight, values on demand.
-
-    Every torch function that needs values gets ``layer.dense_weight()`` in its place, built anew each time
-    and differentiable in the diagonals. Functions that write into it raise.
-    """
-
-    _is_hf_initialized = True  # transformers' initialisers leave such tensors alone
-    _layer: Any
-    _detached: bool
-
-    @staticmethod
-    def of(layer: Any, detached: bool = False) -> Weight:
-        """The weight of a layer; ``detached``: without gradients."""
-        weight = Tensor._make_wrapper_subclass(
-            Weight,
-            layer.weight_shape,
-            dtype=layer.dtype,
-            device=layer.d1.device,
-            requires_grad=not detached and any(d.requires_grad for d in layer.diagonals()),
-        )
-        weight._layer, weight._detached = layer, detached
-        return weight
-
-    def dense(self) -> Tensor:
-        """The values."""
-        dense: Tensor = self._layer.dense_weight()
-        return dense.detach() if self._detached else dense
-
-    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
-        """Metadata only."""
-        return f"Weight(shape={tuple(self.shape)}, dtype={self.dtype}, of {type(self._layer).__name__})"
-
-    @classmethod
-    def __torch_function__(
-        cls,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """Metadata as they are, ``.data`` as a weight again, and the dense weight to all else."""
-        kwargs = kwargs or {}
-        if func in _METADATA:
-            with torch._C.DisableTorchFunctionSubclass():
-                return func(*args, **kwargs)
-        target: Any = args[0] if args else kwargs.get("tensor")
-        if func == _DATA:
-            return Weight.of(target._layer, detached=True)
-        for written in (target if _writes(func.__name__) else None, kwargs.get("out")):
-            if isinstance(written, Weight):
-                raise RuntimeError(
-                    f"{func.__name__} would change the weight of {type(written._layer).__name__}, which is "
-                    f"computed from its factors; change its d1, d2, d3, or call set_factorization, "
-                    f"reset_parameters or requires_grad_ of the layer"
-                )
-        return func(*_dense(args), **_dense(kwargs))
-
-    @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        """Only reached below autograd, where the gradient would be lost."""
-        raise RuntimeError(f"{func} got a stand-in for a diba layer's weight; use the layer's dense_weight()")
-
-
-def _writes(name: str) -> bool:
-    """Whether a torch function of this name changes its first argument, as ``add_`` and ``__iadd__`` do."""
-    return (name.endswith("_") and not name.endswith("__")) or name in _WRITING
-
-
-def _dense(value: Any) -> Any:
-    """Dense weights for the stand-ins within arguments."""
-    if isinstance(value, Weight):
-        return value.dense()
-    if type(value) in (tuple, list):
-        return type(value)(_dense(item) for item in value)
-    if type(value) is dict:
-        return {key: _dense(item) for key, item in value.items()}
-    return value
-
-
 def as_numpy(t: Tensor) -> NDArray[Any]:
-    """The values of a tensor as NumPy has them: 16-bit floats as float32; a copy only where it must be."""
+    """The values of a tensor as a NumPy array, 16-bit floats as float32; copied only where necessary."""
     t = t.detach().cpu()
     return (t.float() if t.is_floating_point() and t.itemsize < 4 else t).numpy()

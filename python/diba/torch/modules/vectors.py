@@ -1,7 +1,7 @@
-"""The vectors a dense layer multiplies its matrix by, and sums over them.
+"""The vectors that a dense layer multiplies by its matrix, and sums over them.
 
-Rows of the flattened input for ``nn.Linear`` and transformers' ``Conv1D``; for convolutions the unfolded
-patches, entries in the order of ``weight.flatten(1)``. An embedding multiplies nothing: it reads rows.
+For ``nn.Linear`` and the ``Conv1D`` of transformers these are the rows of the flattened input; for
+convolutions the patches, with entries in the order of ``weight.flatten(1)``. An embedding has none.
 """
 
 from __future__ import annotations
@@ -29,57 +29,65 @@ __all__ = [
 ]
 
 PATCHES = 8192
-"""Patches of one call of a convolution that are taken at most: a golden-ratio sequence over all positions of
-all images, even, the same at every call, and out of step with the rows of any image."""
+"""The most patches taken from one call of a convolution. They follow a golden-ratio sequence over all
+positions of all images: evenly spread, the same at every call, and not aligned with the rows of an image."""
 
-_ROWS = 4096  # vectors whose products are summed in float32 before they are added in float64
+_ROWS = 4096  # vectors summed in float32 before the sum is added in float64
 
 
 def input_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
-    """The tensor a layer was called with."""
+    """The tensor that a layer was called with."""
     x: Tensor = args[0] if args else next(iter(kwargs.values()))
     return x
 
 
 def mark(x: Tensor, rows: Tensor, count: int) -> Tensor:
-    """Note on a tensor which ones of ``count`` vectors of the model its own are, shape (len(x),)."""
+    """Attach to x the positions of its vectors among the model's ``count`` tokens; returns x.
+
+    An expert, for example, gets only some of the tokens.
+
+    Args:
+        x: Vectors, shape (len(x), n).
+        rows: Position of each vector, shape (len(x),).
+        count: Tokens of the model in this batch.
+    """
     x._diba_rows = rows, count  # type: ignore[attr-defined]
     return x
 
 
 def marked(x: Tensor) -> tuple[Tensor, int] | None:
-    """What :func:`mark` noted on this very tensor; None: nothing."""
+    """The (rows, count) that :func:`mark` attached to this tensor object, or None."""
     return getattr(x, "_diba_rows", None)
 
 
 def mark_like(x: Tensor, other: Tensor) -> Tensor:
-    """The first tensor, with the mark of the other, if that has one."""
+    """Attach the mark of ``other``, if it has one, to x; returns x."""
     known = marked(other)
     return x if known is None else mark(x, *known)
 
 
 def vectors(module: nn.Module, x: Tensor, masks: Sequence[Tensor] = ()) -> Tensor:
-    """A copy of a layer's input vectors, shape (count, n), float32 (float64 if x is).
+    """Copy the input vectors of a layer, shape (count, n), float32 (float64 if x is); padding is left out.
 
     Args:
         module: A dense layer with an ``input_size``.
-        x: What it is called with.
-        masks: Shape (batch, tokens), False for padding; positions of an x of shape (batch, tokens, ..., n)
-            that every mask of that shape calls padding are left out. So are vectors that are marked as one of
-            batch times tokens. Marks stay on what remains.
+        x: The input of the layer.
+        masks: Masks of shape (batch, tokens), False for padding. A position of an x of shape (batch, tokens,
+            ..., n) is left out if every mask of that shape says padding. For an x with a mark, the mark tells
+            the position of each vector among batch times tokens; the vectors that are kept keep their mark.
     """
     rows = _patches(module, x.detach()) if _axes(module) else _unpadded(x, masks)
     return mark_like(rows.to(torch.float64 if x.dtype == torch.float64 else torch.float32, copy=True), rows)
 
 
 def output_rows(module: nn.Module, y: Tensor, masks: Sequence[Tensor] = ()) -> Tensor:
-    """A layer's output, or the gradient of it, as rows of shape (count, m), padding left out."""
+    """A layer's output, or its gradient, as rows of shape (count, m), without padding."""
     axes = _axes(module)
     return y.movedim(-1 - axes, -1).flatten(0, -2) if axes else _unpadded(y, masks)
 
 
 def _unpadded(x: Tensor, masks: Sequence[Tensor]) -> Tensor:
-    """Vectors of shape (count, n)."""
+    """The vectors of x, shape (count, n), without padding."""
     known, x = marked(x), x.detach()
     if known is not None:
         rows, count = known
@@ -92,21 +100,21 @@ def _unpadded(x: Tensor, masks: Sequence[Tensor]) -> Tensor:
 
 
 def _axes(module: nn.Module) -> int:
-    """Spatial axes of the input of a layer whose vectors are patches, else 0."""
+    """Number of spatial axes of a convolution's input; 0 for other layers."""
     kind = kind_of(module)
     return 0 if kind is None else kind.axes
 
 
 def _patches(module: nn.Module, x: Tensor) -> Tensor:
     kind = kind_of(module)
-    assert kind is not None, "it has axes"
+    assert kind is not None, "only convolutions have axes"
     windows = kind.windows(module, x)
     positions = windows.shape[: 1 + kind.axes]
     return windows[torch.unravel_index(_spread(math.prod(positions)).to(x.device), positions)].flatten(1)
 
 
 def _spread(total: int) -> Tensor:
-    """All of ``range(total)``, or some ``PATCHES`` of it, evenly."""
+    """``range(total)``, or about ``PATCHES`` evenly spread numbers of it if it is longer."""
     if total <= PATCHES:
         return torch.arange(total)
     steps = torch.arange(1, PATCHES + 1, dtype=torch.float64) * ((math.sqrt(5) - 1) / 2)
@@ -114,19 +122,19 @@ def _spread(total: int) -> Tensor:
 
 
 def sampled(module: nn.Module, rows: Tensor) -> Tensor:
-    """The rows for the vectors that ``vectors`` takes, from one row for every vector of the layer."""
+    """From one row for each vector of a layer, the rows of the vectors that ``vectors`` takes."""
     return rows[_spread(len(rows)).to(rows.device)] if _axes(module) else rows
 
 
 class Products:
-    """The mean of x y' over pairs of vectors: float32 sums over blocks of rows, float64 over blocks."""
+    """The mean of x y' over pairs of vectors, summed in float32 within blocks and in float64 over blocks."""
 
     def __init__(self, n: int) -> None:
         self.total = torch.zeros(n, n, dtype=torch.float64)
         self.count = 0
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        """Count the rows of x and y, both of shape (count, n)."""
+        """Add the pairs of rows of x and y, both of shape (count, n)."""
         bounds = [*range(0, len(x), _ROWS), len(x)]
         for begin, end in pairwise(bounds):
             self.total += (x[begin:end].T @ y[begin:end]).to("cpu", torch.float64)
@@ -137,5 +145,5 @@ class Products:
         return self.total / self.count
 
     def finite(self) -> bool:
-        """Whether all sums of squares are, which one entry that is not finite spoils."""
+        """Whether all vectors were finite: one bad entry makes its sum of squares NaN or infinite."""
         return bool(self.total.diagonal().isfinite().all())

@@ -1,1 +1,1 @@
-"""Operators of PyTorch on packed bits, their gradients, and their specification in plain torch."""
+"""PyTorch operators on packed bits, their gradients, and their reference in plain torch."""

@@ -1,17 +1,17 @@
 """The operators ``torch.ops.diba``; importing this module registers them.
 
 - ``linear(x, d1, b1, d2, b2, d3, bias, sign)``: ``d1 * (B1 (d2 * (B2 (d3 * x)))) + bias`` for every vector
-  along the last axis of x. Gradients for x, the diagonals and the bias, none for the bits; neither way forms
-  a dense matrix, and only x is kept for the way back.
-- ``linear_backward``: these gradients, as an operator of its own.
-- ``times_bits(x, bits, columns, sign, transposed)``: ``x @ B'``, or ``x @ B`` where transposed; gradient
+  along the last axis of x. It has gradients for x, the diagonals and the bias, none for the bits. Neither
+  forward nor backward forms a dense matrix, and only x is saved for the backward pass.
+- ``linear_backward``: computes these gradients.
+- ``times_bits(x, bits, columns, sign, transposed)``: ``x @ B'``, or ``x @ B`` if transposed, with a gradient
   for x.
 
-x is float32, bfloat16 or float16, and the result is of its dtype; sums are made by the table kernels, about
-45 dB from the exact product (docs/run.md). Diagonals are float32, the bias of either dtype. float64,
-and tensors that are not on the CPU, take the plain torch of ``reference``, which unpacks the bits. Under
-autocast results have autocast's dtype, as those of ``torch.nn.functional.linear``; diagonals stay as they
-are. Threads are ``torch.get_num_threads()``.
+x is float32, bfloat16 or float16, and the result has its dtype. The table kernels compute the sums, with an
+SNR of about 45 dB against the exact product. Diagonals are float32; the bias has either dtype. float64
+inputs, and tensors that are not on the CPU, use ``reference``, which unpacks the bits. Under autocast the
+results have autocast's dtype, as with ``torch.nn.functional.linear``; diagonals are not cast. The operators
+use ``torch.get_num_threads()`` threads.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _library.define(
 )
 _library.define("times_bits(Tensor x, Tensor bits, int columns, bool sign, bool transposed) -> Tensor")
 
-# A daemon thread in an operator is inside torch's C++, too, which aborts where Python ends a thread.
+# A daemon thread inside an operator is also inside torch's C++ code, which aborts if Python ends the thread.
 _core.hold_threads_at_exit(threading.main_thread().ident or 0)
 
 
@@ -64,7 +64,7 @@ def _check(x: Tensor, d1: Tensor, d2: Tensor, d3: Tensor, bias: Tensor | None) -
 
 
 def _plain(t: Tensor) -> Tensor:
-    """As the kernels read it: float32, contiguous."""
+    """The tensor as the kernels need it: float32 and contiguous."""
     if t.dtype is torch.float32 and t.is_contiguous():
         return t
     return t.to(torch.float32).contiguous()
@@ -180,7 +180,7 @@ def _linear_autograd(
         or (bias is not None and bias.requires_grad)
     ):
         return _Linear.apply(x, d1, b1, d2, b2, d3, bias, sign)  # type: ignore[no-untyped-call]
-    if type(x) is Tensor and x.is_cpu and _modes() == 0:  # nothing else waits for this call
+    if type(x) is Tensor and x.is_cpu and _modes() == 0:  # no mode wants to see this call
         return _linear(x, d1, b1, d2, b2, d3, bias, sign)
     return _below_autograd(x, d1, b1, d2, b2, d3, bias, sign)
 
@@ -188,9 +188,9 @@ def _linear_autograd(
 def linear(
     x: Tensor, d1: Tensor, b1: Tensor, d2: Tensor, b2: Tensor, d3: Tensor, bias: Tensor | None, sign: bool
 ) -> Tensor:
-    """``torch.ops.diba.linear``, past torch's dispatcher where nobody could notice.
+    """``torch.ops.diba.linear``, called without torch's dispatcher where that makes no difference.
 
-    For a small layer the dispatcher takes longer than the product. It has nothing to add to a plain tensor
+    For a small layer the dispatcher takes longer than the product. It is not needed for a plain tensor
     without gradients, tracing, autocast, modes or function transforms.
     """
     if (
@@ -242,7 +242,7 @@ def _times_bits_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return of_x, None, None, None, None
 
 
-# ---- autocast: the activations take its dtype, the factors keep theirs
+# ---- autocast: casts the activations, not the factors
 
 
 def _autocast(operator: Any, key: str) -> Any:

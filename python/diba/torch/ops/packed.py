@@ -1,15 +1,16 @@
-"""Packed bits by the memory that holds them as tensors: packed when first used, kept while that memory lives.
+"""A cache of bits in the layout of the kernels, filled when tensors of bits are first used.
 
-The bits of a layer are plain tensors, which anybody may write to; a packed copy must not outlive what it was
-made of. Three things see to that, from the cheapest to the surest:
+The bits of a layer are plain tensors, which any code may write to, so a packed copy can become stale. Three
+checks, from the cheapest to the most thorough, find that out:
 
-- a copy belongs to a place in a storage and goes with it (``.data =``, ``swap_tensors`` and ``set_`` bring
-  another storage);
-- torch counts the changes that its own operations make in place. Where the count is another, or torch does
-  not count (tensors of inference mode), all bits are compared with what was packed, and only other bits are
-  packed again: a broadcast of equal bits costs a comparison;
-- what torch does not count (``.data``, NumPy, collectives) shows in the bits themselves. Every product looks
-  at some of them, and at all for 32 vectors or more and for gradients: ``cpp/src/product/fingerprint.hpp``.
+- A copy belongs to an address in a storage and is dropped with that storage (``.data =``, ``swap_tensors``
+  and ``set_`` bring another storage).
+- torch counts in-place changes by its own operations (the version of a tensor). If the version differs, or
+  torch does not count (tensors of inference mode), all bits are compared with the packed ones, and packed
+  again only if they differ. So a broadcast of equal bits costs one comparison.
+- Writes that torch does not count (through ``.data``, NumPy, collectives) are found in the bits themselves:
+  every product compares some of them, and products with 32 vectors or more and gradients compare all
+  (``cpp/src/product/fingerprint.hpp``).
 
 ``forget`` drops a copy at once.
 """
@@ -29,19 +30,19 @@ __all__ = ["forget", "gradients", "linear", "times_bits", "try_linear", "version
 _NOT_COUNTED = -1
 
 _kept: dict[Any, _Kept] = {}
-"""By the place of b1 for layers, by (place, transposed) for one matrix."""
+"""Key: the address of b1 for a layer, (address, transposed) for a single matrix."""
 
 
 class _Kept:
-    """What was packed of bits, where these lie, and how often they had been changed.
+    """Packed bits, with the addresses and versions of the tensors that they were made of.
 
     Args:
-        key: Its place in ``_kept``.
+        key: Its key in ``_kept``.
         bits: (b1, b2) of a layer, or (bits,).
         shape: (m, k, n, sign) of a layer, (rows, columns, sign, transposed) of a matrix.
 
     Raises:
-        ValueError: the bits are not laid out as this shape demands.
+        ValueError: The tensors do not have the shape, dtype or layout that ``shape`` requires.
     """
 
     __slots__ = ("compiled", "places", "shape", "storages", "versions", "whole")
@@ -67,12 +68,12 @@ class _Kept:
         _kept[key] = self
 
     def note_versions(self, bits: tuple[Tensor, ...]) -> None:
-        """The bits were just compared, or packed."""
+        """Note the versions of bits that were just compared or packed."""
         self.versions = tuple(version(b) for b in bits)
-        self.whole = _NOT_COUNTED in self.versions  # then every product looks at all bits
+        self.whole = _NOT_COUNTED in self.versions  # then every product compares all bits
 
     def fits(self, bits: tuple[Tensor, ...], shape: Any) -> bool:
-        """Whether it is still what these tensors say; all bits are compared."""
+        """Whether the packed bits equal these tensors; all bits are compared."""
         places = tuple(b.data_ptr() for b in bits)
         same = self.shape == shape and self.places == places and all(b.is_contiguous() for b in bits)
         if not (same and self.compiled.current and self.compiled.holds(*places, *(0,) * (2 - len(places)))):
@@ -82,7 +83,7 @@ class _Kept:
 
 
 def _packed(key: Any, bits: tuple[Tensor, ...], shape: Any) -> _Kept:
-    """What is kept of these bits, if it is still what they say; else they are packed now."""
+    """The packed bits from the cache if they are up to date; else the tensors are packed now."""
     kept = _kept.get(key)
     return kept if kept is not None and kept.fits(bits, shape) else _Kept(key, bits, shape)
 
@@ -92,7 +93,7 @@ def _layer(d1: Tensor, b1: Tensor, d2: Tensor, b2: Tensor, d3: Tensor, sign: boo
 
 
 def version(bits: Tensor) -> int:
-    """How often torch changed the tensor in place; -1 where it does not count, in inference mode."""
+    """How often torch has changed the tensor in place; -1 in inference mode, where it does not count."""
     try:
         return bits._version
     except RuntimeError:
@@ -100,7 +101,7 @@ def version(bits: Tensor) -> int:
 
 
 def forget(bits: Tensor) -> None:
-    """Drop what was packed of these bits, if anything was: of a layer, by its b1."""
+    """Drop the packed copy of these bits, if there is one; that of a layer is found by its b1."""
     if bits.device.type == "cpu" and type(bits) is Tensor:
         place = bits.data_ptr()
         for key in (place, (place, False), (place, True)):
@@ -111,17 +112,17 @@ def _check_bits(bits: Tensor, name: str, rows: int, columns: int) -> None:
     if bits.dtype != torch.uint8 or bits.shape != (rows, -(-columns // 8)) or not bits.is_contiguous():
         raise ValueError(
             f"{name} is a {bits.dtype} tensor of shape {tuple(bits.shape)}; it must be contiguous uint8 of "
-            f"shape ({rows}, {-(-columns // 8)}): rows of {columns} bits as numpy.packbits(bits, axis=1, "
-            "bitorder='little') makes them"
+            f"shape ({rows}, {-(-columns // 8)}): rows of {columns} bits packed by numpy.packbits(bits, "
+            "axis=1, bitorder='little')"
         )
 
 
 def try_linear(
     x: Tensor, d1: Tensor, b1: Tensor, d2: Tensor, b2: Tensor, d3: Tensor, bias: Tensor | None, sign: bool
 ) -> Tensor | None:
-    """``linear`` if the bits are packed already and nothing has to be converted or checked; else None.
+    """``linear`` if the bits are packed already and no tensor must be converted or checked; else None.
 
-    A product of microseconds goes this way, so every line counts.
+    This is the path of products that take microseconds, so every line here costs measurable time.
     """
     left, right = b1.data_ptr(), b2.data_ptr()
     kept = _kept.get(left)
@@ -133,7 +134,7 @@ def try_linear(
     try:
         before = kept.versions
         counted = kept.whole or (b1._version == before[0] and b2._version == before[1])
-    except RuntimeError:  # in inference mode the tensors of others come by, too
+    except RuntimeError:  # a tensor of inference mode has no version
         return None
     if (
         length != n
@@ -160,7 +161,7 @@ def try_linear(
     count = 1
     for size in above:
         count *= size
-    y = x.new_empty(*above, m)  # sooner read than a tuple
+    y = x.new_empty(*above, m)  # faster to parse than a tuple
     done = kept.compiled.multiply(
         (d1.data_ptr(), left, d2.data_ptr(), right, d3.data_ptr()),
         x.data_ptr(),
@@ -172,7 +173,7 @@ def try_linear(
     )
     if done:
         return y
-    _kept.pop(left, None)  # else the next look, at other bits, might find nothing
+    _kept.pop(left, None)  # else the next product, which compares other bits, might not notice
     return None
 
 
@@ -185,7 +186,7 @@ def linear(
     """
     _layer(d1, b1, d2, b2, d3, sign)
     y = try_linear(x, d1, b1, d2, b2, d3, bias, sign)
-    assert y is not None, "just packed"
+    assert y is not None, "the bits were just packed"
     return y
 
 
@@ -200,7 +201,7 @@ def gradients(
     sign: bool,
     input_needed: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(gradient of x, or empty if it is not needed; of d1; of d2; of d3), under the same conditions."""
+    """Gradients for x (empty if not needed), d1, d2 and d3, under the same conditions as ``linear``."""
     of_x = torch.empty_like(x) if input_needed else x.new_empty(0)
     of_d1, of_d2, of_d3 = (torch.empty_like(d) for d in (d1, d2, d3))
     _layer(d1, b1, d2, b2, d3, sign).compiled.gradients(
@@ -215,7 +216,7 @@ def gradients(
 
 
 def times_bits(x: Tensor, bits: Tensor, columns: int, sign: bool, transposed: bool) -> Tensor:
-    """``x @ B`` if transposed, else ``x @ B'``: float32 x, B of ``columns`` columns, contiguous."""
+    """``x @ B`` if transposed, else ``x @ B'``; x is float32, B has ``columns`` columns, both contiguous."""
     rows, place = bits.shape[0], bits.data_ptr()
     key, shape = (place, transposed), (rows, columns, sign, transposed)
     y = x.new_empty((*x.shape[:-1], columns if transposed else rows))

@@ -1,7 +1,7 @@
-"""The same in plain torch operations: any float dtype, any device, differentiable; the bits are unpacked.
+"""The operators in plain torch, on unpacked bits: for any float dtype and device, and differentiable.
 
-The packed operators of ``ops`` are tested against these, and fall back to them where no kernel is: float64
-activations, and tensors that are not on the CPU.
+The packed operators are tested against these functions, and call them where there is no kernel: for float64
+activations and for tensors that are not on the CPU.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from torch import Tensor
 
 __all__ = ["linear", "linear_backward", "times_bits", "to_dense", "unpack"]
 
-_ROOM = 2.0**20  # for sums on the way to a result near the end of the range; a power of two rounds nothing
+_ROOM = 2.0**20  # scales intermediate sums down, so that they cannot overflow; a power of two is exact
 
 
 def unpack(bits: Tensor, columns: int, sign: bool, dtype: torch.dtype) -> Tensor:
-    """Entries 0/1 or -1/+1, shape (rows, columns), of rows of ceil(columns / 8) bytes, low bit first."""
+    """Unpack rows of ceil(columns / 8) bytes, low bit first, to entries 0/1 or -1/+1, (rows, columns)."""
     shifts = torch.arange(8, dtype=torch.uint8, device=bits.device)
     entries = bits[..., None].bitwise_right_shift(shifts).bitwise_and_(1).flatten(-2)[..., :columns].to(dtype)
     return entries.mul_(2).sub_(1) if sign else entries
 
 
 def times_bits(x: Tensor, bits: Tensor, columns: int, sign: bool, transposed: bool) -> Tensor:
-    """``x @ B`` for transposed, else ``x @ B'``, with B of shape (rows, columns) unpacked to x's dtype."""
+    """``x @ B`` if transposed, else ``x @ B'``, with B of shape (rows, columns) in the dtype of x."""
     entries = unpack(bits, columns, sign, x.dtype)
     return x @ entries if transposed else x @ entries.T
 
@@ -48,7 +48,7 @@ def linear_backward(
     sign: bool,
     input_needed: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of ``linear`` for x (empty if it is not needed), d1, d2, d3; ``grad`` is its result's."""
+    """Gradients of ``linear`` for x (empty if not needed), d1, d2 and d3, given that of its result."""
     dtype = torch.promote_types(x.dtype, d1.dtype)
     rows, above = x.reshape(-1, x.shape[-1]).to(dtype), grad.reshape(-1, grad.shape[-1]).to(dtype)
     u = times_bits(rows * d3, b2, d3.numel(), sign, False)
