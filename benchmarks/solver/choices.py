@@ -50,7 +50,7 @@ def without_pairs() -> None:
 
 
 def no_polish() -> None:
-    methods.BUDGETS = {name: steps._replace(polish=0) for name, steps in methods.BUDGETS.items()}
+    methods.EFFORT_STEPS = {name: steps._replace(polish=0) for name, steps in methods.EFFORT_STEPS.items()}
 
 
 TRIALS: dict[str, tuple[Change, int]] = {

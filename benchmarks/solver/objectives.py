@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 import diba
 from diba._internal.error import output_energy_and_error, snr_db
 from diba.solvers.covariance import descend
-from diba.solvers.objective import SHRINK, input_scales, shrunk
 from diba.solvers.schedule import NEVER, Schedule
+from diba.solvers.second_moments import SHRINK, input_scales, shrunk
 
 from ..common import results
 from ..common.command import arguments_of, at_least_one, finish, parser

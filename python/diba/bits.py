@@ -1,6 +1,6 @@
 """Bit matrices: packed 0/1 or -1/+1 matrices and their exact products.
 
-The storage layout is stated in ``cpp/src/layout/bit_matrix.hpp``: row-major,
+The storage layout is specified in ``cpp/src/layout/bit_matrix.hpp``: row-major,
 bit j of a row is bit ``j % 64`` of its 64-bit word ``j // 64``, every row starts
 on a new word, bits past the last column are zero.
 """
@@ -31,14 +31,13 @@ _WORD_BITS = 64
 class BitMatrix(PackedOperator):
     """An immutable matrix of single bits, read as 0/1 or as -1/+1.
 
-    It multiplies dense arrays from either side, always exactly: ``b @ x``, ``b @ X``, ``X @ b``, ``linear``,
-    and ``matvec``, ``rmatvec``, ``matmat``, ``rmatmat`` with ``threads``.
+    It multiplies dense arrays from either side, always exactly (sums in float32): ``b @ x``, ``b @ X``,
+    ``X @ b``, ``linear``, ``matvec``, ``rmatvec``, ``matmat``, ``rmatmat``.
 
     Args:
         words: uint64 array of shape (rows, ceil(cols / 64)), bits past ``cols`` zero.
         cols: Number of columns.
-        alphabet: ``"binary"``: bits 0, 1 are the entries 0, 1;
-            ``"sign"``: they are the entries -1, +1.
+        alphabet: ``"binary"``: bits 0 and 1 are the entries 0 and 1; ``"sign"``: they are -1 and +1.
         copy: False takes ownership of ``words`` instead of copying it: the array
             is made read-only, and the caller must hold no other view of it.
 
@@ -66,8 +65,7 @@ class BitMatrix(PackedOperator):
         own.flags.writeable = False
         if not _core.tails_are_zero(own, cols):
             raise ValueError(
-                f"the packed bits have ones past column {cols - 1}, the last; clear the padding or correct "
-                "cols"
+                f"words has ones past column {cols - 1}, the last; they must be 0: clear them or correct cols"
             )
         self._words: NDArray[np.uint64] = own
         self._cols = cols
@@ -87,7 +85,7 @@ class BitMatrix(PackedOperator):
 
     @classmethod
     def _from_entries(cls, value: ArrayLike, name: str, alphabet: Alphabet, threads: int) -> BitMatrix:
-        """The same for an argument of that name."""
+        """:meth:`from_dense` for an argument called ``name``."""
         alphabet = check.alphabet(alphabet)
         entries = real_array(value, name)
         matrix_shape(entries.shape, name)
@@ -95,8 +93,8 @@ class BitMatrix(PackedOperator):
         outside = (entries != zero) & (entries != 1)
         if outside.any():
             raise ValueError(
-                f"{name} has entries other than {zero} and 1 ({bad_entries(outside, entries, name)}), "
-                f"alphabet {alphabet!r} has only these; correct the entries or use alphabet={other!r}"
+                f"{name} has entries other than {zero} and 1 ({bad_entries(outside, entries, name)}); "
+                f"alphabet {alphabet!r} allows only these: correct them or use alphabet={other!r}"
             )
         rows, cols = entries.shape
         words = np.zeros((rows, _words_per_row(cols)), dtype=np.uint64)
@@ -105,13 +103,13 @@ class BitMatrix(PackedOperator):
 
     @classmethod
     def from_packed_rows(cls, packed: NDArray[np.uint8], cols: int, alphabet: Alphabet) -> BitMatrix:
-        """The inverse of :meth:`packed_rows`.
+        """Make a BitMatrix from rows packed to bytes: the inverse of :meth:`packed_rows`.
 
         Args:
             packed: uint8 array of shape (rows, ceil(cols / 8)), as
                 ``numpy.packbits(bits, axis=1, bitorder="little")`` makes it.
             cols: Number of columns.
-            alphabet: How the bits are read.
+            alphabet: ``"binary"`` or ``"sign"``.
 
         Raises:
             TypeError: ``packed`` is not a uint8 array.
@@ -125,9 +123,9 @@ class BitMatrix(PackedOperator):
         return cls(padded.view("<u8").astype(np.uint64, copy=False), cols, alphabet, copy=False)
 
     def packed_rows(self) -> NDArray[np.uint8]:
-        """The bits as uint8 of shape (rows, ceil(cols / 8)), each row cut to whole bytes.
+        """The bits as a new uint8 array of shape (rows, ceil(cols / 8)), each row in whole bytes.
 
-        Equals ``numpy.packbits(bits, axis=1, bitorder="little")``. A fresh array.
+        Equals ``numpy.packbits(bits, axis=1, bitorder="little")``.
         """
         rows, cols = self.shape
         as_bytes = self._words.astype("<u8", copy=False).view(np.uint8).reshape(rows, -1)
@@ -138,7 +136,7 @@ class BitMatrix(PackedOperator):
         wanted: np.dtype[Any] = np.dtype(dtype)
         if wanted.kind not in "fiubc" or (self.signs and wanted.kind in "ub"):
             kind = "a signed number type such as int8" if self.signs else "a number type such as uint8"
-            raise TypeError(f"dtype is {wanted}; entries of alphabet {self._alphabet!r} need {kind}")
+            raise TypeError(f"dtype is {wanted}; it must be {kind} for alphabet {self._alphabet!r}")
         dense = np.empty(self.shape, dtype=np.float32)
         zero = -1.0 if self.signs else 0.0
         _core.unpack(self._words, self._cols, zero, 1.0, dense, resolve_threads(None))
@@ -179,7 +177,7 @@ class BitMatrix(PackedOperator):
         _core.transpose(self._words, cols, words)
         return BitMatrix(words, rows, self._alphabet, copy=False)
 
-    # ------------------------------------------------------------ for the base class
+    # ------------------------------------------------------------ what the base class needs
 
     def _apply(self, x: NDArray[Any], transposed: bool, threads: int) -> NDArray[Any]:
         if x.dtype == np.float64:
@@ -188,7 +186,7 @@ class BitMatrix(PackedOperator):
             return np.ldexp(self._apply(scaled, transposed, threads).astype(np.float64), exponents)
         rows, cols = self.shape
         result = np.zeros((cols if transposed else rows, x.shape[1]), dtype=np.float32)
-        if x.shape[1] == 1:  # one vector has a kernel of its own
+        if x.shape[1] == 1:  # there is a kernel for one vector
             vector_kernel = _core.matvec_t if transposed else _core.matvec
             vector_kernel(self._words, cols, x.reshape(-1), self.signs, result.reshape(-1), threads)
         elif x.size:
@@ -209,10 +207,10 @@ def _words_per_row(cols: int) -> int:
 
 
 def _packed(array: Any, name: str, dtype: np.dtype[Any], cols: int) -> None:
-    """Require packed bits of shape (rows, columns in whole units of ``dtype``)."""
+    """Require an array of packed bits: shape (rows, ceil(cols / bits of ``dtype``)), at least one row."""
     units = -(-cols // (8 * dtype.itemsize))
     wanted = f"a {dtype} array of shape (rows, {units}) for {cols} columns"
-    mend = "use BitMatrix.from_dense for entries that are not packed"
+    mend = "use BitMatrix.from_dense to pack a dense matrix"
     if not isinstance(array, np.ndarray) or array.dtype != dtype:
         what = f"of dtype {array.dtype}" if isinstance(array, np.ndarray) else describe(array)
         raise TypeError(f"{name} is {what}; it must be {wanted}; {mend}")

@@ -1,4 +1,4 @@
-"""Exceptions of diba's own."""
+"""Exception types of diba."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ __all__ = ["FormatError"]
 class FormatError(ValueError):
     """A file is not a readable diba file.
 
-    The message names the file, the tensor or metadata key, what was found and
-    what was expected. Files that cannot be opened at all raise the usual
-    ``OSError`` (``FileNotFoundError``, ``PermissionError``, ...) instead.
+    The message names the file, the tensor or metadata key, what was found and what was expected. A file that
+    cannot be opened raises ``OSError`` (``FileNotFoundError``, ``PermissionError``, ...) instead.
     """

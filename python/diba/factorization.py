@@ -1,4 +1,4 @@
-"""The result of a solver: A ~ D1 B1 D2 B2 D3 with packed binary factors."""
+"""Factorization, the result of a solver: ``A ~ D1 B1 D2 B2 D3`` with packed binary factors."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Factorization", "load"]
 
-_BYTES_FOR_THREADS = 1 << 17  # of the packed copy; one vector of a smaller one is the caller's thread's
+_BYTES_FOR_THREADS = 1 << 17  # with a smaller packed copy, one vector is multiplied on the caller's thread
 
 
 class Factorization(FactoredMatrix):
-    """An immutable product ``D1 B1 D2 B2 D3`` that stands for an m x n matrix.
+    """An immutable m x n matrix in the form ``D1 B1 D2 B2 D3``.
 
-    D1 (m), D2 (k), D3 (n) are diagonals; B1 (m x k), B2 (k x n) are bit matrices
-    of one alphabet. It multiplies like the matrix it stands for, float32 in and out. ``f @ x``, ``X @ f`` and
-    ``linear`` for rows of activations are fast by default, about 45 dB from the exact product; ``matvec``,
-    ``rmatvec``, ``matmat`` and ``rmatmat``, which SciPy's solvers call, are exact by default. All of these
-    methods take ``precision`` and ``threads``.
+    D1 (m), D2 (k), D3 (n) are diagonals; B1 (m x k), B2 (k x n) are bit matrices of one alphabet. It
+    multiplies like a dense matrix, float32 in and out. ``f @ x``, ``X @ f`` and ``linear`` are fast by
+    default: their error is about 45 dB below the exact product. ``matvec``, ``rmatvec``, ``matmat`` and
+        ``rmatmat``,
+    which SciPy's solvers call, are exact by default. All named methods take ``precision`` and ``threads``.
 
     Args:
         d1: m finite numbers, stored as float32.
@@ -43,7 +43,7 @@ class Factorization(FactoredMatrix):
         d3: n finite numbers.
 
     Raises:
-        TypeError: a factor is of the wrong kind.
+        TypeError: ``b1`` or ``b2`` is not a BitMatrix, or a diagonal is not an array of real numbers.
         ValueError: shapes or alphabets disagree, or an entry is not finite in float32.
 
     Source:
@@ -77,7 +77,7 @@ class Factorization(FactoredMatrix):
         self._d2 = check_arrays.diagonal(d2, "d2", b1.shape[1], "columns of b1")
         self._d3 = check_arrays.diagonal(d3, "d3", b2.shape[1], "columns of b2")
         self._diagonal_bits: int | None = None
-        self._transposed: dict[str, Factorization] = {}  # one entry, once asked for
+        self._transposed: dict[str, Factorization] = {}  # T, once it was asked for
         self._packed: _core.Packed | None = None
 
     @classmethod
@@ -93,7 +93,7 @@ class Factorization(FactoredMatrix):
         """Build from plain arrays; b1, b2 hold 0/1 (``"binary"``) or -1/+1 (``"sign"``).
 
         Raises:
-            TypeError: a factor is no array of real numbers.
+            TypeError: a factor is not an array of real numbers.
             ValueError: wrong shapes, an entry outside the alphabet, a diagonal entry not finite.
         """
         threads = resolve_threads(None)
@@ -132,7 +132,7 @@ class Factorization(FactoredMatrix):
 
     @property
     def k(self) -> int:
-        """Inner size: columns of B1, rows of B2."""
+        """Inner dimension: columns of B1, rows of B2."""
         return self._b1.shape[1]
 
     @property
@@ -155,7 +155,7 @@ class Factorization(FactoredMatrix):
 
     @property
     def file_padding_bits(self) -> int:
-        """Unused bits in a file, where rows fill whole bytes.
+        """Unused bits in a file, where every row of B1 and B2 fills whole bytes.
 
         A file's tensors take ``bits_per_weight * m * n + file_padding_bits`` bits.
         """
@@ -168,27 +168,28 @@ class Factorization(FactoredMatrix):
         if kept is None:
             made = Factorization(self._d3, self._b2.T, self._d2, self._b1.T, self._d1)
             made._transposed["T"] = self
-            kept = self._transposed.setdefault("T", made)  # one step: the first to come is everybody's
+            kept = self._transposed.setdefault("T", made)  # atomic: all threads get the same one
         return kept
 
     # ------------------------------------------------------------ the fast products
 
     def prepare(self) -> Self:
-        """Pack now what the first fast product would pack; returns this object.
+        """Make the packed copy for the fast products now instead of at the first product.
 
-        The packed copy belongs to one instruction set, is made again if that changes,
-        takes ``prepared_nbytes``, and is never written to a file. The transposed
-        products (``x @ f``) use one of ``f.T``. Nothing is
-        locked meanwhile, so that signal handlers, finalizers and children made by
-        ``fork`` may multiply at any time: threads that come at once may each pack a
-        copy, of which one stays.
+        The copy is laid out for one instruction set and made again if that changes; it takes
+        ``prepared_nbytes`` bytes and is never written to a file. The transposed products (``x @ f``) use the
+        copy of ``f.T``. No lock is held while packing, so that signal handlers, finalizers and forked
+        children may multiply at any time. Threads that start together may each make a copy; one is kept.
+
+        Returns:
+            This object.
         """
         self._tables()
         return self
 
     @property
     def prepared_nbytes(self) -> int:
-        """Bytes of the packed copy, in addition to ``nbytes``; 0 before there is one."""
+        """Bytes of the packed copy, in addition to ``nbytes``; 0 before it is made."""
         return 0 if self._packed is None else self._packed.nbytes
 
     def _tables(self) -> _core.Packed:
@@ -198,7 +199,7 @@ class Factorization(FactoredMatrix):
             tuning.read_environment()
             packed = self._pack()
             self._small = packed.nbytes < _BYTES_FOR_THREADS
-            self._packed = packed  # last: from here on others use it
+            self._packed = packed  # last: other threads read it without a lock
         return packed
 
     def _pack(self) -> _core.Packed:
@@ -214,16 +215,19 @@ class Factorization(FactoredMatrix):
         return result
 
     def error_bound(self, x: ArrayLike) -> NDArray[np.float64]:
-        """A bound of ``|f @ x - exact product|`` for the fast precision, of shape (m,).
+        """Bound ``|f @ x - exact product|`` entry by entry for the fast precision.
 
-        It holds for every input, in real arithmetic; ``_internal/error_bound.py`` derives it. A
-        usual error is a small part of it, since roundings rarely all fall the same way.
+        The exact product is that of real arithmetic; ``_internal/error_bound.py`` derives the bound. Actual
+        errors are usually much smaller, since roundings rarely all go the same way.
 
         Args:
             x: Vector of shape (n,).
 
+        Returns:
+            Bounds, float64 of shape (m,); NaN where ``x`` is not finite or a step may leave float32's range.
+
         Raises:
-            TypeError: ``x`` is complex or no array of numbers.
+            TypeError: ``x`` is not an array of real numbers.
             ValueError: ``x`` has the wrong shape.
         """
         vector = check_arrays.operand(x, "x", self.shape[1], "vector", "columns")
@@ -232,7 +236,7 @@ class Factorization(FactoredMatrix):
     # ------------------------------------------------------------ other forms
 
     def round_diagonals(self) -> Factorization:
-        """The same factors with diagonals rounded to 16 bits an entry (``diagonal_bits`` 16)."""
+        """The same factors with diagonals rounded to 16 bits per entry (``diagonal_bits`` 16)."""
         if self.diagonal_bits == 16:
             return self
         d1, d2, d3 = (storage.round_to_16(d) for d in (self._d1, self._d2, self._d3))
@@ -242,7 +246,7 @@ class Factorization(FactoredMatrix):
         """Write a diba file (see ``diba.files`` for its format), whole or not at all.
 
         Raises:
-            TypeError: ``path`` is no path.
+            TypeError: ``path`` is not a path.
             OSError: the folder does not exist or cannot be written.
         """
         files.write(check.path(path), self._stored())
@@ -256,7 +260,7 @@ class Factorization(FactoredMatrix):
 
         Raises:
             OSError: the file cannot be opened.
-            diba.FormatError: it is not a diba file, is damaged, or is of a newer version.
+            diba.FormatError: it is not a diba file, is damaged, or has a newer format version.
         """
         stored = files.read(check.path(path))
         return cls(stored.d1, stored.b1, stored.d2, stored.b2, stored.d3)

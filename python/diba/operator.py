@@ -1,4 +1,4 @@
-"""What every packed matrix of diba can do: products with dense arrays, and what an immutable value does."""
+"""The base class of packed matrices: products with dense arrays, equality, hashing, pickling."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ Precision = Literal["fast", "exact"]
 class PackedOperator(ABC):
     """Products of a packed real matrix M of shape (m, n) with dense float32 arrays.
 
-    ``M @ x``, ``x @ M`` and ``linear`` have the precision ``"fast"`` unless told otherwise: sums looked up in
-    tables of 8-bit entries, about 45 dB from the exact product. ``matvec``, ``rmatvec``, ``matmat`` and
-    ``rmatmat``, the names that SciPy looks for, are ``"exact"``: sums in float32. A matrix without tables
-    (BitMatrix, OneBit) multiplies exactly at either precision.
+    ``M @ x``, ``x @ M`` and ``linear`` use the precision ``"fast"`` by default: sums are looked up in tables
+    of 8-bit entries, and the error is about 45 dB below the exact product. ``matvec``, ``rmatvec``,
+    ``matmat`` and ``rmatmat``, the names that SciPy looks for, use ``"exact"`` by default: sums in float32.
+    BitMatrix and OneBit have no tables and multiply exactly at either precision.
 
-    Results are float32 and the same bytes on every instruction set and for any number of threads; fast ones
-    also for any number of vectors at once. Operands of another real type are rounded to float32 first.
-    Products of finite numbers are finite: where float32 would overflow on the way, a wider range is used, and
-    what is beyond float32 in the end is its largest number. An infinite or NaN entry of x makes all of a fast
-    ``M x`` NaN.
+    Results are float32, and the same bytes on every instruction set and for any number of threads; fast
+    results also do not depend on how many vectors are multiplied together. Operands of another real type are
+    rounded to float32 first. Products of finite numbers are finite: a sum that would overflow float32 is
+    computed in float64, and a result beyond float32's range becomes its largest number of that sign. If x has
+    an infinite or NaN entry, all entries of a fast ``M x`` are NaN.
     """
 
     __slots__ = ()
-    __array_ufunc__ = None  # array @ M is ours, not an elementwise loop of NumPy's
+    __array_ufunc__ = None  # so that array @ M calls __rmatmul__ instead of looping over elements
 
     ndim = 2
     dtype = np.dtype(np.float32)
 
-    # What the fast products run on; None for a matrix without them, and before the first.
+    # The packed copy for fast products; None before the first, and for a class without tables.
     _packed: _core.Packed | None = None
-    _small = False  # one vector is multiplied sooner than asked how many threads there are
+    _small = False  # multiplying one vector takes less time than starting threads for it
     _has_tables = False
 
-    # ------------------------------------------------------------ what a matrix must say
+    # ------------------------------------------------------------ what a subclass defines
 
     @property
     @abstractmethod
@@ -68,12 +68,13 @@ class PackedOperator(ABC):
     def _apply(self, x: NDArray[Any], transposed: bool, threads: int) -> NDArray[Any]:
         """``M x`` or ``M' x``, exactly, for C-contiguous columns x of shape (length, p).
 
-        float32 all the way for float32; for finite float64 sums in float32, exponents in float64.
+        float32 x: all steps in float32. float64 x, finite: each column is scaled to the range of float32 for
+        the sums, and the result has the range of float64.
         """
 
     @abstractmethod
     def _parts(self) -> tuple[Any, ...]:
-        """What ``type(self)`` is constructed from: arrays and hashable values."""
+        """The arguments of ``type(self)`` that give an equal matrix: arrays and hashable values."""
 
     def _apply_tables(
         self, rows: NDArray[np.float32], bias: NDArray[np.float32] | None, threads: int
@@ -97,8 +98,8 @@ class PackedOperator(ABC):
             float32 array of shape (m,), or (m, 1).
 
         Raises:
-            TypeError: ``x`` is complex or no array of numbers.
-            ValueError: ``x`` has the wrong shape; an unknown precision.
+            TypeError: ``x`` is not an array of real numbers.
+            ValueError: ``x`` has the wrong shape, or the precision is unknown.
         """
         if (
             precision == "fast"
@@ -134,7 +135,7 @@ class PackedOperator(ABC):
         precision: Precision = "fast",
         threads: int | None = None,
     ) -> NDArray[np.float32]:
-        """``X M' + bias``: a dense layer, as ``torch.nn.functional.linear``.
+        """``X M' + bias``: a dense layer, like ``torch.nn.functional.linear``.
 
         Args:
             X: Rows of activations, shape (..., n).
@@ -146,8 +147,8 @@ class PackedOperator(ABC):
             float32 array of shape (..., m).
 
         Raises:
-            TypeError: an operand is complex or no array of numbers.
-            ValueError: wrong shapes; an unknown precision.
+            TypeError: an operand is not an array of real numbers.
+            ValueError: a shape is wrong, or the precision is unknown.
         """
         if precision == "fast" and bias is None and (result := self._at_once(X, threads)) is not None:
             return result
@@ -160,7 +161,9 @@ class PackedOperator(ABC):
     def __matmul__(self, other: ArrayLike) -> NDArray[np.float32]:
         """``M @ x`` or ``M @ X``, fast."""
         packed = self._packed
-        if packed is not None and getattr(other, "ndim", 0) == 1:  # as _at_once, without the call
+        if (
+            packed is not None and getattr(other, "ndim", 0) == 1
+        ):  # _at_once inlined: the call is noticeable here
             result = packed.try_multiply(other, 1 if self._small else resolve_threads(None))
             if result is not None:
                 return result
@@ -173,12 +176,13 @@ class PackedOperator(ABC):
         rows = operand(other, "the left operand", self.shape[0], "rows", "rows")
         return self._rows(rows, None, True, "fast", None)
 
-    # ------------------------------------------------------------ the way of a product
+    # ------------------------------------------------------------ how a product is computed
 
     def _at_once(self, x: ArrayLike, threads: int | None) -> NDArray[np.float32] | None:
-        """The fast product with vectors along the last axis; None if x is to be converted, M to be packed.
+        """The fast product with vectors along the last axis, without any checks in Python.
 
-        The usual way takes longer than a small product.
+        None where x must be converted first or M is not packed yet. The checks of :meth:`_times` take longer
+        than a small product.
         """
         packed = self._packed
         if packed is None:
@@ -190,7 +194,7 @@ class PackedOperator(ABC):
     def _times(
         self, x: ArrayLike, name: str, form: Form, transposed: bool, precision: str, threads: int | None
     ) -> NDArray[np.float32]:
-        """``M x`` or ``M' x`` for what a caller passed."""
+        """``M x`` or ``M' x`` for an operand as the caller passed it."""
         check.precision(precision)
         length, against = (self.shape[0], "rows") if transposed else (self.shape[1], "columns")
         columns = operand(x, name, length, form, against)
@@ -242,14 +246,13 @@ class PackedOperator(ABC):
             result[:, again] = saturated(wide if bias is None else wide + bias[:, None])
         return result
 
-    # ------------------------------------------------------------ an immutable value
+    # ------------------------------------------------------------ conversion, equality, copies
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         """The dense matrix, for ``numpy.asarray``."""
         if copy is False:
             raise ValueError(
-                f"a dense array of a {type(self).__name__} is always a new one; use copy=None instead of "
-                "copy=False"
+                f"copy is False; use copy=None: the dense array of a {type(self).__name__} is always new"
             )
         return self.to_dense().astype(np.float32 if dtype is None else dtype, copy=False)
 

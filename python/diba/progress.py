@@ -1,4 +1,4 @@
-"""Progress of long work: what a ``progress=`` callable is given, and what ``progress=True`` shows."""
+"""Progress of long work: the argument of a ``progress=`` callable, and the bar of ``progress=True``."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ __all__ = ["Progress", "ProgressOption", "Steps", "check_progress", "reporting"]
 
 _SECONDS_BETWEEN_LINES = 3.0
 _BAR = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}{postfix}]"
-_BAR_STEPS = 1000  # whatever the total, which may change: a notebook's bar cannot follow that
+_BAR_STEPS = 1000  # not the task's total: that may change, and a notebook's bar cannot change its own
 
 
 @dataclass(frozen=True)
 class Progress:
-    """The one argument of every ``progress=`` callable. What a task does not know is None.
+    """The state of a task: the one argument of every ``progress=`` callable. Unknown values are None.
 
     Attributes:
         task: What is running: ``"solve"``, ``"curve"``, ``"allocate"``, ``"calibrate"``, ``"convert"``,
             ``"retune"``.
-        done: Steps done: iterations of a solver, matrices, layers, batches, optimizer steps, with the part
-            that is done of the current one where it is known. 0 reports the start.
-        total: Steps after which it ends at the latest; None while that is unknown.
-        elapsed: Seconds since it began.
-        remaining: Seconds until it ends at the latest, estimated from its pace; None while unknown, 0 at
-            the end.
-        item: Name of the layer or matrix that was finished last.
+        done: Steps done: iterations of a solver, matrices, layers, batches or optimizer steps. A fraction
+            counts the part done of the current step, where that is known. 0 reports the start.
+        total: Number of steps at most; None while unknown.
+        elapsed: Seconds since the start.
+        remaining: Seconds to the end at most, estimated from the pace so far; None while unknown, 0 at the
+            end.
+        item: Name of the layer or matrix finished last.
         snr_db: Signal-to-noise ratio in dB of the factors so far, or of ``item``; ``inf`` for an exact fit.
-        objective: What a solver minimises: ``|A - D1 B1 D2 B2 D3|^2``, say.
-        flips: Bits that the last iteration changed, both factors together.
-        loss: Loss of the last step of a training.
-        detail: More about ``item``: in a conversion its ``diba.torch.LayerReport``.
+        objective: Value of what a solver minimises, ``|A - D1 B1 D2 B2 D3|^2`` by default.
+        flips: Bits of both factors that the last iteration changed.
+        loss: Training loss of the last step.
+        detail: More about ``item``: in a conversion, its ``diba.torch.LayerReport``.
     """
 
     task: str
@@ -60,9 +60,9 @@ class Progress:
 
 
 ProgressOption = bool | Callable[[Progress], object]
-"""True shows a bar on stderr (or a line every few seconds where it is no terminal, or without tqdm), False
-nothing. A callable is called with a :class:`Progress` at the start and after every step; its result is
-ignored, and what it raises ends the work, as Ctrl-C does."""
+"""True shows a bar on stderr, or a line every few seconds if stderr is not a terminal or tqdm is missing;
+False shows nothing. A callable is called with a :class:`Progress` at the start and after every step; its
+result is ignored, and an exception it raises ends the work, as Ctrl-C does."""
 
 
 def check_progress(progress: Any) -> None:
@@ -76,7 +76,7 @@ def check_progress(progress: Any) -> None:
 
 @contextmanager
 def reporting(progress: ProgressOption) -> Iterator[Callable[[Progress], object] | None]:
-    """What to call with the state of the work while the block runs; None if nobody wants to know.
+    """Context manager: gives the callable to report states to, or None for ``progress=False``.
 
     Raises:
         TypeError: ``progress`` is neither a bool nor callable.
@@ -99,7 +99,7 @@ def reporting(progress: ProgressOption) -> Iterator[Callable[[Progress], object]
 
 
 def _tqdm() -> Any:
-    """The class of tqdm that draws bars here: in a notebook or on a terminal. None elsewhere."""
+    """tqdm's class for a bar in this notebook or terminal; None elsewhere or without tqdm."""
     try:
         from tqdm.auto import tqdm
     except ImportError:
@@ -109,7 +109,7 @@ def _tqdm() -> Any:
 
 
 class _Bar:
-    """One bar of tqdm's, made when the first state arrives."""
+    """A tqdm bar, made when the first state arrives."""
 
     def __init__(self, tqdm: Any) -> None:
         self._tqdm = tqdm
@@ -132,7 +132,7 @@ class _Bar:
 
 
 class _Lines:
-    """A line every few seconds, and one of the last state."""
+    """A line every few seconds, and one for the last state."""
 
     def __init__(self) -> None:
         self._shown = time.monotonic()
@@ -150,12 +150,12 @@ class _Lines:
 
 
 class Steps:
-    """Progress of work in several steps, each a solve or more of them.
+    """Counts the steps of a task, each of one solve or more, and reports them.
 
     Args:
-        task: Its name.
-        total: Its steps; None: unknown.
-        report: Called with every state; None for nobody.
+        task: Name of the task.
+        total: Number of steps; None if unknown.
+        report: Called with every state; None to report nothing.
     """
 
     def __init__(self, task: str, total: int | None, report: Callable[[Progress], object] | None) -> None:
@@ -164,7 +164,7 @@ class Steps:
         self.done(0)
 
     def within(self, first: float, end: float) -> ProgressOption:
-        """What a solve is given for ``progress`` that takes the work from ``first`` to ``end``, in steps."""
+        """The ``progress`` argument of a solve that takes the task from ``first`` to ``end`` steps."""
         if self._report is None:
             return False
 
@@ -175,7 +175,7 @@ class Steps:
         return show
 
     def done(self, steps: int, item: str | None = None, snr_db: float | None = None, **facts: Any) -> None:
-        """Report that so many steps are done; ``item`` names the last one, ``facts`` are other attributes."""
+        """Report ``steps`` steps as done; ``item`` names the last, ``facts`` are other fields of Progress."""
         self._facts = {"item": item, "snr_db": snr_db, **facts}
         self._tell(steps)
 
@@ -195,7 +195,7 @@ def _counts(state: Progress) -> str:
 
 
 def _facts(state: Progress) -> list[str]:
-    """What is known besides counts and times, each a few words."""
+    """What is known besides counts and times, in a few words each."""
     return [
         *([state.item] if state.item is not None else []),
         *([f"SNR {state.snr_db:.2f} dB"] if state.snr_db is not None and state.snr_db > -math.inf else []),
@@ -208,7 +208,7 @@ def _times(state: Progress) -> str:
 
 
 def _outlook(state: Progress) -> str:
-    """The time left and the time of day at which it is over; nothing while unknown, and at the end."""
+    """The time left and the time of day of the end; empty while unknown, and at the end."""
     if not state.remaining:
         return ""
     end = time.strftime("%H:%M:%S", time.localtime(time.time() + state.remaining))
@@ -216,7 +216,7 @@ def _outlook(state: Progress) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """Seconds, minutes or hours, as people read them."""
+    """Seconds, minutes or hours as text, such as "2 min 05 s"."""
     minutes, rest = divmod(round(seconds), 60)
     if not minutes:
         return f"{rest} s"

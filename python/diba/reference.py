@@ -1,8 +1,8 @@
-"""The method in a few lines of NumPy: float64, dense, no packing; slow, and meant to be read.
+"""The greedy method in a few lines of NumPy: float64, dense, not packed; slow, and meant to be read.
 
-It is the documentation of what the solver computes and the oracle of its tests. The model is
-``A ~ D1 B1 D2 B2 D3`` (Ono, "DiBA", arXiv 2605.05994) with entries 0/1 or -1/+1. Diagonals are
-vectors: d1 (m,), d2 (k,), d3 (n,); B1 is (m, k), B2 is (k, n).
+It documents what the compiled solver computes, and its tests compare with it. The model is
+``A ~ D1 B1 D2 B2 D3`` (Ono, "DiBA", arXiv 2605.05994) with entries 0/1 or -1/+1 in B1 (m, k) and B2 (k, n).
+Diagonals are vectors: d1 (m,), d2 (k,), d3 (n,).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Array = NDArray[np.float64]
 Factors = tuple[Array, Array, Array, Array, Array]
 
 FLIP_THRESHOLD = 2.0**-20  # kFlipThreshold of cpp/src/kernels/kernels.hpp
-EXACT = 1e-11  # of |A|^2: an objective this small is rounding
+EXACT = 1e-11  # an objective below this share of |A|^2 is rounding error
 
 
 def reconstruct(d1: Array, B1: Array, d2: Array, B2: Array, d3: Array) -> Array:
@@ -33,7 +33,7 @@ def objective(A: Array, factors: Factors) -> float:
 
 
 def best_row_scale(A: Array, B: Array, C: Array) -> Array:
-    """The d that minimises ``|A - diag(d) B C|^2``: ``d_i = <a_i, p_i> / |p_i|^2`` with P = B C.
+    """The d that minimises ``|A - diag(d) B C|^2``: ``d_i = <a_i, p_i> / |p_i|^2`` for rows p_i of B C.
 
     Args:
         A: Shape (rows, p).
@@ -59,7 +59,7 @@ def best_inner_scale(A: Array, L: Array, R: Array) -> Array:
         R: ``B2 D3``, shape (k, n).
 
     Returns:
-        d, shape (k,), of least length where several are best; 0 for components that are not used.
+        d, shape (k,): the minimiser of least norm if there are several; 0 for components that are not used.
     """
     gram = (L.T @ L) * (R @ R.T)
     best: Array = np.linalg.lstsq(gram, ((L.T @ A) * R).sum(axis=1), rcond=None)[0]
@@ -67,11 +67,11 @@ def best_inner_scale(A: Array, L: Array, R: Array) -> Array:
 
 
 def best_flips(H: Array, G: Array, d: Array, B: Array, step: int) -> tuple[Array, Array, int, float]:
-    """Lower ``sum_i |a_i - d_i b_i C|^2`` by the best flip of each row until none improves it.
+    """Lower ``sum_i |a_i - d_i b_i C|^2``: flip the best bit of each row until no flip lowers it.
 
     Flipping bit j of row i changes b_ij by s_j = step or -step and lowers the objective by exactly
-    ``2 s_j d_i g_ij - (s_j d_i)^2 H_jj``, the one-bit test; the correlations then move by ``-s_j d_i H_j``.
-    A flip counts as an improvement above a threshold that covers the rounding of float32.
+    ``2 s_j d_i g_ij - (s_j d_i)^2 H_jj``; row i of G then changes by ``-s_j d_i H_j``. A flip is made if it
+    lowers the objective by more than a threshold that covers the rounding of float32.
 
     Args:
         H: Gram matrix ``C C'``, shape (k, k).
@@ -100,13 +100,13 @@ def best_flips(H: Array, G: Array, d: Array, B: Array, step: int) -> tuple[Array
 
 
 def greedy(A: Any, B1: Any, B2: Any, max_iter: int, tol: float) -> Factors:
-    """DiBA-Greedy, Algorithm 1: the diagonals in closed form, then rows, then columns, until it stalls.
+    """DiBA-Greedy, Algorithm 1: fit the diagonals, flip bits of B1, then of B2, until progress stalls.
 
     Args:
         A: Shape (m, n).
         B1: Start, shape (m, k); entries 0/1, or -1/+1 if any entry of B1 or B2 is -1.
         B2: Start, shape (k, n).
-        max_iter: Iterations at most.
+        max_iter: Largest number of iterations.
         tol: Stop when an iteration lowers the objective by less than this share of it.
 
     Returns:

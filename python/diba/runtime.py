@@ -1,4 +1,4 @@
-"""Instruction sets, threads, and what to say about the machine in a bug report."""
+"""Instruction sets, threads, and facts about the machine for bug reports."""
 
 from __future__ import annotations
 
@@ -13,21 +13,20 @@ __all__ = ["info", "isa", "num_threads", "resolve_threads", "set_num_threads", "
 
 _ENVIRONMENT_THREADS = "DIBA_NUM_THREADS"
 
-# The number set by set_num_threads; None until then. One int, replaced in one step.
+# The number set by set_num_threads; None until then. Replacing one int is atomic: no lock.
 _chosen_threads: int | None = None
 
 
 def isa() -> str:
-    """Name of the instruction set the kernels run on, as in ``supported_isas()``."""
+    """Name of the instruction set in use, one of ``supported_isas()``."""
     return _core.isa()
 
 
 def supported_isas() -> list[str]:
     """Instruction sets this processor can run, best first; "scalar" is always last.
 
-    The environment variable ``DIBA_ISA``, read when a kernel is first needed,
-    forces one of them; another name is a ValueError that lists these. Results
-    are the same bytes on every one.
+    The environment variable ``DIBA_ISA``, read when a kernel is first needed, selects one of them; any other
+    name raises a ValueError that lists these. Results are the same bytes on every one.
     """
     return _core.supported_isas()
 
@@ -35,9 +34,9 @@ def supported_isas() -> list[str]:
 def num_threads() -> int:
     """Worker threads used when ``threads`` is None.
 
-    The number given to :func:`set_num_threads`; else ``DIBA_NUM_THREADS``; else
-    the processors granted to this process (its affinity mask, cut by the cgroup
-    quota of a container). The number never changes a result.
+    The number given to :func:`set_num_threads`; else ``DIBA_NUM_THREADS``; else the number of processors
+    this process may use (its affinity mask, limited by a container's cgroup quota). Results never depend on
+    the number of threads.
 
     Raises:
         ValueError: ``DIBA_NUM_THREADS`` is not a positive integer.
@@ -62,15 +61,14 @@ def set_num_threads(count: int | None) -> None:
         TypeError: ``count`` is not an integer.
         ValueError: ``count`` is not from 1 to 1024.
     """
-    global _chosen_threads  # the one setting a caller may change
+    global _chosen_threads
     _chosen_threads = None if count is None else check.thread_count(count, "count")
 
 
 def resolve_threads(threads: int | None) -> int:
-    """The number of threads a call should use: its own argument, else the default.
+    """The number of threads of a call: its argument, or the default for None.
 
-    The processors granted to this process are asked for once: reading them takes
-    longer than a small product.
+    The processors of this process are read once and kept: reading them takes longer than a small product.
     """
     if threads is not None:
         return check.thread_count(threads)
@@ -85,7 +83,7 @@ def _granted_threads() -> int:
 
 
 def info() -> dict[str, object]:
-    """What one pastes into a bug report: versions, processor, instruction sets, threads."""
+    """Versions, processor, instruction sets and threads, for a bug report."""
     import platform
 
     return {

@@ -22,14 +22,15 @@ if TYPE_CHECKING:
 __all__ = ["OneBit", "onebit"]
 
 _POWER_STEPS = 1000
-_SETTLED = 1e-9  # of |A|^2: growth of the fitted part in a step
-_BLOCK_WORDS = 16  # columns of a dense block, by 64
+_SETTLED = 1e-9  # the power iteration stops when a step raises |fit|^2 by less than this share of |A|^2
+_BLOCK_WORDS = 16  # 64-bit words, so 1024 columns, of a dense block
 
 
 class OneBit(FactoredMatrix):
-    """An immutable product ``diag(a) S diag(b)`` of a sign matrix and two diagonals.
+    """An immutable m x n matrix in the form ``diag(a) S diag(b)``, S a sign matrix.
 
-    It multiplies like the m x n matrix it stands for, as :class:`diba.Factorization` does, always exactly.
+    It multiplies like a dense matrix, with the methods of :class:`diba.Factorization`, always exactly (sums
+    in float32).
 
     Args:
         a: m finite numbers, stored as float32.
@@ -37,7 +38,7 @@ class OneBit(FactoredMatrix):
         b: n finite numbers.
 
     Raises:
-        TypeError: ``signs`` is no BitMatrix, or a diagonal is not of real numbers.
+        TypeError: ``signs`` is not a BitMatrix, or a diagonal is not an array of real numbers.
         ValueError: lengths disagree, the alphabet is not ``"sign"``, an entry is not finite in float32.
 
     Source:
@@ -60,7 +61,7 @@ class OneBit(FactoredMatrix):
 
     @property
     def signs(self) -> BitMatrix:
-        """The signs, of shape (m, n)."""
+        """The sign matrix S, of shape (m, n)."""
         return self._signs
 
     @property
@@ -101,18 +102,19 @@ class OneBit(FactoredMatrix):
 def onebit(A: ArrayLike, *, threads: int | None = None) -> OneBit:
     """Approximate ``A ~ diag(a) sign(A) diag(b)`` with the least squared error (SVID).
 
-    For the signs of A (+1 for 0) the error is ``| |A| - a b' |^2``, so that a b' is the best rank-one
-    fit of the magnitudes: by power iteration in float64 from their row sums, the same for every run.
+    With the signs of A (+1 for 0) the squared error is ``| |A| - a b' |^2``, so a b' is the best rank-one
+    fit of the magnitudes. It is found by power iteration in float64 from their row sums; every run gives the
+    same result.
 
     Args:
         A: Real matrix of shape (m, n): anything NumPy can read, or a torch CPU tensor.
-        threads: Threads of the bit kernels; None uses ``diba.num_threads()``.
+        threads: Worker threads; None uses ``diba.num_threads()``.
 
     Returns:
-        Signs and diagonals, rounded to what 16 bits an entry hold exactly.
+        The signs with the diagonals, each rounded to 16 bits per entry.
 
     Raises:
-        TypeError: ``A`` is no array of real numbers.
+        TypeError: ``A`` is not an array of real numbers.
         ValueError: ``A`` is not a finite non-empty matrix.
 
     Source:
@@ -147,7 +149,7 @@ def onebit(A: ArrayLike, *, threads: int | None = None) -> OneBit:
 
 
 def _rank_one(X: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(a, b) of equal lengths with a b' the best rank-one fit of X >= 0, whose entries are up to 1."""
+    """(a, b) of equal lengths with a b' the best rank-one fit of X, whose entries are from 0 to 1."""
     b = np.ones(X.shape[1])
     captured, energy = 0.0, float(np.vdot(X, X))
     for _ in range(_POWER_STEPS):

@@ -281,9 +281,9 @@ def test_bad_factors(make_factors: Callable[..., Factors], alphabet: str) -> Non
     cases: list[tuple[Callable[[], object], type[Exception], str]] = [
         (lambda: make(p.d1, p.b1, p.d2, p.b2, p.d3), TypeError, "b1 is .* it must be a BitMatrix; use Fact"),
         (lambda: make(p.d1, f.b1, p.d2, f.b1, p.d3), ValueError, "rows of b2 is 3; it must be 4, the number"),
-        (lambda: make(p.d1[:2], f.b1, p.d2, f.b2, p.d3), ValueError, "d1 has 2 entries, must have 3"),
-        (lambda: make(p.d1, f.b1, p.d1, f.b2, p.d3), ValueError, "d2 has 3 entries, must have 4"),
-        (lambda: make(p.d1, f.b1, p.d2, f.b2, p.d2), ValueError, "d3 has 4 entries, must have 5"),
+        (lambda: make(p.d1[:2], f.b1, p.d2, f.b2, p.d3), ValueError, "d1 has 2 entries; it must have 3"),
+        (lambda: make(p.d1, f.b1, p.d1, f.b2, p.d3), ValueError, "d2 has 3 entries; it must have 4"),
+        (lambda: make(p.d1, f.b1, p.d2, f.b2, p.d2), ValueError, "d3 has 4 entries; it must have 5"),
         (lambda: make(np.diag(p.d1), f.b1, p.d2, f.b2, p.d3), ValueError, "d1 is 2-D.*diagonal"),
         (lambda: make(p.d1 * np.inf, f.b1, p.d2, f.b2, p.d3), ValueError, "d1 has NaN or infinite entries"),
         (lambda: make([1e39, 1, 1], f.b1, p.d2, f.b2, p.d3), ValueError, "d1 has entries beyond float32"),

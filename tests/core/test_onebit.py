@@ -120,7 +120,7 @@ def test_bad_parts() -> None:
         diba.OneBit(f.a, f.signs.to_dense(), f.b)
     with pytest.raises(ValueError, match="alphabet of signs"):
         diba.OneBit(f.a, diba.BitMatrix(f.signs.words, 4, "binary"), f.b)
-    with pytest.raises(ValueError, match="a has 4 entries, must have 3"):
+    with pytest.raises(ValueError, match="a has 4 entries; it must have 3"):
         diba.OneBit(f.b, f.signs, f.b)
     with pytest.raises(ValueError, match="shape of A"):
         f.snr_db(A)

@@ -75,7 +75,7 @@ def test_progress_and_options_reach_the_solver() -> None:
         (({}, 2), {}, ValueError, "source is empty"),
         (({"a": NORMAL}, 0), {}, ValueError, "bits_per_weight"),
         (({"a": NORMAL}, 2), {"k": 5}, (TypeError, ValueError), "k"),
-        (({"a": NORMAL}, 2), {"weights": {"b": 1.0}}, ValueError, "weights has 'b'"),
+        (({"a": NORMAL}, 2), {"weights": {"b": 1.0}}, ValueError, "weights has the key 'b'"),
         (({"a": NORMAL}, 2), {"weights": {"a": -1.0}}, ValueError, "weight"),
         (({"a": NORMAL}, 2), {"sizes": (1.5, 2)}, ValueError, "sizes is"),
         (({"a": NORMAL.astype(complex)}, 2), {}, TypeError, r"source\['a'\]"),

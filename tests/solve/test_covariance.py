@@ -10,12 +10,12 @@ import pytest
 
 import diba
 from diba import reference
-from diba._internal import check_arrays
 from diba._internal.error import output_energy_and_error
 from diba.solvers.covariance import Correlated, descend
 from diba.solvers.greedy import Greedy
-from diba.solvers.objective import Objective, input_scales, normalised, shrunk
+from diba.solvers.objective import Objective, normalised, objective_for
 from diba.solvers.schedule import NEVER, Deadline, Schedule
+from diba.solvers.second_moments import checked, input_scales, shrunk
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -299,26 +299,25 @@ def test_importance_lowers_the_weighted_error() -> None:
 
 
 def test_accepted_arguments() -> None:
-    rows, cols = check_arrays.importance([np.array([1, 2]), None], 2, 3)
-    assert rows is not None
-    assert (rows.tolist(), rows.dtype, cols) == ([1, 2], np.float64, None)
+    W, exponent = objective_for([np.array([1, 2]), None], None, 2, 3).normalised(np.ones((2, 3)))
+    assert np.ldexp(W, exponent).tolist() == [[0.25] * 3, [0.5] * 3]  # weights 1 and 2, over 2^2
     for given, shrink in (
         (np.eye(2), 0.5),
         ((np.eye(2), 0), 0),
         (((2, 1), (1, 2)), 0.5),
         (np.ones((2, 2)), 0.5),
     ):
-        S, share = check_arrays.covariance(given, 2, 0.5)
+        S, share = checked(given, 2, 0.5)
         assert S.shape == (2, 2)
         assert share == shrink
     X = np.random.default_rng(0).standard_normal((5, 40)).astype(np.float32)
-    check_arrays.covariance(X.T @ X, 40, 0.1)  # of rank 5: zero eigenvalues rounded to below 0
+    checked(X.T @ X, 40, 0.1)  # of rank 5: zero eigenvalues rounded to below 0
 
 
 IMPORTANCES: dict[str, tuple[Any, type[Exception], str]] = {
     "one vector": (np.ones(2), TypeError, "must be a pair"),
     "a number": (3, TypeError, "must be a pair"),
-    "length": ((np.ones(3), None), ValueError, r"importance\[0\] has 3 entries, must have 2"),
+    "length": ((np.ones(3), None), ValueError, r"importance\[0\] has 3 entries.* must have 2"),
     "text": ((None, "abc"), TypeError, r"importance\[1\]"),
     "zero": ((None, [1, 0, 1]), ValueError, r"importance\[1\]\[1\] is 0"),
     "negative": (([-1, 1], None), ValueError, "above 0"),
@@ -343,11 +342,11 @@ COVARIANCES: dict[str, tuple[Any, type[Exception], str]] = {
 def test_refused_importance(name: str) -> None:
     value, kind, message = IMPORTANCES[name]
     with pytest.raises(kind, match=message):
-        check_arrays.importance(value, 2, 3)
+        objective_for(value, None, 2, 3)
 
 
 @pytest.mark.parametrize("name", COVARIANCES)
 def test_refused_covariance(name: str) -> None:
     value, kind, message = COVARIANCES[name]
     with pytest.raises(kind, match=message):
-        check_arrays.covariance(value, 3, 0.1)
+        checked(value, 3, 0.1)

@@ -56,7 +56,7 @@ def test_k_for_interpolates() -> None:
     assert [curve.k_for(snr) for snr in (10, 15, 20, 20.25, 40)] == [10, 15, 20, 21, 60]
     assert made([10, math.inf], [10, 20]).k_for(15) == 20
     for outside, word in ((9.9, "smaller"), (40.1, "larger")):
-        with pytest.raises(ValueError, match=f"runs from 10.00 to 40.00 dB: use diba.curve with {word} bits"):
+        with pytest.raises(ValueError, match=f"from 10.00 to 40.00 dB: use diba.curve with {word} bits"):
             curve.k_for(outside)
     with pytest.raises(TypeError, match="snr_db"):
         curve.k_for("5")
@@ -64,7 +64,7 @@ def test_k_for_interpolates() -> None:
 
 @pytest.mark.parametrize("name", ["k", "bits_per_weight", "storage_ratio", "snr_db"])
 def test_sizes_are_the_curves_own(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name} is given; diba.curve sets the sizes itself"):
+    with pytest.raises(ValueError, match=f"{name} is given; diba.curve chooses sizes itself"):
         diba.curve(A, **{name: 1})
 
 

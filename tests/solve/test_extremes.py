@@ -1,4 +1,4 @@
-"""Numbers near the ends of what floats hold, sizes beyond what pays, time that is up at once."""
+"""Numbers near the ends of what floats hold, sizes larger than useful, no time at all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import diba
 import diba.torch
 from arrays import random_factors
 from diba.allocation.waterfill import waterfill
-from diba.solvers.size import largest_k, paying_k, sizes_to_try
+from diba.solvers.size import largest_k, sizes_to_try, useful_k
 
 LARGEST = float(np.finfo(np.float32).max)
 ALPHABETS = ("binary", "sign")
@@ -174,17 +174,17 @@ def test_ordinary_results_scale_with_the_matrix() -> None:
         assert np.array_equal(g.to_dense(), np.ldexp(f.to_dense(), exponent))
 
 
-# ---------------------------------------------------------------- beyond what pays
+# ---------------------------------------------------------------- larger than useful
 
 
 @pytest.mark.parametrize(("method", "alphabet"), METHODS)
 def test_more_components_are_never_worse(method: str, alphabet: str) -> None:
     A = gaussian(6, 8)
-    pays = paying_k(6, 8)
+    useful = useful_k(6, 8)
     options: dict[str, Any] = {"method": method, "alphabet": alphabet, "max_iter": 60}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        sizes = (pays, 2 * pays, 8 * pays, 100 * pays, 10**5)
+        sizes = (useful, 2 * useful, 8 * useful, 100 * useful, 10**5)
         found = [diba.solve(A, k, **options) for k in sizes]
     assert [f.k for f in found] == list(sizes)
     errors = [float(np.square(A - f.to_dense()).sum()) for f in found]
@@ -196,20 +196,20 @@ def test_more_components_are_never_worse(method: str, alphabet: str) -> None:
 
 def test_sizes_that_are_tried() -> None:
     for m, n in ((1, 1), (1, 50), (20, 24), (64, 4096)):
-        pays, largest = paying_k(m, n), largest_k(m, n)
-        assert pays >= min(2 * min(m, n), largest) - 1
-        assert sizes_to_try(m, n, pays, limited=True) == [pays]
-        for k in (pays + 1, largest, 10 * largest):
+        useful, largest = useful_k(m, n), largest_k(m, n)
+        assert useful >= min(2 * min(m, n), largest) - 1
+        assert sizes_to_try(m, n, useful, limited=True) == [useful]
+        for k in (useful + 1, largest, 10 * largest):
             for limited in (False, True):
                 sizes = sizes_to_try(m, n, k, limited=limited)
                 assert sizes == sorted(set(sizes))
-                assert sizes[-1] == min(k, max(largest, pays))
-                assert 1 <= sizes[0] <= pays
+                assert sizes[-1] == min(k, max(largest, useful))
+                assert 1 <= sizes[0] <= useful
 
 
 def test_a_k_beyond_what_pays_warns_and_names_one_that_is_enough() -> None:
     A = gaussian(6, 8)
-    with pytest.warns(UserWarning, match=r"k is 50, beyond what pays for a 6 x 8 matrix.* k = 13 \(4 bits\)"):
+    with pytest.warns(UserWarning, match=r"k is 50, larger than useful for a 6 x 8 matrix.* k = 13 "):
         diba.solve(A, 50, max_iter=1)
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
@@ -223,7 +223,7 @@ def test_the_warning_never_costs_the_factors(caplog: pytest.LogCaptureFixture) -
     with warnings.catch_warnings(), caplog.at_level(logging.WARNING, logger="diba"):
         warnings.simplefilter("error")
         assert diba.solve(gaussian(6, 8), 50, max_iter=1).k == 50
-    assert "beyond what pays" in caplog.text
+    assert "larger than useful" in caplog.text
 
 
 @pytest.mark.parametrize(("method", "alphabet"), METHODS)

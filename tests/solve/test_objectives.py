@@ -130,7 +130,11 @@ def test_an_snr_of_the_weighted_objective() -> None:
         ({"covariance": np.ones((3, 3))}, ValueError, r"covariance has shape \(3, 3\); it must be \(4, 4\)"),
         ({"covariance": -np.eye(4)}, ValueError, "not positive semidefinite"),
         ({"covariance": (np.eye(4), 2)}, ValueError, "shrinkage .* must be from 0 to 1"),
-        ({"covariance": np.eye(4), "importance": (None, np.ones(4))}, ValueError, "both given; give one"),
+        (
+            {"covariance": np.eye(4), "importance": (None, np.ones(4))},
+            ValueError,
+            "both given; give only one",
+        ),
         ({"snr_db": 5, "k": 3}, ValueError, "give exactly one of k"),
         ({"snr_db": -1, "k": None}, ValueError, "snr_db is -1"),
         ({"snr_db": 300, "k": None, "effort": "fast"}, ValueError, "snr_db is 300; even k = "),

@@ -98,7 +98,7 @@ def test_time_that_runs_out() -> None:
     )
     assert k == min(k for k, snr in solver.tried.items() if snr >= 9)
     with pytest.raises(
-        TimeoutError, match=r"before any k reached 9 dB: the largest tried, k = \d+, gave .* time_limit"
+        TimeoutError, match=r"before any k reached 9 dB; the largest tried, k = \d+, gave .* time_limit"
     ):
         smallest_k(Solver(lambda k: 0.001 * k), M, N, 9, expired=lambda: True)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import diba
 import diba.torch
 import tiny_models
-from diba.solvers.objective import shrinkage
+from diba.solvers.second_moments import shrinkage
 from diba.torch.calibration import propagate
 from diba.torch.calibration.sensitivity import LEAST, measure
 from diba.torch.retuning.batches import digest

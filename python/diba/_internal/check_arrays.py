@@ -1,7 +1,8 @@
-"""Every rule about arrays: what counts as an array of real numbers, as an operand, a diagonal, an objective.
+"""Rules about array arguments: arrays of real numbers, matrices, operands of products, diagonals.
 
-Arrays of real numbers are NumPy arrays of any layout, nested sequences, torch CPU tensors and anything else
-that NumPy understands. torch is never imported: a tensor can only come from a caller who has imported it.
+An array of real numbers is a NumPy array of any layout, a nested sequence, a torch CPU tensor or anything
+else that NumPy can convert. torch is not imported here: a tensor can only come from a caller who has imported
+it.
 """
 
 from __future__ import annotations
@@ -12,43 +13,42 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from .check import FloatArray, describe, number
+from .check import FloatArray, describe
 
-__all__ = ["covariance", "diagonal", "importance", "operand", "real_array", "real_matrix", "saturated"]
+__all__ = ["bad_entries", "diagonal", "matrix_shape", "operand", "real_array", "real_matrix", "saturated"]
 
 _AS_THEY_ARE = (np.dtype(np.float32), np.dtype(np.float64))
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
-_ASYMMETRY = 1e-4  # of the largest entry: what a sum in float32, or a file in float16, may leave
-_NEGATIVE = 1e-5  # of the trace: rounding of eigenvalues that should be zero
 
 
 # ---------------------------------------------------------------- reading an argument
 
 
 def real_array(value: Any, name: str) -> FloatArray:
-    """``value`` as a float32 or float64 array of any shape, no copy where possible.
+    """``value`` as a float32 or float64 array of any shape, without a copy where possible.
 
-    float32 and narrower types become float32, wider ones float64. The result
-    may share memory with ``value`` and may have any strides.
+    Types whose values float32 holds exactly become float32, others float64. The result may share memory with
+    ``value`` and have any strides.
 
     Raises:
         TypeError: complex, text, object or masked input, a sparse matrix, a tensor off the CPU.
         ValueError: rows of unequal length.
     """
     if type(value) is np.ndarray and value.dtype in _AS_THEY_ARE:
-        return value  # soon: the rest takes longer than a small product
+        return value  # first, since the rest takes longer than a small product
     array = _as_ndarray(value, name)
     dtype = array.dtype
-    if dtype.name == "bfloat16":  # ml_dtypes: a float without a NumPy kind of its own
+    if dtype.name == "bfloat16":  # from ml_dtypes, with a dtype.kind that is not "f"
         return array.astype(np.float32)
     if dtype.kind == "c":
-        raise TypeError(f"{name} is complex ({dtype}), must be real; use {name}.real or {name}.imag")
+        raise TypeError(f"{name} is complex ({dtype}); it must be real: use {name}.real or {name}.imag")
     if dtype.kind not in "fiub":
         raise TypeError(
-            f"{name} has dtype {dtype}, must be a real number type; use np.asarray({name}, dtype=np.float32)"
+            f"{name} has dtype {dtype}; it must be a real number type: use "
+            f"numpy.asarray({name}, dtype=numpy.float32)"
         )
     wide = dtype.itemsize > (4 if dtype.kind == "f" else 2)
-    with np.errstate(over="ignore"):  # a longdouble may exceed float64; the range is checked later
+    with np.errstate(over="ignore"):  # longdouble may exceed float64's range, which is checked later
         return array.astype(np.float64, copy=False) if wide else array.astype(np.float32, copy=False)
 
 
@@ -57,7 +57,7 @@ def _as_ndarray(value: Any, name: str) -> NDArray[Any]:
     if torch is not None and isinstance(value, torch.Tensor):
         return _from_torch(value, name, torch)
     if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{name} is a masked array; its masked entries have no value: use {name}.filled(0)")
+        raise TypeError(f"{name} is a masked array; every entry must have a value: use {name}.filled(0)")
     if hasattr(value, "toarray") and not isinstance(value, np.ndarray):
         raise TypeError(f"{name} is a sparse {type(value).__name__}; it must be dense: use {name}.toarray()")
     if value is None or isinstance(value, (str, bytes, dict, set)):
@@ -65,8 +65,10 @@ def _as_ndarray(value: Any, name: str) -> NDArray[Any]:
     try:
         array = np.asarray(value)
     except ValueError as error:  # NumPy's message for ragged sequences
-        raise ValueError(f"{name} cannot be read as a matrix: {error}; give all rows equal length") from error
-    except (TypeError, RuntimeError) as error:  # an object that refuses, such as a tensor inside a list
+        raise ValueError(
+            f"{name} cannot be read as a matrix: {error}; all rows must have the same length"
+        ) from error
+    except (TypeError, RuntimeError) as error:  # from the object itself, such as a tensor inside a list
         raise TypeError(
             f"{name} ({describe(value)}) cannot be read as an array of numbers: {error}"
         ) from error
@@ -81,10 +83,12 @@ def _as_ndarray(value: Any, name: str) -> NDArray[Any]:
 def _from_torch(value: Any, name: str, torch: Any) -> NDArray[Any]:
     if value.device.type != "cpu":
         raise TypeError(
-            f"{name} is a tensor on device '{value.device}', must be on the CPU; use {name}.cpu()"
+            f"{name} is a tensor on device '{value.device}'; it must be on the CPU: use {name}.cpu()"
         )
     if value.layout != torch.strided:
-        raise TypeError(f"{name} is a tensor of layout {value.layout}, must be dense; use {name}.to_dense()")
+        raise TypeError(
+            f"{name} is a tensor of layout {value.layout}; it must be dense: use {name}.to_dense()"
+        )
     value = value.detach()
     if value.is_quantized:
         value = value.dequantize()
@@ -112,8 +116,8 @@ def real_matrix(value: Any, name: str) -> FloatArray:
         largest = float(max(array.max(), -array.min()))
         if largest > _FLOAT32_MAX:
             raise ValueError(
-                f"{name} has entries up to {largest:.3g} in size, must stay below float32's largest "
-                f"number {_FLOAT32_MAX:.3g}; divide {name} by a constant first"
+                f"{name} has magnitudes up to {largest:.3g}; they must be within float32's range, at most "
+                f"{_FLOAT32_MAX:.3g}: divide {name} by a constant first"
             )
     return array
 
@@ -136,17 +140,17 @@ def matrix_shape(shape: tuple[int, ...], name: str) -> None:
 
 
 Form = Literal["vector", "column", "columns", "either", "rows"]
-_FORMS: dict[Form, tuple[str, int, int, str]] = {  # what it must be, least and most axes, how to mend it
+_FORMS: dict[Form, tuple[str, int, int, str]] = {  # its shape, fewest and most axes, a hint
     "vector": ("a vector of shape ({n},)", 1, 1, "use {name}.ravel()"),
-    "column": ("a vector of shape ({n},) or one column ({n}, 1)", 1, 2, "matmat takes more"),
+    "column": ("a vector of shape ({n},) or one column ({n}, 1)", 1, 2, "use matmat for more columns"),
     "columns": ("a matrix of shape ({n}, p)", 2, 2, "use {name}.reshape(-1, 1) for one column"),
-    "either": ("a vector of shape ({n},) or a matrix of shape ({n}, p)", 1, 2, "stacks go to linear"),
-    "rows": ("an array of shape (..., {n})", 1, 64, "columns are multiplied by matmat"),
+    "either": ("a vector of shape ({n},) or a matrix of shape ({n}, p)", 1, 2, "use linear for more axes"),
+    "rows": ("an array of shape (..., {n})", 1, 64, "use matmat for columns"),
 }
 
 
 def operand(value: Any, name: str, length: int, form: Form, against: str) -> NDArray[np.float32]:
-    """One side of a product as a float32 array of any strides; other real types are rounded to float32.
+    """An operand of a product as a float32 array of any strides; other real types are rounded to float32.
 
     Args:
         value: What the caller passed.
@@ -158,7 +162,7 @@ def operand(value: Any, name: str, length: int, form: Form, against: str) -> NDA
 
     Raises:
         TypeError: see :func:`real_array`.
-        ValueError: another shape, or a finite entry beyond float32's range.
+        ValueError: the shape is wrong, or a finite entry is beyond float32's range.
     """
     array = real_array(value, name)
     shape = array.shape
@@ -177,7 +181,7 @@ def operand(value: Any, name: str, length: int, form: Form, against: str) -> NDA
 
 
 def _as_float32(array: FloatArray, name: str) -> NDArray[np.float32]:
-    """In float32, which all finite numbers must fit."""
+    """``array`` rounded to float32; a finite number beyond its range is an error."""
     if array.dtype == np.float32:
         return cast("NDArray[np.float32]", array)
     with np.errstate(over="ignore"):
@@ -186,14 +190,14 @@ def _as_float32(array: FloatArray, name: str) -> NDArray[np.float32]:
         beyond = np.isinf(result) & np.isfinite(array)
         if beyond.any():
             raise ValueError(
-                f"{name} has entries beyond float32's range ({bad_entries(beyond, array, name)}), must "
-                f"stay below {_FLOAT32_MAX:.3g} in size; divide {name} by a constant and multiply the result"
+                f"{name} has entries beyond float32's range ({bad_entries(beyond, array, name)}); magnitudes "
+                f"must be at most {_FLOAT32_MAX:.3g}: divide {name} by a number and multiply the result by it"
             )
     return result
 
 
 def saturated(array: FloatArray) -> NDArray[np.float32]:
-    """In float32, with its largest numbers in place of what is beyond them."""
+    """``array`` in float32, numbers beyond its range clipped to its largest."""
     return np.clip(array, -_FLOAT32_MAX, _FLOAT32_MAX).astype(np.float32)
 
 
@@ -207,14 +211,15 @@ def diagonal(value: Any, name: str, length: int, against: str) -> NDArray[np.flo
         )
     if array.size != length:
         raise ValueError(
-            f"{name} has {array.size} entries, must have {length}, as many as there are {against}"
+            f"{name} has {array.size} entries; it must have {length}, as many as there are {against}"
         )
     _finite(array, name)
     with np.errstate(over="ignore", under="ignore"):
         vector = np.array(array, dtype=np.float32, order="C", copy=True)
     if not np.isfinite(vector).all():
         raise ValueError(
-            f"{name} has entries beyond float32's range ({_FLOAT32_MAX:.3g}); move the scale elsewhere"
+            f"{name} has entries beyond float32's range; magnitudes must be at most {_FLOAT32_MAX:.3g}: "
+            "divide it by a number and multiply another diagonal by it"
         )
     vector.flags.writeable = False
     return vector
@@ -225,84 +230,12 @@ def _finite(array: FloatArray, name: str) -> None:
     if bad.any():
         raise ValueError(
             f"{name} has NaN or infinite entries ({bad_entries(bad, array, name)}); all must be finite: "
-            f"repair them or use numpy.nan_to_num({name})"
+            f"replace them, or use numpy.nan_to_num({name})"
         )
 
 
 def bad_entries(bad: NDArray[np.bool_], array: FloatArray, name: str) -> str:
-    """For messages: how many entries are bad, and the first of them with its place."""
+    """Text for messages: how many entries are bad, and the first of them with its index."""
     first = tuple(int(index) for index in np.unravel_index(int(bad.argmax()), array.shape))
     where = ", ".join(map(str, first))
     return f"{int(bad.sum())} of {array.size}, the first is {array[first]:g} at {name}[{where}]"
-
-
-# ---------------------------------------------------------------- what a solver is to minimise
-
-
-def importance(value: Any, m: int, n: int) -> tuple[NDArray[np.float64] | None, NDArray[np.float64] | None]:
-    """Importance of rows (m,) and columns (n,), float64; None stands for ones.
-
-    Raises:
-        TypeError: not a pair, or not of real numbers.
-        ValueError: wrong lengths, or an entry that is not positive and finite.
-    """
-    if not isinstance(value, (tuple, list)) or len(value) != 2:
-        raise TypeError(
-            f"importance is {describe(value)}; it must be a pair (rows, cols) of vectors of lengths "
-            f"{m} and {n}, None for one that does not matter: use importance=(None, cols) for columns"
-        )
-    rows, cols = value
-    return _weights(rows, "importance[0]", m, "rows of A"), _weights(cols, "importance[1]", n, "columns of A")
-
-
-def _weights(value: Any, name: str, length: int, against: str) -> NDArray[np.float64] | None:
-    if value is None:
-        return None
-    vector = diagonal(value, name, length, against).astype(np.float64)
-    if not vector.min() > 0:
-        first = int(vector.argmin())
-        raise ValueError(
-            f"{name} has entries that are not positive in float32 ({name}[{first}] is {vector[first]:g}); "
-            f"all must be above 0: use numpy.maximum({name}, 1e-3 * numpy.max({name}))"
-        )
-    return vector
-
-
-def covariance(value: Any, n: int, shrink: float) -> tuple[FloatArray, float]:
-    """(S, shrink) from S or (S, shrink): symmetric positive semidefinite (n, n), share of its diagonal.
-
-    Raises:
-        TypeError: S is no matrix of real numbers, shrink no number.
-        ValueError: S is not n x n, finite, symmetric, positive semidefinite and other than zero; shrink is
-            not from 0 to 1.
-    """
-    if isinstance(value, tuple) and len(value) == 2 and np.ndim(value[1]) == 0:
-        value, shrink = value
-    shrink = number(shrink, "the shrinkage covariance[1]", minimum=0)
-    if shrink > 1:
-        raise ValueError(f"the shrinkage covariance[1] is {shrink:g}; it must be from 0 to 1")
-    S = real_matrix(value, "covariance")
-    if S.shape != (n, n):
-        raise ValueError(
-            f"covariance has shape {S.shape}; it must be {(n, n)}, the second moments of the inputs of A: "
-            f"use X.T @ X / len(X) for inputs X of shape (samples, {n})"
-        )
-    largest = float(np.abs(S).max())
-    asymmetry = float(np.abs(S - S.T).max())
-    if asymmetry > _ASYMMETRY * largest:
-        raise ValueError(
-            f"covariance is not symmetric: entries differ from their mirror images by up to {asymmetry:.3g}, "
-            f"the largest is {largest:.3g}; use (S + S.T) / 2 if that is meant"
-        )
-    if not largest:
-        raise ValueError("covariance is zero; it must have a positive entry, or every factorization is exact")
-    scaled = S / largest
-    ridge = _NEGATIVE * max(float(scaled.trace()), 1.0)
-    try:
-        np.linalg.cholesky(scaled + ridge * np.eye(n, dtype=S.dtype))
-    except np.linalg.LinAlgError:
-        raise ValueError(
-            "covariance is not positive semidefinite: some combination of inputs would have a negative mean "
-            "square; use X.T @ X / len(X) for inputs X of shape (samples, n)"
-        ) from None
-    return S, shrink

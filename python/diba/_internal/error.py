@@ -1,4 +1,4 @@
-"""The error of an approximation in float64, its ratio in dB, and the dense blocks both come from."""
+"""Errors of approximations in float64, their SNR in dB, and dense blocks of factorizations."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 __all__ = ["dense_blocks", "energy_and_error", "output_energy_and_error", "snr_db"]
 
 _BLOCK_BYTES = 8 << 20
-_LEAST_EXPONENT, _MOST_EXPONENT = -100, 126  # of what is safe in float32
-_SMALL = -400  # an exponent; squares of such numbers leave float64
-_ROWS_AT_ONCE = 1024  # of an error matrix in float64
+_LEAST_EXPONENT, _MOST_EXPONENT = -100, 126  # products with exponents between these are safe in float32
+_SMALL = -400  # squares of numbers with exponents below this may underflow in float64
+_ROWS_AT_ONCE = 1024  # rows of A in float64
 
 
 class Approximation(Protocol):
-    """What stands for a matrix: a Factorization, a OneBit."""
+    """A matrix in factored form: a Factorization or a OneBit."""
 
     def _blocks(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         """Column slices and the dense blocks of shape (m, width)."""
@@ -40,11 +40,11 @@ class Approximation(Protocol):
 
 
 def snr_db(energy: float, error: float) -> float:
-    """``10 log10(energy / error)``: ``inf`` without an error, ``-inf`` where nothing is met with something.
+    """``10 log10(energy / error)``: ``inf`` for no error, ``-inf`` for an error where A is zero.
 
     Args:
-        energy: ``|A|^2``, or the same in the objective's norm.
-        error: ``|A - F|^2`` in the same norm; rounding may leave it below 0.
+        energy: ``|A|^2``, or the objective of the zero matrix.
+        error: ``|A - F|^2``, or the objective of F; may be slightly below 0 by rounding.
     """
     if error <= 0:
         return math.inf
@@ -57,16 +57,16 @@ def energy_and_error(
     rows: NDArray[np.float64] | None = None,
     cols: NDArray[np.float64] | None = None,
 ) -> tuple[float, float]:
-    """``sum (o_i A_ij i_j)^2`` and ``sum (o_i (A - F)_ij i_j)^2`` in float64, a few MB of blocks at a time.
+    """``sum (o_i A_ij i_j)^2`` and ``sum (o_i (A - F)_ij i_j)^2`` in float64, with a few MB of temporaries.
 
     Args:
         A: The exact matrix, shape (m, n).
-        F: What stands for it, or the matrix itself.
+        F: Its approximation, factored or dense.
         rows: o, shape (m,); None for ones.
         cols: i, shape (n,); None for ones.
 
     Returns:
-        Both times one power of four where entries of A are so small that their squares would vanish.
+        (energy, error); both times the same power of four where squares of entries of A would underflow.
     """
     energy = error = 0.0
     exponent = math.frexp(max(float(A.max()), -float(A.min())))[1]
@@ -88,12 +88,15 @@ def energy_and_error(
 def output_energy_and_error(
     A: FloatArray, F: Approximation | NDArray[Any], S: FloatArray
 ) -> tuple[float, float]:
-    """``tr(A S A')`` and ``tr((A - F) S (A - F)')`` in float64: means of ``|A x|^2``, ``|A x - F x|^2``.
+    """``tr(A S A')`` and ``tr((A - F) S (A - F)')`` in float64: means of ``|A x|^2`` and ``|A x - F x|^2``.
 
     Args:
         A: The exact matrix, shape (m, n).
-        F: What stands for it, or the matrix itself.
+        F: Its approximation, factored or dense.
         S: Second moments of the inputs x, shape (n, n).
+
+    Returns:
+        (energy, error).
     """
     dense, moments = F if isinstance(F, np.ndarray) else F.to_dense(), np.asarray(S, np.float64)
     energy = error = 0.0
@@ -115,10 +118,10 @@ def dense_blocks(
     b2: BitMatrix,
     d3: NDArray[np.float32],
 ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-    """Column slices and the (m, width) blocks of ``D1 B1 D2 B2 D3``, whole words of columns each.
+    """Compute ``D1 B1 D2 B2 D3`` in blocks of columns: yields a column slice and its block (m, width).
 
-    Entries beyond float32's range are its largest numbers, never infinite. Where an intermediate result might
-    leave the range, the outer diagonals are multiplied in float64.
+    Blocks are whole 64-bit words of columns. Entries beyond float32's range become its largest numbers, never
+    infinite: where an intermediate result might leave the range, d1 and d3 are multiplied in float64.
     """
     (m, k), n = b1.shape, b2.shape[1]
     words_per_block = max(1, _BLOCK_BYTES // (4 * 64 * (m + k)))
@@ -145,6 +148,6 @@ def dense_blocks(
 
 
 def _least_exponent(d: NDArray[np.float32]) -> int:
-    """Of the smallest entry that is not zero."""
+    """The binary exponent of the smallest entry that is not zero; 0 if all are zero."""
     sizes = np.abs(d[d != 0])
     return int(np.frexp(sizes.min())[1]) if sizes.size else 0

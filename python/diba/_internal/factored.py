@@ -1,4 +1,4 @@
-"""What matrices made of diagonals and bit matrices have in common: Factorization, OneBit."""
+"""The base class of Factorization and OneBit: products of diagonals and bit matrices."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["FactoredMatrix"]
 
 
 class FactoredMatrix(PackedOperator):
-    """An immutable product of diagonals and bit matrices in turn: a diagonal first, a diagonal last."""
+    """An immutable product of alternating diagonals and bit matrices, with a diagonal at both ends."""
 
     __slots__ = ()
 
@@ -38,7 +38,7 @@ class FactoredMatrix(PackedOperator):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(m, n) of the matrix it stands for."""
+        """(m, n)."""
         parts = self._parts()
         return parts[0].size, parts[-1].size
 
@@ -56,13 +56,14 @@ class FactoredMatrix(PackedOperator):
     def nbytes(self) -> int:
         """Bytes in memory: packed words and float32 diagonals.
 
-        ``8 * nbytes`` is the number of bits, plus 32 for each entry of a diagonal, plus ``padding_bits``.
+        ``8 * nbytes`` is the number of entries of the bit matrices, plus 32 for each entry of a diagonal,
+        plus ``padding_bits``.
         """
         return sum(part.nbytes for part in self._parts())
 
     @property
     def padding_bits(self) -> int:
-        """Unused bits in memory, where rows fill whole 64-bit words."""
+        """Unused bits in memory, where every row of a bit matrix fills whole 64-bit words."""
         return self._padding(64)
 
     def _padding(self, unit: int) -> int:
@@ -71,7 +72,7 @@ class FactoredMatrix(PackedOperator):
     # ------------------------------------------------------------ dense forms
 
     def to_dense(self, dtype: DTypeLike = np.float32) -> NDArray[Any]:
-        """The matrix it stands for, computed in float32, of shape (m, n); temporaries stay at a few MB."""
+        """The dense matrix, computed in float32, of shape (m, n); temporaries take a few MB."""
         dense = np.empty(self.shape, dtype=dtype)
         for columns, block in self._blocks():
             dense[:, columns] = block
@@ -80,12 +81,11 @@ class FactoredMatrix(PackedOperator):
     def snr_db(self, A: ArrayLike) -> float:
         """Signal-to-noise ratio against A in dB: ``10 log10(|A|^2 / |A - f|^2)``.
 
-        Sums run in float64. ``inf`` for an exact fit, ``-inf`` for a zero A that is
-        not met exactly.
+        Sums are in float64. ``inf`` for an exact fit, ``-inf`` if A is zero and f is not.
 
         Raises:
-            TypeError: ``A`` is no array of real numbers.
-            ValueError: ``A`` is not of this shape or not finite.
+            TypeError: ``A`` is not an array of real numbers.
+            ValueError: ``A`` does not have this shape or is not finite.
         """
         A = check_arrays.real_matrix(A, "A")
         check.equal(A.shape, "the shape of A", self.shape, f"shape of the {type(self).__name__}")
@@ -94,8 +94,8 @@ class FactoredMatrix(PackedOperator):
     # ------------------------------------------------------------ products
 
     def _apply(self, x: NDArray[Any], transposed: bool, threads: int) -> NDArray[Any]:
-        """One float32 step after the other: ``d1 * (B1 (d2 * (B2 (d3 * x))))``, or their transposes."""
-        made: NDArray[Any] | None = None  # what may be written over: not the operand
+        """In steps of float32: ``d1 * (B1 (d2 * (B2 (d3 * x))))``, or the transpose of that."""
+        made: NDArray[Any] | None = None  # an array that may be overwritten: not the operand
         for part in self._parts() if transposed else reversed(self._parts()):
             if isinstance(part, BitMatrix):
                 x = made = part._apply(x, transposed, threads)

@@ -1,7 +1,6 @@
-"""What the machine grants this process: processors, memory, processor model.
+"""Processors and memory available to this process, and the processor's model.
 
-Every function reads the system when called and never fails: what cannot be
-read is left out of the minimum.
+Every function reads the system when it is called. Limits that cannot be read are ignored.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def available_cpus() -> int:
-    """Processors this process may use: affinity, cut by the cgroup CPU quota."""
+    """Number of processors this process may use: its affinity mask, limited by the cgroup CPU quota."""
     try:
         count = len(os.sched_getaffinity(0))
     except (AttributeError, OSError):
@@ -33,7 +32,7 @@ def available_memory() -> int | None:
 
 
 def cpu_model() -> str:
-    """The processor's name as the system states it."""
+    """The processor's name, as the operating system reports it."""
     import platform
 
     for line in _read(Path("/proc/cpuinfo")).splitlines():
@@ -54,8 +53,8 @@ def _cgroup_folders(controller: str) -> list[Path]:
     """This process's cgroup folders for a controller, innermost first.
 
     ``/proc/self/cgroup`` has lines ``0::/path`` (v2) and ``4:cpu,cpuacct:/path``
-    (v1). A limit may sit on any ancestor, and inside a container the own group
-    is often mounted as the root, so every folder up to the root is listed.
+    (v1). A limit may be set on any ancestor, and inside a container the process's
+    own group is often mounted as the root, so every folder up to the root is listed.
     """
     folders: list[Path] = []
     for line in _read(Path("/proc/self/cgroup")).splitlines():
@@ -73,7 +72,7 @@ def _cgroup_folders(controller: str) -> list[Path]:
 
 
 def _cgroup_cpu_quota() -> float | None:
-    """Processors' worth of time granted by the tightest cgroup; None if unlimited."""
+    """The smallest CPU quota of any cgroup, in processors; None if unlimited."""
     quotas: list[float] = []
     for folder in _cgroup_folders("cpu"):
         fields = _read(folder / "cpu.max").split()  # v2: "<quota or max> <period>"
@@ -86,7 +85,7 @@ def _cgroup_cpu_quota() -> float | None:
 
 
 def _cgroup_memory_left() -> int | None:
-    """Bytes below the tightest cgroup memory limit; None if unlimited."""
+    """Bytes left under the smallest cgroup memory limit; None if unlimited."""
     left: list[int] = []
     for folder in _cgroup_folders("memory"):
         for limit_name, usage_name in (
@@ -100,7 +99,7 @@ def _cgroup_memory_left() -> int | None:
 
 
 def _reclaimable(folder: Path) -> int:
-    """Bytes of file cache charged to a cgroup that the kernel would give back."""
+    """Bytes of file cache, charged to a cgroup, that the kernel can reclaim."""
     for line in _read(folder / "memory.stat").splitlines():
         key, _, value = line.partition(" ")
         if key in ("inactive_file", "total_inactive_file") and value.isdigit():

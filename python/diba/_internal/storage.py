@@ -1,9 +1,8 @@
-"""How factors are stored: their names, the bits they take, and diagonals in 16 bits an entry.
+"""How factors are stored: their names, their number of bits, and diagonals in 16 bits per entry.
 
-A diagonal d is held as ``d = 2^e * h`` with ``e = floor(log2(max |d|))`` (0 for
-an all-zero diagonal) and h float16. The largest |h| is then in [1, 2), so the
-range of float16 is never left at the top, and entries down to 2^-14 of the
-largest keep all 11 bits.
+A diagonal is stored as ``d = 2^e h`` with ``e = floor(log2(max |d|))`` (0 for an all-zero diagonal) and h in
+float16. The largest |h| is then in [1, 2), so h never overflows, and entries down to 2^-14 of the largest
+keep all 11 bits.
 """
 
 from __future__ import annotations
@@ -37,10 +36,10 @@ BITS = ("b1", "b2")
 EXPONENT_MIN, EXPONENT_MAX = -149, 127
 
 _LARGEST_BELOW_TWO = np.float16(2 - 2**-10)
-_ROOM = range(-100, 121)  # exponents of a diagonal's largest entry that leave room on both sides
+_SAFE_EXPONENTS = range(-100, 121)  # of a diagonal's largest entry, away from both ends of float32
 
 
-# ---------------------------------------------------------------- the bits they take
+# ---------------------------------------------------------------- number of bits
 
 
 def stored_bits(m: int, n: int, k: int, diagonal_bits: int) -> int:
@@ -56,7 +55,7 @@ def stored_bits(m: int, n: int, k: int, diagonal_bits: int) -> int:
 
 
 def bits_per_weight(m: int, n: int, k: int, diagonal_bits: int) -> float:
-    """The same for each entry of the matrix."""
+    """Stored bits for each entry of the matrix; see :func:`stored_bits`."""
     return stored_bits(m, n, k, diagonal_bits) / (m * n)
 
 
@@ -70,55 +69,55 @@ def exponent(d: NDArray[Any]) -> int:
 
 
 def fits_16(d: NDArray[np.float32]) -> bool:
-    """Whether ``d * 2^-e`` is exactly float16 in every entry."""
+    """Whether float16 holds every entry of ``2^-e d`` exactly."""
     scaled = np.ldexp(d.astype(np.float64), -exponent(d))
     return bool((scaled.astype(np.float16) == scaled).all())
 
 
 def encode(d: NDArray[np.float32]) -> tuple[NDArray[np.float16], int]:
-    """(h, e) of a diagonal that fits; entries of one that does not are rounded."""
+    """(h, e) with ``d = 2^e h``; entries that float16 does not hold are rounded."""
     e = exponent(d)
     return np.ldexp(d.astype(np.float64), -e).astype(np.float16), e
 
 
 def decode(h: NDArray[np.float16], e: int) -> NDArray[np.float32]:
-    """``2^e * h`` as float32; rounded only where that is below float32's normal numbers."""
+    """``2^e h`` as float32; exact, except below float32's normal numbers."""
     return np.ldexp(h.astype(np.float64), e).astype(np.float32)
 
 
 def round_to_16(d: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The diagonal of 16-bit form next to d.
+    """d rounded to a diagonal that 16 bits per entry hold exactly.
 
-    Entries above 2^-13 of the largest move by at most 2^-11 of themselves,
-    smaller ones by at most 2^-24 of the largest (float32 subnormals apart).
+    Entries above 2^-13 of the largest change by at most 2^-11 of themselves, smaller ones by at most 2^-24 of
+    the largest (except where float32 is subnormal).
     """
     while not fits_16(d):
         h, e = encode(d)
         if e == EXPONENT_MAX:  # rounding up to 2 * 2^127 would leave float32
             h = np.clip(h, -_LARGEST_BELOW_TWO, _LARGEST_BELOW_TWO)
-        # The largest entry may round up to 2^(e+1); the next round then takes that exponent.
+        # If the largest entry rounds up to 2^(e+1), its exponent has changed: round once more.
         d = decode(h, e)
     return d
 
 
 def spread(
-    d1: NDArray[Any], d2: NDArray[Any], d3: NDArray[Any], exponent_of_all: int
+    d1: NDArray[Any], d2: NDArray[Any], d3: NDArray[Any], exponent_change: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Diagonals whose product is ``2^exponent_of_all`` times that of the given ones, for float32 to hold.
+    """Multiply ``D1 B1 D2 B2 D3`` by ``2^exponent_change`` through its diagonals, within float32's range.
 
-    The exponent goes to all three alike; where one would come near an end of float32's range, all get
-    largest entries of one size. What is zero in float32 all the same stays zero.
+    Each diagonal gets a third of the exponent. If one would come near an end of float32's range, all three
+    are scaled to largest entries of about the same magnitude instead. Products beyond float32's range at the
+    lower end become zero.
     """
-    share = exponent_of_all // 3
-    exponents = share, exponent_of_all - 2 * share, share
+    share = exponent_change // 3
+    exponents = share, exponent_change - 2 * share, share
     parts = [np.ldexp(d.astype(np.float64), e) for d, e in zip((d1, d2, d3), exponents, strict=True)]
-    if not all(exponent(d) in _ROOM for d in parts):
+    if not all(exponent(d) in _SAFE_EXPONENTS for d in parts):
         own = [exponent(d) for d in (d1, d2, d3)]
-        each = min(max((sum(own) + exponent_of_all) // 3, _ROOM[0] - 60), _ROOM[-1])
-        rest = min(sum(own) + exponent_of_all - 2 * each, _ROOM[-1])
-        sizes = each, rest, each
+        outer = min(max((sum(own) + exponent_change) // 3, _SAFE_EXPONENTS[0] - 60), _SAFE_EXPONENTS[-1])
+        inner = min(sum(own) + exponent_change - 2 * outer, _SAFE_EXPONENTS[-1])
         parts = [
             np.ldexp(d.astype(np.float64), e - before)
-            for d, e, before in zip((d1, d2, d3), sizes, own, strict=True)
+            for d, e, before in zip((d1, d2, d3), (outer, inner, outer), own, strict=True)
         ]
     return parts[0], parts[1], parts[2]

@@ -1,6 +1,7 @@
-"""How products are timed: random factors, calls that take turns, the machine's read bandwidth.
+"""Timing of products, for ``diba.autotune``, ``diba bench`` and the benchmarks.
 
-For ``diba.autotune``, ``diba bench`` and ``benchmarks``.
+Random factors and activations to multiply, timings of several calls in turn, and the machine's read
+bandwidth.
 """
 
 from __future__ import annotations
@@ -42,11 +43,11 @@ __all__ = [
 
 HEAVY_ENTRIES, HEAVY_FACTOR = 4, 50
 
-# ---------------------------------------------------------------- what is multiplied
+# ---------------------------------------------------------------- operands
 
 
 def random_factorization(m: int, n: int, bits: float, seed: int = 0) -> Factorization:
-    """Random 0/1 factors of an m x n matrix at ``bits`` bits per weight, diagonals of either sign.
+    """Random 0/1 factors of an m x n matrix that take ``bits`` bits per weight.
 
     Raises:
         ValueError: even k = 1 takes more bits.
@@ -55,7 +56,7 @@ def random_factorization(m: int, n: int, bits: float, seed: int = 0) -> Factoriz
     random = np.random.default_rng(seed)
     b1, b2 = (_random_bits(random, rows, cols) for rows, cols in ((m, k), (k, n)))
     d1, d2, d3 = (np.exp(0.25 * random.standard_normal(size)) for size in (m, k, n))
-    d2 *= random.choice([-1.0, 1.0], k)  # balances the ones of B1, which solved factors do by themselves
+    d2 *= random.choice([-1.0, 1.0], k)  # signs that balance the ones of B1, as in solved factors
     return Factorization(d1, b1, d2, b2, d3).round_diagonals()
 
 
@@ -67,7 +68,7 @@ def _random_bits(random: np.random.Generator, rows: int, cols: int) -> BitMatrix
 
 
 def activations(count: int, n: int, heavy: bool = False, seed: int = 0) -> NDArray[np.float32]:
-    """Gaussian activations of shape (count, n); ``heavy``: a few entries of each are 50 times larger."""
+    """Gaussian vectors as rows, shape (count, n); ``heavy``: 4 entries of each are 50 times larger."""
     random = np.random.default_rng(seed)
     X = random.standard_normal((count, n), dtype=np.float32)
     if heavy:
@@ -77,32 +78,35 @@ def activations(count: int, n: int, heavy: bool = False, seed: int = 0) -> NDArr
 
 
 def exact_product(f: Factorization, X: NDArray[np.float32]) -> NDArray[np.float64]:
-    """``X f'`` in float64 for X of shape (count, n), from the factors: shape (count, m)."""
+    """``X f'`` in float64, shape (count, m), for X of shape (count, n)."""
     Z = _bit_product(f.b2, X.astype(np.float64) * f.d3) * f.d2
     return _bit_product(f.b1, Z) * f.d1
 
 
 def _bit_product(b: BitMatrix, X: NDArray[np.float64]) -> NDArray[np.float64]:
-    """``X B'``, some rows of B at a time: a dense float64 B would be large."""
+    """``X B'`` in float64, a few rows of B at a time to save memory."""
     rows, cols = b.shape
     step = max(1, 2**22 // cols)
     parts = [BitMatrix(b.words[i : i + step], cols, b.alphabet) for i in range(0, rows, step)]
     return np.concatenate([X @ part.to_dense(np.float64).T for part in parts], axis=1)
 
 
-# ---------------------------------------------------------------- how time is taken
+# ---------------------------------------------------------------- timing
 
 
 def interleaved(
     calls: Mapping[str, Call], rounds: int, seconds: float, rest: float = 0.0
 ) -> dict[str, list[float]]:
-    """Seconds of one call, several samples of each: the calls take turns, so that noise meets all alike.
+    """Time several calls in turn, so that noise of the machine affects all of them alike.
 
     Args:
-        calls: What is timed, by name.
-        rounds: Samples of each; a call that would need more than ``seconds`` for them gets fewer, at least 3.
-        seconds: For all samples of one call.
-        rest: Seconds before every sample in which the threads of the one before give up their processors.
+        calls: Name -> call.
+        rounds: Samples of each call; fewer, but at least 3, if they would take more than ``seconds``.
+        seconds: Seconds for all samples of one call.
+        rest: Seconds to sleep before every sample, so that threads of the call before stop spinning.
+
+    Returns:
+        Name -> samples, each the seconds of one call.
     """
     once = {name: _first_seconds(call, seconds) for name, call in calls.items()}
     loops = {name: max(1, round(seconds / rounds / taken)) for name, taken in once.items()}
@@ -113,19 +117,19 @@ def interleaved(
             if turn < turns[name]:
                 time.sleep(rest)
                 if once[name] < seconds:
-                    call()  # brings its weights back into the cache and wakes its threads
+                    call()  # warm-up: caches and threads
                 samples[name].append(_seconds(call, loops[name]))
     return samples
 
 
 def _first_seconds(call: Call, limit: float) -> float:
-    """About how long a call takes: only a slow one is judged by its first."""
+    """Rough seconds of a call: the best of three, or the first alone if it exceeds ``limit``."""
     first = _seconds(call, 1)
     return first if first > limit else min(_seconds(call, 1) for _ in range(3))
 
 
 def fastest(*calls: Call) -> Call:
-    """The fastest of several ways to compute the same thing."""
+    """The fastest of several calls."""
     if len(calls) == 1:
         return calls[0]
     taken = interleaved({str(i): call for i, call in enumerate(calls)}, 3, 0.01)
@@ -133,6 +137,7 @@ def fastest(*calls: Call) -> Call:
 
 
 def _seconds(call: Call, count: int) -> float:
+    """Mean seconds of ``count`` calls, without garbage collection."""
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -146,7 +151,7 @@ def _seconds(call: Call, count: int) -> float:
 
 
 def read_bandwidth(size: int, threads: int = 1, seconds: float = 0.03) -> float:
-    """Bytes a second at which ``threads`` threads together read the same ``size`` bytes again and again."""
+    """Bytes per second that ``threads`` threads together read from the same ``size`` bytes, repeatedly."""
     from concurrent.futures import ThreadPoolExecutor
 
     parts = np.array_split(np.ones(max(size // 8, 8 * threads), dtype=np.uint64), threads)
@@ -164,32 +169,33 @@ def _read_rate(part: NDArray[np.uint64], seconds: float) -> float:
 
 
 def blas_threads(threads: int) -> dict[str, str]:
-    """Environment variables that tell NumPy's and torch's libraries how many threads to use."""
+    """Environment variables that set the threads of the libraries of NumPy and torch."""
     names = ("MKL_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
     return dict.fromkeys(names, str(threads))
 
 
-# ---------------------------------------------------------------- the settings of the fast products
+# ---------------------------------------------------------------- settings of the fast products
 
 _TABLE_BYTES = tuple(1 << e for e in range(16, 23))
 _SIDES = (256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
-_PAYS = 1.1  # a second thread must be so many times faster
-_CLOSE = 1.02  # a time within this of the best is as good
-_ROUNDS = 25  # samples of a time
+_LEAST_SPEEDUP = 1.1  # speed-up from which on a second thread is used
+_CLOSE = 1.02  # a time within this factor of the best is as good
+_ROUNDS = 25  # samples of each time
 
 
 def autotune(*, threads: int | None = None, seconds: float = 4.0) -> Tuning:
-    """Measure the settings on this machine and use them from now on.
+    """Measure the best settings of the fast products on this machine and use them from now on.
 
     Args:
-        threads: As many as later products will use; None uses ``diba.num_threads()``.
-        seconds: About how long it may take.
+        threads: Threads that later products will use; None uses ``diba.num_threads()``.
+        seconds: About how long to measure.
 
     Returns:
         The settings, now in use.
 
     Raises:
-        TypeError, ValueError: ``threads`` or ``seconds`` is no positive number.
+        TypeError: ``threads`` or ``seconds`` is not a number.
+        ValueError: ``threads`` or ``seconds`` is not positive.
     """
     budget = check.number(seconds, "seconds", minimum=0.0, exclusive=True)
     before = tuning.tuning()
@@ -204,7 +210,7 @@ def autotune(*, threads: int | None = None, seconds: float = 4.0) -> Tuning:
 
 
 def _best_table_bytes(seconds: float) -> int:
-    """The smallest that is about as fast as any, for a batch and factors beyond a second-level cache."""
+    """The smallest ``table_bytes`` that is about as fast as any, for a batch and factors larger than L2."""
     multiply = _product(4096, 64)
     bits_per_thread = tuning.tuning().bits_per_thread
 
@@ -220,7 +226,7 @@ def _best_table_bytes(seconds: float) -> int:
 
 
 def _least_bits(seconds: float) -> int:
-    """Half the bits of the smallest product from which on two threads are faster than one."""
+    """``bits_per_thread``: half the bits of the smallest product that two threads speed up."""
     _core.set_tuning(tuning.tuning().table_bytes, 1)
     least = tuning.NEVER
     for side in reversed(_SIDES):
@@ -228,19 +234,19 @@ def _least_bits(seconds: float) -> int:
         one, two = _medians(
             [partial(multiply, threads=1), partial(multiply, threads=2)], seconds / len(_SIDES)
         )
-        if one < _PAYS * two:
+        if one < _LEAST_SPEEDUP * two:
             break
         least = side * side // 2
     return least
 
 
 def _product(side: int, count: int) -> Call:
-    """A fast product of ``count`` vectors with random factors at one bit per weight; takes ``threads``."""
+    """A fast product of ``count`` vectors with random side x side factors at one bit per weight."""
     return partial(random_factorization(side, side, 1.0).prepare().linear, activations(count, side))
 
 
 def _medians(actions: Sequence[Call], seconds: float) -> list[float]:
-    """Median seconds of each action in ``seconds`` for all."""
+    """Median seconds of each action; all samples together take about ``seconds``."""
     calls = {str(at): action for at, action in enumerate(actions)}
     samples = interleaved(calls, _ROUNDS, seconds / len(actions))
     return [statistics.median(found) for found in samples.values()]

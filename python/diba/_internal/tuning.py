@@ -1,7 +1,7 @@
-"""Settings of the fast products that are measured, not guessed: for speed alone, results stay the same bytes.
+"""Settings of the fast products that depend on the machine. They change speed alone, never results.
 
-``diba.autotune()`` measures them; ``autotune().save(path)`` keeps them, and the environment variable
-``DIBA_TUNING`` names the file for later processes, which read it before their first fast product.
+``diba.autotune()`` measures them and ``autotune().save(path)`` writes them to a file. If the environment
+variable ``DIBA_TUNING`` names that file, later processes read it before their first fast product.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["NEVER", "Tuning", "read_environment", "set_tuning", "tuning"]
 
 _ENVIRONMENT = "DIBA_TUNING"
 _LONGEST_FILE = 1 << 16
-NEVER = 1 << 62  # bits per thread where a second thread never pays
+NEVER = 1 << 62  # value of bits_per_thread for which a product always runs on one thread
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Tuning:
     """Settings of the fast products.
 
     Attributes:
-        table_bytes: Vectors of a batch are worked on together as long as their
-            tables (about 4 bytes an entry) fit this; they should stay in a cache.
-        bits_per_thread: Bits of both factors, times the vectors of a batch, that pay
-            for each further thread.
+        table_bytes: Largest size of the tables of vectors multiplied together (about 4 bytes per entry of a
+            vector); they should stay in a cache.
+        bits_per_thread: One more thread is used for every so many bits of both factors, times the vectors of
+            a batch.
     """
 
     table_bytes: int
@@ -45,7 +45,7 @@ class Tuning:
             check.integer(getattr(self, field.name), field.name, minimum=1, maximum=NEVER)
 
     def save(self, path: PathLike) -> None:
-        """Write JSON for ``DIBA_TUNING``.
+        """Write a JSON file for ``DIBA_TUNING``.
 
         Raises:
             OSError: the folder does not exist or cannot be written.
@@ -57,29 +57,29 @@ def tuning() -> Tuning:
     """The settings in use.
 
     Raises:
-        ValueError: ``DIBA_TUNING`` names no file that ``Tuning.save`` wrote.
+        ValueError: ``DIBA_TUNING`` does not name a file written by ``Tuning.save``.
     """
     read_environment()
     return Tuning(*_core.tuning())
 
 
 def set_tuning(values: Tuning) -> None:
-    """Use other settings in this process from now on.
+    """Use these settings in this process from now on.
 
     Raises:
-        TypeError: ``values`` is no Tuning.
+        TypeError: ``values`` is not a Tuning.
     """
     check.instance(values, "values", Tuning, "use diba.Tuning(table_bytes, bits_per_thread)")
-    read_environment()  # not later, over these
+    read_environment()  # now, so that it does not replace these later
     _core.set_tuning(values.table_bytes, values.bits_per_thread)
 
 
 @cache
 def read_environment() -> None:
-    """Use the file that ``DIBA_TUNING`` names, if it is set: once in a process.
+    """Read the file that ``DIBA_TUNING`` names, if it is set; once in a process.
 
     Raises:
-        ValueError: it is no such file.
+        ValueError: the file was not written by ``Tuning.save``.
     """
     path = os.environ.get(_ENVIRONMENT, "")
     if not path:
@@ -89,7 +89,7 @@ def read_environment() -> None:
             values = Tuning(**json.loads(file.read(_LONGEST_FILE).decode()))
     except (OSError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(
-            f"{_ENVIRONMENT} is {path!r}; it must be a file that diba.autotune().save() wrote, "
+            f"{_ENVIRONMENT} is {path!r}; it must be a file written by diba.autotune().save(), "
             f"or be unset ({error})"
         ) from error
     _core.set_tuning(values.table_bytes, values.bits_per_thread)

@@ -1,4 +1,4 @@
-"""SNR against stored bits: the same matrix factored at several sizes."""
+"""Curves of noise and SNR against stored bits: one matrix factored at several sizes."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ if TYPE_CHECKING:
 
 __all__ = ["Curve", "curve"]
 
-DB_PER_BIT = 20 * math.log10(2)  # of the Gaussian rate-distortion function
+_DB_PER_BIT = 20 * math.log10(2)  # slope of the rate-distortion function of a Gaussian source
 
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """What one matrix costs and loses at several sizes; made by :func:`diba.curve`.
+    """Noise of one matrix at several inner dimensions; made by :func:`diba.curve`.
 
     Attributes:
         shape: (m, n) of the matrix.
-        k: Inner dimensions, rising; given in any order.
-        noise: ``|A - F|^2`` at each k, or that times a weight.
-        energy: ``|A|^2``, or that times the same weight; None where unknown.
-        seconds: Times of the solves in seconds; None where unknown.
+        k: Inner dimensions, rising; may be given in any order.
+        noise: ``|A - F|^2`` at each k, times a weight (see :meth:`weighted`).
+        energy: ``|A|^2``, times the same weight; None if unknown.
+        seconds: Seconds of each solve; None if unknown.
 
     Raises:
         TypeError: a value is of the wrong kind.
-        ValueError: there is no k, or one twice; noise and energy are not finite or below 0; or the lengths
+        ValueError: k is empty or repeats a value, noise or energy is negative or not finite, or the lengths
             differ.
     """
 
@@ -63,12 +63,13 @@ class Curve:
         noise = np.array([check.number(value, "an entry of noise", minimum=0) for value in self.noise])
         seconds = None if self.seconds is None else np.asarray(self.seconds, np.float64)
         if not k.size or k.shape != noise.shape or (seconds is not None and seconds.shape != k.shape):
+            times = "" if seconds is None else f", seconds {seconds.size}"
             raise ValueError(
-                f"k has {k.size} entries, noise {noise.size}; both must have as many, at least 1"
+                f"k has {k.size} entries, noise {noise.size}{times}; all must have equally many, at least 1"
             )
         order = np.argsort(k)
         if (np.diff(k[order]) == 0).any():
-            raise ValueError("k repeats a size; each must be given once")
+            raise ValueError(f"k is {k.tolist()}; it must have each value once")
         if self.energy is not None:
             check.number(self.energy, "energy", minimum=0)
         for name, value in {
@@ -81,7 +82,7 @@ class Curve:
 
     @property
     def bits_per_weight(self) -> NDArray[np.float64]:
-        """Stored bits for each entry of the matrix, diagonals counted at 16 bits an entry."""
+        """Stored bits for each entry of the matrix, diagonals counted at 16 bits per entry."""
         return np.array([stored_bits(*self.shape, k) for k in self.k.tolist()]) / math.prod(self.shape)
 
     @property
@@ -89,12 +90,12 @@ class Curve:
         """Signal-to-noise ratios ``10 log10(energy / noise)`` in dB."""
         if self.energy is None:
             raise ValueError(
-                "the curve has no energy, and no SNR: use diba.curve, or Curve(..., energy=|A|^2)"
+                "energy is None; it must be |A|^2 for SNRs: use diba.curve, or Curve(..., energy=...)"
             )
         return np.array([snr_db(self.energy, noise) for noise in self.noise.tolist()])
 
     def weighted(self, weight: float, name: str = "weight") -> Curve:
-        """The same curve with noise and energy multiplied by ``weight``, such as a measured sensitivity."""
+        """The curve with noise and energy multiplied by ``weight``, for example a measured sensitivity."""
         weight = check.number(weight, name, minimum=0)
         energy = None
         if self.energy is not None:
@@ -102,19 +103,19 @@ class Curve:
         return replace(self, noise=np.array([weight * noise for noise in self.noise.tolist()]), energy=energy)
 
     def k_for(self, snr_db: float) -> int:
-        """The k at which a straight line between neighbouring points reaches ``snr_db``, rounded up.
+        """Estimate the smallest k that reaches ``snr_db``, by linear interpolation.
 
-        An estimate: ``diba.solve(A, snr_db=...)`` finds the k and its factors.
+        ``diba.solve(A, snr_db=...)`` finds the k itself, and its factors.
 
         Raises:
-            TypeError: ``snr_db`` is no number.
-            ValueError: it is outside the SNRs of the curve.
+            TypeError: ``snr_db`` is not a number.
+            ValueError: ``snr_db`` is outside the SNRs of the curve.
         """
         snr_db = check.number(snr_db, "snr_db", minimum=-math.inf)
         low, high = float(self.snr_db.min()), float(self.snr_db.max())
         if not low <= snr_db <= high:
             raise ValueError(
-                f"snr_db is {snr_db:g}; the curve runs from {low:.2f} to {high:.2f} dB: "
+                f"snr_db is {snr_db:g}; it must be on the curve, from {low:.2f} to {high:.2f} dB: "
                 f"use diba.curve with {'smaller' if snr_db < low else 'larger'} bits"
             )
         at = int(np.argmax(self.snr_db >= snr_db))  # the first point that reaches it
@@ -125,11 +126,11 @@ class Curve:
         return math.ceil(float(k[at - 1] + part * (k[at] - k[at - 1])))
 
     def plot(self, target: Any = None) -> Axes:
-        """Draw SNR against bits per weight, with the limit for iid Gaussian entries beside it.
+        """Draw SNR against bits per weight, and the limit for iid Gaussian entries.
 
         Args:
-            target: A path to write a figure to (its ending names the format), matplotlib axes to draw
-                into, or None for a new pyplot figure.
+            target: Path of a figure to write (its suffix sets the format), matplotlib axes to draw into, or
+                None for a new pyplot figure.
 
         Returns:
             The axes.
@@ -143,7 +144,7 @@ class Curve:
             from matplotlib.figure import Figure
         except ImportError as error:
             raise ImportError(
-                "Curve.plot needs matplotlib; use python -m pip install 'diba[plot]', or print the curve"
+                "Curve.plot needs matplotlib, which is missing: use python -m pip install 'diba[plot]'"
             ) from error
         if hasattr(target, "plot") and hasattr(target, "set"):
             return self._draw(target)
@@ -163,7 +164,7 @@ class Curve:
 
     def _draw(self, axes: Axes) -> Axes:
         end = float(self.bits_per_weight.max())
-        axes.plot([0, end], [0, DB_PER_BIT * end], "--", color="0.5", label="limit for iid Gaussian entries")
+        axes.plot([0, end], [0, _DB_PER_BIT * end], "--", color="0.5", label="limit for iid Gaussian entries")
         axes.plot(self.bits_per_weight, self.snr_db, "o-", label="{} x {} matrix".format(*self.shape))
         axes.set(xlabel="stored bits per weight", ylabel="SNR in dB", xlim=(0, None), ylim=(0, None))
         axes.grid(alpha=0.3)
@@ -185,21 +186,23 @@ def curve(
     progress: ProgressOption = False,
     **options: Any,
 ) -> Curve:
-    """Factor a matrix at several sizes: SNR against stored bits.
+    """Factor a matrix at several sizes and return its curve of SNR against stored bits.
 
     Args:
         A: Real matrix of shape (m, n), as for :func:`diba.solve`.
-        bits: Bits per weight to try, in any order; each is a whole solve.
-        progress: True shows a bar on stderr; a callable gets a :class:`diba.Progress`, whose steps are sizes.
-        **options: Of :func:`diba.solve`, but none that sets the size. ``time_limit`` applies to every solve
-            of its own.
+        bits: Bits per weight to try, in any order; each takes a solve.
+        progress: True shows a bar on stderr, False nothing; a callable is called with a
+            :class:`diba.Progress`, whose steps are sizes.
+        **options: Options of :func:`diba.solve`, except those that set the size. ``time_limit`` applies to
+            each solve separately.
 
     Returns:
-        The curve; SNRs are those of plain ``|A - F|^2`` whatever the solver was asked to minimise.
+        The curve. Its noise is ``|A - F|^2``, also where ``importance`` or ``covariance`` set another
+        objective.
 
     Raises:
         TypeError: an argument is of the wrong kind.
-        ValueError: ``bits`` is empty or too small for A, an option sets the size, or as solve says.
+        ValueError: ``bits`` is empty or too small for A, an option sets the size, or an option is wrong.
 
     Example:
         >>> import numpy as np
@@ -229,15 +232,15 @@ def measured(
     name: str | None = None,
     first: int = 0,
 ) -> Curve:
-    """The curve of a checked matrix at these k.
+    """The curve of a checked matrix at given inner dimensions.
 
     Args:
-        A: Shape (m, n).
+        A: Matrix, shape (m, n).
         sizes: Inner dimensions.
-        options: Of ``solve``.
-        steps: Told of the progress.
-        name: All sizes are one step, after the ``first`` ones, of this name; None: each is a step of its own.
-        first: Steps before it.
+        options: Options of ``solve``.
+        steps: Counts and reports progress.
+        name: Name of the matrix, if all sizes together are one step; None if each is a step.
+        first: Steps done before.
     """
     each = 1.0 if name is None else 1 / len(sizes)
     noise, seconds = [], []

@@ -1,4 +1,4 @@
-"""diba.allocate: one budget of bits for many matrices, or for the layers of a model."""
+"""diba.allocate: share a budget of bits among matrices, or among the layers of a model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .._internal import check
 from .._internal.check import describe
 from ..progress import Steps, reporting
-from ..solvers.size import no_advice, uniform_k
+from ..solvers.size import no_size_warning, uniform_k
 from ..solvers.solver import checked_matrix
 from .curves import measured
 from .waterfill import waterfill
@@ -27,7 +27,7 @@ SIZES = (0.5, 0.75, 1.0, 1.5, 2.25)
 """Sizes at which noise is measured, as shares of the bits per weight asked for."""
 
 STEPS = 40
-"""Steps of the ramp of every measuring solve: what counts is how the noise falls, not how low it gets."""
+"""ADMM steps of each solve: few, since only the shape of the curve matters here."""
 
 
 def allocate(
@@ -39,23 +39,25 @@ def allocate(
     progress: ProgressOption | None = None,
     **options: Any,
 ) -> Allocation:
-    """Choose k for every matrix so that they take ``bits_per_weight`` together and lose least.
+    """Choose k for each matrix: the least total noise for ``bits_per_weight`` on average.
 
-    Each matrix is factored quickly at several sizes; water-filling then spends every bit where it removes
-    most noise. A model is handed to :func:`diba.torch.allocate`, which weighs noise by what calibration saw.
+    Each matrix is factored quickly at several sizes; water-filling then spends each bit where it removes the
+    most noise. A model is passed on to :func:`diba.torch.allocate`, which weights noise by calibration data.
 
     Args:
-        source: Name -> matrix, or a torch module.
-        bits_per_weight: Mean over all entries, diagonals counted.
-        weights: Name -> factor of ``|A - F|^2`` of this matrix; 1 for names that are missing.
-        sizes: Where noise is measured, as shares of ``bits_per_weight``; no k falls outside of them.
-        progress: True shows a bar on stderr, False nothing; a callable gets a :class:`diba.Progress`, whose
-            steps are matrices or layers. None is True for a model, False for matrices.
-        **options: Arguments of :func:`diba.solve` for the measuring solves, but none that sets the size; for
-            a model, those of ``diba.torch.allocate``.
+        source: Dict of names to matrices, or a torch module.
+        bits_per_weight: Stored bits per weight on average over all matrices, diagonals included.
+        weights: Dict of names to weights of ``|A - F|^2``; 1 for names that are missing.
+        sizes: Sizes at which noise is measured, as shares of ``bits_per_weight``; every k chosen lies between
+            the smallest and the largest of them.
+        progress: True shows a bar on stderr, False nothing; a callable is called with a
+            :class:`diba.Progress`, whose steps are matrices or layers. None: True for a model, False for
+            matrices.
+        **options: Options of :func:`diba.solve`, except those that set the size; for a model, options of
+            :func:`diba.torch.allocate`.
 
     Returns:
-        The :class:`diba.Allocation`; its ``k`` maps names to inner dimensions.
+        A :class:`diba.Allocation`; its ``k`` maps names to inner dimensions.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -78,8 +80,8 @@ def allocate(
     model: Any = source
     if hasattr(model, "named_modules"):
         if weights is not None:
-            raise TypeError("weights are for matrices; give a model's through calibration=")
-        above = importlib.import_module("diba.torch")  # the layer above: whoever has a model has torch
+            raise TypeError("weights is given for a model; it must be None there: use calibration= instead")
+        above = importlib.import_module("diba.torch")  # not at the top: without a model, torch may be missing
         found: Allocation = above.allocate(
             model, bits_per_weight, sizes=sizes, progress=progress is None or progress, **options
         )
@@ -93,11 +95,11 @@ def allocate(
     check.no_sizes(options, "diba.allocate", "its second argument")
     unknown = sorted(set(weights or ()) - set(source))
     if unknown:
-        raise ValueError(f"weights has {unknown[0]!r}, which is no name of a matrix; use the names of source")
+        raise ValueError(f"weights has the key {unknown[0]!r}; its keys must be names of source")
     asked = check.number(bits_per_weight, "bits_per_weight", minimum=0, exclusive=True)
     given: dict[str, Any] = {"effort": "fast", "max_iter": STEPS} | options
     curves: dict[str, Curve] = {}
-    with reporting(False if progress is None else progress) as report, no_advice():
+    with reporting(False if progress is None else progress) as report, no_size_warning():
         steps = Steps("allocate", len(source), report)
         for at, (name, values) in enumerate(source.items()):
             matrix = checked_matrix(values, f"source[{name!r}]")
@@ -109,7 +111,7 @@ def allocate(
 
 
 def check_sizes(sizes: Any) -> tuple[float, ...]:
-    """Positive numbers, 1 among them, so that the uniform allocation lies on the curves."""
+    """Require positive numbers around 1, so that the uniform allocation lies on the curves."""
     checked = sorted({check.number(size, "an entry of sizes", minimum=0, exclusive=True) for size in sizes})
     if not checked or checked[0] > 1 or checked[-1] < 1:
         raise ValueError(

@@ -1,8 +1,8 @@
-"""Which matrix gets how many bits: water-filling of one budget over the noise curves of many matrices.
+"""Water-filling: share a budget of bits among matrices for the least total noise.
 
-Every matrix has a curve of noise against stored bits. The least total noise for a number of bits spends
-each bit where it removes the most noise: on the lower convex hulls of the curves, steepest pieces first,
-until the budget is used up. Where all hulls are cut, their slopes are then equal but for one.
+Each matrix has a curve of noise against stored bits. The least total noise for a number of bits is reached by
+spending each bit where it removes the most noise: along the lower convex hulls of the curves, steepest pieces
+first, until the budget is used up.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ if TYPE_CHECKING:
 
 __all__ = ["Allocation", "waterfill"]
 
-_LARGEST_EXPONENT = 900
-_PIECES = 64  # of a curve between two measured points, at most
+_LARGEST_EXPONENT = 900  # noise is scaled down to this power of two, so that products stay in float64
+_PIECES = 64  # points to interpolate between two measured ones, at most
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """Inner dimensions chosen together; made by :func:`diba.allocate`.
+    """Inner dimensions for a budget of bits; made by :func:`diba.allocate` and :func:`waterfill`.
 
     Attributes:
-        k: Name -> inner dimension.
-        total_bits: Stored bits of all, diagonals at 16 bits an entry.
-        bits_per_weight: The same for each entry.
-        noise: Total noise by the curves.
-        uniform_noise: The same where every matrix gets the bits per weight asked for; None where the budget
-            was given in bits, or where some curve does not reach that far.
+        k: Dict of names to inner dimensions.
+        total_bits: Stored bits of all matrices, diagonals at 16 bits per entry.
+        bits_per_weight: Stored bits for each entry.
+        noise: Total noise according to the curves.
+        uniform_noise: Total noise if every matrix gets the bits per weight asked for; None if the budget was
+            given in bits, or if a curve does not reach that far.
     """
 
     k: dict[str, int]
@@ -56,20 +56,20 @@ def waterfill(
     bits_per_weight: float | None = None,
     total_bits: int | None = None,
 ) -> Allocation:
-    """Choose k for every matrix: the least total noise for the same total bits.
+    """Choose k for each matrix: the least total noise for a budget of bits.
 
-    Between measured points the noise in dB is taken as linear in k; outside of them nothing is known, so
-    every k stays within its curve.
+    Between measured points, noise in dB is interpolated linearly in k. There is no extrapolation: each k
+    stays within its curve.
 
     Args:
-        curves: Name -> :class:`diba.Curve`; see its ``weighted`` where noise matters more in some.
-        bits_per_weight: The budget is what all matrices take together when each gets this many bits for
-            every entry (at least k = 1). Give exactly one of the two.
-        total_bits: The budget itself.
+        curves: Dict of names to :class:`diba.Curve`; use ``Curve.weighted`` where noise matters more.
+        bits_per_weight: Sets the budget to the total when each matrix gets this many bits per weight (at
+            least k = 1). Give either this or ``total_bits``.
+        total_bits: The budget in bits.
 
     Returns:
-        The allocation. Its bits stay within the budget, by less than the smallest step of k that would
-        still lower the noise.
+        The allocation. It takes at most the budget, and what is left is too little for one more k of a matrix
+        that would lower the noise.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -96,8 +96,8 @@ def waterfill(
     left = budget - sum(stored_bits(*curve.shape, k[name]) for name, curve in curves.items())
     if left < 0:
         raise ValueError(
-            f"the budget is {budget:,} bits; the smallest sizes measured already take {budget - left:,}: "
-            "measure smaller ones, or allow more bits"
+            f"the budget is {budget:,} bits; it must be at least {budget - left:,}, for the smallest k of "
+            "each curve: measure smaller sizes, or allow more bits"
         )
     ended: set[str] = set()
     for _, name, end in sorted(_pieces(curves), key=lambda piece: piece[0]):
@@ -115,20 +115,20 @@ def waterfill(
 
 
 def _bits_of_a_component(curve: Curve) -> int:
-    """What one more k takes."""
+    """Stored bits for k + 1 minus those for k."""
     return stored_bits(*curve.shape, 1) - stored_bits(*curve.shape, 0)
 
 
 def _total(noises: Iterable[float]) -> float:
-    """Their sum, at most float64's largest number."""
+    """The sum, at most float64's largest number."""
     return min(sum(noises), sys.float_info.max)
 
 
 def _pieces(curves: Mapping[str, Curve]) -> list[tuple[float, str, int]]:
-    """(Noise gained per bit, name, k at its end) of every falling piece of the lower convex hulls."""
+    """(slope in noise per bit, name, k at the end) of each falling piece of the lower convex hulls."""
     pieces = []
     largest = max(float(curve.noise.max()) for curve in curves.values())
-    lowered = min(0, _LARGEST_EXPONENT - math.frexp(largest)[1])  # so that no product leaves float64
+    lowered = min(0, _LARGEST_EXPONENT - math.frexp(largest)[1])  # avoids overflow in products
     for name, curve in curves.items():
         k = np.array(_sampled(curve.k))
         noise = np.ldexp([_noise_at(curve, size) for size in k.tolist()], lowered)
@@ -161,7 +161,7 @@ def _lower_hull(x: NDArray[np.int64], y: NDArray[np.float64]) -> list[int]:
 
 
 def _noise_at(curve: Curve, k: int) -> float:
-    """The noise at a k within the curve: linear in dB between its points, linear where one is 0."""
+    """Noise at a k within the curve: linear in dB between points, or linear if one of them is 0."""
     after = int(np.searchsorted(curve.k, k))
     if curve.k[after] == k:
         return float(curve.noise[after])
@@ -176,7 +176,7 @@ def _noise_at(curve: Curve, k: int) -> float:
 def _budget(curves: Mapping[str, Curve], bits_per_weight: float | None, total_bits: int | None) -> int:
     if (bits_per_weight is None) == (total_bits is None):
         raise ValueError(
-            f"bits_per_weight={bits_per_weight!r} and total_bits={total_bits!r} are given; give exactly one"
+            f"bits_per_weight is {bits_per_weight!r} and total_bits is {total_bits!r}; give exactly one"
         )
     if total_bits is not None:
         return check.positive_int(total_bits, "total_bits")

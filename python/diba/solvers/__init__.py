@@ -1,4 +1,4 @@
-"""Solvers: :func:`solve` is the one entry; each method lives in a module of its own."""
+"""Solvers: :func:`solve` is the only entry point; each method has its own module."""
 
 from __future__ import annotations
 

@@ -1,16 +1,16 @@
-"""Descent on the error of a layer's outputs: ``tr((A - F) S (A - F)')`` with S = E[x x'] of its inputs x.
+"""Descent on the error of a layer's outputs, ``tr((A - F) S (A - F)')`` with ``S = E[x x']`` of its inputs x.
 
-The alternation is that of ``greedy`` under the inner product of S, from factors that are good
-already; no step raises the objective. With ``C = D2 B2 D3`` and X = ``D3 B2'``:
+The method is that of ``greedy`` in the inner product of S, started from good factors; no step raises the
+objective. With ``C = D2 B2 D3`` and ``L = D1 B1 D2``:
 
-- the left side, its scales and d2 need only ``C S C'`` in place of ``C C'`` and A S in place of A;
-- the columns of the right side are no longer independent. With ``G = L'L``, ``L = D1 B1 D2`` and
-  ``W = L'(A - F) S`` (k x n), column q is a row problem of its own, Gram matrix ``S_qq G`` and residual
-  correlations ``W_q``; a step u of ``G d3_q b_q`` moves the columns after it by ``-u S_q``. Blocks of
-  columns keep these updates inside, and reach the rest in one matrix product, as GPTQ does
-  (Frantar et al., arXiv 2210.17323).
+- Steps on D1, B1 and D2 change little: ``C S C'`` takes the place of ``C C'``, and A S that of A.
+- The columns of B2 are no longer independent. With ``G = L'L`` and ``W = L'(A - F) S`` (k x n), column q is a
+  subproblem with the Gram matrix ``S_qq G`` and the residual correlations ``W_q``. If its step changes
+  ``G d3_q b_q`` by u, later columns p of W change by ``-u S_qp``. As in GPTQ (Frantar et al., arXiv
+  2210.17323), these updates are made at once within a block of columns, and for all later columns in one
+  matrix product.
 
-S is shrunk towards its diagonal first, since S is estimated from a sample.
+S comes from a sample and is shrunk towards its diagonal beforehand.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ if TYPE_CHECKING:
 
 __all__ = ["Correlated", "descend"]
 
-_NO_POWER = 2.0**-60  # of an input's mean square, the largest being about 1: it would drown in rounding
-_BEYOND = 2.0**127  # no diagonal of float32 gets there
-_BLOCK = 32  # columns that are brought up to date one by one
-_ROWS_AT_ONCE = 1024  # in float64
+_NO_POWER = 2.0**-60  # inputs with a smaller mean square than this, the largest being about 1, are skipped
+_BEYOND = 2.0**127  # largest diagonal entry to accept, for float32
+_BLOCK = 32  # columns per block
+_ROWS_AT_ONCE = 1024  # rows of A in float64
 
 
 class _InputSide(Side):
-    """The right side under S: its Gram matrix is ``X' S X``.
+    """The right side, ``X = D3 B2'``, with the Gram matrix ``X' S X``.
 
     Args:
         bits: B2', shape (n, k).
         scale: d3.
-        AS: ``A S``, shape (m, n), so that ``correlations`` are those with A S.
-        S: Float32, shape (n, n).
-        threads: Threads of the bit kernels.
+        AS: ``A S``, shape (m, n), in place of A.
+        S: Second moments, float32, shape (n, n).
+        threads: Threads of the compiled code.
     """
 
     def __init__(
@@ -85,16 +85,16 @@ class _InputSide(Side):
 
 
 class Correlated(Greedy):
-    """Greedy in the inner product of S; ``objective`` and ``energy = tr(A S A')`` are in it.
+    """Greedy in the inner product of S: ``objective = tr((A - F) S (A - F)')``, ``energy = tr(A S A')``.
 
     Args:
         A: Matrix to factor, float32, shape (m, n), entries of magnitude up to about 1.
         S: Symmetric positive semidefinite, float32, shape (n, n), of the same magnitude.
         b1: Start of B1, shape (m, k).
         b2: Start of B2, shape (k, n).
-        d1: Start of the row scales.
-        d3: Start of the column scales.
-        threads: Threads of the bit kernels.
+        d1: Start of the row scales, shape (m,).
+        d3: Start of the column scales, shape (n,).
+        threads: Threads of the compiled code.
     """
 
     right: _InputSide
@@ -122,21 +122,21 @@ class Correlated(Greedy):
         return _InputSide(bits, scale, A, self._S, threads)
 
     def steps(self) -> tuple[Callable[[], None], ...]:
-        """One iteration: d1 and rows, d3 and columns, d2 (fitted at the start, too)."""
+        """The steps of one iteration: d1, bits of B1, d3 with bits of B2, d2 (also fitted at the start)."""
         return self.fit_rows, self.flip_rows, self.flip_columns, self.fit_inner
 
     def fit_columns(self) -> None:
-        """Nothing: flip_columns fits the scale of each column before its bits.
+        """Does nothing: flip_columns fits the scale of each column before its bits.
 
-        All of d3 at once, an n x n system, doubles the time and ends within 0.03 dB on either side.
+        Fitting d3 as a whole is an n x n system; it doubles the time and changes the result by up to 0.03 dB.
         """
 
     def flip_columns(self) -> None:
-        """Columns in order: the scale of each in closed form, then its bits; later ones see the change."""
+        """Fit the scale of each column in closed form, then flip its bits; later columns see the change."""
         right, (gram, correlations) = self.right, self._against_left()
         entries = right.dense()
-        curves = entries @ gram  # rows G b_q
-        squares = np.einsum("ij,ij->i", entries, curves)
+        images = entries @ gram  # row q: G b_q
+        squares = np.einsum("ij,ij->i", entries, images)  # b_q' G b_q
         weights = self._S.diagonal()
         W = correlations - right.image @ gram  # (n, k), row q: correlations of the residual with column q
         for first in range(0, right.rows, _BLOCK):
@@ -146,11 +146,11 @@ class Correlated(Greedy):
             steps = np.zeros((len(block), right.k), dtype=np.float32)
             for q in block:
                 if not weights[q] > _NO_POWER:
-                    continue  # an input that is always 0, or as good as that
+                    continue  # an input that is always 0, or nearly
                 g = W[q] / weights[q]
                 step = steps[q - first]
                 step[:] = g
-                self._best_column(q, g, entries[q], curves[q], float(squares[q]), gram, float(weights[q]))
+                self._best_column(q, g, entries[q], images[q], float(squares[q]), gram, float(weights[q]))
                 step -= g
                 W[q + 1 : block.stop] -= np.outer(self._S[q + 1 : block.stop, q], step)
             W[block.stop :] -= self._S[block.stop :, first : block.stop] @ steps
@@ -162,19 +162,29 @@ class Correlated(Greedy):
         q: int,
         g: NDArray[np.float32],
         b: NDArray[np.float32],
-        curve: NDArray[np.float32],
+        image: NDArray[np.float32],
         square: float,
         gram: NDArray[np.float32],
         weight: float,
     ) -> None:
-        """Scale and bits of column q; g, its residual correlations by S_qq, is kept up to date."""
+        """Set the scale and bits of column q, and update g, its residual correlations divided by S_qq.
+
+        Args:
+            q: Index of the column.
+            g: ``W_q / S_qq``, shape (k,); updated.
+            b: Its entries, shape (k,).
+            image: ``G b``, shape (k,).
+            square: ``b' G b``.
+            gram: G, shape (k, k).
+            weight: S_qq.
+        """
         right = self.right
         before = right.scale[q]
-        if square > 0:  # else a column of zeros: its scale waits for a bit
+        if square > 0:  # a column of zeros keeps its scale until a bit is set
             right.scale[q] += np.float32(float(b @ g) / square)
         moved = right.scale[q] - before
         decrease = float(moved) * (2 * float(b @ g) - float(moved) * square)
-        g -= moved * curve
+        g -= moved * image
         flips, gained = _core.greedy_rows(
             gram,
             g[None],
@@ -188,7 +198,7 @@ class Correlated(Greedy):
         self._lower_objective(weight * (decrease + gained))
 
     def _against_left(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """(G = L'L, shape (k, k); (L'A S)', shape (n, k)) for L = D1 B1 D2."""
+        """``G = L'L``, shape (k, k), and ``(L'A S)'``, shape (n, k), for ``L = D1 B1 D2``."""
         return self.left.gram * np.outer(self.d2, self.d2), self.left.correlations * self.d2
 
 
@@ -207,17 +217,17 @@ def descend(
 
     Args:
         A: Checked matrix, shape (m, n).
-        start: Factors of A, best those of ``importance=(None, input_scales(S))``.
-        S: Second moments of the inputs, symmetric positive semidefinite, shape (n, n): see ``shrunk``.
-        schedule: Told of the start and every iteration; objective and SNR are those in S.
+        start: Factors of A; those with ``importance=(None, input_scales(S))`` are a good start.
+        S: Second moments of the inputs, shrunk, shape (n, n).
+        schedule: Counts and reports the iterations.
         deadline: When to stop: no step begins after it.
-        threads: Threads of the bit kernels.
-        iterations: At most.
+        threads: Threads of the compiled code.
+        iterations: Largest number of iterations.
         tol: Stop when an iteration lowers the objective by less than this share of it.
 
     Returns:
-        The factors it ends with, where they are finite, and ``start``, all with 16-bit diagonals. To be
-        measured in float64: rounding may have made the first ones worse.
+        The last factors, if they are finite, and ``start``, all with 16-bit diagonals. The caller has to
+        compare them in float64: rounding may have made the first worse.
     """
     rounded = start.round_diagonals()
     if deadline.over():
@@ -232,7 +242,7 @@ def descend(
     stage.report(0, run.energy, run.objective)
     for iteration in range(1, iterations + 1):
         before = run.objective
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is not taken
+        with np.errstate(over="ignore", invalid="ignore"):  # checked below
             run.sweep(deadline)
         if not math.isfinite(run.objective):
             break
@@ -244,7 +254,7 @@ def descend(
 
 
 def _finished(run: Correlated, start: Factorization, exponent: int) -> Factorization | None:
-    """Factors of A, with d1 and d3 at the scales of ``start``; None where they are not finite."""
+    """Factors of A, with d1 and d3 scaled as in ``start``; None if they are not finite."""
     e1, e3 = storage.exponent(start.d1), storage.exponent(start.d3)
     d1, d3 = (np.ldexp(d.astype(np.float64), e) for d, e in ((run.left.scale, e1), (run.right.scale, e3)))
     d2 = np.ldexp(run.d2.astype(np.float64), exponent - e1 - e3)

@@ -1,12 +1,12 @@
 """DiBA-Greedy, Algorithm 1 of Ono, "DiBA", arXiv 2605.05994.
 
-Alternate until the objective ``|A - D1 B1 D2 B2 D3|^2`` stalls; no step ever raises it:
+Two steps alternate until the objective ``|A - D1 B1 D2 B2 D3|^2`` hardly falls any more; no step raises it:
 
-1. the three diagonals, each in closed form;
-2. the rows of B1, then the columns of B2, by exact one-bit improvement tests.
+1. fit the three diagonals, each in closed form;
+2. flip bits in the rows of B1, then in the columns of B2, whenever that lowers the objective.
 
-Both binary factors are the same problem: rows of bits against a fixed matrix, the columns of
-B2 being the rows of B2' for A'. A :class:`Side` is one of them.
+Both binary factors pose the same problem, since the columns of B2 are the rows of B2' for A'. A
+:class:`Side` stands for either.
 """
 
 from __future__ import annotations
@@ -32,31 +32,37 @@ if TYPE_CHECKING:
 
 __all__ = ["Greedy"]
 
-_WORK_PER_CALL = 1 << 30  # rows * k^2 of one C++ call: a fraction of a second, so that Ctrl-C is prompt
-_ROWS_AT_FIRST = 16  # of a call under a time limit; then as many as take
-_CALL_SHARE = 0.01  # of the limit
-_EXACT = 1e-11  # of |A|^2: an objective this small is rounding
+_WORK_PER_CALL = 1 << 30  # rows * k^2 of one C++ call, a fraction of a second: Ctrl-C waits for its end
+_FIRST_ROWS = 16  # rows of the first call under a time limit
+_CALL_SHARE = 0.01  # share of the time limit that each later call should take
+_EXACT = 1e-11  # an objective below this share of |A|^2 is rounding error
 
 
 class Subproblem(NamedTuple):
-    """One side's rows of bits against C, the other side with d2."""
+    """What flips of one side are tested with; C (k, p) is the other side times D2."""
 
-    gram: NDArray[np.float32]  # H = C C', shape (k, k)
-    residual: NDArray[np.float32]  # G = C (A - diag(scale) B C)', shape (rows, k)
+    gram: NDArray[np.float32]  # C C', shape (k, k)
+    residual: NDArray[np.float32]  # (A - diag(scale) B C) C', shape (rows, k)
 
 
 class Greedy:
-    """The state of one run; each step is a method and may be called in any order.
+    """One greedy run. Each step is a method; they may be called in any order.
 
     Args:
         A: Matrix to factor, float32, shape (m, n), entries of magnitude up to about 1.
         b1: Start of B1, shape (m, k).
         b2: Start of B2, shape (k, n).
-        threads: Threads of the bit kernels.
+        threads: Threads of the compiled code.
         d1: Start of the row scales, shape (m,); None for ones.
-        d2: The inner diagonal, shape (k,), left as it is until the first step; None to fit it here.
+        d2: Start of the inner scales, shape (k,); None to fit them to the rest.
         d3: Start of the column scales, shape (n,); None for ones.
-        pairs: Where no single flip helps any more, try pairs of flips; let rows of zeros begin again.
+        pairs: Beyond the published method: flip pairs of bits where no single flip lowers the objective, and
+            give rows whose scale is 0 a new start.
+
+    Attributes:
+        energy: ``|A|^2``.
+        objective: ``|A - D1 B1 D2 B2 D3|^2`` now.
+        flips: Bits that the last iteration changed.
     """
 
     def __init__(
@@ -80,9 +86,9 @@ class Greedy:
         self._pairs = pairs
         self._threads = threads
         self._buffers = {side: np.empty((side.rows, side.k), np.float32) for side in (self.left, self.right)}
-        self._rows_problem: Subproblem | None = None  # what fit_rows leaves for flip_rows
+        self._rows_problem: Subproblem | None = None  # kept by fit_rows for flip_rows
         self._deadline = NEVER
-        self._took: dict[str, float] = {}  # seconds of a step, by its name
+        self._took: dict[str, float] = {}  # seconds of each step, by its name
         if d2 is None:
             self.fit_inner()
         else:
@@ -97,7 +103,7 @@ class Greedy:
     # ------------------------------------------------------------ Algorithm 1
 
     def iterate(self, max_iter: int, tol: float, deadline: Deadline = NEVER) -> Iterator[int]:
-        """Run until an iteration gains too little or time is up, yielding how many are done after each."""
+        """Run iterations until one gains too little or time is up; yield the number done after each."""
         for iteration in range(1, max_iter + 1):
             if deadline.over():
                 break
@@ -108,33 +114,33 @@ class Greedy:
                 break
 
     def sweep(self, deadline: Deadline = NEVER) -> None:
-        """One iteration, or as much of it as ends in time: flips see to that themselves."""
+        """Make one iteration, or the steps of it that end in time."""
         self._deadline, self.flips = deadline, 0
         for step in self.steps():
-            flips = step.__name__.startswith("flip")
-            if not deadline.leaves(0.0 if flips else self._took.get(step.__name__, 0.0)):
+            stops_in_time = step.__name__.startswith("flip")  # these look at the clock themselves
+            if not deadline.leaves(0.0 if stops_in_time else self._took.get(step.__name__, 0.0)):
                 break
             began = time.perf_counter()
             step()
             self._took[step.__name__] = time.perf_counter() - began
 
     def steps(self) -> tuple[Callable[[], None], ...]:
-        """One iteration: the diagonals d3, d2, d1, then rows, then columns."""
+        """The steps of one iteration: d3, d2, d1, then bits of B1, then of B2."""
         return self.fit_columns, self.fit_inner, self.fit_rows, self.flip_rows, self.flip_columns
 
     def fit_rows(self) -> None:
-        """d1 in closed form."""
+        """Fit d1 in closed form."""
         self._rows_problem = self._subproblem(self.left, self.right, fit=True)
         self.left.scale_changed()
 
     def fit_columns(self) -> None:
-        """d3 in closed form."""
+        """Fit d3 in closed form."""
         self._subproblem(self.right, self.left, fit=True)
         self.right.scale_changed()
         self._rows_problem = None
 
     def fit_inner(self) -> None:
-        """d2 in closed form; kept as it is where rounding would make it worse."""
+        """Fit d2 in closed form; left unchanged if rounding would make it worse."""
         began = time.perf_counter()
         objective = _core.fit_inner(
             self.left.gram,
@@ -151,19 +157,19 @@ class Greedy:
         self._took["fit_inner"] = time.perf_counter() - began
 
     def flip_rows(self) -> None:
-        """Bits of B1, row by row."""
+        """Flip bits of B1, row by row."""
         self._flip(self.left, self._rows_problem or self._subproblem(self.left, self.right, fit=False))
         self._rows_problem = None
 
     def flip_columns(self) -> None:
-        """Bits of B2, column by column."""
+        """Flip bits of B2, column by column."""
         self._flip(self.right, self._subproblem(self.right, self.left, fit=False))
         self._rows_problem = None
 
-    # ------------------------------------------------------------ one side against C = D2 X' of the other
+    # ------------------------------------------------------------ one side at a time
 
     def _subproblem(self, side: Side, other: Side, fit: bool) -> Subproblem:
-        """What the bits of a side are tested against; ``fit`` first sets its scale in closed form."""
+        """Gram matrix and residual correlations for flips of ``side``; ``fit``: fit its scale first."""
         problem = Subproblem(other.gram * np.outer(self.d2, self.d2), self._buffers[side])
         decrease = _core.residual_correlations(
             problem.gram,
@@ -182,9 +188,9 @@ class Greedy:
         return problem
 
     def _revive(self, side: Side, problem: Subproblem) -> None:
-        """Rows of zeros, whose scale no flip can move, begin again with their one best bit.
+        """Give rows with scale 0 their one best bit and its scale.
 
-        Not in the published algorithm, where they stay dead.
+        No flip of such a row changes the objective, so the published algorithm never changes it again.
         """
         diagonal = problem.gram.diagonal()
         dead = np.flatnonzero(side.scale == 0)
@@ -203,9 +209,10 @@ class Greedy:
         side.bits_changed()
 
     def _flip(self, side: Side, problem: Subproblem) -> None:
+        """Flip bits of a side, a block of rows per call, until all are done or time is up."""
         limit = self._deadline.limit
         most = max(64, _WORK_PER_CALL // side.k**2)
-        first, rows = 0, most if limit is None else min(most, _ROWS_AT_FIRST)
+        first, rows = 0, most if limit is None else min(most, _FIRST_ROWS)
         while first < side.rows and not (first and self._deadline.over()):
             began = time.perf_counter()
             part = slice(first, first + rows)
@@ -227,12 +234,12 @@ class Greedy:
         side.bits_changed()
 
     def _lower_objective(self, decrease: float) -> None:
-        self.objective = max(self.objective - decrease, 0.0)  # rounding may pass zero
+        self.objective = max(self.objective - decrease, 0.0)  # rounding may take it below 0
 
     # ------------------------------------------------------------ result
 
     def _measure(self) -> float:
-        """The objective of the factors as they are, from the Gram matrices."""
+        """The objective of the factors now, from the Gram matrices."""
         left, right = self.left, self.right
         along = _core.product_along(left.words, left.signs, left.scale, right.correlations, self.d2)
         square = _core.product_energy(left.gram, right.gram, self.d2)
@@ -240,16 +247,16 @@ class Greedy:
 
     @property
     def seconds_to_fit(self) -> float:
-        """What the last fit of the inner diagonal took."""
+        """Seconds of the last fit of d2."""
         return self._took.get("fit_inner", 0.0)
 
     def factors(self) -> Factorization:
-        """The factors as they are, diagonals in float32."""
+        """The factors now, with float32 diagonals."""
         b1, b2 = self.bits()
         return Factorization(self.left.scale, b1, self.d2, b2, self.right.scale)
 
     def bits(self) -> tuple[BitMatrix, BitMatrix]:
-        """B1 (m x k) and B2 (k x n)."""
+        """B1 (m x k) and B2 (k x n) now."""
         alphabet: Alphabet = "sign" if self.left.signs else "binary"
         right = BitMatrix(self.right.words, self.right.k, alphabet)
         return BitMatrix(self.left.words, self.left.k, alphabet), right.T

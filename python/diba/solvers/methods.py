@@ -1,4 +1,4 @@
-"""What each named method does to one normalised matrix: a chain of ADMM and greedy runs."""
+"""What each method does with a normalised matrix: which ADMM and greedy runs, and in which order."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ if TYPE_CHECKING:
     from .options import SolveOptions
     from .schedule import Deadline, Schedule, Stage
 
-__all__ = ["BUDGETS", "Problem", "factors"]
+__all__ = ["EFFORT_STEPS", "Problem", "factors"]
 
-BALANCE = 0.1  # lambda of the balance penalty
+BALANCE = 0.1  # weight lambda of the balance penalty, for alphabet "binary"
 GREEDY_ITERATIONS = 100
-# Where method "auto" tries greedy too:
-_SMALL = 32  # a side or an inner dimension below this
-_MANY_BITS = 7  # of the binary factors for each weight, above this
-_USUAL_DB = 8  # for each bit, and an SNR above it: a few entries or a low rank make up most of the matrix
-_FAR_BEYOND = 2.0**40  # of a start's inner diagonal, the matrix being scaled to 1: it is fitted anew
-_RAMP_SHARE = 0.8  # of a time limit; the rest is for the polish
-_PUBLISHED_SHARE = 0.95
-_FIT_SHARE = 1.25  # of a step of the ramp: what the fit of the inner diagonal takes at most
+# Method "auto" runs greedy, too, in these cases:
+_SMALL = 32  # m, n or k is below this
+_MANY_BITS = 7  # the binary factors take more bits per weight than this
+_USUAL_DB = 8  # the SNR is above this many dB per bit: a few entries or a low rank hold most of the energy
+_LARGEST_D2 = 2.0**40  # a larger d2 of ``init``, for a matrix with entries up to 1, is not used but fitted
+_ADMM_SHARE = 0.8  # share of a time limit for ADMM; the rest is for greedy iterations
+_PUBLISHED_SHARE = 0.95  # the same for method "dbf"
+_FIT_STEPS = 1.25  # fitting d2 takes at most as long as this many steps of ADMM
 
 
-class Steps(NamedTuple):
-    """Iterations of one effort."""
+class EffortSteps(NamedTuple):
+    """Numbers of steps for one effort."""
 
-    signs: int  # of the ADMM ramp
-    binary: int  # of the ramp for 0/1 factors, which have to balance too
-    polish: int  # greedy iterations after it, at most
+    sign: int  # of ADMM for alphabet "sign"
+    binary: int  # of ADMM for alphabet "binary": more, since the factors have to balance too
+    polish: int  # greedy iterations after ADMM, at most
 
 
-BUDGETS = {
-    "fast": Steps(140, 200, 3),
-    "normal": Steps(700, 1000, 10),
-    "best": Steps(2400, 2400, 30),
+EFFORT_STEPS = {
+    "fast": EffortSteps(140, 200, 3),
+    "normal": EffortSteps(700, 1000, 10),
+    "best": EffortSteps(2400, 2400, 30),
 }
 
 
@@ -57,13 +57,13 @@ class Problem:
     Attributes:
         matrix: Shape (m, n), float32, magnitudes up to 1.
         k: Inner dimension.
-        options: Checked.
-        threads: Of the compiled code.
-        schedule: Told of every iteration.
-        exponent: Objectives of ``matrix``, times 2^exponent, are those to report.
+        options: Method, effort and the like, checked.
+        threads: Threads of the compiled code.
+        schedule: Counts and reports iterations.
+        exponent: ``2^exponent`` times the objective for ``matrix`` is the objective to report.
         deadline: When to stop.
-        start: Factors of ``matrix`` to improve instead of a random start.
-        weighted: Whether ``matrix`` was scaled by what its rows or columns matter: then a few of them may
+        init: Factors of ``matrix`` to start from; None for a random start.
+        weighted: Whether rows or columns of ``matrix`` were scaled by importance, so that a few of them may
             hold most of its energy.
     """
 
@@ -74,41 +74,41 @@ class Problem:
     schedule: Schedule
     exponent: int
     deadline: Deadline
-    start: Factorization | None = None
+    init: Factorization | None = None
     weighted: bool = False
 
-    def budget(self) -> tuple[int, int]:
-        """(steps of a ramp, greedy iterations after it or alone) by method, effort and max_iter."""
-        steps, given = BUDGETS[self.options.effort], self.options.max_iter
-        if self.options.method == "greedy" or self.start is not None:
+    def steps(self) -> tuple[int, int]:
+        """(steps of ADMM, greedy iterations) for the method, effort and max_iter asked for."""
+        steps, given = EFFORT_STEPS[self.options.effort], self.options.max_iter
+        if self.options.method == "greedy" or self.init is not None:
             return 0, GREEDY_ITERATIONS if given is None else given
         if self.options.method == "dbf":
             return PUBLISHED_STEPS if given is None else given, 0
         if given is None:
-            given = steps.binary if self.options.alphabet == "binary" else steps.signs
+            given = steps.binary if self.options.alphabet == "binary" else steps.sign
         return given, steps.polish
 
 
 def factors(problem: Problem) -> Factorization:
-    """Factors of ``problem.matrix``: the best that the method found."""
-    stage = problem.schedule.stage(problem.deadline, problem.exponent, *problem.budget())
-    if problem.start is not None:
-        return _descend(problem, _from(problem, problem.start), stage)
+    """The best factors of ``problem.matrix`` that the method finds."""
+    stage = problem.schedule.stage(problem.deadline, problem.exponent, *problem.steps())
+    if problem.init is not None:
+        return _descend(problem, _from(problem, problem.init), stage)
     if problem.options.method == "greedy":
         return _descend(problem, _random(problem), stage)
-    result = _ramped(problem, stage)
+    result = _admm(problem, stage)
     found = result.factors()
     if problem.options.method != "auto" or not _unusual(problem, result):
         return found
     seconds = result.seconds_to_fit
-    del result  # its memory
+    del result  # frees its memory
     if not problem.deadline.leaves(2 * seconds):
         return found
-    return max([found, *_by_greedy(problem, seconds)], key=lambda f: _reached(problem, f))
+    return max([found, *_by_greedy(problem, seconds)], key=lambda f: _snr_db(problem, f))
 
 
 def _unusual(problem: Problem, result: Greedy) -> bool:
-    """Whether greedy may do better: ADMM averages over many components of many alike rows and columns."""
+    """Whether greedy may do better: ADMM works best with large m, n and k and no dominant entries."""
     m, n = problem.matrix.shape
     bits = problem.k * (m + n) / (m * n)
     small = min(m, n, problem.k) < _SMALL or bits > _MANY_BITS
@@ -117,40 +117,38 @@ def _unusual(problem: Problem, result: Greedy) -> bool:
 
 
 def _by_greedy(problem: Problem, seconds_to_fit: float) -> list[Factorization]:
-    """Factors by greedy as published, and those with pairs of flips after it, as far as the time goes."""
+    """Factors by greedy as published and, if there is time, by greedy with pairs of flips from there."""
     published = _random(problem)
     for _ in published.iterate(GREEDY_ITERATIONS, problem.options.tol, problem.deadline):
         pass
     found = [published.factors()]
     if problem.deadline.leaves(seconds_to_fit):
-        further = _from(problem, found[0])  # with pairs, and rows of zeros begin again
+        further = _from(problem, found[0])
         for _ in further.iterate(GREEDY_ITERATIONS, problem.options.tol, problem.deadline):
             pass
         found.append(further.factors())
     return found
 
 
-def _reached(problem: Problem, f: Factorization) -> float:
-    """SNR of the finished factors: near exact fits rounding decides, to 16 bits and of the objective."""
+def _snr_db(problem: Problem, f: Factorization) -> float:
+    """SNR with diagonals rounded to 16 bits, in float64: for nearly exact fits, rounding decides."""
     return f.round_diagonals().snr_db(problem.matrix)
 
 
-def _ramped(problem: Problem, stage: Stage) -> Greedy:
-    """ADMM, then greedy from its best iterate."""
-    steps, polish = problem.budget()
+def _admm(problem: Problem, stage: Stage) -> Greedy:
+    """Run ADMM, then greedy from its best iterate."""
+    steps, polish = problem.steps()
     published = problem.options.method == "dbf"
     alphabet = problem.options.alphabet
     balance = BALANCE if alphabet == "binary" else 0.0
-    ramp = Admm(
-        problem.matrix, problem.k, problem.options.seed, balance, problem.threads, published=published
-    )
-    share = problem.deadline.share(_PUBLISHED_SHARE if published else _RAMP_SHARE)
-    for step in ramp.iterate(steps, share):
-        stage.report(step, ramp.energy, ramp.objective)
-    d1, b1, d2, b2, d3 = ramp.factors(alphabet)
-    fitted = not published and problem.deadline.leaves(_FIT_SHARE * ramp.pace)
-    given_d2 = None if fitted or not ramp.energy else d2
-    del ramp  # its memory
+    run = Admm(problem.matrix, problem.k, problem.options.seed, balance, problem.threads, published=published)
+    share = problem.deadline.share(_PUBLISHED_SHARE if published else _ADMM_SHARE)
+    for step in run.iterate(steps, share):
+        stage.report(step, run.energy, run.objective)
+    d1, b1, d2, b2, d3 = run.factors(alphabet)
+    fitted = not published and problem.deadline.leaves(_FIT_STEPS * run.pace)
+    given_d2 = None if fitted or not run.energy else d2
+    del run  # frees its memory
     result = Greedy(problem.matrix, b1, b2, problem.threads, d1=d1, d2=given_d2, d3=d3, pairs=not published)
     if published:
         return result
@@ -160,25 +158,26 @@ def _ramped(problem: Problem, stage: Stage) -> Greedy:
 
 
 def _descend(problem: Problem, result: Greedy, stage: Stage) -> Factorization:
-    _, iterations = problem.budget()
+    """Run greedy to its end, reporting every iteration."""
+    _, iterations = problem.steps()
     stage.report(0, result.energy, result.objective)
     for iteration in result.iterate(iterations, problem.options.tol, problem.deadline):
         stage.report(iteration, result.energy, result.objective, result.flips)
     return result.factors()
 
 
-def _from(problem: Problem, start: Factorization) -> Greedy:
-    """Greedy from given factors, the outer diagonals brought to entries of about 1."""
-    e1, e3 = storage.exponent(start.d1), storage.exponent(start.d3)
-    d2 = np.ldexp(start.d2.astype(np.float64), e1 + e3)
+def _from(problem: Problem, f: Factorization) -> Greedy:
+    """Greedy from given factors, with d1 and d3 scaled to largest entries of about 1."""
+    e1, e3 = storage.exponent(f.d1), storage.exponent(f.d3)
+    d2 = np.ldexp(f.d2.astype(np.float64), e1 + e3)
     return Greedy(
         problem.matrix,
-        start.b1,
-        start.b2,
+        f.b1,
+        f.b2,
         problem.threads,
-        d1=np.ldexp(start.d1, -e1),
-        d2=d2.astype(np.float32) if np.abs(d2).max() < _FAR_BEYOND else None,
-        d3=np.ldexp(start.d3, -e3),
+        d1=np.ldexp(f.d1, -e1),
+        d2=d2.astype(np.float32) if np.abs(d2).max() < _LARGEST_D2 else None,
+        d3=np.ldexp(f.d3, -e3),
         pairs=problem.options.method != "greedy",
     )
 
@@ -193,7 +192,7 @@ def _random(problem: Problem) -> Greedy:
 
 
 def _random_bits(random: np.random.Generator, rows: int, cols: int, alphabet: Alphabet) -> BitMatrix:
-    """Every bit 0 or 1 at even odds."""
+    """A matrix of independent random bits, 0 and 1 equally likely."""
     packed = random.integers(0, 256, size=(rows, -(-cols // 8)), dtype=np.uint8)
     packed[:, -1] &= 0xFF >> (-cols % 8)
     return BitMatrix.from_packed_rows(packed, cols, alphabet)

@@ -1,14 +1,16 @@
-"""What a solver minimises, the one normalisation of A for it, and the error of factors in it.
+"""What a solver minimises, how A is normalised for it, and the error of factors in it.
 
-Three objectives: ``|A - F|^2``; weighted by importance, ``sum (o_i (A - F)_ij i_j)^2``; and the error of a
-layer's outputs, ``tr((A - F) S (A - F)')`` with S = E[x x'] of its inputs x.
+There are three objectives for factors F of A: the squared error ``|A - F|^2``; the same weighted by
+importance, ``sum (o_i (A - F)_ij i_j)^2``; and the error of a layer's outputs, ``tr((A - F) S (A - F)')``
+with ``S = E[x x']`` of its inputs x.
 
-Every solver works on one matrix, ``W = o A i 2^-e`` in float32 with magnitudes up to 1, so that no product
-over- or underflows. It is the only copy of A in row order; float64 is for errors alone, a few rows at a time.
-Factors of W become those of A by taking o and i out of d1 and d3, and 2^e in all three diagonals.
+All methods factor the normalised matrix ``W = diag(o) A diag(i) 2^-e`` in float32 with magnitudes up to 1, so
+that no product over- or underflows. W is the only copy of A in row order; errors are measured in float64, a
+few rows at a time. Factors of W become factors of A by dividing d1 by o and d3 by i, and sharing 2^e among
+the diagonals.
 
-Importance is the rank-one form of a diagonal Fisher matrix: o the RMS gradient of every output, i the RMS of
-every input (Boza and Macko, arXiv 2505.11076, section 3.3).
+Importance is the rank-one form of a diagonal Fisher matrix: o is the RMS gradient of each output, i the RMS
+of each input (Boza and Macko, arXiv 2505.11076, section 3.3).
 """
 
 from __future__ import annotations
@@ -18,38 +20,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .._internal import check_arrays, storage
+from .._internal import check, check_arrays, storage
 from .._internal.error import energy_and_error, output_energy_and_error, snr_db
 from ..factorization import Factorization
+from . import second_moments
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .._internal.check import FloatArray
 
-__all__ = [
-    "SHRINK",
-    "Objective",
-    "Solution",
-    "checked",
-    "input_scales",
-    "missing_power",
-    "normalised",
-    "shrinkage",
-    "shrunk",
-]
+__all__ = ["Objective", "Solution", "normalised", "objective_for"]
 
-SHRINK = 0.1
-"""Share of the diagonal in S by default.
-
-Held out, on all-MiniLM-L6-v2 (benchmarks/solver/objectives.py), 0.1 is within 0.04 dB of the best share with
-16,000 tokens and 0.08 to 0.16 dB better than none with 2,000; 0.4 costs 0.1 to 0.3 dB with 16,000.
-"""
-
-LEAST_POWER = 0.01
-"""Least mean square of an input, relative to the median over the inputs."""
-
-_BLOCK_BYTES = 8 << 20  # of float64 entries
+_BLOCK_BYTES = 8 << 20  # float64 rows that are normalised together
 
 
 # ---------------------------------------------------------------- normalisation
@@ -58,12 +41,15 @@ _BLOCK_BYTES = 8 << 20  # of float64 entries
 def normalised(
     A: FloatArray, rows: NDArray[np.float64] | None = None, cols: NDArray[np.float64] | None = None
 ) -> tuple[NDArray[np.float32], int]:
-    """(W, e): ``W = o A i 2^-e`` in float32, with magnitudes up to 1.
+    """Weight A and scale it by a power of two to magnitudes up to 1.
 
     Args:
         A: Float32 or float64, shape (m, n).
         rows: o, shape (m,); None for ones.
         cols: i, shape (n,); None for ones.
+
+    Returns:
+        (W, e) with ``W = diag(o) A diag(i) 2^-e``, float32.
     """
     m, n = A.shape
     at_once = max(1, _BLOCK_BYTES // (8 * n))
@@ -89,26 +75,26 @@ def normalised(
 
 
 class Solution(NamedTuple):
-    """Factors and what they reach."""
+    """Factors with their value of the objective."""
 
     f: Factorization
-    error: float  # of the objective
+    error: float  # the objective of f
     snr_db: float  # 10 log10(objective of the zero matrix / error)
 
 
 class Objective:
-    """One of three: plain, weighted by importance, or the error of outputs.
+    """What is minimised: the squared error, the same weighted by importance, or the error of outputs.
 
     Args:
         rows: o, positive, shape (m,); None for ones.
         cols: i, positive, shape (n,); None for ones.
-        S: Second moments of the inputs, shrunk, for the error of outputs; None without.
+        S: Second moments of the inputs, shrunk, shape (n, n), for the error of outputs; None for the others.
 
     Attributes:
         covariance: S.
         plain: Whether it is ``|A - F|^2``.
-        exponent: The objective is ``4^exponent`` times that of weights whose largest are 1/2 to 1: those are
-            what :meth:`normalised` takes, so that nothing leaves float32's range.
+        exponent: e1 + e2 where :meth:`normalised` takes ``o 2^-e1`` and ``i 2^-e2``, with largest entries
+            from 1/2 to 1, so that W stays in float32's range. Errors of A are ``4^exponent`` times those.
     """
 
     def __init__(
@@ -117,30 +103,33 @@ class Objective:
         cols: NDArray[np.float64] | None = None,
         S: NDArray[np.float64] | None = None,
     ) -> None:
-        if S is not None:  # its start minimises what the diagonal of S says
-            cols = input_scales(S)
+        if S is not None:  # the start minimises the error for the diagonal of S
+            cols = second_moments.input_scales(S)
         self.covariance = S
         self.plain = rows is None and cols is None
         self._weights = (rows, cols) if S is None else (None, None)
-        self._rows, e1 = _unit(rows)
-        self._cols, e2 = _unit(cols)
+        self._rows, e1 = _scaled_to_one(rows)
+        self._cols, e2 = _scaled_to_one(cols)
         self.exponent = e1 + e2
 
     def normalised(self, A: FloatArray) -> tuple[NDArray[np.float32], int]:
-        """(W, e): what to factor in place of A, whose plain objective is this one, or stands for it."""
+        """(W, e): the matrix to factor in place of A; see :func:`normalised`.
+
+        The squared error for W is this objective for A; with S, it is that for the diagonal of S alone.
+        """
         return normalised(A, self._rows, self._cols)
 
     def denormalised(self, f: Factorization, exponent: int) -> Factorization:
-        """Factors of A, 16-bit diagonals, from factors of :meth:`normalised` with that exponent.
+        """Factors of A, with 16-bit diagonals, from factors of W and its exponent e.
 
-        Where importance spreads over more than 2^14, pass diagonals that are not rounded yet.
+        The diagonals of ``f`` should not be rounded to 16 bits before: weights may differ by more than 2^14.
         """
         d1 = f.d1 if self._rows is None else f.d1 / self._rows
         d3 = f.d3 if self._cols is None else f.d3 / self._cols
         return _with_diagonals(f, *storage.spread(d1, f.d2, d3, exponent)).round_diagonals()
 
     def normalised_factors(self, f: Factorization, exponent: int) -> Factorization:
-        """The inverse of :meth:`denormalised`, but for the rounding."""
+        """Factors of W from factors of A: the inverse of :meth:`denormalised`, except for rounding."""
         d1 = f.d1 if self._rows is None else f.d1 * self._rows
         d3 = f.d3 if self._cols is None else f.d3 * self._cols
         return _with_diagonals(f, *storage.spread(d1, f.d2, d3, -exponent))
@@ -148,7 +137,7 @@ class Objective:
     # ------------------------------------------------------------ error
 
     def measured(self, A: FloatArray, f: Factorization) -> Solution:
-        """Factors with their objective, in float64."""
+        """Factors of A with their objective, computed in float64."""
         if self.covariance is None:
             energy, error = energy_and_error(A, f, *self._weights)
         else:
@@ -156,7 +145,7 @@ class Objective:
         return Solution(f, max(error, 0.0), snr_db(energy, error))
 
     def no_worse_than_zero(self, A: FloatArray, found: Solution) -> Solution:
-        """``found``; where zeros would be better, its factors times what is best for them, or zeros."""
+        """``found`` if it is no worse than the zero matrix; else its best multiple, or zeros."""
         if found.snr_db >= 0:
             return found
         f = found.f
@@ -164,36 +153,68 @@ class Objective:
         return scaled if scaled.snr_db >= 0 else self.measured(A, _times(f, 0))
 
     def _best_multiple(self, A: FloatArray, f: Factorization) -> float:
-        """The multiple of f, from -1 to 1, of the least objective."""
+        """The number from -1 to 1 by which f is to be multiplied for the least objective."""
         exact, found = A.astype(np.float64), f.to_dense().astype(np.float64)
         rows, cols = self._weights
         for matrix in (exact, found):
             matrix *= 1.0 if rows is None else rows[:, None]
             matrix *= 1.0 if cols is None else cols
-        weighed = found if self.covariance is None else found @ self.covariance
-        energy = float(np.vdot(weighed, found))
-        return min(1.0, max(-1.0, float(np.vdot(weighed, exact)) / energy)) if energy > 0 else 0.0
+        weighted = found if self.covariance is None else found @ self.covariance
+        energy = float(np.vdot(weighted, found))
+        return min(1.0, max(-1.0, float(np.vdot(weighted, exact)) / energy)) if energy > 0 else 0.0
 
 
-def checked(importance: Any, covariance: Any, m: int, n: int) -> Objective:
-    """The objective that these arguments of ``diba.solve`` ask for.
+def objective_for(importance: Any, covariance: Any, m: int, n: int) -> Objective:
+    """The objective for the arguments ``importance`` and ``covariance`` of ``diba.solve``.
 
     Raises:
-        TypeError, ValueError: see ``check_arrays``; also where both are given.
+        TypeError: an argument is of the wrong kind.
+        ValueError: both are given, or one has a wrong shape or wrong values.
     """
     if importance is not None and covariance is not None:
         raise ValueError(
-            "importance and covariance are both given; give one: a covariance weighs the columns by itself"
+            "importance and covariance are both given; give only one (a covariance already weights columns)"
         )
     if importance is not None:
-        return Objective(*check_arrays.importance(importance, m, n))
+        return Objective(*_importance(importance, m, n))
     if covariance is not None:
-        return Objective(S=shrunk(*check_arrays.covariance(covariance, n, SHRINK)))
+        return Objective(
+            S=second_moments.shrunk(*second_moments.checked(covariance, n, second_moments.SHRINK))
+        )
     return Objective()
 
 
-def _unit(weights: NDArray[np.float64] | None) -> tuple[NDArray[np.float64] | None, int]:
-    """(weights / 2^e, e), the largest from 1/2 to 1."""
+def _importance(value: Any, m: int, n: int) -> tuple[NDArray[np.float64] | None, NDArray[np.float64] | None]:
+    """Check ``importance``: weights of rows (m,) and of columns (n,), float64; None for ones.
+
+    Raises:
+        TypeError: it is not a pair, or a vector is not an array of real numbers.
+        ValueError: a length is wrong, or an entry is not positive and finite.
+    """
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise TypeError(
+            f"importance is {check.describe(value)}; it must be a pair (rows, cols) of vectors of lengths "
+            f"{m} and {n}, either of which may be None: use importance=(None, cols) for columns alone"
+        )
+    rows, cols = value
+    return _weights(rows, "importance[0]", m, "rows of A"), _weights(cols, "importance[1]", n, "columns of A")
+
+
+def _weights(value: Any, name: str, length: int, against: str) -> NDArray[np.float64] | None:
+    if value is None:
+        return None
+    vector = check_arrays.diagonal(value, name, length, against).astype(np.float64)
+    if not vector.min() > 0:
+        first = int(vector.argmin())
+        raise ValueError(
+            f"{name} has entries that are not positive in float32 ({name}[{first}] is {vector[first]:g}); "
+            f"all must be above 0: use numpy.maximum({name}, 1e-3 * numpy.max({name}))"
+        )
+    return vector
+
+
+def _scaled_to_one(weights: NDArray[np.float64] | None) -> tuple[NDArray[np.float64] | None, int]:
+    """(``weights 2^-e``, e), the largest entry from 1/2 to 1."""
     if weights is None:
         return None, 0
     exponent = int(np.frexp(weights.max())[1])
@@ -208,47 +229,3 @@ def _with_diagonals(
 
 def _times(f: Factorization, factor: float) -> Factorization:
     return Factorization(f.d1, f.b1, factor * f.d2, f.b2, f.d3)
-
-
-# ---------------------------------------------------------------- second moments of inputs
-
-
-def shrinkage(n: int, count: int) -> float:
-    """Share of the diagonal in an S that is the mean over ``count`` vectors of length n.
-
-    SHRINK, or more where there are few vectors: n / (2 (n + count)). Held out, with moments of 500 and 1,500
-    tokens, shares of 0.2 to 0.5 are 0.1 to 0.5 dB better than SHRINK (objectives_500.json and _1500 in
-    benchmarks/results; n is 384 and 1536).
-    """
-    return max(SHRINK, n / (2 * (n + count)))
-
-
-def shrunk(S: FloatArray, shrink: float = SHRINK) -> NDArray[np.float64]:
-    """``(1 - shrink) S + shrink diag(S)``, made exactly symmetric."""
-    result = S.astype(np.float64)
-    result += result.T.copy()
-    diagonal = result.diagonal() / 2
-    result *= (1 - shrink) / 2
-    np.fill_diagonal(result, diagonal)
-    return result
-
-
-def input_scales(S: FloatArray) -> NDArray[np.float64]:
-    """Root mean square of every input, for ``importance``: positive, also where an input is always 0."""
-    power = S.diagonal().astype(np.float64)
-    result: NDArray[np.float64] = np.sqrt(np.maximum(power, 1e-6 * power.mean()))
-    return result
-
-
-def missing_power(S: FloatArray) -> NDArray[np.float64]:
-    """What the diagonal of S lacks to LEAST_POWER of its median, shape (n,).
-
-    Added to S, it keeps the columns of inputs that hardly came up near those of A. Without, they would serve
-    to mend errors of others, with entries thousands of times larger, which other data would bring to light.
-    """
-    power = np.asarray(S.diagonal(), np.float64)
-    known = power[power > 0]
-    result: NDArray[np.float64] = (
-        np.maximum(0, LEAST_POWER * np.median(known) - power) if len(known) else 0 * power
-    )
-    return result

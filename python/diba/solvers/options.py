@@ -1,4 +1,4 @@
-"""The arguments of :func:`diba.solve` that say how: their names, defaults, checks and one-line help."""
+"""The options of :func:`diba.solve`: their names, defaults, checks and one-line help, declared once."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ _MOST_ITERATIONS = 10**9
 
 @dataclass(frozen=True, kw_only=True)
 class SolveOptions:
-    """How a matrix is factored; :func:`diba.solve` takes the same keywords and says more of each.
+    """How a matrix is factored: the keywords of :func:`diba.solve`, which documents them in full.
 
-    What else takes them has them from here, with these defaults and checks: ``diba.allocate`` and
-    ``diba.curve``, ``diba.torch.Config``, the command line. The metadata of every field has a line of help.
+    ``diba.allocate``, ``diba.curve``, ``diba.torch.Config`` and the command line take their options, defaults
+    and checks from here. The metadata of each field has a line of help.
 
     Attributes:
         method: ``"auto"``, ``"admm"``, ``"greedy"`` or ``"dbf"``.
         alphabet: Entries of the binary factors: ``"binary"`` (0/1) or ``"sign"`` (-1/+1). Models default to
             ``"sign"``.
         effort: ``"fast"``, ``"normal"`` or ``"best"``.
-        seed: Of the random start.
-        max_iter: Outer iterations; None for what effort or method say.
-        tol: Least share of the objective that a greedy iteration must win.
+        seed: Seed of the random start.
+        max_iter: Outer iterations; None for the number of effort or method.
+        tol: Greedy iterations stop when one lowers the objective by less than this share of it.
         time_limit: Seconds; None for no limit.
         threads: Threads of the compiled code; None for ``diba.num_threads()``.
 
     Raises:
         TypeError: a value is of the wrong kind.
-        ValueError: a value is unknown or out of range, or method "dbf" is asked for 0/1 factors.
+        ValueError: a value is unknown or out of range, or method "dbf" is combined with alphabet "binary".
 
     Example:
         >>> from dataclasses import asdict
@@ -50,26 +50,29 @@ class SolveOptions:
     """
 
     method: Method = field(
-        default="auto", metadata={"help": "auto: the best known; admm, greedy and dbf by name"}
+        default="auto",
+        metadata={"help": "auto: admm, and greedy where it may be better; or admm, greedy, dbf"},
     )
     alphabet: Alphabet = field(
         default="binary", metadata={"help": "entries of the binary factors: binary is 0/1, sign is -1/+1"}
     )
     effort: Effort = field(
-        default="normal", metadata={"help": "fast, normal or best: more steps for better factors"}
+        default="normal", metadata={"help": "fast, normal or best: more steps give better factors"}
     )
     seed: int = field(default=0, metadata={"help": "seed of the random start"})
     max_iter: int | None = field(
-        default=None, metadata={"help": "outer iterations, instead of what effort says"}
+        default=None, metadata={"help": "outer iterations, in place of the number that effort sets"}
     )
     tol: float = field(
-        default=1e-4, metadata={"help": "least share of the objective that a greedy iteration must win"}
+        default=1e-4,
+        metadata={"help": "greedy stops when an iteration lowers the objective by less than this share"},
     )
     time_limit: float | None = field(
         default=None, metadata={"help": "seconds after which the best factors so far are returned"}
     )
     threads: int | None = field(
-        default=None, metadata={"help": "threads of the compiled code (all that are granted)"}
+        default=None,
+        metadata={"help": "threads of the compiled code (default: all processors of the process)"},
     )
 
     def __post_init__(self) -> None:
@@ -82,8 +85,8 @@ class SolveOptions:
         }
         if self.method == "dbf" and self.alphabet != "sign":
             raise ValueError(
-                f"alphabet is {self.alphabet!r}; it must be 'sign' for method='dbf', which knows no 0/1 "
-                "factors"
+                f"alphabet is {self.alphabet!r}; it must be 'sign' for method='dbf': use alphabet='sign' or "
+                "another method"
             )
         if self.max_iter is not None:
             checked["max_iter"] = check.integer(
@@ -93,5 +96,5 @@ class SolveOptions:
             checked["time_limit"] = check.number(self.time_limit, "time_limit", minimum=0)
         if self.threads is not None:
             checked["threads"] = check.thread_count(self.threads)
-        for name, value in checked.items():  # as plain int, float and str, whatever they were given as
+        for name, value in checked.items():  # as plain int, float and str
             object.__setattr__(self, name, value)

@@ -1,4 +1,4 @@
-"""Time and iterations of one call: deadlines, and what is reported of the stages it consists of."""
+"""Time and progress of one call: deadlines, and the reports of its stages."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["NEVER", "Deadline", "Schedule", "Stage"]
 
 
 class Deadline:
-    """A point in time, ``limit`` seconds after the start; never if None.
+    """A time limit that runs from a start.
 
     Args:
-        limit: Seconds.
+        limit: Seconds; None for no limit.
         started: ``time.perf_counter()`` of the start; None for now.
     """
 
@@ -33,7 +33,7 @@ class Deadline:
         return time.perf_counter() - self.started
 
     def part_used(self) -> float:
-        """Share of the time that is gone; 0 without a limit."""
+        """Share of the time used so far; 0 without a limit."""
         if self.limit is None:
             return 0.0
         return self.elapsed() / self.limit if self.limit > 0 else 1.0
@@ -43,15 +43,15 @@ class Deadline:
         return self.limit is not None and self.elapsed() >= self.limit
 
     def leaves(self, seconds: float) -> bool:
-        """Whether work of so many seconds would end in time."""
+        """Whether work of ``seconds`` seconds would end in time."""
         return self.limit is None or self.elapsed() + seconds < self.limit
 
     def share(self, part: float) -> Deadline:
-        """A deadline after that part of the time."""
+        """A deadline with the same start and this part of the time."""
         return Deadline(None if self.limit is None else part * self.limit, self.started)
 
     def rest(self, part: float = 1.0) -> Deadline:
-        """A deadline after that part of the time that is left, which starts now."""
+        """A deadline that starts now and has this part of the remaining time."""
         return Deadline(None if self.limit is None else max(0.0, part * (self.limit - self.elapsed())))
 
 
@@ -59,10 +59,10 @@ NEVER = Deadline(None)
 
 
 class Schedule:
-    """Progress of one call over its stages, whose iterations are counted on.
+    """Counts the iterations of one call through all its stages and reports them.
 
     Args:
-        report: Called with every state; None for nobody.
+        report: Called with every state; None to report nothing.
     """
 
     def __init__(self, report: Callable[[Progress], object] | None) -> None:
@@ -72,33 +72,33 @@ class Schedule:
 
     @property
     def iterations(self) -> int:
-        """Iterations so far."""
+        """Iterations so far, of all stages."""
         return int(self._last.done)
 
     def stage(self, deadline: Deadline, exponent: int, steps: int, polish: int = 0) -> Stage:
-        """The next stage: at most so many steps of a ramp, then so many greedy iterations.
+        """Begin the next stage: steps of ADMM, then greedy iterations.
 
         Args:
             deadline: When it ends at the latest.
-            exponent: Objectives of the stage, times 2^exponent, are those of the call.
-            steps: Iterations of a ramp or a descent.
-            polish: Greedy iterations after a ramp, each of which takes about twice the time.
+            exponent: ``2^exponent`` times an objective of the stage is the objective to report.
+            steps: Number of steps at most.
+            polish: Number of greedy iterations at most after those, each about twice as long as a step.
         """
         return Stage(self, deadline, exponent, steps, polish)
 
     def tell(self, state: Progress) -> None:
-        """Report a state, timed here."""
+        """Report a state; its ``elapsed`` is set here."""
         self._last = replace(state, elapsed=time.perf_counter() - self._began)
         if self._report is not None:
             self._report(self._last)
 
-    def end(self, objective: float, decibels: float) -> None:
-        """Report the figures of what is returned."""
-        self.tell(replace(self._last, objective=objective, snr_db=decibels, remaining=0.0))
+    def end(self, objective: float, snr_db: float) -> None:
+        """Report the objective and SNR of the returned factors."""
+        self.tell(replace(self._last, objective=objective, snr_db=snr_db, remaining=0.0))
 
 
 class Stage:
-    """A part of a call; made by :meth:`Schedule.stage`."""
+    """One run of a solver within a call; made by :meth:`Schedule.stage`."""
 
     def __init__(
         self, schedule: Schedule, deadline: Deadline, exponent: int, steps: int, polish: int
@@ -109,7 +109,14 @@ class Stage:
         self._first: tuple[float, float] | None = None  # work and time at the first iteration
 
     def report(self, iteration: int, energy: float, objective: float, flips: int = 0) -> None:
-        """Report so many iterations of this stage, whose objective was ``energy`` for the zero matrix."""
+        """Report ``iteration`` iterations of this stage as done.
+
+        Args:
+            iteration: Number of iterations.
+            energy: Objective of the zero matrix.
+            objective: Objective now.
+            flips: Bits the last iteration changed.
+        """
         self._schedule.tell(
             Progress(
                 "solve",
@@ -124,7 +131,7 @@ class Stage:
         )
 
     def _remaining(self, iteration: int) -> float | None:
-        """Seconds to go, at the pace since the first iteration: a greedy one costs about two of the ramp."""
+        """Seconds left at the pace since the first iteration; a greedy iteration counts as two steps."""
         if iteration == 0:
             return None
         elapsed = self._deadline.elapsed()

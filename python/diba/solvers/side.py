@@ -1,4 +1,4 @@
-"""One binary factor with the diagonal outside it: what ADMM and greedy share."""
+"""One binary factor with its outer diagonal, as ADMM and greedy both use it."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ __all__ = ["Side"]
 
 
 class Side:
-    """``X = diag(scale) B``: one binary factor with the diagonal outside it, shape (rows, k).
+    """``X = diag(scale) B``, shape (rows, k): a binary factor with its outer diagonal.
 
-    What follows from X is made when it is first asked for and dropped when X changes.
+    The left side is ``D1 B1``; the right side is ``D3 B2'``, with A transposed. Products of X are computed
+    when they are first asked for, and kept until X changes.
 
     Args:
         bits: Start of B, shape (rows, k).
         scale: Start of the diagonal, shape (rows,); None for ones.
-        A: The matrix with this side's rows as its rows, float32, shape (rows, p).
+        A: Matrix to factor, float32, shape (rows, p), or (p, rows) if ``transposed``.
         threads: Threads of the compiled code.
-        transposed: Whether A is given as its transpose.
-        unit: What A is divided by.
+        transposed: Whether to use the transpose of A.
+        unit: Number to divide A by.
 
     Attributes:
-        words: B, packed.
-        scale: The diagonal.
+        words: B, packed, shape (rows, ceil(k / 64)).
+        scale: The diagonal, shape (rows,).
     """
 
     def __init__(
@@ -56,12 +57,12 @@ class Side:
         self.bits_changed()
 
     def bits_changed(self) -> None:
-        """What followed from the bits is out of date."""
+        """To be called after ``words`` was changed."""
         _core.transpose(self.words, self.k, self._columns)
         self.scale_changed()
 
     def scale_changed(self) -> None:
-        """What followed from the scale is out of date."""
+        """To be called after ``scale`` was changed."""
         self._has_gram = False
         self._has_correlations = False
 
@@ -73,7 +74,7 @@ class Side:
 
     @property
     def gram(self) -> NDArray[np.float32]:
-        """X'X, shape (k, k); overwritten after the next change."""
+        """X'X, shape (k, k); the array is overwritten after the next change."""
         if not self._has_gram:
             weights = np.square(self.scale)
             _core.gram(self._columns, self.rows, weights, self.signs, self._gram, self.threads)
@@ -82,7 +83,7 @@ class Side:
 
     @property
     def correlations(self) -> NDArray[np.float32]:
-        """A'X, shape (p, k); overwritten after the next change."""
+        """A'X, shape (p, k); the array is overwritten after the next change."""
         if not self._has_correlations:
             _core.correlate(self._columns, self._A, self.scale, self.signs, self._correlations, self.threads)
             self._has_correlations = True

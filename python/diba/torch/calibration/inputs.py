@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...solvers.objective import shrunk
+from ...solvers.second_moments import shrunk
 from ..modules.kinds import input_size
 from ..modules.vectors import Products, input_of, marked, vectors
 from ..retuning.batches import MasksOf, call, plain_grad

@@ -18,7 +18,7 @@ import numpy as np
 from ..._internal import check
 from ..._internal.disk import open_regular, replace_file
 from ..._internal.tensor_files import Format, SignedFile, StoredTensor, encode
-from ...solvers.objective import input_scales
+from ...solvers.second_moments import input_scales
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

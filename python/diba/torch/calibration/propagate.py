@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..._internal import check
 from ..._internal.check import describe
-from ...solvers.objective import missing_power, shrinkage
+from ...solvers.second_moments import missing_power, shrinkage
 from ..model.swap import put
 from ..modules.kinds import dense_matrix, input_size, replaceable
 from ..retuning.batches import MasksOf, call, digest, evaluating, repeatable, token_masks

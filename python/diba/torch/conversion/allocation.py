@@ -18,7 +18,7 @@ from ...allocation.matrices import SIZES, STEPS, check_sizes
 from ...allocation.waterfill import waterfill
 from ...checkpoints.entries import first_names
 from ...progress import Steps, reporting
-from ...solvers.size import no_advice, uniform_k
+from ...solvers.size import no_size_warning, uniform_k
 from ..model.config import Config
 from ..model.selection import select
 from ..model.swap import unfused
@@ -148,7 +148,7 @@ def _measured(
     relative, known = [], []
     for k in sizes:
         importance = None if cols is None else (rows, cols)
-        with no_advice():
+        with no_size_warning():
             f = diba.solve(matrix, k, effort="fast", max_iter=STEPS, importance=importance, **options)
         error = matrix.astype(np.float64) - f.to_dense()
         relative.append(float(np.vdot(error, error)) / energy * math.prod(matrix.shape))
