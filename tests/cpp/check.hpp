@@ -1,4 +1,4 @@
-// Just enough of a test harness: CHECK counts and reports, RUN names what runs, check::done() is main's return value.
+// A small test harness: CHECK counts and reports, check::done() is the value that main returns.
 #pragma once
 
 #include <cstdio>

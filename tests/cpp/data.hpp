@@ -4,6 +4,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <new>
@@ -54,6 +56,19 @@ inline std::vector<float> normals(std::size_t count, unsigned seed) {
   return values;
 }
 
+inline std::vector<float> magnitudes(std::size_t count, unsigned seed) {
+  std::vector<float> values = normals(count, seed);
+  for (float& value : values) value = std::fabs(value);
+  return values;
+}
+
+// 1 or -1
+inline std::vector<float> signs(std::size_t count, unsigned seed) {
+  std::vector<float> values = normals(count, seed);
+  for (float& value : values) value = value > 0 ? 1.0F : -1.0F;
+  return values;
+}
+
 // Small whole numbers: float32 sums of them are exact in any order.
 inline std::vector<float> integers(std::size_t count, unsigned seed) {
   std::mt19937 random(seed);
@@ -80,6 +95,29 @@ inline std::vector<std::uint64_t> bits(std::size_t rows, std::size_t cols, unsig
 // The layout once more, a bit at a time.
 inline bool bit(diba::BitView bits, std::size_t i, std::size_t j) {
   return (bits.row(i)[j / diba::kWordBits] >> (j % diba::kWordBits)) & 1U;
+}
+
+inline double wide(float x) { return static_cast<double>(x); }
+inline std::vector<double> widened(const std::vector<float>& x) { return {x.begin(), x.end()}; }
+
+// max |x|
+inline double largest(const std::vector<double>& x) {
+  double size = 0.0;
+  for (const double value : x) size = std::max(size, std::fabs(value));
+  return size;
+}
+
+// X^T X / rows (k, k) for a random X (rows, k), whose columns have a length of about the square root of rows.
+inline std::vector<float> gram(std::size_t rows, std::size_t k, unsigned seed) {
+  const std::vector<float> x = normals(rows * k, seed);
+  std::vector<float> h(k * k);
+  for (std::size_t i = 0; i < k; ++i)
+    for (std::size_t j = 0; j <= i; ++j) {
+      double sum = 0.0;
+      for (std::size_t q = 0; q < rows; ++q) sum += wide(x[q * k + i]) * wide(x[q * k + j]);
+      h[i * k + j] = h[j * k + i] = static_cast<float>(sum / static_cast<double>(rows));
+    }
+  return h;
 }
 
 template <typename T>

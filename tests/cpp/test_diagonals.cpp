@@ -1,5 +1,6 @@
-// fit_inner and dot_rows against sums written from their definitions in float64.
+// fit_inner, the products and dot_rows against sums written from their definitions in float64.
 
+#include <cfloat>
 #include <cmath>
 #include <string>
 
@@ -8,6 +9,8 @@
 #include "solve/diagonals.hpp"
 
 namespace {
+
+using data::wide;
 
 // dots in the stated order: equal bytes on every instruction set, exact on whole numbers.
 void dots(std::size_t rows, std::size_t cols) {
@@ -117,9 +120,50 @@ void fits(const Problem& p, const std::string& name) {
   });
 }
 
+// product_energy and product_along.
+void products(std::size_t rows, std::size_t k) {
+  const std::string name = " " + std::to_string(rows) + "x" + std::to_string(k);
+  const data::Guarded<float> correlations(data::normals(rows * k, 3)), d(data::normals(k, 4));
+  const data::Guarded<float> left(data::normals(k * k, 5)), right(data::normals(k * k, 6));
+  const data::Guarded<float> scale(data::normals(rows, 2));
+  const data::Guarded<std::uint64_t> words(data::bits(rows, k, 7));
+  const diba::BitView bits{words.data(), rows, k};
+  double energy = 0.0, energy_size = 0.0;
+  for (std::size_t i = 0; i < k; ++i)
+    for (std::size_t j = 0; j < k; ++j) {
+      const double term =
+          wide(left.data()[i * k + j]) * wide(right.data()[i * k + j]) * wide(d.data()[i]) * wide(d.data()[j]);
+      energy += term;
+      energy_size += std::fabs(term);
+    }
+  std::vector<double> specified;
+  check::for_each_isa([&](const std::string& isa) {
+    std::vector<double> found = {diba::product_energy(left.data(), right.data(), d.data(), k)};
+    // 16 float32 sums of k / 16 terms, each of two roundings: half an epsilon for each operation, and as much again for
+    // the products of errors.
+    const double sum_bound = static_cast<double>(k / 16 + 6) * static_cast<double>(FLT_EPSILON);
+    CHECK_IN(std::fabs(found[0] - energy) <= sum_bound * energy_size, isa + " product_energy" + name);
+    for (const bool as_signs : {false, true}) {
+      double along = 0.0, size = 0.0;
+      for (std::size_t i = 0; i < rows; ++i)
+        for (std::size_t j = 0; j < k; ++j) {
+          const double term = wide(scale.data()[i]) * wide(correlations.data()[i * k + j]) * wide(d.data()[j]);
+          along += data::bit(bits, i, j) ? term : (as_signs ? -term : 0.0);
+          size += std::fabs(term);
+        }
+      found.push_back(diba::product_along(bits, as_signs, scale.data(), correlations.data(), d.data()));
+      CHECK_IN(std::fabs(found.back() - along) <= FLT_EPSILON * size, isa + " product_along" + name);
+    }
+    if (specified.empty()) specified = found;
+    CHECK_IN(data::same_bytes(found, specified), isa + name);
+  });
+}
+
 }  // namespace
 
 int main() {
+  for (const std::size_t rows : {1U, 3U, 50U})
+    for (const std::size_t k : {1U, 2U, 15U, 16U, 17U, 64U, 70U}) products(rows, k);
   for (std::size_t cols = 0; cols <= 33; ++cols)
     for (const std::size_t rows : {1U, 3U, 4U}) dots(rows, cols);
   for (const bool signs : {false, true}) {

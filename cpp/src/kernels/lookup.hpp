@@ -15,6 +15,7 @@ namespace diba {
 
 inline constexpr std::size_t kStep = 32;          // columns that are worked on together: eight groups
 inline constexpr std::size_t kStepEntries = 128;  // their tables, in bytes
+inline constexpr std::size_t kOddEntries = 64;    // from the tables of a step's even groups to those of its odd groups
 inline constexpr std::size_t kStepWeights = 8;
 inline constexpr std::size_t kTileRows = 16;
 inline constexpr std::size_t kTileStep = 64;  // bytes: 16 rows, 32 columns
@@ -22,8 +23,9 @@ inline constexpr std::size_t kBlockTiles = 8;
 
 // Bounds that keep the sums in 32 bits: entries <= 255, weights <= kLargestWeight.
 inline constexpr std::int32_t kLargestWeight = 16;
-inline constexpr float kEntryRange = 254.0F;     // of a group whose weight fits it exactly; rounding may add 1
-inline constexpr std::int32_t kFineSteps = 128;  // activations are rounded to this share of unit * weight
+inline constexpr float kEntryRange = 254.0F;  // of a group whose weight fits it exactly; rounding may add 1
+inline constexpr int kFineShift = 7;
+inline constexpr std::int32_t kFineSteps = 1 << kFineShift;  // activations are rounded to this share of unit * weight
 inline constexpr float kSmallestRange = 0x1p-100F;
 inline constexpr std::size_t kLookupMaxCols = std::size_t{1} << 20;
 
@@ -85,5 +87,8 @@ extern const LookupKernels kLookupAvx2;
 extern const LookupKernels kLookupAvx512;
 extern const LookupKernels kLookupAvx512Vbmi;
 extern const LookupKernels kLookupNeon;
+
+// LookupKernels::tabulate of both AVX-512 tables.
+void tabulate_avx512(const float* x, const float* d, std::size_t cols, float* scaled, LookupTables* out);
 
 }  // namespace diba

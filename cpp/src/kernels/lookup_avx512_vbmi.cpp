@@ -10,10 +10,6 @@
 #endif
 
 namespace diba {
-
-// lookup_avx512.cpp
-void tabulate_avx512(const float* x, const float* d, std::size_t cols, float* scaled, LookupTables* out);
-
 namespace {
 
 inline __m512i four_weights(const std::uint8_t* weights) {
@@ -43,7 +39,7 @@ struct Block {
           const std::uint8_t* entries = x[c].entries + s * kStepEntries;
           const std::uint8_t* weights = x[c].weights + s * kStepWeights;
           const __m512i of_low = _mm512_permutexvar_epi8(low, _mm512_load_si512(entries));
-          const __m512i of_high = _mm512_permutexvar_epi8(high, _mm512_load_si512(entries + 64));
+          const __m512i of_high = _mm512_permutexvar_epi8(high, _mm512_load_si512(entries + kOddEntries));
           sums_i32x16[t][c] = _mm512_dpbusd_epi32(sums_i32x16[t][c], of_low, four_weights(weights));
           sums_i32x16[t][c] = _mm512_dpbusd_epi32(sums_i32x16[t][c], of_high, four_weights(weights + 4));
         }

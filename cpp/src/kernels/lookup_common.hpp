@@ -85,13 +85,32 @@ inline void fetch_ahead(const std::uint8_t* words) {
   if (kColumns == 1) __builtin_prefetch(words + kPrefetchBytes);
 }
 
-// Tables of a vector that holds an infinity or NaN, or overflows.
+// The tables of a vector whose products are all NaN.
 inline void tabulate_not_finite(std::size_t steps, LookupTables* out) {
   for (std::size_t e = 0; e < steps * kStepEntries; ++e) out->entries[e] = 0;
   for (std::size_t g = 0; g < steps * kStepWeights; ++g) out->weights[g] = 1;
   out->unit = __builtin_nanf("");
   out->zero = 0;
   out->total = 0.0F;
+}
+
+// LookupKernels::tabulate. An instruction set brings
+//   Tabulator::scale(x, d, cols, scaled)         fills `scaled` in an order of its own; returns R, or NaN or infinity
+//                                                if an activation or a group's sum is not finite
+//   Tabulator(weights_per_range, fine)           16 / R and 128 / unit
+//   add_step(scaled, entries, weights)           fills the tables of one step
+//   zero(), total()                              sum of weight_g z_g, sum of weight_g q_j
+template <typename Tabulator>
+void tabulate(const float* x, const float* d, std::size_t cols, float* scaled, LookupTables* out) {
+  const std::size_t steps = steps_for(cols);
+  const float largest = Tabulator::scale(x, d, cols, scaled);
+  if (!(largest <= __FLT_MAX__)) return tabulate_not_finite(steps, out);
+  out->unit = largest / (kEntryRange * kLargestWeight);
+  Tabulator tables(kLargestWeight / largest, kFineSteps / out->unit);
+  for (std::size_t s = 0; s < steps; ++s)
+    tables.add_step(scaled + s * kStep, out->entries + s * kStepEntries, out->weights + s * kStepWeights);
+  out->zero = tables.zero();
+  out->total = static_cast<float>(tables.total()) * (out->unit / kFineSteps);
 }
 
 }  // namespace

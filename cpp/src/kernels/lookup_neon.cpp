@@ -11,7 +11,6 @@
 namespace diba {
 namespace {
 
-constexpr std::size_t kHalf = kStepEntries / 2;  // from the tables of even groups to those of odd ones
 constexpr std::int16_t kBits[3][8] = {
     {0, -1, 0, -1, 0, -1, 0, -1},
     {0, 0, -1, -1, 0, 0, -1, -1},
@@ -25,86 +24,80 @@ inline float32x4_t ranges_of(const float* a) {
   return vpaddq_f32(first, second);
 }
 
-// Fills `scaled`; returns the largest range, which is not finite if any is not.
-float scale_activations(const float* x, const float* d, std::size_t cols, float* scaled) {
-  const std::size_t padded = steps_for(cols) * kStep;
-  std::size_t j = 0;
-  for (; j + 4 <= cols; j += 4) {
-    const float32x4_t a = vld1q_f32(x + j);
-    vst1q_f32(scaled + j, d != nullptr ? vmulq_f32(a, vld1q_f32(d + j)) : a);
-  }
-  for (; j < padded; ++j) scaled[j] = j >= cols ? 0.0F : (d != nullptr ? x[j] * d[j] : x[j]);
-  float32x4_t largest = vdupq_n_f32(kSmallestRange);
-  for (j = 0; j < padded; j += 16) largest = vmaxq_f32(largest, ranges_of(scaled + j));  // keeps a NaN
-  return vmaxvq_f32(largest);
-}
-
 // One table. A sum is at most 254 * 128, so that it and what is added for rounding fit 16 bits.
 inline void write_table(int16x4_t q, int16x8_t start, std::uint8_t* entries) {
   int16x8_t low = vaddq_s16(start, vandq_s16(vdupq_lane_s16(q, 0), vld1q_s16(kBits[0])));
   low = vaddq_s16(low, vandq_s16(vdupq_lane_s16(q, 1), vld1q_s16(kBits[1])));
   low = vaddq_s16(low, vandq_s16(vdupq_lane_s16(q, 2), vld1q_s16(kBits[2])));
   const int16x8_t high = vaddq_s16(low, vdupq_lane_s16(q, 3));
-  static_assert(kFineSteps == 1 << 7, "the shift");
-  vst1q_u8(entries,
-           vcombine_u8(vshrn_n_u16(vreinterpretq_u16_s16(low), 7), vshrn_n_u16(vreinterpretq_u16_s16(high), 7)));
+  vst1q_u8(entries, vcombine_u8(vshrn_n_u16(vreinterpretq_u16_s16(low), kFineShift),
+                                vshrn_n_u16(vreinterpretq_u16_s16(high), kFineShift)));
 }
 
 inline int32x4_t group_sums(const int32x4_t* q) { return vpaddq_s32(vpaddq_s32(q[0], q[1]), vpaddq_s32(q[2], q[3])); }
 
-struct Tabulator {
-  float weights_per_range, fine;
-  int32x4_t zero = vdupq_n_s32(0);
-  int64x2_t total = vdupq_n_s64(0);
+class Tabulator {
+ public:
+  Tabulator(float weights_per_range, float fine) : weights_per_range_(weights_per_range), fine_(fine) {}
 
+  // In the order of the columns.
+  static float scale(const float* x, const float* d, std::size_t cols, float* scaled) {
+    const std::size_t padded = steps_for(cols) * kStep;
+    std::size_t j = 0;
+    for (; j + 4 <= cols; j += 4) {
+      const float32x4_t a = vld1q_f32(x + j);
+      vst1q_f32(scaled + j, d != nullptr ? vmulq_f32(a, vld1q_f32(d + j)) : a);
+    }
+    for (; j < padded; ++j) scaled[j] = j >= cols ? 0.0F : (d != nullptr ? x[j] * d[j] : x[j]);
+    float32x4_t largest = vdupq_n_f32(kSmallestRange);
+    for (j = 0; j < padded; j += 16) largest = vmaxq_f32(largest, ranges_of(scaled + j));  // keeps a NaN
+    return vmaxvq_f32(largest);
+  }
+
+  void add_step(const float* scaled, std::uint8_t* entries, std::uint8_t* weights) {
+    const uint16x4_t first = add_half_step(scaled, entries);
+    const uint16x4_t second = add_half_step(scaled + kStep / 2, entries + 32);
+    const uint16x8_t by_parity = vcombine_u16(vuzp1_u16(first, second), vuzp2_u16(first, second));
+    vst1_u8(weights, vmovn_u16(by_parity));
+  }
+
+  std::int32_t zero() const { return vaddvq_s32(zero_); }
+  std::int64_t total() const { return vaddvq_s64(total_); }
+
+ private:
   // Writes the tables of four groups; returns their weights.
-  uint16x4_t four_groups(const float* a, std::uint8_t* entries) {
-    const float32x4_t wanted = vrndpq_f32(vmulq_n_f32(ranges_of(a), weights_per_range));
+  uint16x4_t add_half_step(const float* scaled, std::uint8_t* entries) {
+    const float32x4_t ceilings = vrndpq_f32(vmulq_n_f32(ranges_of(scaled), weights_per_range_));
     const float32x4_t weights =
-        vminq_f32(vmaxq_f32(wanted, vdupq_n_f32(1.0F)), vdupq_n_f32(static_cast<float>(kLargestWeight)));
-    const float32x4_t factors = vdivq_f32(vdupq_n_f32(fine), weights);
+        vminq_f32(vmaxq_f32(ceilings, vdupq_n_f32(1.0F)), vdupq_n_f32(static_cast<float>(kLargestWeight)));
+    const float32x4_t factors = vdivq_f32(vdupq_n_f32(fine_), weights);
     const int32x4_t q[4] = {
         // to the nearest integer, ties to even
-        vcvtnq_s32_f32(vmulq_laneq_f32(vld1q_f32(a), factors, 0)),
-        vcvtnq_s32_f32(vmulq_laneq_f32(vld1q_f32(a + 4), factors, 1)),
-        vcvtnq_s32_f32(vmulq_laneq_f32(vld1q_f32(a + 8), factors, 2)),
-        vcvtnq_s32_f32(vmulq_laneq_f32(vld1q_f32(a + 12), factors, 3)),
+        vcvtnq_s32_f32(vmulq_laneq_f32(vld1q_f32(scaled), factors, 0)),
+        vcvtnq_s32_f32(vmulq_laneq_f32(vld1q_f32(scaled + 4), factors, 1)),
+        vcvtnq_s32_f32(vmulq_laneq_f32(vld1q_f32(scaled + 8), factors, 2)),
+        vcvtnq_s32_f32(vmulq_laneq_f32(vld1q_f32(scaled + 12), factors, 3)),
     };
     const int32x4_t none = vdupq_n_s32(0);
     const int32x4_t below[4] = {vminq_s32(q[0], none), vminq_s32(q[1], none), vminq_s32(q[2], none),
                                 vminq_s32(q[3], none)};
-    const int32x4_t lifts = vshrq_n_s32(vsubq_s32(vdupq_n_s32(kFineSteps - 1), group_sums(below)), 7);
+    const int32x4_t lifts = vshrq_n_s32(vsubq_s32(vdupq_n_s32(kFineSteps - 1), group_sums(below)), kFineShift);
     const int32x4_t weights_s32 = vcvtq_s32_f32(weights);
-    zero = vmlaq_s32(zero, weights_s32, lifts);
-    total = vpadalq_s32(total, vmulq_s32(weights_s32, group_sums(q)));
+    zero_ = vmlaq_s32(zero_, weights_s32, lifts);
+    total_ = vpadalq_s32(total_, vmulq_s32(weights_s32, group_sums(q)));
 
-    const int16x4_t starts = vmovn_s32(vaddq_s32(vshlq_n_s32(lifts, 7), vdupq_n_s32(kFineSteps / 2)));
+    const int16x4_t starts = vmovn_s32(vaddq_s32(vshlq_n_s32(lifts, kFineShift), vdupq_n_s32(kFineSteps / 2)));
     write_table(vmovn_s32(q[0]), vdupq_lane_s16(starts, 0), entries);
-    write_table(vmovn_s32(q[1]), vdupq_lane_s16(starts, 1), entries + kHalf);
+    write_table(vmovn_s32(q[1]), vdupq_lane_s16(starts, 1), entries + kOddEntries);
     write_table(vmovn_s32(q[2]), vdupq_lane_s16(starts, 2), entries + 16);
-    write_table(vmovn_s32(q[3]), vdupq_lane_s16(starts, 3), entries + kHalf + 16);
+    write_table(vmovn_s32(q[3]), vdupq_lane_s16(starts, 3), entries + kOddEntries + 16);
     return vmovn_u32(vreinterpretq_u32_s32(weights_s32));
   }
+
+  float weights_per_range_, fine_;
+  int32x4_t zero_ = vdupq_n_s32(0);
+  int64x2_t total_ = vdupq_n_s64(0);
 };
-
-void tabulate(const float* x, const float* d, std::size_t cols, float* scaled, LookupTables* out) {
-  const std::size_t steps = steps_for(cols);
-  const float largest = scale_activations(x, d, cols, scaled);
-  if (!(largest <= __FLT_MAX__)) return tabulate_not_finite(steps, out);
-
-  out->unit = largest / (kEntryRange * kLargestWeight);
-  Tabulator tables{kLargestWeight / largest, kFineSteps / out->unit};
-  for (std::size_t s = 0; s < steps; ++s) {
-    const float* a = scaled + s * kStep;
-    std::uint8_t* entries = out->entries + s * kStepEntries;
-    const uint16x4_t first = tables.four_groups(a, entries);
-    const uint16x4_t second = tables.four_groups(a + kStep / 2, entries + 32);
-    const uint16x8_t by_parity = vcombine_u16(vuzp1_u16(first, second), vuzp2_u16(first, second));
-    vst1_u8(out->weights + s * kStepWeights, vmovn_u16(by_parity));
-  }
-  out->zero = vaddvq_s32(tables.zero);
-  out->total = static_cast<float>(vaddvq_s64(tables.total)) * (out->unit / kFineSteps);
-}
 
 // Sums of 16 rows and one vector over two steps at most: 16 * 255 * kLargestWeight < 2^16.
 struct Narrow {
@@ -136,7 +129,7 @@ template <std::size_t kTiles, std::size_t kColumns>
     for (std::size_t c = 0; c < kColumns; ++c) {
       const std::uint8_t* entries = x[c].entries + s * kStepEntries + 16 * j;
       const std::uint8_t* weights = x[c].weights + s * kStepWeights + j;
-      const uint8x16_t even = vld1q_u8(entries), odd = vld1q_u8(entries + kHalf);
+      const uint8x16_t even = vld1q_u8(entries), odd = vld1q_u8(entries + kOddEntries);
       const uint8x16_t even_weight = vld1q_dup_u8(weights), odd_weight = vld1q_dup_u8(weights + 4);
       for (std::size_t t = 0; t < kTiles; ++t) {
         sums[t][c].add(vqtbl1q_u8(even, low[t]), even_weight);
@@ -176,6 +169,6 @@ struct Block {
 
 }  // namespace
 
-const LookupKernels kLookupNeon = {"neon", TileLayout::kBytes, tabulate, look_up<Block>, finish};
+const LookupKernels kLookupNeon = {"neon", TileLayout::kBytes, tabulate<Tabulator>, look_up<Block>, finish};
 
 }  // namespace diba

@@ -80,7 +80,7 @@ struct Block {
             for (std::size_t i = 0; i < kTileRows; ++i) {
               const std::uint8_t byte = bytes[j * kTileRows + i];
               sums[i] += weights[j] * entries[j * 16 + (byte & 15U)];
-              sums[i] += weights[4 + j] * entries[64 + j * 16 + (byte >> 4U)];
+              sums[i] += weights[4 + j] * entries[kOddEntries + j * 16 + (byte >> 4U)];
             }
         }
         for (std::size_t i = 0; i < kTileRows; ++i) y.data[c * y.stride + t * kTileRows + i] = sums[i];
