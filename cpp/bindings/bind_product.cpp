@@ -1,4 +1,4 @@
-// cpp/src/product: exact products, and the packed bits of fast ones, whose calls of microseconds go through here.
+// cpp/src/product: exact products, and packed bits for fast ones, whose calls take microseconds.
 
 #include <pybind11/stl.h>
 
@@ -69,7 +69,7 @@ void gram(const Words& words, std::size_t cols, const Floats& weights, bool sign
   diba::gram(view, signs, w, h, threads);
 }
 
-// ---- a factorization, from arrays
+// ---- fast products of a factorization, from arrays
 
 std::unique_ptr<diba::PackedFactorization> make_packed(const Floats& d1, const Words& b1, const Floats& d2,
                                                        const Words& b2, const Floats& d3, bool signs) {
@@ -100,8 +100,8 @@ std::vector<py::ssize_t> shape_of(const Floats& rows, py::ssize_t last) {
   return shape;
 }
 
-// M x for each vector along the last axis of a float32 array that can be read as it is; None for everything else,
-// which Python then looks at. Small products are done by the caller's thread.
+// M x for each vector along the last axis of a float32 array that can be read as it is; None for anything else, which
+// Python then checks or converts.
 py::object try_multiply(const diba::PackedFactorization& self, const py::handle& x, int threads) {
   if (!Floats::check_(x) || &self.bits.kernels() != &diba::active()) return py::none();
   const auto rows = py::reinterpret_borrow<Floats>(x);
@@ -121,7 +121,7 @@ py::object try_multiply(const diba::PackedFactorization& self, const py::handle&
   return out;
 }
 
-// ---- the bits of tensors, by address: diba/torch/ops/packed.py has checked what lies there
+// ---- fast products of tensors, by address: diba/torch/ops/packed.py has checked them
 
 using Address = std::uintptr_t;
 
@@ -133,11 +133,11 @@ T* at(Address address) {
 // d1, b1, d2, b2, d3; bits in rows of whole bytes.
 using FactorAddresses = std::array<Address, 5>;
 
-// From so many vectors on, to look at all the bits costs little beside the product.
+// From so many vectors on, to check all the bits costs little compared with the product.
 constexpr std::size_t kVectorsForWhole = 32;
 
-// A layer, or one matrix, whose bits are somebody else's: what was packed, and what tells whether they are still the
-// same. Bits past the last column, which nobody has checked, do not count.
+// The packed bits of a layer, or of one matrix, that the caller owns, and fingerprints that tell whether they are still
+// the same. Bits past the last column are ignored.
 class PackedTensors {
  public:
   PackedTensors(Address b1, Address b2, std::size_t rows, std::size_t inner, std::size_t cols, bool signs,
@@ -200,7 +200,7 @@ std::unique_ptr<PackedTensors> make_matrix(Address bits, std::size_t rows, std::
   return std::make_unique<PackedTensors>(bits, rows, cols, signs, transposed, kernels);
 }
 
-// False, and nothing else, if the bits are others than those that were packed; `whole`: all of them are looked at.
+// Returns false, without a product, if the bits are not those that were packed; `whole`: all of them are compared.
 bool multiply_tensors(const PackedTensors& self, const FactorAddresses& f, Address x, std::size_t count, Address bias,
                       Address y, int threads, bool whole) {
   const Unlocked unlocked;

@@ -1,4 +1,4 @@
-// cpp/src/runtime: instruction sets, measured settings, threads of a process that ends.
+// cpp/src/runtime: instruction sets, settings that depend on the machine, threads when the interpreter ends.
 
 #include <pybind11/stl.h>
 

@@ -1,4 +1,4 @@
-// What the binding files share: arrays, checked and as pointers, and the way out of the GIL.
+// What the binding files share: checks of arrays, pointers to their elements, the release of the GIL.
 //
 // This folder is the only place that knows Python. Each file binds one folder of cpp/src: it unwraps arrays, checks
 // that they fit together, releases the GIL and calls the core. Argument rules and prose live in Python
@@ -65,7 +65,7 @@ inline float* elements(Floats& array, std::size_t rows, std::size_t cols, const 
   return array.mutable_data();
 }
 
-// Without the GIL for as long as it lives; every call of the core is inside one.
+// Releases the GIL for as long as it lives; every call of the core is made with one.
 //
 // A daemon thread that comes back once the interpreter is finalizing is not let in again. Up to Python 3.13 it is ended
 // by unwinding its stack, through destructors that may not be left that way and need the GIL: the process would abort.
@@ -88,8 +88,8 @@ class Unlocked {
     }
   };
 
-  // A frame of its own, whose cleanup comes before that of all the others. It must not be noexcept, nor inlined into
-  // what is: a compiler may leave out the cleanup where nothing is supposed to be thrown.
+  // A frame of its own, which is unwound before all others. It must not be noexcept, nor inlined into a function that
+  // is: a compiler may leave out destructors where nothing is supposed to be thrown.
   PYBIND11_NOINLINE static void return_to(PyThreadState* state) noexcept(false) {
     Held held;
     PyEval_RestoreThread(state);

@@ -61,7 +61,7 @@ void forked_children_have_a_pool() {
     });
   });
   while (here < 3) sched_yield();
-  CHECK(in_child(pool_works));  // of a parent in the middle of a call
+  CHECK(in_child(pool_works));  // the parent is in the middle of a call
   done = true;
   holder.join();
   CHECK(pool_works());

@@ -86,7 +86,7 @@ void check_case(const Case& c) {
   const Matrix matrix(c);
   const std::vector<float> x = data::normals(kVectors * c.cols, 6);
   const data::Guarded<float> bias(data::normals(c.rows, 7));
-  std::vector<float> first;  // of the first instruction set
+  std::vector<float> first;  // results of the first instruction set
   for (const std::string& isa : diba::supported()) {
     diba::select(isa);
     const diba::PackedFactorization packed = matrix.pack();
@@ -107,7 +107,7 @@ void check_case(const Case& c) {
     const std::vector<float> plain = multiply(packed, x, 1, nullptr, 1);
     for (std::size_t i = 0; i < c.rows; ++i) CHECK_IN(plain[i] + bias.data()[i] == first[i], c.name(isa));
   }
-  if (c.cols < 31) return;  // of so few terms the product may be zero, and only the bound of the error holds
+  if (c.cols < 31) return;  // with so few terms the product may be zero, and only the bound of the error holds
   double signal = 0.0, noise = 0.0;
   for (std::size_t v = 0; v < 8; ++v) {
     const std::vector<double> exact = matrix.exact(x.data() + v * c.cols, bias.copy());
@@ -129,7 +129,7 @@ void check_not_finite() {
     const diba::PackedFactorization packed = matrix.pack();
     for (const float bad : {NAN, INFINITY}) {
       std::vector<float> x = data::normals(2 * c.cols, 8);
-      x[c.cols + 33] = bad;  // of the second vector
+      x[c.cols + 33] = bad;  // in the second vector
       const std::vector<float> y = multiply(packed, x, 2, nullptr, 1);
       for (std::size_t i = 0; i < c.rows; ++i) CHECK(std::isfinite(y[i]) && std::isnan(y[c.rows + i]));
     }

@@ -10,7 +10,7 @@
 //   std::vector<float> x(f.cols()), y(f.rows());
 //   f.multiply(x.data(), y.data());  // y = M x
 //
-// Files come from Python, `diba.solve(A).save("layer.diba")`. docs/cpp.md tells how to build and to link.
+// Files come from Python, `diba.solve(A).save("layer.diba")`. docs/cpp.md describes how to build and to link.
 #pragma once
 
 #include <cstddef>
@@ -30,7 +30,7 @@
 
 namespace diba {
 
-// Of the library that runs, "major.minor.patch"; DIBA_VERSION_MAJOR, _MINOR, _PATCH are those of this header.
+// The version of the library that runs, "major.minor.patch"; DIBA_VERSION_MAJOR, _MINOR, _PATCH are this header's.
 DIBA_API const char* version() noexcept;
 
 // The instruction set that the products run on, such as "avx512" or "scalar": the best one that the processor has, or
@@ -82,12 +82,12 @@ class DIBA_API Factorization {
   std::size_t cols() const noexcept;
   std::size_t k() const noexcept;           // columns of B1, rows of B2
   bool signs() const noexcept;              // bits are -1/+1 instead of 0/1
-  int diagonal_bits() const noexcept;       // of one entry of a diagonal in the file: 16 or 32
+  int diagonal_bits() const noexcept;       // bits of one entry of a diagonal in the file: 16 or 32
   double bits_per_weight() const noexcept;  // [k (rows + cols) + diagonal_bits (rows + k + cols)] / (rows cols)
-  std::size_t bytes() const noexcept;       // of memory held, what prepare() made included
+  std::size_t bytes() const noexcept;       // memory held, with what prepare() made
 
-  // Packs the bits for the fast products. The first fast product does so by itself, and then takes longer; threads that
-  // come at once may each pack them, nobody waits for another.
+  // Packs the bits for the fast products. Otherwise the first fast product does so, and takes longer; threads that call
+  // it at once may each pack them, none waits for another.
   void prepare() const;
 
   // y = M x + bias. x (cols), y (rows), which must not overlap. Where x and bias are finite, y is too: what is beyond

@@ -14,7 +14,7 @@ namespace {
 struct Vector {
   using Floats = __m256;
   using Doubles = __m256d;
-  using Mask = __m256;  // all ones in the lanes that are meant
+  using Mask = __m256;  // all ones in the lanes chosen
   static constexpr std::size_t kLanes = 8, kDoubles = 4, kColumnWords = 1, kFusedRows = 6;
   static constexpr bool kBitsSelect = false;
 

@@ -13,9 +13,9 @@
 namespace diba {
 namespace {
 
-constexpr std::size_t kSide = 16;               // rows of a tile register, and its columns of 32 bits
-constexpr std::size_t kRowBytes = 4 * kSide;    // of a tile register
-constexpr std::size_t kGroupBytes = 4 * kTile;  // of one group of four rows of x
+constexpr std::size_t kSide = 16;               // rows of a tile register, and its columns of 32 bits each
+constexpr std::size_t kRowBytes = 4 * kSide;    // bytes in a row of a tile register
+constexpr std::size_t kGroupBytes = 4 * kTile;  // bytes of a group of four rows of x
 static_assert(kTile == 2 * kSide, "two tile registers of x stand beside each other");
 
 // The operand of ldtilecfg.
@@ -52,7 +52,7 @@ inline void multiply(const std::int8_t* a, std::size_t stride, const std::int8_t
   }
 }
 
-// At most 2 kSide rows. x_rest: the groups that are left over by those of 16, followed by zeros.
+// At most 2 kSide rows. x_rest: the groups after the last whole 16, followed by zeros.
 template <bool kTwo>
 void integer_block(const std::int8_t* a, std::size_t rows, std::size_t stride, std::size_t groups, const std::int8_t* x,
                    const std::int8_t* x_rest, std::int32_t* y) {

@@ -13,7 +13,7 @@ namespace {
 
 constexpr std::size_t kLanes = 16;
 
-// The instruction wants one unsigned operand: x + 128, whose surplus is 128 times the sum of a.
+// The instruction takes one unsigned operand, so it gets x + 128; the surplus, 128 times the sum of a, is subtracted.
 template <std::size_t kRows>
 inline void integer_block(const std::int8_t* a, std::size_t stride, std::size_t groups, const std::int8_t* x,
                           std::int32_t* y) {

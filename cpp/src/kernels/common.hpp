@@ -1,5 +1,5 @@
-// What the kernel files share. Everything here has internal linkage, so each file compiles its own copy with its own
-// flags and no copy can reach the linker.
+// What the kernel files share. Everything here has internal linkage: each file compiles its own copy with its own
+// flags, and the linker never chooses between copies.
 #pragma once
 
 #include "kernels/kernels.hpp"

@@ -1,7 +1,7 @@
 // Dense float32 work of the ADMM solver, written once and compiled in every kernel file with that file's flags.
 //
-// Fused multiply-adds are asked for by name, on every instruction set, so that bytes agree; reductions hold kLaneSums
-// sums whatever the vector length is.
+// Nothing is fused here, and reductions hold kLaneSums sums whatever the vector length is, so that bytes agree on every
+// instruction set.
 #pragma once
 
 #include "kernels/common.hpp"

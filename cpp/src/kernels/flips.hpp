@@ -1,5 +1,6 @@
-// The search of Kernels::flip_rows: which bits of a row to flip, one at a time or two together. Written once; what it
-// compares, and in which order, is the same on every instruction set. A kernel file defines the functions it asks for.
+// The search of Kernels::flip_rows: which bits of a row to flip, one at a time or two together. Written once: what it
+// compares, and in which order, is the same on every instruction set. Each kernel file defines the functions declared
+// here.
 #pragma once
 
 #include "kernels/common.hpp"
@@ -17,21 +18,21 @@ struct Row {
   float curvature;  // (step d)^2
   float threshold;
   float* gains;  // (k)
-  float* signs;  // (k) +1 where the bit is 0, -1 where it is 1; unused where vectors are chosen by bits
+  float* signs;  // (k) +1 where the bit is 0, -1 where it is 1; unused by kernels that choose lanes by bits
   std::uint64_t* words;
 };
 
-// Asked of a kernel file. Gains and signs are 64-byte aligned and may be padded to whole words.
-float fill_gains(const FlipProblem& f, const Row& row, const float* correlations);     // returns the largest
-float apply_flip(const FlipProblem& f, const Row& row, std::size_t b);                 // likewise, of all but b's
-std::size_t find_bit(const Row& row, std::size_t k, float best);                       // the first of that gain, or k
-void restore_correlations(const FlipProblem& f, const Row& row, float* correlations);  // from gains
+// Defined by each kernel file. Gains and signs are 64-byte aligned and may be padded to whole words.
+float fill_gains(const FlipProblem& f, const Row& row, const float* correlations);     // returns the largest gain
+float apply_flip(const FlipProblem& f, const Row& row, std::size_t b);                 // the largest gain but that of b
+std::size_t find_bit(const Row& row, std::size_t k, float best);                       // the first with that gain, or k
+void restore_correlations(const FlipProblem& f, const Row& row, float* correlations);  // from the gains
 std::uint64_t above(const float* x, float limit);      // bits of the 64 floats that are above the limit
 float largest_in(const float* x, std::uint64_t word);  // the largest float whose bit is set; -infinity if none
 
 struct Pair {
   float gain;
-  std::size_t first;  // k if no pair pays
+  std::size_t first;  // k if no pair gains enough
   std::size_t second;
 };
 
@@ -44,7 +45,7 @@ struct Partners {
   float sign[kMost];
 };
 
-// +1 where the bit is 0, -1 where it is 1, without a branch that nobody could foretell.
+// +1 where the bit is 0, -1 where it is 1, without a branch, which no processor could predict.
 inline float sign_of(const std::uint64_t* words, std::size_t j) {
   const auto bit = static_cast<int>((words[j / kWordBits] >> (j % kWordBits)) & 1U);
   return static_cast<float>(1 - 2 * bit);
@@ -86,13 +87,13 @@ void try_pairs(const FlipProblem& f, const Row& row, std::size_t j, const Partne
 
 // Two flips together gain
 //   gain_jl = gain_j + gain_l - 2 (step d)^2 sign_j sign_l H_jl <= bound_j + bound_l,
-//   bound_j = gain_j + (step d)^2 reach_j,   reach_j = max |H_jl| over l != j,
-// so a bit whose bound is too low for the best partner needs no look. Where FlipProblem::sides are known, only pairs
+//   bound_j = gain_j + (step d)^2 max |H_jl| over l != j,
+// so a bit whose bound is too low for the best partner can be left out. Where FlipProblem::sides are known, only pairs
 // from both sides can gain more than their flips do alone, which leaves a few bits of each.
 // bounds: scratch, padded to whole words.
 Pair best_pair(const FlipProblem& f, const Row& row, float* bounds) {
   const std::size_t words = words_for(f.k);
-  for (std::size_t j = 0; j < f.k; ++j) bounds[j] = row.gains[j] + row.curvature * f.reach[j];
+  for (std::size_t j = 0; j < f.k; ++j) bounds[j] = row.gains[j] + row.curvature * f.max_off_diagonal[j];
   for (std::size_t j = f.k; j < words * kWordBits; ++j) bounds[j] = -__builtin_inff();
   float most[2] = {-__builtin_inff(), -__builtin_inff()};
   for (std::size_t w = 0; w < words; ++w) {
@@ -137,7 +138,7 @@ std::uint64_t flip_rows(const FlipProblem& f, std::size_t begin, std::size_t end
         if (b == f.k) break;
         flip(b);
       } else {
-        if (f.reach == nullptr) break;
+        if (f.max_off_diagonal == nullptr) break;
         const Pair pair = best_pair(f, row, scratch + 2 * padded);
         if (pair.first == f.k) break;
         flip(pair.first);

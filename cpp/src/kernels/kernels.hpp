@@ -1,10 +1,10 @@
-// The kernel table: one set of functions per instruction set, all with the same contract.
+// The kernels: functions of which each instruction set has its own, in one table (Kernels), with one contract.
 //
 // Numeric contract: every table returns the same bytes. Each sum therefore has one fixed order, which
 // kernels/scalar.cpp spells out, products are rounded before they are added (no fused multiply-add), and vector lanes
 // only ever hold sums that the scalar code holds too.
 // Memory contract: a kernel reads and writes only the elements named here, at any alignment of 4 bytes (floats) or
-// 8 bytes (words), never past their end. Arguments do not overlap unless the same name says so.
+// 8 bytes (words), never past their end. Arguments do not overlap.
 #pragma once
 
 #include <cstddef>
@@ -26,8 +26,8 @@ struct FlipProblem {
   double* decrease;       // (rows) out: by how much |r_i|^2 fell
   std::size_t k;
   float step;  // change of an entry when its bit flips: 1 for 0/1, 2 for signs
-  // Where no single flip helps, the best pair is tried, if `reach` is given, and so on until neither helps.
-  const float* reach;          // (k) max |H_jl| over l != j; null: single flips only
+  // Where no single flip helps, the best pair is tried, if max_off_diagonal is given, and so on until neither helps.
+  const float* max_off_diagonal;  // (k) max |H_jl| over l != j; null: single flips only
   const std::uint64_t* sides;  // (words_for(k)) e_j = -1 where set, with e_j e_l H_jl >= 0 for all j, l: no two flips
                                // with e_j s_j = e_l s_l help each other. Null if there is no such e.
 };
@@ -40,7 +40,7 @@ struct SignRow {
   const float* inner;         // (k) v
   const float* ratio;         // (k) new units of the columns over the old ones
   const float* correlations;  // (k) row of A X
-  const float* weights;       // (k) of the correlations in the value returned
+  const float* weights;       // (k) weights of the correlations in the value returned
   float penalty;
   float* state;   // (k) in: Y + U in the old units; out: the dual U in the new ones
   float* target;  // (k) out: A X + penalty (Z - U)
@@ -108,11 +108,11 @@ struct Kernels {
   // returns the number of flips. scratch: flip_scratch_floats(k) floats, 64-byte aligned.
   std::uint64_t (*flip_rows)(const FlipProblem& problem, std::size_t begin, std::size_t end, float* scratch);
 
-  const LookupKernels* lookup;  // of the fast products
+  const LookupKernels* lookup;  // the kernels of the fast products
 };
 
-// row_sums_tile works on half a word of bits at a time: 8 groups of four bits, 16 sums each. Its table, 16 KiB, leaves
-// room for the rest in a first-level cache of 32.
+// row_sums_tile works on half a word of bits at a time: 8 groups of four bits, 16 sums each. Its table of 16 KiB leaves
+// room for other data in a first-level cache of 32 KiB.
 inline constexpr std::size_t kTile = 32;
 inline constexpr std::size_t kGroups = 8;
 inline constexpr std::size_t kHalfBits = 4 * kGroups;
@@ -131,7 +131,7 @@ inline constexpr std::size_t kHalfBits = 4 * kGroups;
 // lies the rounding of float32 correlations.
 inline constexpr float kFlipThreshold = 0x1p-20F;
 
-// Ends a row that rounding would keep busy for ever; honest rows stop long before.
+// The largest number of flips of a row, in case rounding makes bits flip to and fro; other rows end long before.
 [[gnu::always_inline]] constexpr std::uint64_t max_flips(std::size_t k) {
   return 64 * static_cast<std::uint64_t>(k) + 64;
 }
@@ -141,7 +141,8 @@ extern const Kernels kAvx2;
 extern const Kernels kAvx512;
 extern const Kernels kNeon;
 
-// In tables that dispatch.cpp makes from kAvx512: the first for "avx512vnni" and "avx512vbmi", the other for "amx".
+// Kernels::integer_tile of tables that dispatch.cpp makes from kAvx512: "avx512vnni" and "avx512vbmi" have the first,
+// "amx" the second.
 void integer_tile_vnni(const std::int8_t* a, std::size_t rows, std::size_t stride, std::size_t groups,
                        const std::int8_t* x, std::int32_t* y);
 void integer_tile_amx(const std::int8_t* a, std::size_t rows, std::size_t stride, std::size_t groups,

@@ -1,11 +1,14 @@
-// Kernels of the fast products: sums of activations looked up in tables, by four bits of a row at a time.
+// Kernels of the fast products: sums of activations are looked up in tables, for four bits of a row at a time.
 //
-// A vector a is cut into groups of four neighbouring entries. Each group has a table of 16 bytes, its partial sums in
-// units of unit * weight, shifted by its smallest sum so that none is negative. Then, for a row b of bits,
-//   sum of weight * entry over the groups  =  zero + (sum of a over the set bits) / unit,   up to rounding of the
-//   table.
-// Everything from the tables on is exact integers, so the order of the sums is free and every table returns the same
-// bytes; what comes before and after is one rounded float operation per step, the same everywhere.
+// A vector a is cut into groups of four neighbouring elements. Four bits choose some of the four: a group has 16 sums,
+// and a table of one byte for each. A byte counts units of unit * weight, with one unit for the vector and one weight
+// for the group, above the group's smallest sum, so that none is negative. Then, for a row b of bits,
+//   sum of weight * byte over the groups  =  zero + (sum of a over the set bits) / unit,
+// up to the rounding of the tables; zero is what the smallest sums add up to.
+//
+// The bytes are integers, and sums of integers are exact in any order: every instruction set returns the same bytes.
+// Making the tables and scaling the sums takes float32 operations, of which each is rounded by itself, the same
+// everywhere.
 #pragma once
 
 #include <cstddef>
@@ -13,7 +16,7 @@
 
 namespace diba {
 
-inline constexpr std::size_t kStep = 32;          // columns that are worked on together: eight groups
+inline constexpr std::size_t kStep = 32;          // columns of one step: eight groups
 inline constexpr std::size_t kStepEntries = 128;  // their tables, in bytes
 inline constexpr std::size_t kOddEntries = 64;    // from the tables of a step's even groups to those of its odd groups
 inline constexpr std::size_t kStepWeights = 8;
@@ -23,7 +26,7 @@ inline constexpr std::size_t kBlockTiles = 8;
 
 // Bounds that keep the sums in 32 bits: entries <= 255, weights <= kLargestWeight.
 inline constexpr std::int32_t kLargestWeight = 16;
-inline constexpr float kEntryRange = 254.0F;  // of a group whose weight fits it exactly; rounding may add 1
+inline constexpr float kEntryRange = 254.0F;  // largest entry of a group whose weight is exact; rounding may add 1
 inline constexpr int kFineShift = 7;
 inline constexpr std::int32_t kFineSteps = 1 << kFineShift;  // activations are rounded to this share of unit * weight
 inline constexpr float kSmallestRange = 0x1p-100F;
@@ -41,14 +44,14 @@ enum class TileLayout {
 // A vector as tables. Byte j of a half-word chooses in two of them: group 2 j by its low four bits, 2 j + 1 by its
 // high.
 struct LookupTables {
-  std::uint8_t* entries;  // (steps, 2, 4, 16): [h][j] is the table of group 2 j + h; 64-byte aligned
+  std::uint8_t* entries;  // (steps, 2, 4, 16): [h][j] is the table of the step's group 2 j + h; 64-byte aligned
   std::uint8_t* weights;  // (steps, 2, 4), 1 to kLargestWeight; 8-byte aligned
   float unit;             // NaN where an activation or a group's sum is not finite: all results are NaN then
   std::int32_t zero;
-  float total;  // the sum of a, rounded as the tables are; infinite where float32 does not reach that far
+  float total;  // the sum of a, rounded as the tables are; infinite where it is beyond float32
 };
 
-// What becomes of the sums s of a row i:
+// How the sum s of row i becomes its result:
 //   y(i) = scale(i) * (gain * (s - zero) - offset) + level * shift(i) + bias(i),  left to right, no fused operations.
 struct LookupFinish {
   const float* scale;

@@ -1,4 +1,4 @@
-// Lookup kernels for 64-bit Arm with NEON, which all of them have. Same bytes as lookup_scalar.cpp.
+// Lookup kernels for 64-bit Arm with NEON, which every 64-bit Arm has. Same bytes as lookup_scalar.cpp.
 
 #include <arm_neon.h>
 
@@ -24,7 +24,7 @@ inline float32x4_t ranges_of(const float* a) {
   return vpaddq_f32(first, second);
 }
 
-// One table. A sum is at most 254 * 128, so that it and what is added for rounding fit 16 bits.
+// Writes one table. A sum is at most 254 * 128, so that with what is added for rounding it fits 16 bits.
 inline void write_table(int16x4_t q, int16x8_t start, std::uint8_t* entries) {
   int16x8_t low = vaddq_s16(start, vandq_s16(vdupq_lane_s16(q, 0), vld1q_s16(kBits[0])));
   low = vaddq_s16(low, vandq_s16(vdupq_lane_s16(q, 1), vld1q_s16(kBits[1])));

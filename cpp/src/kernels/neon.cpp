@@ -1,4 +1,4 @@
-// 64-bit Arm with NEON, which all of them have: 4 lanes of float32, bits widened to lane masks. Same bytes as
+// 64-bit Arm with NEON, which every 64-bit Arm has: 4 lanes of float32, bits widened to lane masks. Same bytes as
 // scalar.cpp.
 
 #include <arm_neon.h>
@@ -15,7 +15,7 @@ namespace {
 struct Vector {
   using Floats = float32x4_t;
   using Doubles = float64x2_t;
-  using Mask = uint32x4_t;  // all ones in the lanes that are meant
+  using Mask = uint32x4_t;  // all ones in the lanes chosen
   static constexpr std::size_t kLanes = 4, kDoubles = 2, kColumnWords = 1, kFusedRows = 8;
   static constexpr bool kBitsSelect = false;
 
@@ -80,7 +80,7 @@ void integer_tile(const std::int8_t* a, std::size_t rows, std::size_t stride, st
     __builtin_memcpy(&four, from, sizeof four);
     return vreinterpret_s8_s32(vdup_n_s32(four));
   };
-  constexpr std::size_t kPairs = kTile / 2;  // of columns: a vector holds two sums of each
+  constexpr std::size_t kPairs = kTile / 2;  // pairs of columns: a vector holds two sums of each column
   for (std::size_t i = 0; i < rows; ++i) {
     int32x4_t sums[kPairs];
     for (int32x4_t& sum : sums) sum = vdupq_n_s32(0);

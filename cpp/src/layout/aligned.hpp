@@ -28,9 +28,9 @@ class Aligned {
 
 using AlignedFloats = Aligned<float>;
 
-// Uninitialised bytes at a 64-byte boundary, for what is read from one end to the other. Where they fill large pages,
-// large pages are asked for: a tenth faster in a product that just fits a second-level cache, whose lines scattered
-// small pages share out unevenly.
+// Uninitialised bytes at a 64-byte boundary, which are read from one end to the other. Where they fill large pages,
+// large pages are asked for: a product that just fits a second-level cache is a tenth faster, as scattered small pages
+// use the lines of the cache unevenly.
 class Arena {
  public:
   explicit Arena(std::size_t bytes)
@@ -38,7 +38,7 @@ class Arena {
         align_{bytes >= kLarge ? kLarge : 64},
         data_(static_cast<std::uint8_t*>(::operator new(bytes, align_))) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-    if (bytes >= kLarge) madvise(data_, bytes / kLarge * kLarge, MADV_HUGEPAGE);  // a wish: refusal costs nothing
+    if (bytes >= kLarge) madvise(data_, bytes / kLarge * kLarge, MADV_HUGEPAGE);  // may be refused
 #endif
   }
   ~Arena() { ::operator delete(data_, align_); }

@@ -1,4 +1,4 @@
-// Packed bit matrices: the one statement of the storage layout.
+// Packed bit matrices: the storage layout, stated here only.
 //
 // A matrix of rows x cols bits is row-major. Bit j of a row is bit (j mod 64) of its 64-bit word j / 64; words are
 // little-endian, so byte j / 8 holds columns 8 (j / 8) .. 8 (j / 8) + 7 from its lowest bit up. Every row starts on a
@@ -14,7 +14,7 @@ namespace diba {
 
 inline constexpr std::size_t kWordBits = 64;
 
-// Always inlined, so that no copy of them is emitted with the flags of an instruction set.
+// These are always inlined, so that no copy is emitted with the flags of an instruction set.
 [[gnu::always_inline]] constexpr std::size_t words_for(std::size_t cols) {
   return cols / kWordBits + (cols % kWordBits != 0);
 }
@@ -58,7 +58,7 @@ struct BitMatrix {
   std::vector<std::uint64_t> words;
 };
 
-// From the rows of a file, bytes_for(cols) bytes each; the tails are as they are there.
+// From the rows of a file, bytes_for(cols) bytes each; the tails are those of the file.
 BitMatrix matrix_of_bytes(const std::uint8_t* bytes, std::size_t rows, std::size_t cols);
 
 // out(i, j) = dense(i, j) > 0; dense is (rows, cols) row-major. Writes zero tails.

@@ -1,4 +1,4 @@
-// Small transpositions in vectors, for every processor.
+// Transposition of small squares, in vectors of 16 bytes that every processor has.
 #pragma once
 
 #include <cstddef>
@@ -20,7 +20,7 @@ inline void transpose_4x4(const float* from, std::size_t from_stride, float* to,
   *reinterpret_cast<Four*>(to + 3 * to_stride) = __builtin_shufflevector(high01, high23, 2, 3, 6, 7);
 }
 
-// to(c, i) = from(i, c) for a square of kSide, a multiple of four, of rows that touch.
+// to(c, i) = from(i, c) for a contiguous square of kSide, a multiple of four.
 template <std::size_t kSide>
 void transpose_square(const float* from, float* to) {
   for (std::size_t i = 0; i < kSide; i += 4)

@@ -29,7 +29,7 @@ void to_signs(float* y, std::size_t count, float sum) {
   for (std::size_t i = 0; i < count; ++i) y[i] = to_sign(y[i], sum);
 }
 
-// One row of a tile. Whole rows are copied by inline moves: calls would cost as much as the product.
+// Copies one row of a tile. Whole rows by inline moves: calls of memcpy would cost as much as the product.
 void copy_row(const float* from, std::size_t width, float* to) {
   if (width == kTile) {
     for (std::size_t c = 0; c < kTile; ++c) to[c] = from[c];
@@ -41,7 +41,7 @@ void copy_row(const float* from, std::size_t width, float* to) {
 // Y = B W X for tiles of kTile columns, in the layout of Kernels::row_sums_tile.
 class TileProduct {
  public:
-  // No weights are ones.
+  // weights (cols), or null for ones.
   TileProduct(BitView bits, bool signs, const float* weights)
       : kernels_(active()),
         bits_(bits),
@@ -58,11 +58,11 @@ class TileProduct {
     if (bits.cols == 0) std::fill_n(y_.data(), bits.rows * kTile, 0.0F);  // sums of nothing
   }
 
-  // Y for the first `rows` rows of B; x as row_sums_tile wants it.
+  // Y for the first `rows` rows of B; x as row_sums_tile takes it.
   void multiply(const float* x, std::size_t rows) {
     kernels_.row_sums_tile(bits_.words, rows, bits_.cols, x, weights_.data(), y_.data(), table_.data());
     if (!signs_) return;
-    float sums[4][kTile] = {};  // of the columns of W X, in four lanes of rows
+    float sums[4][kTile] = {};  // sums of the columns of W X, in four lanes of rows
     for (std::size_t j = 0; j < bits_.cols; ++j)
       for (std::size_t c = 0; c < kTile; ++c) sums[j % 4][c] += x[j * kTile + c] * weights_.data()[j];
     for (std::size_t c = 0; c < kTile; ++c) sums[0][c] = (sums[0][c] + sums[1][c]) + (sums[2][c] + sums[3][c]);
@@ -104,7 +104,7 @@ void fill_tile(const float* x, std::size_t rows, std::size_t p, std::size_t firs
   for (std::size_t j = 0; j < rows; ++j) copy_row(x + j * p + first, width, tile + j * kTile);
 }
 
-// The same of X^T, where X (p, rows) lies in memory.
+// The same for X^T, where X (p, rows) lies in memory.
 void fill_tile_transposed(const float* x, std::size_t rows, std::size_t p, std::size_t first, float* tile) {
   const std::size_t width = std::min(kTile, p - first);
   std::fill_n(tile, padded_cols(rows) * kTile, 0.0F);

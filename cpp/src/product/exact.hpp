@@ -24,7 +24,7 @@ void matmul(BitView bits, bool signs, const float* x, std::size_t p, float* y, i
 // Y = B^T X; x (rows, p), y (cols, p), row-major
 void matmul_t(BitView bits, bool signs, const float* x, std::size_t p, float* y, int threads);
 
-// A dense matrix in the tiles that the packed products read: made once, multiplied many times.
+// A dense matrix in the tiles that the products read: made once, multiplied many times.
 class TiledMatrix {
  public:
   // x / divisor, a copy. x is row-major: (rows, cols), or (cols, rows) where its transpose is meant.
@@ -43,7 +43,7 @@ class TiledMatrix {
   AlignedFloats data_;
 };
 
-// Y = X^T W B^T with W = diag(weights): what the columns of X have in common with the rows of B.
+// Y = X^T W B^T with W = diag(weights): correlations of the columns of X with the rows of B.
 // x.rows = bits.cols; weights (cols), y (x.cols, rows).
 void correlate(BitView bits, bool signs, const TiledMatrix& x, const float* weights, float* y, int threads);
 

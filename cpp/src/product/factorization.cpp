@@ -15,7 +15,7 @@
 namespace diba {
 namespace {
 
-// B x for x of any size: sums in float32, the exponent in float64.
+// B x for x beyond float32: scaled by a power of two, summed in float32.
 std::vector<double> matvec_wide(BitView bits, bool signs, const std::vector<double>& x, int threads) {
   double largest = 0.0;
   for (const double value : x) largest = std::max(largest, std::fabs(value));

@@ -7,8 +7,8 @@ namespace diba {
 namespace {
 
 constexpr std::size_t kBlock = 2048;                   // bytes
-constexpr std::size_t kSmall = 4;                      // blocks of which all are always looked at
-constexpr std::size_t kCalls = 128;                    // after which every block has been seen
+constexpr std::size_t kSmall = 4;                      // up to so many blocks, all of them are always read
+constexpr std::size_t kCalls = 128;                    // after so many calls every block has been read
 constexpr std::size_t kSamples = 4;                    // words
 constexpr std::size_t kLanes = 8;                      // hashes side by side, as a multiplication takes some cycles
 constexpr std::uint64_t kFactor = 0x9E3779B97F4A7C15;  // odd: a step loses nothing
@@ -19,8 +19,8 @@ std::uint64_t word_at(const std::uint8_t* bytes) {
   return word;
 }
 
-// One to one in `word` for every hash, so that the change of one word never goes unseen. Turned first: otherwise the
-// highest bit would reach no other.
+// One to one in `word` for every hash, so that the change of one word is always detected. Rotated first: otherwise the
+// highest bit would change no other.
 std::uint64_t step(std::uint64_t hash, std::uint64_t word) {
   hash ^= word;
   return (hash << 29 | hash >> 35) * kFactor;

@@ -1,9 +1,8 @@
-// Whether bytes that somebody else owns are still those that a packed copy was made of.
+// Tells whether bytes that the caller owns are still those that a packed copy was made of.
 //
-// A whole check reads all of them, which takes about as long as one product with one vector. For single vectors there
-// is a check of a part: above 8 KiB it reads 4 words spread over everything, which tell other content from the first
-// call on, and a 128th of everything, at least 2 KiB, in turn, which tells the change of a single bit after 128 calls
-// at most.
+// A whole check reads all of them, which takes about as long as one product with one vector. The check for single
+// vectors reads, above 8 KiB, only 4 words spread over everything, which detect other content at once, and a 128th of
+// everything, at least 2 KiB, in turn, which detects a change of a single bit after at most 128 calls.
 #pragma once
 
 #include <atomic>

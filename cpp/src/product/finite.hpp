@@ -1,4 +1,4 @@
-// What a product does with numbers that float32 does not reach.
+// Numbers beyond float32 in a product.
 #pragma once
 
 #include <algorithm>

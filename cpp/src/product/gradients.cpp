@@ -1,4 +1,4 @@
-// The way back through a factored layer.
+// The gradients of a product with a factored matrix.
 
 #include <algorithm>
 
@@ -16,7 +16,7 @@ void add_products(const float* x, const float* y, std::size_t count, float* a) {
 
 }  // namespace
 
-// Of one chunk of vectors; `sums` holds those of d1, d2, d3, one after another.
+// The gradients of one chunk of vectors; `sums` receives those of d1, d2 and d3, one after another.
 void Packed::add_gradients(const Diagonals& d, const Diagonals& turned, const float* x, const float* g,
                            std::size_t count, float* gx, float* sums, const Executor& executor) const {
   const AlignedFloats u(count * inner()), v(count * rows()), w(count * inner()), z(count * cols());

@@ -12,10 +12,11 @@
 namespace diba {
 namespace {
 
-// How many vectors are worked on together, between these as Tuning::table_bytes says: their sums are on the stack.
+// Limits of the vectors multiplied together, whose number follows from Tuning::table_bytes: their sums are on the
+// stack.
 constexpr std::size_t kFewestTogether = 4, kMostTogether = 64;
 
-// Scales of what is not to be scaled.
+// Scales that change nothing.
 constexpr struct Ones {
   constexpr Ones() : values() {
     for (float& value : values) value = 1.0F;
@@ -71,7 +72,7 @@ class VectorTables {
   LookupTables tables_[kMostTogether];
 };
 
-// One block of rows times all vectors; finish(c, first) says what becomes of the sums of vector c.
+// One block of rows times all vectors; finish(tables, c, first) says how the sums of vector c become results.
 template <typename Finish>
 void multiply_block(const LookupKernels& kernels, const TiledBits& matrix, std::size_t b, const VectorTables& x,
                     std::size_t count, float* y, const Finish& finish) {
@@ -149,7 +150,7 @@ void Packed::multiply(const Diagonals& d, const float* x, std::size_t count, con
   const Pass pass{or_null(d.d3), or_null(d.d2), or_null(d.d1), or_null(d.shift), bias};
   const Executor used = affordable(executor, count);
   const auto workers = static_cast<std::size_t>(used.threads());
-  if (workers > 1 && count >= 4 * workers) {  // whole vectors to each thread: nobody waits for anybody
+  if (workers > 1 && count >= 4 * workers) {  // each thread multiplies whole vectors: none waits for another
     const std::size_t fair = (count / workers + 3) / 4 * 4;
     const std::size_t together = std::min(vectors_together(), fair);
     const auto some = [&](std::size_t i) {
@@ -163,12 +164,12 @@ void Packed::multiply(const Diagonals& d, const float* x, std::size_t count, con
   }
   if (all_finite(y, count * rows()) || !all_finite(d.d1) || !all_finite(d.d2) || !all_finite(d.d3)) return;
   if (bias != nullptr && !all_finite(bias, rows())) return;
-  const auto mend = [&](std::size_t c) {
+  const auto repair = [&](std::size_t c) {
     const float* one = x + c * cols();
     float* result = y + c * rows();
     if (!all_finite(result, rows()) && all_finite(one, cols())) multiply_in_double(d, one, bias, result);
   };
-  const Stage stage{count, mend};
+  const Stage stage{count, repair};
   used.run(&stage, 1);
 }
 
@@ -195,9 +196,9 @@ void Packed::multiply_batches(const Pass& pass, const float* x, std::size_t coun
                       u == nullptr ? nullptr : u + first * inner(), y + first * rows(), executor);
 }
 
-// S x = 2 B x - sum(x). A 0/1 factor is split likewise, B x = (S x + sum(x)) / 2: its second half is the same for all
-// rows, often much larger than what differs between them. It passes around the second tables by way of pass.shift, and
-// is added to u when they are done.
+// S x = 2 B x - sum(x). A 0/1 factor is split likewise, B x = (S x + sum(x)) / 2: sum(x) / 2 is the same for all rows,
+// and often much larger than what differs between them. It is kept out of the tables of the second product, enters y by
+// way of pass.shift, and is added to u at the end.
 void Packed::multiply_together(const Pass& pass, const float* x, std::size_t count, float* u, float* y,
                                const Executor& executor) const {
   const LookupKernels& kernels = *kernels_.lookup;
@@ -225,8 +226,8 @@ void Packed::multiply_together(const Pass& pass, const float* x, std::size_t cou
                         0.5F * outer.total(c),
                         t.zero};
   };
-  // The last blocks of one product are the first of the next: what a cache smaller than both factors still holds.
-  // Several threads share them out so that each keeps its own (parallel.cpp).
+  // One thread goes through the blocks forwards and backwards by turns: the last blocks of one product, which a cache
+  // still holds, are the first of the next. Several threads each keep to their own blocks (parallel.cpp).
   const bool backwards = executor.threads() == 1 &&
                          backwards_.exchange(!backwards_.load(std::memory_order_relaxed), std::memory_order_relaxed);
   const auto in_order = [=](std::size_t b, const TiledBits& matrix) { return backwards ? matrix.blocks() - 1 - b : b; };

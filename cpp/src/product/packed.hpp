@@ -1,6 +1,6 @@
 // Fast products: bits packed once for the lookup kernels, multiplied many times.
 //
-// A Packed holds bits only. Diagonals come with every call, as they change while a layer is trained and the bits do
+// A Packed holds bits only. The diagonals come with every call, as they change while a layer is trained and the bits do
 // not; so do the threads (Executor).
 #pragma once
 
@@ -24,18 +24,18 @@ struct Scales {
   const float *d1, *d2, *d3;
 };
 
-// Copies of them, and what follows from them and from the bits. All empty: a bit matrix by itself, which has none.
+// Copies of the diagonals, and what follows from them and from the bits. A bit matrix by itself has none: all empty.
 struct Diagonals {
   std::size_t bytes() const {
     return sizeof(float) * (d1.size() + d2.size() + d3.size() + middle.size() + shift.size());
   }
 
   std::vector<float> d1, d2, d3;
-  std::vector<float> middle;  // 0/1 factors: B1 D2 1, what a constant in the middle adds before d1
+  std::vector<float> middle;  // 0/1 factors: B1 D2 1, what a 1 added to every element of B2 D3 x adds before D1
   std::vector<float> shift;   // 0/1 factors: D1 middle
 };
 
-// Where gradients go: x (count, cols) or null, d1 (rows), d2 (inner), d3 (cols).
+// Where gradients are written: x (count, cols) or null, d1 (rows), d2 (inner), d3 (cols).
 struct Gradients {
   float *x, *d1, *d2, *d3;
 };
@@ -55,7 +55,7 @@ class Packed {
   const Kernels& kernels() const { return kernels_; }
 
   Diagonals diagonals(const Scales& scales) const;
-  // The same sooner, for who still has the bits that became `left`.
+  // The same, faster, for a caller that still has the bits packed as `left`.
   Diagonals diagonals(const Scales& scales, BitView left) const;
 
   // The transposed matrix, packed by the first call and kept.
@@ -69,7 +69,8 @@ class Packed {
                 const Executor& executor) const;
 
   // The gradients of sum(g * y) for g (count, rows), of two matrices. `d` and `turned` are the diagonals of this and of
-  // transposed(). Nothing of the product is needed but x: with u = B2 (d3 x), w = B1' (d1 g), z = B2' (d2 w),
+  // transposed(). They need x, but nothing that the product computed: with u = B2 (d3 x), w = B1' (d1 g), z = B2' (d2
+  // w),
   //   x: d3 z,  d1: sum of g * (B1 (d2 u)),  d2: sum of w * u,  d3: sum of z * x.
   // Sums run over 32 vectors at a time in float32 and over these sums in float64, in order: the same bytes for every
   // instruction set and number of threads.
@@ -77,7 +78,7 @@ class Packed {
                  const Gradients& out, const Executor& executor) const;
 
  private:
-  // What is made of the vectors besides the products with bits.
+  // What a product with bits is combined with.
   struct Pass {
     const float *d3, *d2;               // null: ones
     const float *scale, *shift, *bias;  // (rows), of y; null: ones, zeros, zeros
@@ -99,11 +100,11 @@ class Packed {
   const Arena arena_;  // B2, then B1, in the order in which they are read
   const TiledBits right_;
   const std::optional<TiledBits> left_;         // none: one matrix by itself
-  mutable std::atomic<bool> backwards_{false};  // order of blocks: every product turns round where the last one ended
+  mutable std::atomic<bool> backwards_{false};  // whether the next product starts with the last block
   mutable MadeOnce<Packed> transposed_;
 };
 
-// A factorization that stays as it is.
+// A factorization whose diagonals do not change.
 struct PackedFactorization {
   PackedFactorization(BitView left, BitView right, bool signs, const Scales& scales, const Kernels& kernels)
       : bits(left, right, signs, kernels), diagonals(bits.diagonals(scales, left)) {}

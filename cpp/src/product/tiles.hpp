@@ -23,7 +23,7 @@ class TiledBits {
   const std::size_t rows, cols;
   std::size_t blocks() const { return (tiles_for(rows) + kBlockTiles - 1) / kBlockTiles; }
 
-  // Rows [first, first + rows of the block) in so many tiles.
+  // Rows [first, first + rows) of the matrix, in so many tiles.
   struct Block {
     const std::uint8_t* words;
     std::size_t tiles, first, rows;

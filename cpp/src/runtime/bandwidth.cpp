@@ -5,8 +5,8 @@
 namespace diba {
 namespace {
 
-// All words combined by exclusive or, next to nothing beside the reading: two halves side by side, eight words of each
-// at a time, so that baseline code reads as fast as the widest loads of one stream.
+// All words combined by exclusive or, which costs little compared with reading them: two halves side by side, eight
+// words of each at a time, so that baseline code reads as fast as the widest loads of one stream.
 std::uint64_t combine(const std::uint64_t* words, std::size_t count) {
   constexpr std::size_t kChains = 8;
   const std::size_t half = count / 2 / kChains * kChains;

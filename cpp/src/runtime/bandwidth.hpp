@@ -1,4 +1,4 @@
-// What the machine can read: the yardstick of a product that is bound by memory.
+// How fast the machine reads memory: the limit of products that are bound by it.
 #pragma once
 
 #include <cstddef>

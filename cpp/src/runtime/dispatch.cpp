@@ -26,7 +26,7 @@ bool has_avx512() {
 bool has_avx512_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
 bool has_avx512_vbmi() { return has_avx512_vnni() && __builtin_cpu_supports("avx512vbmi"); }
 
-// A table that differs from another in some members.
+// Tables that differ from kAvx512 in some members.
 Kernels with_vnni() {
   Kernels kernels = kAvx512;
   kernels.name = "avx512vnni";
@@ -41,7 +41,7 @@ Kernels with_vbmi() {
 }
 
 #ifdef DIBA_AMX_KERNELS
-// The state of tile registers is large: Linux wants to be asked before a process uses them.
+// The state of tile registers is large: a process must ask Linux before it uses them.
 bool may_use_tiles() {
   constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;

@@ -20,18 +20,18 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using std::chrono::microseconds;
 
-// A sleeping worker costs its caller 2 to 4 microseconds to wake and comes about 12 later (awake: 0.2 and 1). A
-// thread's share should be more than that: 2^17 operations are 15 to 30 microseconds.
+// To wake a worker that sleeps takes its caller 2 to 4 microseconds, and it begins about 12 later (awake: 0.2 and 1). A
+// thread's share should take longer than that: 2^17 operations are 15 to 30 microseconds.
 constexpr double kWorkPerThread = 1 << 17;
 
 constexpr std::size_t kMaxThreads = 1024;
-constexpr microseconds kPauseFor{10};    // then sched_yield: whom one waits for may need this processor
+constexpr microseconds kPauseFor{10};    // then sched_yield: the thread waited for may need this processor
 constexpr microseconds kSpinFor{30};     // then a worker sleeps: longer than from one call of a model to the next
-constexpr microseconds kYieldFor{1000};  // then a caller naps: a stage this long is not hurt by it
+constexpr microseconds kYieldFor{1000};  // then a caller sleeps for kNap at a time: such a stage is long
 constexpr microseconds kNap{50};
 
-// What of the current stage is open: how many threads may take part in it, how many items nobody has taken yet, and how
-// many were taken from the back. One word, so that nobody takes an item on the strength of an outdated number.
+// The state of the current stage: how many threads may take part in it, how many items are not taken yet, and how many
+// were taken from the back. One word, so that no thread takes an item by an outdated number.
 using Open = std::uint64_t;
 constexpr int kItemBits = 26;
 constexpr Open kItems = (Open{1} << kItemBits) - 1;
@@ -42,7 +42,7 @@ constexpr std::size_t members(Open open) { return static_cast<std::size_t>(open 
 
 struct alignas(64) Worker {
   sem_t wake{};
-  std::atomic<bool> asleep{false};  // set by the worker; whoever clears it wakes the worker or is the worker
+  std::atomic<bool> asleep{false};  // set by the worker; a caller that clears it wakes the worker
 };
 
 // Built by the compiler and never destroyed: workers may look at it until the process is gone, after the destructors of
@@ -72,29 +72,29 @@ inline void relax() {
 #endif
 }
 
-// Lets moments pass between looks at a flag.
-class Patience {
+// Waits a moment between reads of a flag.
+class Backoff {
  public:
-  // How long it has lasted, to about a microsecond.
+  // Returns how long it has waited in all, to about a microsecond.
   Clock::duration wait() {
     if (waited_ >= kPauseFor) sched_yield();
     relax();
-    if (++looks_ % 16 == 0 || waited_ >= kPauseFor) waited_ = Clock::now() - begun_;
+    if (++waits_ % 16 == 0 || waited_ >= kPauseFor) waited_ = Clock::now() - begun_;
     return waited_;
   }
 
  private:
   Clock::time_point begun_ = Clock::now();
   Clock::duration waited_{0};
-  unsigned looks_ = 0;
+  unsigned waits_ = 0;
 };
 
-// ---- what callers and workers do alike
+// ---- callers and workers
 
 bool is_open_to(std::size_t member, Open open) { return items(open) > 0 && member < members(open); }
 
 // Takes an item of the open stage, if there is one for this member: the first, or the last for members of odd number.
-// From one call to the next each of two threads so meets what its own cache holds.
+// From one call to the next each of two threads then works on what its own cache holds.
 bool take(std::size_t member, std::size_t& item) {
   const bool last = member % 2 != 0;
   Open open = pool.open.load(std::memory_order_relaxed);
@@ -139,8 +139,8 @@ void sleep_until_woken(std::size_t member) {
 void* serve(void* self) {
   const auto member = static_cast<std::size_t>(static_cast<Worker*>(self) - pool.workers);
   for (;;) {
-    for (Patience patience; patience.wait() < kSpinFor;)
-      if (take_part(member)) patience = {};
+    for (Backoff backoff; backoff.wait() < kSpinFor;)
+      if (take_part(member)) backoff = {};
     sleep_until_woken(member);
   }
 }
@@ -182,8 +182,8 @@ void forget_workers() {
   pool.taken = false;
 }
 
-// Before anybody takes the pool, so that no child inherits a taken one. Two threads may both get here first: to forget
-// twice is harmless, where a lock could be held by a thread that the child does not have.
+// Called before a thread takes the pool, so that no child inherits a taken one. Two threads may both register: to
+// forget twice is harmless, whereas a lock could be held by a thread that the child does not have.
 bool forgets_in_children() {
   static std::atomic<bool> registered{false};
   if (!registered.load(std::memory_order_acquire)) {
@@ -208,8 +208,8 @@ void run_stage(const Stage& stage, std::size_t threads) {
   pool.open.store(Open{useful} << (2 * kItemBits) | stage.count);
   wake(useful);
   take_part(0);
-  for (Patience patience; pool.unfinished.load(std::memory_order_acquire) > 0;)
-    if (patience.wait() > kYieldFor) std::this_thread::sleep_for(kNap);
+  for (Backoff backoff; pool.unfinished.load(std::memory_order_acquire) > 0;)
+    if (backoff.wait() > kYieldFor) std::this_thread::sleep_for(kNap);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// The only place that makes threads: a pool for the process, its workers started when first asked for and kept.
+// The only place that makes threads: one pool for the process, whose workers are started when first needed and kept.
 //
 // A worker looks for more work for some microseconds after a call, then sleeps until it is woken. The pool serves one
 // call at a time; a call that finds it taken, from another thread or from inside fn, is done by its own thread alone.
@@ -16,8 +16,8 @@ namespace diba {
 template <class Signature>
 class FunctionRef;
 
-// A callable, referred to by two pointers: owns nothing, allocates nothing. Only a named one can be referred to, as a
-// temporary would be gone before the call.
+// A reference to a callable, which must outlive it: two pointers, no allocation. Temporaries are refused, as they would
+// be gone before the call.
 template <class Result, class... Arguments>
 class FunctionRef<Result(Arguments...)> {
  public:
@@ -40,17 +40,17 @@ class FunctionRef<Result(Arguments...)> {
 
 struct Stage {
   std::size_t count;
-  FunctionRef<void(std::size_t)> fn;  // of a named callable that outlives the call
+  FunctionRef<void(std::size_t)> fn;  // refers to a named callable that outlives the call
 };
 
 // Calls fn(i) for every i < count of stage 0 and, when all of them are finished, of stage 1, and so on, from at most
-// `threads` threads, the caller's among them. Whoever is free takes the next i, so the caller waits for a worker only
-// while that one is inside fn. Never allocates, except to start workers. The first thing that fn throws is rethrown
-// here, after everybody has left; what had not begun by then is never begun.
+// `threads` threads, the caller's among them. A thread that is free takes the next i, so the caller waits for a worker
+// only while that worker is inside fn. Never allocates, except to start workers. The first exception of fn is rethrown
+// here after all threads have left; calls that had not begun by then are not made.
 void run_stages(const Stage* stages, std::size_t stage_count, int threads);
 
-// Whose threads work on a call: at most so many of diba's pool, or of the pool of a program that has its own, such as
-// an inference runtime. One thread is always the caller's.
+// The threads of a call: at most so many of diba's pool, or of the pool of a program that has its own, such as an
+// inference runtime. The caller's thread is one of them.
 class Executor {
  public:
   // As run_stages.
@@ -76,6 +76,7 @@ class Executor {
   void* pool_ = nullptr;
 };
 
+// parallel_for of a callable by reference.
 void parallel_ranges(std::size_t count, std::size_t grain, double work, int threads,
                      FunctionRef<void(std::size_t, std::size_t)> fn);
 

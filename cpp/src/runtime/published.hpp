@@ -1,5 +1,5 @@
-// What threads make for themselves and leave to the others, without a lock that could be waited for: a child made by
-// fork would find it taken by a thread that it does not have, for ever.
+// Values that threads make and share without waiting for a lock: a child made by fork could find a lock taken by a
+// thread that it does not have, and would wait for ever.
 #pragma once
 
 #include <atomic>
@@ -8,7 +8,7 @@
 
 namespace diba {
 
-// Made by every thread that finds nothing yet; what the first one made is everybody's from then on.
+// A value made on first use. Threads that find none each make one; all use the one that was stored first.
 template <class T>
 class MadeOnce {
  public:
@@ -17,7 +17,7 @@ class MadeOnce {
   MadeOnce& operator=(const MadeOnce&) = delete;
   ~MadeOnce() { delete made_.load(std::memory_order_relaxed); }
 
-  // Null as long as there is none.
+  // Null if there is none yet.
   const T* get() const { return made_.load(std::memory_order_acquire); }
 
   // `make` returns a std::unique_ptr<const T>.
@@ -34,11 +34,11 @@ class MadeOnce {
   std::atomic<const T*> made_{nullptr};
 };
 
-// The one that was made last. Who finds it in use by others for long makes another.
+// The value that was set last. A thread that cannot have it soon, as others are at it, makes its own.
 template <class T>
 class Latest {
  public:
-  // Null if there is none or it cannot be had.
+  // Null if there is none, or if it cannot be had soon.
   std::shared_ptr<const T> get() const {
     if (!enter()) return nullptr;
     std::shared_ptr<const T> value = value_;
@@ -53,15 +53,15 @@ class Latest {
   }
 
  private:
-  // Inside, nobody does more than copy a pointer.
+  // A thread that is inside only copies a pointer.
   bool enter() const {
-    for (int looks = 0; looks < kPatience; ++looks)
+    for (int attempt = 0; attempt < kMaxAttempts; ++attempt)
       if (!inside_.load(std::memory_order_relaxed) && !inside_.exchange(true, std::memory_order_acquire)) return true;
     return false;
   }
   void leave() const { inside_.store(false, std::memory_order_release); }
 
-  static constexpr int kPatience = 10000;
+  static constexpr int kMaxAttempts = 10000;
   mutable std::atomic<bool> inside_{false};
   std::shared_ptr<const T> value_;
 };

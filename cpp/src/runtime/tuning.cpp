@@ -5,7 +5,7 @@
 namespace diba {
 namespace {
 
-// From diba.calibrate() on two virtual cores of a Xeon with 2 MiB of second-level cache each.
+// From diba.autotune() on two virtual cores of a Xeon with 2 MiB of second-level cache each.
 std::atomic<std::size_t> table_bytes{512 << 10};
 std::atomic<std::size_t> bits_per_thread{1 << 22};
 

@@ -1,4 +1,4 @@
-// What the fast products take from measurements of a machine. Never changes a result.
+// Settings of the fast products that depend on the machine. They never change a result.
 #pragma once
 
 #include <cstddef>
@@ -6,11 +6,11 @@
 namespace diba {
 
 struct Tuning {
-  std::size_t table_bytes;      // tables of the vectors that are worked on together, which should stay in a cache
+  std::size_t table_bytes;      // tables of the vectors multiplied together, which should stay in a cache
   std::size_t bits_per_thread;  // work that pays for each further thread, in bits of the factors times vectors
 };
 
-// The values in use; any thread may ask or set.
+// The values in use; any thread may read or set them.
 Tuning tuning();
 void set_tuning(const Tuning& values);
 

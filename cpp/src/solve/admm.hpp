@@ -1,4 +1,4 @@
-// One ADMM step of one sign factor (Boza and Macko, arXiv 2505.11076): dense and packed work in one pass over its rows.
+// One ADMM step of one sign factor (Boza and Macko, arXiv 2505.11076), in one pass over its rows.
 #pragma once
 
 #include <cstddef>

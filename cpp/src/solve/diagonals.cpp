@@ -8,9 +8,9 @@
 namespace diba {
 namespace {
 
-// Of the mean of M's diagonal: keeps dependent components from growing without bound.
+// Relative to the mean of M's diagonal: keeps dependent components from growing without bound.
 constexpr double kRidge = 1e-7;
-// Of M_jj: what is left of a dependent component is the rounding of float32 Gram matrices.
+// Relative to M_jj: what is left of a dependent component is the rounding of float32 Gram matrices.
 constexpr double kDependent = 1e-6;
 
 // M and c of the normal equations.
@@ -38,7 +38,7 @@ Normal normal_equations(const float* gram_left, const float* gram_right, const f
   for (std::size_t e = 0; e < k * k; ++e)
     normal.m[e] = static_cast<double>(gram_left[e]) * static_cast<double>(gram_right[e]);
   const Kernels& kernels = active();
-  std::vector<float> row(k);  // of L
+  std::vector<float> row(k);  // row i of L
   for (std::size_t i = 0; i < bits.rows; ++i) {
     kernels.unpack_row(bits.row(i), k, signs ? -scale[i] : 0.0F, scale[i], row.data());
     for (std::size_t j = 0; j < k; ++j) normal.c[j] += static_cast<double>(row[j] * correlations[i * k + j]);
@@ -49,7 +49,7 @@ Normal normal_equations(const float* gram_left, const float* gram_right, const f
 // L with M + ridge = L L^T, in the lower triangle of `l`, row by row; columns of dependent components are zero.
 void cholesky(std::vector<double>& l, std::size_t k) {
   const Kernels& kernels = active();
-  std::vector<double> inverse(k);  // of the pivots
+  std::vector<double> inverse(k);  // 1 / pivots
   for (std::size_t i = 0; i < k; ++i) {
     double* row = l.data() + i * k;
     const double diagonal = row[i];
@@ -116,7 +116,7 @@ double product_energy(const float* gram_left, const float* gram_right, const flo
 
 double product_along(BitView bits, bool signs, const float* scale, const float* correlations, const float* d) {
   const std::size_t k = bits.cols;
-  std::vector<float> row(k);  // of B
+  std::vector<float> row(k);  // row i of B
   double total = 0.0;
   for (std::size_t i = 0; i < bits.rows; ++i) {
     active().unpack_row(bits.row(i), k, signs ? -1.0F : 0.0F, 1.0F, row.data());

@@ -49,15 +49,16 @@ double residual_correlations(const float* gram, const float* correlations, const
 
 namespace {
 
-// FlipProblem::reach and ::sides of a Gram matrix H (k, k).
+// FlipProblem::max_off_diagonal and ::sides for a Gram matrix H (k, k).
 struct PairBounds {
   static constexpr std::size_t kLanes = 16;  // sixteen maxima at once, for compilers to vectorise
-  std::vector<float> reach;
+  std::vector<float> max_off_diagonal;
   std::vector<std::uint64_t> sides;
   bool sided;  // e_j e_l H_jl >= 0 everywhere
 
   // The signs e are those of row `top` of H, whose H_jj is the largest.
-  PairBounds(const float* gram, std::size_t k, std::size_t top, int threads) : reach(k), sides(words_for(k)) {
+  PairBounds(const float* gram, std::size_t k, std::size_t top, int threads)
+      : max_off_diagonal(k), sides(words_for(k)) {
     std::vector<float> e(k);
     for (std::size_t j = 0; j < k; ++j) {
       const bool negative = gram[top * k + j] < 0.0F;
@@ -83,7 +84,7 @@ struct PairBounds {
         };
         see_all(0, j);
         see_all(j + 1, k);
-        reach[j] = *std::max_element(size, size + kLanes);
+        max_off_diagonal[j] = *std::max_element(size, size + kLanes);
         if (*std::max_element(against, against + kLanes) > 0.0F) all_sided = false;
       }
     });
@@ -112,12 +113,12 @@ FlipResult greedy_rows(const float* gram, float* correlations, const float* scal
   problem.decrease = decrease.data();
   problem.k = k;
   problem.step = signs ? 2.0F : 1.0F;
-  problem.reach = nullptr;
+  problem.max_off_diagonal = nullptr;
   problem.sides = nullptr;
   std::optional<PairBounds> bounds;
   if (pairs) {
     bounds.emplace(gram, k, static_cast<std::size_t>(largest - diagonal.begin()), threads);
-    problem.reach = bounds->reach.data();
+    problem.max_off_diagonal = bounds->max_off_diagonal.data();
     if (bounds->sided) problem.sides = bounds->sides.data();
   }
 

@@ -13,7 +13,7 @@ namespace diba {
 
 struct FlipResult {
   std::uint64_t flips;
-  double decrease;  // of the objective, summed over rows in order
+  double decrease;  // by how much the objective fell, summed over rows in order
 };
 
 // What greedy_rows starts from: residual (rows, k) = C r_i with r_i = a_i - d_i b_i C, for C = diag(inner) X^T.

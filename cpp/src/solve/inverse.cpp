@@ -9,12 +9,12 @@
 namespace diba {
 namespace {
 
-constexpr std::size_t kPanel = 4;  // tiles that are swept before everything else is brought up to date, in one pass
+constexpr std::size_t kPanel = 4;  // tiles that are swept before all others are updated, in one pass
 constexpr std::size_t kSquare = kTile * kTile;
 
-// The symmetric matrix in work: tile t holds columns [t kTile, (t + 1) kTile), of which rows from t kTile on count.
-// The sweep of a pivot block K turns  A_KK into -A_KK^-1,  A_iK into A_iK A_KK^-1,  A_ij into A_ij - A_iK A_KK^-1 A_Kj;
-// once all are swept, A is its own negative inverse, and it is symmetric all the way.
+// The symmetric matrix A that is inverted: tile t holds columns [t kTile, (t + 1) kTile), of which rows from t kTile on
+// count. The sweep of a pivot block K turns  A_KK into -A_KK^-1,  A_iK into A_iK A_KK^-1,  A_ij into A_ij - A_iK
+// A_KK^-1 A_Kj; once all are swept, A is its own negative inverse, and it is symmetric all the way.
 //
 // Blocks [begin, end) of a panel are swept in turn, each updating the columns of the panel at once; all other entries
 // wait for the end of the panel, and take the same multiply-adds in the same order then.
@@ -123,7 +123,7 @@ class Sweep {
     for (std::size_t e = 0; e < kSquare; ++e) at(block, first)[e] = -pivot_.data()[e];
   }
 
-  // The inverse, whole and with its sign.
+  // Completes the inverse: its sign, and the other half.
   void mirror() {
     for (std::size_t t = 0; t < a_.tiles(); ++t) {
       float* tile = a_.tile(t);
@@ -139,9 +139,9 @@ class Sweep {
   TiledMatrix& a_;
   const std::size_t size_;  // k, padded by an identity
   const int threads_;
-  AlignedFloats column_, swept_, pivot_;  // of one block: A_iK, A_iK A_KK^-1, A_KK^-1
-  AlignedFloats panel_;                   // (size, kPanel kTile): A_iK A_KK^-1 of all its blocks
-  AlignedFloats across_;                  // (tiles, kPanel kTile, kTile): -A_Kj of all its blocks
+  AlignedFloats column_, swept_, pivot_;  // for one block: A_iK, A_iK A_KK^-1, A_KK^-1
+  AlignedFloats panel_;                   // (size, kPanel kTile): A_iK A_KK^-1 for all blocks of the panel
+  AlignedFloats across_;                  // (tiles, kPanel kTile, kTile): -A_Kj for all blocks of the panel
   std::size_t begin_ = 0, end_ = 0;       // tiles of the panel
 };
 

@@ -58,7 +58,7 @@ void QuantizedMatrix::assign_tile(const TiledMatrix& x, std::size_t t) {
     for (std::size_t q = 0; q < std::min<std::size_t>(4, size - i); ++q)
       for (std::size_t c = 0; c < kTile; ++c) word[c] |= low_byte(tile[(i + q) * kTile + c] * inverse[c]) << (8 * q);
   }
-  // What the diagonal rounded to means nothing: it is kept apart.
+  // The diagonal is kept apart: zero here.
   for (std::size_t c = 0; c < width; ++c)
     words[(first + c) / 4 * kTile + c] &= ~(std::uint32_t{0xFF} << (8 * ((first + c) % 4)));
 }

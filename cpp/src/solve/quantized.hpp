@@ -18,7 +18,8 @@ class QuantizedMatrix {
   // From the tiles of a symmetric matrix (size, size).
   void assign(const TiledMatrix& x, int threads);
 
-  // Y = T X; t (rows, size), y (rows, size). Rows of T, too, are rounded to 8 bits, but for the diagonal's part.
+  // Y = T X; t (rows, size), y (rows, size). Rows of T are rounded to 8 bits, too, except for the products with the
+  // diagonal.
   // Error: |y - exact| <= 1.01 / 127 * size * max|t_i| * max|X off the diagonal, column c| + float32 rounding.
   // Scratch: q (rows * padded_bytes(size)), sums (rows * kTile), both 64-byte aligned.
   void multiply(const float* t, std::size_t rows, float* y, std::int8_t* q, std::int32_t* sums) const;

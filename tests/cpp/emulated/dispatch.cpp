@@ -7,12 +7,22 @@
 namespace diba {
 namespace {
 
-const Kernels& avx512_vnni() {
+const Kernels& avx512_vbmi() {
   static const Kernels table = [] {
     Kernels kernels = kAvx512;
-    kernels.name = "avx512vnni";
+    kernels.name = "avx512vbmi";
     kernels.integer_tile = integer_tile_vnni;
     kernels.lookup = &kLookupAvx512Vbmi;
+    return kernels;
+  }();
+  return table;
+}
+
+const Kernels& amx() {
+  static const Kernels table = [] {
+    Kernels kernels = avx512_vbmi();
+    kernels.name = "amx";
+    kernels.integer_tile = integer_tile_amx;
     return kernels;
   }();
   return table;
@@ -22,12 +32,12 @@ const Kernels* chosen = &kAvx512;
 
 }  // namespace
 
-std::vector<std::string> supported() { return {"avx512vnni", "avx512", "scalar"}; }
+std::vector<std::string> supported() { return {"amx", "avx512vbmi", "avx512", "scalar"}; }
 
 const Kernels& active() { return *chosen; }
 
 void select(const std::string& name) {
-  for (const Kernels* kernels : {&avx512_vnni(), &kAvx512, &kScalar})
+  for (const Kernels* kernels : {&amx(), &avx512_vbmi(), &kAvx512, &kScalar})
     if (name == kernels->name) {
       chosen = kernels;
       return;

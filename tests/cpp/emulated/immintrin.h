@@ -18,6 +18,8 @@
 #define __AVX512VL__ 1
 #define __AVX512VNNI__ 1
 #define __AVX512VBMI__ 1
+#define __AMX_TILE__ 1
+#define __AMX_INT8__ 1
 
 using __mmask8 = simde__mmask8;
 using __mmask16 = simde__mmask16;
@@ -160,4 +162,46 @@ inline __m256 _mm512_extractf32x8_ps(__m512 a, int half) {
   emulated::Lanes<float, __m256> to;
   for (int l = 0; l < to.kCount; ++l) to.lane[l] = from.lane[8 * half + l];
   return to;
+}
+
+// ---- AMX: eight registers of up to 16 rows of 64 bytes
+
+namespace emulated {
+
+struct Tile {
+  std::size_t rows, row_bytes;
+  std::int8_t data[16][64];
+};
+inline thread_local Tile tiles[8];
+
+}  // namespace emulated
+
+inline void _tile_loadconfig(const void* config) {
+  const auto* bytes = static_cast<const std::uint8_t*>(config);
+  for (std::size_t t = 0; t < 8; ++t)
+    emulated::tiles[t] = {bytes[48 + t], static_cast<std::size_t>(bytes[16 + 2 * t] | bytes[17 + 2 * t] << 8), {}};
+}
+inline void _tile_release() {
+  for (emulated::Tile& tile : emulated::tiles) tile = {};
+}
+inline void _tile_zero(int t) { std::memset(emulated::tiles[t].data, 0, sizeof emulated::tiles[t].data); }
+inline void _tile_loadd(int t, const void* from, std::size_t stride) {
+  emulated::Tile& tile = emulated::tiles[t];
+  for (std::size_t i = 0; i < tile.rows; ++i)
+    std::memcpy(tile.data[i], static_cast<const std::int8_t*>(from) + i * stride, tile.row_bytes);
+}
+inline void _tile_stored(int t, void* to, std::size_t stride) {
+  const emulated::Tile& tile = emulated::tiles[t];
+  for (std::size_t i = 0; i < tile.rows; ++i)
+    std::memcpy(static_cast<std::int8_t*>(to) + i * stride, tile.data[i], tile.row_bytes);
+}
+inline void _tile_dpbssd(int c, int a, int b) {
+  emulated::Tile &sums = emulated::tiles[c], &left = emulated::tiles[a], &right = emulated::tiles[b];
+  for (std::size_t i = 0; i < sums.rows; ++i)
+    for (std::size_t j = 0; j < sums.row_bytes / 4; ++j) {
+      std::int32_t sum;
+      std::memcpy(&sum, sums.data[i] + 4 * j, sizeof sum);
+      for (std::size_t l = 0; l < left.row_bytes; ++l) sum += left.data[i][l] * right.data[l / 4][4 * j + l % 4];
+      std::memcpy(sums.data[i] + 4 * j, &sum, sizeof sum);
+    }
 }
