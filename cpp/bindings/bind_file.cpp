@@ -1,4 +1,4 @@
-// cpp/src/file: the reader of files, on open files of Python.
+// cpp/src/file: the reader of files, for open files of Python.
 
 #include <pybind11/stl.h>
 #include <pybind11/typing.h>
@@ -27,8 +27,8 @@ using Strings = py::typing::Dict<py::str, py::str>;
 using Shape = py::typing::Tuple<py::int_, py::ellipsis>;
 using Tensors = py::typing::Dict<py::str, py::typing::Tuple<py::str, Shape, py::int_, py::int_>>;
 
-// A binary file of Python's that can seek: a regular one, or bytes in memory. The core works on it without the GIL,
-// which it has again for the time of every read.
+// A binary file of Python that can seek: a regular file, or bytes in memory. The core works without the GIL, and takes
+// it for every read.
 class PythonSource : public diba::Source {
  public:
   PythonSource(py::object file, std::string name)
@@ -43,7 +43,7 @@ class PythonSource : public diba::Source {
     while (length > 0) {
       py::memoryview view = py::memoryview::from_memory(out, static_cast<py::ssize_t>(length));
       const auto found = file_.attr("readinto")(view).cast<std::size_t>();
-      view.attr("release")();  // nobody keeps a view of memory that is not Python's
+      view.attr("release")();  // so that no view of this memory outlives it
       if (found == 0 || found > length) diba::fail_format(name_, "is cut short: it became smaller while it was read");
       out += found;
       length -= found;

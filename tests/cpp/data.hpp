@@ -1,4 +1,4 @@
-// Test data: seeded random bits and floats, and buffers that end at a page nobody may touch.
+// Test data: seeded random bits and floats, and buffers that end at a protected page.
 #pragma once
 
 #include <sys/mman.h>

@@ -38,7 +38,7 @@ void test_content(const Factorization& f, bool signs) {
   }
 }
 
-// Batches, bias, threads and whoever prepares change nothing but what they should.
+// Batches, bias, threads and prepare() change nothing else in the results.
 void test_products(const Factorization& f) {
   std::mt19937 random(7);
   std::normal_distribution<float> normal;
@@ -74,7 +74,7 @@ void test_no_threads(const Factorization& f) {
   CHECK(refused);
 }
 
-// Many threads at the first product: the bits are packed once, and nobody sees them half done.
+// Many threads make the first product at once: none sees packed bits that are half done.
 void test_threads(const Bytes& data) {
   const Factorization f = parse(data);
   const std::size_t before = f.bytes();

@@ -1,4 +1,4 @@
-// Changed bytes are told: by a whole check every change at once, by checks of a part every change in 128 calls and
+// Changed bytes are detected: by a whole check every change at once, by checks of a part every change in 128 calls and
 // other content at the first; equal bytes always match, wherever they lie, and nothing past the end is read.
 
 #include <algorithm>

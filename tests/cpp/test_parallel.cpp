@@ -60,7 +60,7 @@ void meet(int threads) {
   });
 }
 
-// Must come first: nobody has started workers yet.
+// Must come first, before any workers are started.
 void workers_start_when_needed() {
   if (!std::filesystem::exists("/proc/self/task")) return void(std::puts("skipped: no /proc/self/task"));
   // With the first thread ThreadSanitizer starts one of its own; one that has ended may be listed for a while.
@@ -163,7 +163,7 @@ void errors_reach_the_caller() {
     caught = true;
   }
   CHECK(caught);
-  meet(4);  // nobody was lost
+  meet(4);  // no worker was lost
 }
 
 void workers_come_awake_or_asleep() {

@@ -35,7 +35,7 @@ void check_entry(const TensorEntry& entry, const Shape& shape, const std::string
   }
 }
 
-// Everything that the header alone can tell, before any tensor is read.
+// Checks all that the header states, before any tensor is read.
 void check_entries(const SignedFile& file, std::uint64_t rows, std::uint64_t cols, std::uint64_t k) {
   const Header& header = file.header();
   const std::map<std::string, Shape> shapes = {

@@ -1,7 +1,7 @@
 // A strict reader of JSON text whose shape is known beforehand: the caller says what must come next.
 //
 // So there is no recursion, and depth is bounded by the caller's own code. Everything that RFC 8259 forbids is an
-// error, and of what it allows: numbers other than non-negative integers, lone surrogates.
+// error; so are two forms that it allows: numbers other than non-negative integers, and lone surrogates.
 #pragma once
 
 #include <cstddef>
@@ -22,7 +22,7 @@ class JsonReader {
  public:
   explicit JsonReader(std::string_view text) : text_(text) {}
 
-  // White space apart, is `c` next? Does not take it.
+  // Whether `c` is next, after white space. Does not take it.
   bool at(char c);
 
   // Takes `c`, which must be next.

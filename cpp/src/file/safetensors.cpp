@@ -130,7 +130,8 @@ std::uint64_t bytes_of(const std::string& dtype) {
   return found == kBytes.end() ? 0 : found->second;
 }
 
-// Sizes may be anything, so their product may leave 64 bits: what is left of the length is divided instead.
+// Whether items of this shape fill `length` bytes. Sizes may be anything and their product may exceed 64 bits, so the
+// length is divided by them instead.
 bool fills(const std::vector<std::uint64_t>& shape, std::uint64_t item, std::uint64_t length) {
   if (std::find(shape.begin(), shape.end(), 0U) != shape.end()) return length == 0;
   for (const std::uint64_t size : shape) {
@@ -140,7 +141,7 @@ bool fills(const std::vector<std::uint64_t>& shape, std::uint64_t item, std::uin
   return length == item;
 }
 
-// Offsets within the header's own count, made to count from the start of the file.
+// Makes the tensors' offsets count from the start of the file.
 void place(std::uint64_t size, const std::string& name, Header* header) {
   const std::uint64_t data_start = header->data_start;
   std::uint64_t end = data_start;

@@ -1,4 +1,4 @@
-// Safetensors files of diba's own: versioned, with a checksum of every tensor and of all metadata.
+// Safetensors files that diba writes: versioned, with a checksum of every tensor and of all metadata.
 //
 // Metadata, all strings: format, format_version, written_by, crc32_NAME (8 hex digits over the bytes of the tensor
 // NAME), crc32_metadata (the same over the lines key=value of all other keys, sorted), and whatever a format adds.
@@ -11,7 +11,7 @@
 
 namespace diba {
 
-// What tells files of one format from others.
+// What identifies the files of one format.
 struct Format {
   std::string name;              // metadata `format`
   std::string what;              // for messages: "is not {what}"

@@ -1,8 +1,8 @@
 // The kernels: functions of which each instruction set has its own, in one table (Kernels), with one contract.
 //
 // Numeric contract: every table returns the same bytes. Each sum therefore has one fixed order, which
-// kernels/scalar.cpp spells out, products are rounded before they are added (no fused multiply-add), and vector lanes
-// only ever hold sums that the scalar code holds too.
+// kernels/scalar.cpp spells out, products are rounded before they are added (only fused_tile fuses the two), and vector
+// lanes only ever hold sums that the scalar code holds too.
 // Memory contract: a kernel reads and writes only the elements named here, at any alignment of 4 bytes (floats) or
 // 8 bytes (words), never past their end. Arguments do not overlap.
 #pragma once

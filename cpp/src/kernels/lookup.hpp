@@ -1,14 +1,14 @@
 // Kernels of the fast products: sums of activations are looked up in tables, for four bits of a row at a time.
 //
 // A vector a is cut into groups of four neighbouring elements. Four bits choose some of the four: a group has 16 sums,
-// and a table of one byte for each. A byte counts units of unit * weight, with one unit for the vector and one weight
-// for the group, above the group's smallest sum, so that none is negative. Then, for a row b of bits,
-//   sum of weight * byte over the groups  =  zero + (sum of a over the set bits) / unit,
-// up to the rounding of the tables; zero is what the smallest sums add up to.
+// and a table of one byte, an entry, for each. An entry is the sum in units of unit * weight, with one unit for the
+// vector and one weight for the group, plus a shift that makes the group's smallest sum non-negative. Then, for a row b
+// of bits,
+//   sum of weight * entry over the groups  =  zero + (sum of a over the set bits) / unit
+// up to the rounding of the tables, where zero is the sum of weight * shift over the groups.
 //
-// The bytes are integers, and sums of integers are exact in any order: every instruction set returns the same bytes.
-// Making the tables and scaling the sums takes float32 operations, of which each is rounded by itself, the same
-// everywhere.
+// Entries and weights are integers, whose sums are exact in any order: every instruction set returns the same bytes.
+// Making the tables and scaling the sums takes float32 operations, each rounded by itself and so the same everywhere.
 #pragma once
 
 #include <cstddef>
@@ -19,16 +19,17 @@ namespace diba {
 inline constexpr std::size_t kStep = 32;          // columns of one step: eight groups
 inline constexpr std::size_t kStepEntries = 128;  // their tables, in bytes
 inline constexpr std::size_t kOddEntries = 64;    // from the tables of a step's even groups to those of its odd groups
-inline constexpr std::size_t kStepWeights = 8;
-inline constexpr std::size_t kTileRows = 16;
-inline constexpr std::size_t kTileStep = 64;  // bytes: 16 rows, 32 columns
-inline constexpr std::size_t kBlockTiles = 8;
+inline constexpr std::size_t kStepWeights = 8;    // their weights, in bytes
+inline constexpr std::size_t kTileRows = 16;      // the bit matrix is cut into tiles of so many rows
+inline constexpr std::size_t kTileStep = 64;      // bytes of one step of a tile: 16 rows of 32 bits
+inline constexpr std::size_t kBlockTiles = 8;     // tiles whose bits lie together (product/tiles.hpp)
 
 // Bounds that keep the sums in 32 bits: entries <= 255, weights <= kLargestWeight.
 inline constexpr std::int32_t kLargestWeight = 16;
 inline constexpr float kEntryRange = 254.0F;  // largest entry of a group whose weight is exact; rounding may add 1
 inline constexpr int kFineShift = 7;
-inline constexpr std::int32_t kFineSteps = 1 << kFineShift;  // activations are rounded to this share of unit * weight
+inline constexpr std::int32_t kFineSteps = 1
+                                           << kFineShift;  // unit * weight over this is what activations are rounded to
 inline constexpr float kSmallestRange = 0x1p-100F;
 inline constexpr std::size_t kLookupMaxCols = std::size_t{1} << 20;
 
@@ -41,8 +42,8 @@ enum class TileLayout {
   kBytes,      // the first bytes of the 16 half-words, their second bytes, ...
 };
 
-// A vector as tables. Byte j of a half-word chooses in two of them: group 2 j by its low four bits, 2 j + 1 by its
-// high.
+// A vector as tables. Byte j of a half-word chooses an entry of group 2 j by its low four bits and one of group 2 j + 1
+// by its high four bits.
 struct LookupTables {
   std::uint8_t* entries;  // (steps, 2, 4, 16): [h][j] is the table of the step's group 2 j + h; 64-byte aligned
   std::uint8_t* weights;  // (steps, 2, 4), 1 to kLargestWeight; 8-byte aligned

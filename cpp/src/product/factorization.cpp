@@ -56,7 +56,7 @@ class Factorization::Implementation {
            sizeof(std::uint64_t) * (s.b1.size() + s.b2.size()) + (made == nullptr ? 0 : made->bytes());
   }
 
-  // d1 * (B1 (d2 * (B2 (d3 * x)))), as Factorization._apply of Python has it, for one vector after another.
+  // d1 * (B1 (d2 * (B2 (d3 * x)))) as python/diba/_internal/factored.py computes it, for one vector after another.
   void multiply_exactly(const float* x, std::size_t count, float* y, const Options& options) const {
     const StoredFactors& s = stored_;
     std::vector<float> scaled(s.cols), inner(s.k);
@@ -74,7 +74,7 @@ class Factorization::Implementation {
   }
 
  private:
-  // As Factorization._apply_wide of Python has it, where float32 overflows on the way.
+  // The same in float64, as python/diba/operator.py does where float32 overflows on the way.
   void multiply_wide(const float* x, float* y, const Options& options) const {
     const StoredFactors& s = stored_;
     std::vector<double> scaled(s.cols);
