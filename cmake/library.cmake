@@ -1,5 +1,5 @@
-# libdiba: the core and the reader of files behind one public header, cpp/include/diba/diba.hpp. Part of builds without
-# Python only, so that a wheel never holds it.
+# libdiba: the core behind one public header, cpp/include/diba/diba.hpp. Part of builds without Python only, so that a
+# wheel never holds it.
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/diba)
