@@ -10,13 +10,10 @@ import numpy as np
 from diba import _core
 
 SETTINGS = {"hold_threads_at_exit", "isa", "select_isa", "supported_isas", "tuning", "set_tuning"}
-NOT_KERNELS = SETTINGS | {
-    "Packed",
-    "PackedTensors",
-    "QuantizedMatrix",
-    "TiledMatrix",
-    "read_seconds",
-}  # for kernel_calls.call
+FILES = {"SignedFile", "read_factors", "read_header"}
+NOT_KERNELS = (
+    SETTINGS | FILES | {"Packed", "PackedTensors", "QuantizedMatrix", "TiledMatrix", "read_seconds"}
+)  # for kernel_calls.call
 KERNELS = sorted(
     name
     for name in dir(_core)
