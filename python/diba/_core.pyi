@@ -1,7 +1,6 @@
 """Types of the compiled module; what each function computes is stated in the headers of cpp/src.
 
-No defaults and no conversions: arrays are C-contiguous and of the exact dtype, outputs are allocated
-by the caller.
+No conversions: arrays are C-contiguous and of the exact dtype, and the caller allocates the outputs.
 ``words`` are packed bits, shape (rows, ceil(cols / 64)); ``threads`` is at least 1.
 """
 
@@ -177,8 +176,8 @@ class PackedTensors:
     """The bits of a layer, or one bit matrix, for the fast kernels; the diagonals come with every call.
 
     Arrays are addresses of contiguous float32 data (bits: uint8, rows of whole bytes) of the sizes it
-    was made for; ``factors`` are those of d1, b1, d2, b2, d3. Products are False, and nothing else, if
-    the bits are others than those that were packed. One matrix has no b2: 0.
+    was made for; ``factors`` are those of d1, b1, d2, b2, d3. A product returns False, and computes
+    nothing, if the bits are not those that were packed. For one matrix, b2 is 0.
     """
 
     def __init__(self, b1: int, b2: int, rows: int, inner: int, cols: int, signs: bool) -> None: ...
@@ -230,7 +229,7 @@ def read_factors(
 ]: ...
 
 class SignedFile:
-    """A file of diba's own; cpp/src/file/signed.hpp."""
+    """A safetensors file that diba wrote; cpp/src/file/signed.hpp."""
 
     def __init__(self, file: object, name: str, kind: str, what: str, version: int) -> None: ...
     @property
