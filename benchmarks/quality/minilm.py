@@ -1,4 +1,4 @@
-"""Factor the 36 dense matrices of all-MiniLM-L6-v2; report SNR, size and speed.
+"""Factor the 36 dense matrices of all-MiniLM-L6-v2; report SNR, size and the solver's time.
 
     python benchmarks minilm --json benchmarks/results/minilm.json
 
@@ -20,12 +20,10 @@ from typing import Any
 import numpy as np
 
 import diba
-from diba._internal.timing import blas_threads, interleaved
 from diba.solvers import EFFORTS, METHODS
 
 from ..common import results
 from ..common.command import at_least_one, finish, needs, parser
-from ..common.process import in_process
 from ..common.weights import RealMatrix, minilm
 from .minilm_table import table
 
@@ -112,51 +110,6 @@ def totals(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-# ---- products, in a process whose BLAS uses one thread
-
-
-def work(task: dict[str, Any]) -> list[dict[str, Any]]:
-    """Microseconds of A @ x and f @ x: one matrix of each shape again and again, then all in turn.
-
-    The first kind of row has its matrix in the nearest cache that holds it. The last row, shape None,
-    goes through all matrices as a model does.
-    """
-    diba.set_num_threads(1)
-    pairs = [
-        (matrix.array, diba.load(Path(task["folder"], f"{short(matrix.name)}.safetensors")))
-        for matrix in itertools.islice(minilm(), task["count"])
-    ]
-    by_shape: dict[tuple[int, int], Any] = {}
-    for pair in pairs:
-        by_shape.setdefault(pair[1].shape, pair)
-    rows = [{"shape": list(shape), **time_both([pair])} for shape, pair in by_shape.items()]
-    return [*rows, {"shape": None, **time_both(pairs)}]
-
-
-def time_both(pairs: Sequence[Any]) -> dict[str, Any]:
-    random = np.random.default_rng(0)
-    vectors = [random.standard_normal(A.shape[1], dtype=np.float32) for A, _ in pairs]
-
-    def dense() -> None:
-        for (A, _), x in zip(pairs, vectors, strict=True):
-            A @ x
-
-    def packed() -> None:
-        for (_, f), x in zip(pairs, vectors, strict=True):
-            f @ x
-
-    samples = interleaved({"numpy": dense, "diba": packed}, 41, 0.4)
-    numpy_us, diba_us = (quartiles(samples[name]) for name in ("numpy", "diba"))
-    ratio = round(numpy_us["median"] / diba_us["median"], 3)
-    return {"matrices": len(pairs), "numpy_us": numpy_us, "diba_us": diba_us, "numpy_over_diba": ratio}
-
-
-def quartiles(seconds: Sequence[float]) -> dict[str, float]:
-    """Microseconds."""
-    low, middle, high = (round(1e6 * float(x), 2) for x in np.quantile(seconds, [0.25, 0.5, 0.75]))
-    return {"median": middle, "quartile_1": low, "quartile_3": high}
-
-
 # ---- the command
 
 
@@ -182,14 +135,12 @@ def main(arguments: Sequence[str]) -> int:
     rows = factor_all(matrices, options)
     if len(rows) < len(matrices):
         return 130
-    products = in_process("minilm", {"folder": str(options.save), "count": len(rows)}, blas_threads(1))
     chosen = ("bits", "method", "effort", "alphabet", "seed", "threads")
     report = {
         "model": matrices[0].source,
         "machine": results.machine(),
         "arguments": {name: getattr(options, name) for name in chosen},
         "totals": totals(rows),
-        "products": products,
         "matrices": [asdict(row) for row in rows],
     }
     results.write(options.json, report)

@@ -1,4 +1,4 @@
-"""The figure of the minilm benchmark: SNR of every matrix, size and time against float32."""
+"""The figure of the minilm benchmark: SNR of every matrix, and size against float32."""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ def draw(report: dict[str, Any], paths: Sequence[Path]) -> None:
     with drawing(paths, 8, 3.9) as figure:
         left, right = figure.subfigures(1, 2, width_ratios=(8, 5), wspace=0.02)
         draw_snr(left.subplots(), report)
-        size, speed = right.subplots(2, 1)
-        draw_size(size, report)
-        draw_speed(speed, report)
+        draw_size(right.subplots(), report)
 
 
 def draw_snr(axes: Axes, report: dict[str, Any]) -> None:
@@ -52,38 +50,12 @@ def draw_size(axes: Axes, report: dict[str, Any]) -> None:
     """Bytes of all matrices."""
     total = report["totals"]
     sizes = [total["float32_bytes"] / 1e6, total["file_bytes"] / 1e6]
-    draw_pair(axes, ["float32", "diba files"], sizes, [f"{size:.3g} MB" for size in sizes])
-    axes.set_title(f"Size of all {total['matrices']} matrices", x=-0.4)
-
-
-def draw_speed(axes: Axes, report: dict[str, Any]) -> None:
-    """Time of one product with each matrix; whiskers are quartiles."""
-    whole = report["products"][-1]
-    times = [whole["numpy_us"], whole["diba_us"]]
-    middles = [time["median"] / 1e3 for time in times]
-    whiskers = [
-        [middle - time["quartile_1"] / 1e3 for middle, time in zip(middles, times, strict=True)],
-        [time["quartile_3"] / 1e3 - middle for middle, time in zip(middles, times, strict=True)],
-    ]
-    labels = [f"{middle:.3g} ms" for middle in middles]
-    draw_pair(axes, ["NumPy A @ x", "diba f @ x"], middles, labels, whiskers)
-    axes.set_title(f"All {whole['matrices']} products A x, 1 thread", x=-0.4)
-
-
-def draw_pair(
-    axes: Axes,
-    names: Sequence[str],
-    values: Sequence[float],
-    labels: Sequence[str],
-    whiskers: Sequence[Sequence[float]] | None = None,
-) -> None:
-    """Two bars, dense above packed."""
-    axes.barh(names, values, color=[GREY, BLUE], height=0.6, xerr=whiskers, error_kw={"lw": 1, "capsize": 2})
-    ends = np.add(values, whiskers[1]) if whiskers else values
-    for i, (end, label) in enumerate(zip(ends, labels, strict=True)):
-        axes.annotate(label, (end, i), xytext=(4, 0), textcoords="offset points", va="center")
-    axes.set_xlim(0, 1.35 * max(ends))
+    axes.barh(["float32", "diba files"], sizes, color=[GREY, BLUE], height=0.4)
+    for i, size in enumerate(sizes):
+        axes.annotate(f"{size:.3g} MB", (size, i), xytext=(4, 0), textcoords="offset points", va="center")
+    axes.set_xlim(0, 1.35 * max(sizes))
     axes.set_xticks([])
     axes.spines["bottom"].set_visible(False)
     axes.tick_params(axis="y", length=0)
     axes.invert_yaxis()
+    axes.set_title(f"Size of all {total['matrices']} matrices", x=-0.4)

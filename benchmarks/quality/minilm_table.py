@@ -9,8 +9,7 @@ from ..common.tables import ALPHABETS, markdown, measured, plural
 
 __all__ = ["methods_table", "table"]
 
-HEAD = ["Matrix", "Shape", "k", "Bits per weight", "SNR, dB", "float32, kB", "File, kB", "Solve, s",
-        "`A @ x` / `f @ x`, ms"]  # fmt: skip
+HEAD = ["Matrix", "Shape", "k", "Bits per weight", "SNR, dB", "float32, kB", "File, kB", "Solve, s"]
 
 
 def table(report: dict[str, Any]) -> str:
@@ -18,31 +17,28 @@ def table(report: dict[str, Any]) -> str:
     first: dict[tuple[int, int], dict[str, Any]] = {}
     for row in report["matrices"]:
         first.setdefault(tuple(row["shape"]), row)
-    times = {tuple(p["shape"]): p for p in report["products"] if p["shape"]}
-    rows = [cells(row, times[shape]) for shape, row in first.items()]
-    total, whole = report["totals"], report["products"][-1]
+    rows = [cells(row) for row in first.values()]
+    total = report["totals"]
     sizes = [kilobytes(total[name]) for name in ("float32_bytes", "file_bytes")]
     facts = [f"{total['file_bits_per_weight']:.3f} (files)", f"{total['mean_snr_db']:.2f} (mean)", *sizes]
-    rows.append([f"all {total['matrices']}", "", "", *facts, f"{total['seconds']:.1f}", milliseconds(whole)])
+    rows.append([f"all {total['matrices']}", "", "", *facts, f"{total['seconds']:.1f}"])
     return f"{markdown(HEAD, rows)}\n\n{note(report)}"
 
 
-def cells(row: dict[str, Any], product: dict[str, Any]) -> list[str]:
+def cells(row: dict[str, Any]) -> list[str]:
     m, n = row["shape"]
     facts = [str(row["k"]), f"{row['bits_per_weight']:.3f}", f"{row['snr_db']:.2f}"]
     sizes = [kilobytes(4 * m * n), kilobytes(row["file_bytes"])]
     name = f"layer {row['layer']} {row['kind']}"
-    return [name, f"{m} x {n}", *facts, *sizes, f"{row['seconds']:.1f}", milliseconds(product)]
+    return [name, f"{m} x {n}", *facts, *sizes, f"{row['seconds']:.1f}"]
 
 
 def note(report: dict[str, Any]) -> str:
-    total, machine = report["totals"], report["machine"]
+    total = report["totals"]
     threads = plural(report["arguments"]["threads"], "thread")
     return (
-        f"Worst matrix: {total['worst_snr_db']:.2f} dB (`{total['worst_matrix']}`). {measured(report)}, "
-        f"NumPy {machine['numpy']} ({machine['numpy_blas']}); solving with {threads}, products on one "
-        "thread: medians of interleaved repetitions, the rows of one matrix with it in cache, the last row "
-        "through all matrices in turn."
+        f"Worst matrix: {total['worst_snr_db']:.2f} dB (`{total['worst_matrix']}`). {measured(report)}; "
+        f"solving with {threads}."
     )
 
 
@@ -59,7 +55,3 @@ def methods_table(reports: Iterable[dict[str, Any]]) -> str:
 
 def kilobytes(size: int) -> str:
     return f"{size / 1e3:,.1f}"
-
-
-def milliseconds(product: dict[str, Any]) -> str:
-    return f"{product['numpy_us']['median'] / 1e3:.3f} / {product['diba_us']['median'] / 1e3:.3f}"
