@@ -33,6 +33,7 @@ class PythonSource : public diba::Source {
  public:
   PythonSource(py::object file, std::string name)
       : file_(std::move(file)), name_(std::move(name)), size_(file_.attr("seek")(0, 2).cast<std::uint64_t>()) {}
+  ~PythonSource() noexcept override {}  // the way out of the GIL is not declared noexcept
 
   std::uint64_t size() const override { return size_; }
 
