@@ -13,11 +13,12 @@ the conversion, and ::
     "left_dense": {name: why the layer stayed dense}
     "seconds": of the whole conversion
 
-``"shared": name`` takes the place of ``crc32`` where the factors are those of another layer, saved once,
-under its name; a layer in memory has neither. ``recipe`` may be missing, or parts of it be null: then nobody
-knows.
+If a layer shares the factors of another one, which are saved once under that name, its entry has
+``"shared": name`` instead of ``crc32``. A layer in memory has neither. ``recipe`` may be missing, and its
+values may be null, if they are unknown.
 
-Nothing here knows torch or transformers. ``stored`` compares a description with the files of a checkpoint.
+This module needs neither torch nor transformers. ``stored`` compares a description with the files of a
+checkpoint.
 """
 
 from __future__ import annotations
@@ -37,19 +38,19 @@ if TYPE_CHECKING:
 __all__ = ["FORMAT_VERSION", "Description", "Recipe", "crc32_of_entries", "crc32_of_names"]
 
 FORMAT_VERSION = 1
-"""The form of checkpoints: tensors ``<layer>.d1 .d2 .d3 .b1 .b2 .bias`` and an empty ``<layer>.weight`` for
-each layer that is described."""
+"""Version of the checkpoint format: tensors ``<layer>.d1 .d2 .d3 .b1 .b2 .bias`` and an empty
+``<layer>.weight`` for each described layer."""
 
 _OWN_KEYS = {"quant_method", "format_version", "modules_to_not_convert"}  # beside settings and description
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a model was compressed, as far as its layers do not tell; None where nobody knows.
+    """How a model was compressed, beyond the recipes of its layers; None where unknown.
 
     Attributes:
-        settings: The last conversion's: fields of ``diba.torch.Config``.
-        left_dense: Layer -> why it was left as it was.
+        settings: Settings of the last conversion, the fields of ``diba.torch.Config``.
+        left_dense: Name of a dense layer -> why it stays dense.
         seconds: Time of all conversions.
     """
 
@@ -60,12 +61,12 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """All that is known of a compressed model without its tensors.
+    """The description of a compressed model: everything but its tensors.
 
     Attributes:
-        layers: Name -> layer with factors.
-        recipe: How they were made.
-        crc32_names: Checksum of the names of all tensors that were saved; None where it is not known.
+        layers: Name -> description of a factored layer.
+        recipe: How the model was compressed.
+        crc32_names: Checksum of the names of all tensors that were saved; None if unknown.
     """
 
     layers: Mapping[str, LayerDescription] = field(default_factory=dict)
@@ -73,11 +74,11 @@ class Description:
     crc32_names: str | None = None
 
     def crc32_factors(self) -> str:
-        """8 hex digits over names and CRCs of all layers, in whatever order they are."""
+        """Checksum of the names and CRCs of all layers, in any order, as 8 hex digits."""
         return crc32_of_entries({name: layer.to_dict(name) for name, layer in self.layers.items()})
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; :meth:`from_dict` takes them back."""
+        """The description as plain values for JSON; :meth:`from_dict` reads them."""
         result = dict(self.recipe.settings or {})
         if self.layers:
             factors = {name: layer.to_dict(name) for name, layer in self.layers.items()}
@@ -95,15 +96,15 @@ class Description:
         Args:
             values: ``quantization_config``.
             where: The file, for messages.
-            whole: Whether ``factors`` must be all that were written, by ``crc32_factors``.
+            whole: Whether to check by ``crc32_factors`` that no entry of ``factors`` is missing.
 
         Raises:
-            FormatError: they are damaged. The message names the layer.
+            FormatError: The values are damaged; the message names the layer.
         """
         settings = {key: value for key, value in values.items() if key not in _OWN_KEYS}
         crc, names = (settings.pop(key, None) for key in ("crc32_factors", "crc32_names"))
         found = "factors" in settings
-        factors = settings.pop("factors", {})  # None is no default here, but a value that was lost
+        factors = settings.pop("factors", {})  # null means that the value was lost
         layers = _layers(factors, where)
         if found and whole and crc != crc32_of_entries(factors):
             raise FormatError(
@@ -120,12 +121,12 @@ class Description:
 
 
 def crc32_of_names(names: Iterable[str]) -> str:
-    """What tells whether the files still hold all tensors that were saved, dense ones among them."""
+    """Checksum of the names of all tensors, dense ones included, to find missing ones."""
     return crc32(json.dumps(sorted(names)).encode())
 
 
 def crc32_of_entries(entries: Mapping[str, Mapping[str, Any]]) -> str:
-    """8 hex digits over names and CRCs of checked entries, in whatever order they are."""
+    """Checksum of the names and CRCs of checked entries, in any order, as 8 hex digits."""
     pairs = sorted((name, entry["crc32_entry"]) for name, entry in entries.items())
     return crc32(json.dumps(pairs).encode())
 

@@ -37,7 +37,7 @@ _DTYPE = re.compile(r"b?float(8|16|32|64)\w*")
 
 @dataclass(frozen=True, kw_only=True)
 class LayerRecipe:
-    """What the factors of a layer do not tell; None where nobody knows.
+    """How a layer was compressed; None where unknown.
 
     Attributes:
         objective: What was minimised: ``"plain"``, ``"importance"`` or ``"covariance"``.
@@ -54,20 +54,20 @@ class LayerRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerDescription:
-    """One layer with factors.
+    """The description of one factored layer.
 
     Attributes:
-        kind: The dense layer it stands for: ``"Linear"``, ``"Conv1D"`` (of transformers), ``"Conv1d"``,
+        kind: Kind of the dense layer it replaced: ``"Linear"``, ``"Conv1D"`` (of transformers), ``"Conv1d"``,
             ``"Conv2d"`` or ``"Embedding"``.
         shape: (m, n) of its matrix.
         k: Inner dimension.
         alphabet: ``"binary"`` or ``"sign"``.
-        bias: Whether it has one.
+        bias: Whether it has a bias.
         dtype: Dtype of the dense weight, as ``"float32"``.
-        diagonal_bits: 16 where 16-bit floats hold every diagonal exactly, else 32.
+        diagonal_bits: 16 if 16-bit floats hold every diagonal exactly, else 32.
         shared: Name of the layer whose factors it shares.
-        crc32: Tensor -> 8 hex digits, of a layer in a checkpoint.
-        recipe: How it was made; None where nobody knows.
+        crc32: Name of a tensor -> its CRC-32 as 8 hex digits, for a layer in a checkpoint.
+        recipe: How it was compressed; None if unknown.
     """
 
     kind: str
@@ -100,15 +100,15 @@ class LayerDescription:
         return math.prod(self.shape) * int(found[1]) // 8
 
     def bytes(self, diagonal_bits: int) -> int:
-        """Bytes of the factors: rows of whole bytes, and diagonals of so many bits an entry."""
+        """Bytes of the factors, with rows of whole bytes and ``diagonal_bits`` for each diagonal entry."""
         (m, n), k = self.shape, self.k
         return sum(math.prod(self.shapes[own]) for own in BITS) + diagonal_bits * (m + k + n) // 8
 
     def sealed(self, name: str, tensors: Mapping[str, NDArray[Any]]) -> Self:
-        """With the CRC of each of its tensors, ``"d1"`` to ``"b2"``, which can be loaded as they are.
+        """Add the CRCs of the tensors ``"d1"`` to ``"b2"``, after checking that they can be loaded again.
 
         Raises:
-            FormatError: a tensor could not be loaded: it is not finite, or has ones past its last column.
+            FormatError: A tensor has entries that are not finite, or ones past its last column.
         """
         crcs = {own: crc32(np.ascontiguousarray(tensors[own]).data) for own in TENSORS}
         result = dataclasses.replace(self, crc32=crcs)
@@ -121,7 +121,8 @@ class LayerDescription:
         """Check the values of one tensor, ``own`` from ``"d1"`` to ``"b2"``, of the layer ``name``.
 
         Raises:
-            FormatError: its shape, CRC, a number that is not finite, or a one past the last column.
+            FormatError: Its dtype, shape or CRC is wrong, an entry is not finite, or a one is past the last
+                column.
         """
         key, shape = f"{readable(name)}.{own}", self.shapes[own]
         if values.shape != shape or values.dtype.kind != ("u" if own in BITS else "f"):
@@ -144,7 +145,7 @@ class LayerDescription:
     # ------------------------------------------------------------ JSON
 
     def to_dict(self, name: str) -> dict[str, Any]:
-        """The entry of the layer ``name``: plain values, and the CRC of all of them."""
+        """The entry of the layer ``name`` as plain values for JSON, with a CRC of all of them."""
         plain: dict[str, Any] = {
             "kind": self.kind,
             "shape": list(self.shape),
@@ -164,10 +165,10 @@ class LayerDescription:
 
     @classmethod
     def from_dict(cls, name: Any, values: Any, where: str) -> Self:
-        """A layer from its entry.
+        """Read a layer from its entry.
 
         Raises:
-            FormatError: it is damaged. The message names the layer.
+            FormatError: The entry is damaged; the message names the layer.
         """
         if not isinstance(name, str) or not name:
             raise FormatError(
@@ -198,7 +199,7 @@ class LayerDescription:
 
 
 def readable(name: str) -> str:
-    """A name as it can be shown."""
+    """A name shortened and escaped for messages."""
     part = name if len(name) <= 120 else f"{name[:120]}..."
     return part if part.isprintable() else ascii(part)[1:-1]
 
@@ -212,17 +213,17 @@ def _crc32_of_entry(name: str, entry: Mapping[str, Any]) -> str:
 
 
 def _to_json(value: Any) -> Any:
-    """JSON has no infinity: an exact fit has the SNR "inf"."""
+    """A number for JSON, which has no infinity: the SNR of an exact fit is written as "inf"."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def from_json(value: Any) -> Any:
-    """A number as :class:`LayerDescription` has it."""
+    """The reverse of :func:`_to_json`."""
     return float(value) if value in ("inf", "-inf") else value
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a number in JSON, "inf", "-inf" or null."""
+    """Whether a value from JSON is a number, "inf", "-inf" or null."""
     finite = type(value) in (int, float) and abs(value) < _LARGEST_SIZE
     return value is None or finite or (type(value) is str and value in ("inf", "-inf"))
 

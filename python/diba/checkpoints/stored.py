@@ -1,8 +1,8 @@
-"""The files of a checkpoint: what they hold, and every check that they are whole.
+"""The files of a checkpoint, and all checks that they are complete and undamaged.
 
-Whoever reads a checkpoint makes a :class:`Description` of its ``config.json``, then :class:`Stored` of its
-files, then calls :func:`check_stored` and :func:`check_names`, and allocates nothing before. :func:`inspect`
-does all of it and tells what is there.
+To read a checkpoint, make a :class:`Description` from its ``config.json`` and a :class:`Stored` from its
+files, and call :func:`check_stored` and :func:`check_names` before any memory is allocated. :func:`inspect`
+does all of this and reports the contents.
 """
 
 from __future__ import annotations
@@ -31,11 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Stored", "Tensor", "check_headers", "check_names", "check_stored", "factored_in", "inspect"]
 
-_DENSE = "dense"
-
 
 class Tensor(NamedTuple):
-    """What the header of a safetensors file says of a tensor."""
+    """Dtype and shape of a tensor, from the header of a safetensors file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -47,15 +45,15 @@ class _Place(NamedTuple):
 
 
 class Stored:
-    """A checkpoint as its files have it.
+    """The tensors in the files of a checkpoint.
 
     Args:
-        files: What opens each file, by its name for messages.
-        where: The folder, likewise.
+        files: Name of a file, for messages -> function that opens it.
+        where: Name of the folder, for messages.
 
     Attributes:
-        tensors: By name, from the headers.
-        where: The folder.
+        tensors: All tensors by name, from the headers.
+        where: Name of the folder.
 
     Raises:
         FormatError: a file is damaged, or two of them hold the same tensor.
@@ -78,7 +76,7 @@ class Stored:
 
     @classmethod
     def at(cls, paths: Iterable[str]) -> Stored:
-        """The files of these paths; those that are no safetensors files are passed by."""
+        """Open the safetensors files among these paths; others are ignored."""
         known = [path for path in paths if path.endswith(".safetensors")]
         files = {path: functools.partial(disk.open_regular, path) for path in known}
         return cls(files, str(Path(known[0]).parent) if known else "the checkpoint")
@@ -96,10 +94,10 @@ class Stored:
 
 
 def check_stored(layers: Mapping[str, LayerDescription], stored: Stored) -> set[str]:
-    """Check all factors in the files against their description, one tensor at a time.
+    """Check all factors in the files against the description, one tensor at a time.
 
     Returns:
-        Layers that the files do not have under their names: to be checked once they are loaded.
+        Layers that the files do not have under their names; they must be checked once they are loaded.
 
     Raises:
         FormatError: the checkpoint is damaged; the message names the layer and the tensor.
@@ -115,7 +113,7 @@ def check_stored(layers: Mapping[str, LayerDescription], stored: Stored) -> set[
 def check_headers(
     layers: Mapping[str, LayerDescription], tensors: Mapping[str, Tensor], where: str
 ) -> set[str]:
-    """Compare a description with the headers of the files, before anything of that size is made.
+    """Compare a description with the headers of the files, before memory is allocated.
 
     Args:
         layers: The description's.
@@ -123,8 +121,8 @@ def check_headers(
         where: The folder, for messages.
 
     Returns:
-        Layers of which there is no tensor at all under their name, which is so where a library has renamed
-        them; their values are to be checked once they are loaded.
+        Layers of which the files have no tensor under their name, because a library has renamed them; their
+        values must be checked once they are loaded.
 
     Raises:
         FormatError: a tensor is missing, of another dtype or shape, or belongs to no layer.
@@ -145,7 +143,7 @@ def check_headers(
         _check_shapes(name, layer, found, where)
         _check_bias(name, layer, tensors, where)
     _check_sizes(elsewhere, layers, tensors, where)
-    # Every factored layer of the files must be described; renamed ones are known by their number only.
+    # Every factored layer in the files must be described; of renamed ones only the number is known.
     uncovered = [name for name in factored_in(tensors) if name not in layers]
     if len(uncovered) > len(elsewhere):
         raise FormatError(
@@ -156,12 +154,12 @@ def check_headers(
 
 
 def check_names(names: Iterable[str], crc32: Any, elsewhere: Iterable[str], where: str) -> None:
-    """Require the tensors that were saved, by :func:`crc32_of_names`; None: it is not known.
+    """Require exactly the tensors that were saved, by :func:`crc32_of_names`.
 
     Args:
         names: Names of all tensors in the files.
-        crc32: Checksum of those that were saved.
-        elsewhere: Layers without a tensor of their name, to be named first.
+        crc32: Checksum of the names that were saved; None: unknown, nothing is checked.
+        elsewhere: Layers without a tensor under their name; the message names the first of them.
         where: The folder, for messages.
 
     Raises:
@@ -180,7 +178,7 @@ def check_names(names: Iterable[str], crc32: Any, elsewhere: Iterable[str], wher
 
 
 def factored_in(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Names of layers whose factors are among the tensors, by their names and dtypes alone."""
+    """Names of the layers whose factors are among the tensors, by the tensors' names and dtypes."""
     names = (key.removesuffix(".b1") for key, tensor in tensors.items() if tensor.dtype == "U8")
     return [name for name in names if all(f"{name}.{own}" in tensors for own in TENSORS)]
 
@@ -189,14 +187,14 @@ def factored_in(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def inspect(folder: PathLike) -> Report:
-    """Check a checkpoint of a transformers model whole, and report what is in it, without torch.
+    """Check all files of a transformers checkpoint and report its contents, without torch.
 
     Args:
-        folder: With ``config.json`` and safetensors files, as ``save_pretrained`` writes them.
+        folder: A folder written by ``save_pretrained``, with ``config.json`` and safetensors files.
 
     Returns:
-        The report of the model, as far as the files tell: kinds of dense layers are unknown, and buffers
-        count as parameters.
+        The report of the model. The files do not tell the kinds of dense layers ("-"), and buffers count as
+        parameters.
 
     Raises:
         FormatError: the checkpoint is damaged. The message names the file, or the layer and the tensor.
@@ -230,7 +228,7 @@ def inspect(folder: PathLike) -> Report:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The weights of the model: those that the index names, or all there are."""
+    """The safetensors files that the index names, or all if there is no index."""
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         found = sorted(folder.glob("*.safetensors"))
@@ -259,7 +257,7 @@ def _left(description: Description, stored: Stored, names: list[str]) -> Iterato
         shape = stored.tensors[name].shape
         if len(shape) >= 2:
             layer = name.removesuffix(".weight")
-            reason = reasons.get(layer, reasons.get(name, _DENSE))
+            reason = reasons.get(layer, reasons.get(name, "dense"))
             yield Skipped(layer, "-", reason, shape, math.prod(shape), stored.nbytes(name))
 
 
@@ -296,7 +294,7 @@ def _check_bias(name: str, layer: LayerDescription, tensors: Mapping[str, Tensor
 def _check_sizes(
     names: set[str], layers: Mapping[str, LayerDescription], tensors: Mapping[str, Tensor], where: str
 ) -> None:
-    """Layers whose tensors are elsewhere may claim no more than all files hold."""
+    """Require that layers not found by name are no larger than all files together."""
     there = sum(math.prod(tensor.shape) for tensor in tensors.values()) if names else 0
     for name in names:
         claimed = sum(map(math.prod, layers[name].shapes.values()))

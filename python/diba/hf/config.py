@@ -1,4 +1,4 @@
-"""The ``quantization_config`` of a model: what was asked for, and which layers are factors."""
+"""The ``quantization_config`` of a model: its settings and the description of its layers."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class DibaConfig(QuantizationConfigMixin):
 
         AutoModel.from_pretrained(folder, quantization_config=DibaConfig(bits_per_weight=2))
 
-    In the ``config.json`` of a compressed checkpoint it also says which layers to build; the settings then
-    only tell where they came from.
+    In the ``config.json`` of a compressed checkpoint it also describes the layers to build; the settings then
+    only record how they were made.
 
     Args:
-        factors: Layers held as factors, by module name, as ``save_pretrained`` writes them.
-        left_dense: Layer -> why it stayed dense, likewise.
-        seconds: Time of the conversion, likewise.
-        modules_to_not_convert: As other quantizers of transformers take it: beginnings, ends or patterns of
-            names of layers that stay dense, besides those of ``skip``.
+        factors: Name -> entry of a factored layer, as written by ``save_pretrained``.
+        left_dense: Name -> why a layer stays dense, as written by ``save_pretrained``.
+        seconds: Time of the conversion, as written by ``save_pretrained``.
+        modules_to_not_convert: Prefixes, suffixes or patterns of names of layers that stay dense, in addition
+            to ``skip``, as for other quantizers of transformers.
         format_version: The checkpoint's.
         quant_method: ``"diba"``.
         **settings: Fields of :class:`diba.torch.Config`; one of ``bits_per_weight``, ``k`` and ``snr_db`` is
@@ -41,7 +41,7 @@ class DibaConfig(QuantizationConfigMixin):
 
     Attributes:
         settings: The :class:`diba.torch.Config`, or None where layers were made by other means.
-        description: What is known of the layers without their tensors.
+        description: The description of the factored layers.
 
     Raises:
         TypeError: a value is of the wrong kind.
@@ -126,7 +126,7 @@ class DibaConfig(QuantizationConfigMixin):
         return (config, unused) if return_unused_kwargs else config
 
     def update(self, **kwargs: Any) -> dict[str, Any]:
-        """Change settings by name, checked like new ones; returns the keywords that are none."""
+        """Change settings by name, with checks; returns the keywords that are not settings."""
         known = {key: value for key, value in kwargs.items() if key in _SETTINGS}
         if known:
             before = {} if self.settings is None else self.settings.to_dict()

@@ -1,4 +1,4 @@
-"""Adapters of PEFT on diba's linear layers; :mod:`diba.hf` imports this once PEFT is imported."""
+"""PEFT adapters for diba's linear layers; :mod:`diba.hf` imports this module when PEFT is imported."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 __all__ = ["LoraDibaLinear", "teach"]
 
 _CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Ways to start LoRA that subtract the first adapter from the weight."""
+"""Initialisations of LoRA that subtract the initial adapter from the weight."""
 
 _ADAPTERS = (tuners_utils.BaseTunerLayer, AuxiliaryTrainingWrapper)
-"""Modules of PEFT around layers."""
+"""Modules of PEFT that wrap layers."""
 
 _MERGING = (
     "a LoRA adapter cannot be merged into packed factors; keep it beside them (unload() removes it), or make "
@@ -66,10 +66,10 @@ class LoraDibaLinear(Linear):
 
 
 def teach() -> None:
-    """Let PEFT put LoRA on ``DibaLinear``, by names and by ``"all-linear"``, and say what else it cannot.
+    """Let PEFT put LoRA on ``DibaLinear``, by names and by ``"all-linear"``, and refuse other adapters.
 
-    PEFT has one place where every configuration meets its model before anything is changed: where
-    "all-linear" becomes names. It is wrapped wherever PEFT has it, and so is the check before merging.
+    The function that expands "all-linear" sees every configuration and its model before anything is changed,
+    so it is wrapped in all modules of PEFT that have it. The check before merging is wrapped, too.
     """
     original = tuners_utils._maybe_include_all_linear_layers
     if getattr(original, "_knows_diba", False):
@@ -110,7 +110,7 @@ def _including(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _outside(model: nn.Module, of: tuple[type, ...], prefix: str = "") -> Iterator[tuple[str, FactoredLayer]]:
-    """Factored layers that are in no module of some kinds, by their names."""
+    """Factored layers outside of modules of the given classes, with their names."""
     for name, child in model.named_children():
         if isinstance(child, FactoredLayer):
             yield prefix + name, child
@@ -119,7 +119,7 @@ def _outside(model: nn.Module, of: tuple[type, ...], prefix: str = "") -> Iterat
 
 
 def _warn_of_experts(peft_config: Any, model: nn.Module) -> None:
-    """Where PEFT means a fused matrix, and the model has factors of its parts."""
+    """Warn if target_parameters names fused matrices that were split into layers."""
     meant = set(getattr(peft_config, "target_parameters", None) or ())
     for name, part in model.named_modules():
         fused = sorted(meant & part.sources().keys()) if isinstance(part, UnfusedModule) else []
@@ -146,7 +146,7 @@ def _heads(peft_config: Any, model: Any) -> set[str]:
 
 
 def _refuse(peft_config: Any, factored: dict[str, FactoredLayer]) -> None:
-    """Raise for adapters of other kinds, and for those on layers of other kinds.
+    """Refuse adapters other than LoRA, and LoRA on layers other than ``DibaLinear``.
 
     Raises:
         ValueError: naming the layers and what to do.
@@ -175,7 +175,7 @@ def _refuse(peft_config: Any, factored: dict[str, FactoredLayer]) -> None:
 def _checking(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def check_merge_allowed(self: Any) -> None:
-        """Before the first layer is merged, not at the first that cannot be."""
+        """Refuse before the first layer is merged, not at the first one that cannot be."""
         for module in self.model.modules():
             if isinstance(module, LoraDibaLinear) and isinstance(module.get_base_layer(), FactoredLayer):
                 raise ValueError(_MERGING)

@@ -1,6 +1,6 @@
-"""What methods of ``transformers.PreTrainedModel`` must know of factored layers, saving first of all.
+"""Wrappers that make methods of ``transformers.PreTrainedModel`` work with factored layers.
 
-Whatever put the layers into a model, ``save_pretrained`` writes all of it.
+``save_pretrained`` saves factored layers however they were put into the model.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def attach(model: nn.Module, settings: Config | None = None) -> nn.Module:
 
 
 def teach() -> None:
-    """Wrap the methods below, once, and attach whenever :func:`diba.torch.convert` has made a layer."""
+    """Wrap the methods in ``_WRAPPERS`` once, and attach a quantizer to models that ``convert`` changes."""
     for name, wrapper in _WRAPPERS.items():
         found = inspect.getattr_static(PreTrainedModel, name)
         original: Any = found.fget if isinstance(found, property) else found
@@ -110,7 +110,7 @@ def _attach(model: nn.Module, settings: Config | None) -> int:
 
 
 def _outermost(model: nn.Module, name: str = "") -> Iterator[tuple[str, PreTrainedModel]]:
-    """Models of transformers that are not part of another one, and their names."""
+    """The transformers models in a model that are not part of another one, with their names."""
     if isinstance(model, PreTrainedModel):
         yield name, model
     else:
@@ -119,7 +119,7 @@ def _outermost(model: nn.Module, name: str = "") -> Iterator[tuple[str, PreTrain
 
 
 def _after_conversion(model: nn.Module) -> None:
-    """Another library's layers in the model are no reason to end a conversion."""
+    """Attach a quantizer; a model that is quantized by another library gets a warning, not an error."""
     try:
         _attach(model, None)
     except ValueError as error:
@@ -146,9 +146,9 @@ def _save_pretrained(original: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def _saving(model: Any, given: Any) -> Iterator[None]:
-    """The time in which a model is saved: it has a quantizer, and its config is of this very model.
+    """A context in which a model is saved: it has a quantizer, and its config describes this model.
 
-    A part of a model may have the whole one's config, which then gets back what it says of the whole.
+    A part of a model may share the config of the whole model, whose description is restored at the end.
     """
     if getattr(model, "_hf_peft_config_loaded", False):  # only adapters are saved
         yield
@@ -169,10 +169,10 @@ def _saving(model: Any, given: Any) -> Iterator[None]:
 
 
 def _lock(folder: Path, variant: str | None) -> None:
-    """Finish ``config.json``, now that the tensors are there.
+    """Complete ``config.json`` after the tensors were saved.
 
-    It gets what makes transformers without diba refuse the checkpoint (``diba_autoload.LOCKED``), and what
-    tells whether all tensors are there.
+    Adds the key that makes transformers refuse the checkpoint without diba (``diba_autoload.LOCKED``), and
+    the checksum of the names of all tensors.
     """
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -184,7 +184,7 @@ def _lock(folder: Path, variant: str | None) -> None:
 
 
 def _names(folder: Path, variant: str | None) -> list[str]:
-    """Names of the tensors that ``from_pretrained`` will find in a folder."""
+    """Names of the tensors that ``from_pretrained`` finds in a folder."""
     infix = f".{variant}" if variant else ""
     whole, index = folder / f"model{infix}.safetensors", folder / f"model.safetensors.index{infix}.json"
     if whole.is_file():
@@ -196,7 +196,7 @@ def _names(folder: Path, variant: str | None) -> list[str]:
 
 
 def _num_parameters(original: Callable[..., int]) -> Callable[..., int]:
-    """Factored layers count as the weights they stand for; among what trains, as what trains of them."""
+    """Count factored layers by their dense weights; if only trainable, by their trainable parameters."""
 
     def num_parameters(self: Any, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         count = original(self, only_trainable, exclude_embeddings)
@@ -206,7 +206,7 @@ def _num_parameters(original: Callable[..., int]) -> Callable[..., int]:
 
 
 def _memory_footprint(original: Callable[..., int]) -> Callable[..., int]:
-    """Bits are weights, whether or not buffers count."""
+    """Count the bits as weights, even where buffers are not counted."""
 
     def get_memory_footprint(self: Any, return_buffers: bool = True) -> int:
         bits = 0 if return_buffers else sum(x.b1.nbytes + x.b2.nbytes for x in factored_layers(self))
@@ -216,7 +216,7 @@ def _memory_footprint(original: Callable[..., int]) -> Callable[..., int]:
 
 
 def _dtype(original: Callable[..., torch.dtype]) -> Callable[..., torch.dtype]:
-    """That of the first parameter; of a factored layer, whose diagonals are float32, its own."""
+    """The dtype of the first parameter; for a factored layer, whose diagonals are float32, its dtype."""
 
     def dtype(self: Any) -> torch.dtype:
         holders = (
@@ -231,7 +231,7 @@ def _dtype(original: Callable[..., torch.dtype]) -> Callable[..., torch.dtype]:
 
 
 def _cast(original: Callable[..., Any]) -> Callable[..., Any]:
-    """``half()`` and ``float()``, which transformers refuses for quantized models of all kinds."""
+    """Allow ``half()`` and ``float()``, which transformers refuses for quantized models."""
     plain = getattr(nn.Module, original.__name__)
 
     def cast(self: Any, *args: Any) -> Any:
@@ -241,7 +241,7 @@ def _cast(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _resized(original: Callable[..., Any]) -> Callable[..., Any]:
-    """The first step of every change of a vocabulary's size, before anything is changed."""
+    """Refuse to resize a vocabulary that has factored layers, before anything is changed."""
     signature = inspect.signature(original)
 
     def resized(self: Any, old: Any, *args: Any, **kwargs: Any) -> Any:
@@ -259,7 +259,7 @@ def _resized(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _refuse_resizing(model: Any, old: nn.Module, rows: int, size: int) -> None:
-    """Raise if a layer that has a row for every token is factored."""
+    """Raise if a layer with a row for every token is factored."""
     ends = [model.get_input_embeddings(), model.get_output_embeddings(), old]
     inside = {id(part) for end in ends if end is not None for part in end.modules()}
     for name, layer in model.named_modules():

@@ -1,9 +1,9 @@
-"""In which order a model reads its dense layers, and where its repeated blocks are.
+"""The order in which a model calls its dense layers, and its sequences of blocks.
 
-A run over one batch tells, or over more where that does not reach all layers: layers that read the same
-tensor form a group; the elements of an ``nn.ModuleList`` or ``nn.Sequential`` form a sequence where every
-one is called once, on the output of the one before, with the same further arguments. A sequence can be run
-block by block, from its own inputs, without the rest of the model: ``inputs`` does.
+They are found by running the model on one batch, or on more until all layers are reached. Layers that read
+the same tensor form a group. The elements of an ``nn.ModuleList`` or ``nn.Sequential`` form a sequence if
+each is called once, on the output of the one before, with the same other arguments. A sequence can be run
+block by block from its own inputs, without the rest of the model (see ``inputs``).
 """
 
 from __future__ import annotations
@@ -24,15 +24,18 @@ from ..retuning.batches import call, plain_grad
 
 __all__ = ["Block", "Blocks", "Group", "Groups", "Plan", "first_tensor", "is_cache", "plan", "together"]
 
-_TOGETHER = 2**30  # bytes of sums of layers that are compressed together
+_TOGETHER = 2**30  # most bytes of the sums of layers that are compressed together
 
 
 @dataclass(frozen=True)
 class Group:
-    """Layers that read the same tensor, in the order of their calls; each is called ``calls`` times a run.
+    """Layers that read the same tensor.
 
-    Groups that follow each other and are in the same list (``parts.Parallel``) do not read each other's
-    outputs, and may be compressed together; ``together`` is the list's name, None for other layers.
+    Attributes:
+        names: Their names, in the order of their calls.
+        calls: How often each is called in a run.
+        together: Name of the list (``fused.Parallel``) that holds the layers, or None. Layers of one list do
+            not read each other's outputs, so its groups can be compressed together.
     """
 
     names: tuple[str, ...]
@@ -54,7 +57,7 @@ Blocks = tuple[Block, ...]
 
 @dataclass(frozen=True)
 class Plan:
-    """Groups outside of blocks and sequences of blocks, in execution order; layers that no run reached."""
+    """Groups outside of blocks, and sequences of blocks, in execution order; layers that no run reached."""
 
     steps: tuple[Group | Blocks, ...]
     unreached: tuple[str, ...]
@@ -62,7 +65,7 @@ class Plan:
 
 @dataclass
 class _Call:
-    """One call of a module: its number among all calls, and what it got and gave."""
+    """One call of a module: its number among all calls, its arguments and its output."""
 
     number: float
     args: tuple[Any, ...]
@@ -75,7 +78,7 @@ class _Call:
 
 @dataclass
 class _Trace:
-    """All calls of the modules of interest during one run."""
+    """All calls of some modules during one run."""
 
     calls: dict[str, list[_Call]] = field(default_factory=dict)
     count: int = 0
@@ -92,7 +95,7 @@ class _Trace:
         made.changed = _version(args) != made.version
 
     def extend(self, later: _Trace, names: Sequence[str]) -> None:
-        """Take over calls of layers that a later run reached first, each after the known call before it."""
+        """Add calls of layers that only a later run reached, each after the known call that preceded it."""
         known = {name: calls[0].number for name, calls in self.calls.items()}
         step, place = 1 / (later.count + 1), -1.0
         for name, made in sorted(later.each(), key=lambda entry: entry[1].number):
@@ -109,15 +112,15 @@ class _Trace:
 
 
 def plan(model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable[Any]) -> Plan:
-    """Run the model and say in which order its layers are to be compressed.
+    """Run the model to find the order in which its layers are to be compressed.
 
     Args:
         model: In evaluation mode.
         layers: Name -> dense layer.
-        batches: See :func:`diba.torch.batches.call`; as many are read as it takes to reach every layer.
+        batches: See :func:`diba.torch.batches.call`; batches are read until every layer was reached.
 
     Raises:
-        ValueError: there is no batch.
+        ValueError: There is no batch.
     """
     candidates = _containers(model, layers)
     modules = {name: model.get_submodule(name) for blocks in candidates.values() for name in blocks}
@@ -153,7 +156,7 @@ def plan(model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable[An
 
 
 def together(model: nn.Module, steps: Iterable[Group | Blocks]) -> list[Groups | Blocks]:
-    """Groups that are compressed together as one list, as far as their sums take little memory."""
+    """Join groups that can be compressed together, as long as the memory of their sums is limited."""
     found: list[Groups | Blocks] = []
     used = 0
     for step in steps:
@@ -204,7 +207,7 @@ def _within(block: str, layers: Mapping[str, nn.Module]) -> list[str]:
 
 
 def _is_sequence(names: list[str], layers: Mapping[str, nn.Module], trace: _Trace) -> bool:
-    """Whether the model does no more than run the elements, each on the output of the one before."""
+    """Whether the model only runs the elements in turn, each on the output of the one before."""
     inner = [layer for name in names for layer in _within(name, layers) if layer in trace.calls]
     if any(len(trace.calls.get(name, [])) != 1 for name in [*names, *inner]):
         return False
@@ -217,9 +220,9 @@ def _is_sequence(names: list[str], layers: Mapping[str, nn.Module], trace: _Trac
 
 
 def _groups(names: Sequence[str], trace: _Trace, model: nn.Module) -> tuple[Group, ...]:
-    """The layers that were called, by what they read, in the order of the first calls.
+    """Group the called layers by the tensor they read, in the order of first calls.
 
-    Those of one list stand where its first is: what a later one reads depends on none that comes between.
+    Groups of one list are moved next to the first of them, since they do not depend on those between.
     """
     called = sorted(
         (name for name in names if name in trace.calls), key=lambda name: trace.calls[name][0].number
@@ -249,19 +252,19 @@ def _version(args: tuple[Any, ...]) -> int | None:
 
 
 def first_tensor(output: Any) -> Tensor | None:
-    """A block's output, or the first part of it; None if that is no tensor."""
+    """The output of a block, or its first element; None if that is not a tensor."""
     if isinstance(output, (tuple, list)) and output:
         output = output[0]
     return output if isinstance(output, Tensor) else None
 
 
 def is_cache(value: Any) -> bool:
-    """A cache of keys and values, as transformers makes them; known by its methods, for want of an import."""
+    """Whether a value is a key-value cache of transformers, recognised by its methods without an import."""
     return hasattr(value, "get_seq_length") and hasattr(value, "update")
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Whether two blocks got the same arguments: the same tensors, equal settings; caches do not matter."""
+    """Whether two blocks got the same arguments: the same tensors and equal values, caches ignored."""
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return a is b
     if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):

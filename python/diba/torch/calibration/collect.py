@@ -37,28 +37,29 @@ def calibrate(
     """Run the model on batches and collect the second moments E[x x'] of the inputs of its dense layers.
 
     Args:
-        model: Any module; it runs in evaluation mode; its modes, gradients and hooks are left as they were.
-        batches: What the model is called with: mappings, tuples or tensors, in a list, a ``DataLoader`` or a
-            generator. With ``attention_mask`` of shape (batch, tokens) in a mapping, padding is not counted.
-        config: A ``diba.torch.Config``: only layers it would convert. None: every dense layer.
-        loss: ``loss(model, batch)``, a scalar: the RMS gradient of every output is collected too. Parameters
-            get no ``.grad``.
-        tokens: End after the batch by which some layer has seen this many input vectors; None reads all.
+        model: Any module. It runs in evaluation mode; its modes, gradients and hooks are restored.
+        batches: A list, ``DataLoader`` or generator of inputs of the model: mappings, tuples or tensors. If a
+            mapping has an ``attention_mask`` of shape (batch, tokens), padding is not counted.
+        config: A ``diba.torch.Config``: only the layers that it would convert. None: every dense layer.
+        loss: ``loss(model, batch)``, a scalar. If given, the RMS gradient of every output is collected, too.
+            Parameters get no ``.grad``.
+        tokens: Stop after the batch in which some layer reaches this many input vectors; None: read all.
         progress: True shows a bar on stderr, False nothing; a callable gets a :class:`diba.Progress` at the
             start and after each batch.
 
     Returns:
-        Layer name -> :class:`Moments`. Layers that no batch reached are missing, and so are embeddings, which
-        read rows and multiply nothing. Of convolutions, at most ``vectors.PATCHES`` patches a call are taken.
+        Layer name -> :class:`Moments`. Layers that no batch reached and embeddings, which multiply no
+        vectors, are missing. For convolutions, at most ``vectors.PATCHES`` patches per call are used.
 
     Raises:
-        TypeError: an argument is of the wrong kind.
-        ValueError: no batch, no dense layer, a loss without gradient, or inputs that are not finite; the
-            message names the layer.
+        TypeError: An argument has the wrong type.
+        ValueError: There is no batch or no dense layer, the loss has no gradient, or inputs are not finite;
+            the message names the layer.
 
     Notes:
-        Products are summed in float32 over 4096 vectors at a time and in float64 above that. Memory: 8 n^2
-        bytes for every distinct input; with a loss, what a backward pass without gradients of weights keeps.
+        Products are summed in float32 over blocks of 4096 vectors, and in float64 over blocks. This takes
+        8 n^2 bytes for every distinct input; with a loss, also the memory of a backward pass without
+        gradients of weights.
     """
     check.instance(model, "model", nn.Module, "use the torch model itself")
     if tokens is not None:
@@ -70,8 +71,8 @@ def calibrate(
         layers = dense_layers(model, config)
         if not layers:
             raise ValueError("model has no dense layer to calibrate; it must have a Linear or a convolution")
-        # Layers found to read one tensor share their sum. If one day they do not, a second run keeps them
-        # apart.
+        # Layers that read the same tensor share a sum. If they stop doing so in a later batch, everything is
+        # collected again with separate sums.
         with reporting(progress) as show:
             after_batch = Steps("calibrate", size(data), show).done
             recorder = _Recorder(layers, share=True)
@@ -82,7 +83,7 @@ def calibrate(
 
 
 def dense_layers(model: nn.Module, config: Any = None) -> dict[str, nn.Module]:
-    """Name -> layer with input vectors: those a config converts, or all."""
+    """Name -> layer, for layers with input vectors: those that a config converts, or all."""
     if config is None:
         found = dict(model.named_modules())
     else:
@@ -91,12 +92,12 @@ def dense_layers(model: nn.Module, config: Any = None) -> dict[str, nn.Module]:
 
 
 class _Recorder:
-    """Sums over the calls of all layers, through hooks."""
+    """Collects sums over the calls of all layers, through hooks."""
 
     def __init__(self, layers: dict[str, nn.Module], share: bool) -> None:
         self._layers = layers
         self._share = share
-        self._leaders: dict[str, str] = {}  # layer -> the layer whose sums are its own too
+        self._leaders: dict[str, str] = {}  # layer -> the layer whose sums it shares
         self._started: dict[str, int] = {}  # layer -> the batch that first reached it
         self._products: dict[str, Products] = {}
         self._squares: dict[str, Tensor] = {}
@@ -114,7 +115,7 @@ class _Recorder:
         tokens: int | None,
         after_batch: Callable[[int], object],
     ) -> bool:
-        """Read the batches; False as soon as layers that share their sums no longer read the same tensors."""
+        """Read the batches; returns False as soon as layers that share a sum read different tensors."""
         with (
             differentiable(model, ()),
             plain_grad(loss is not None),
@@ -200,7 +201,7 @@ class _Recorder:
         """The number of this input in the batch, and the first layer that read it."""
         key = (id(x), 0 if x.is_inference() else x._version, input_layout(module))
         known = self._inputs.get(key)
-        if known is None or known[0]() is not x:  # an id is given anew once its tensor is gone
+        if known is None or known[0]() is not x:  # the id of a freed tensor may be used again
             known = weakref.ref(x), sum(map(len, self._calls.values())), name
             self._inputs[key] = known
         return known[1], known[2]

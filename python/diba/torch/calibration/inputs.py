@@ -1,25 +1,25 @@
-"""What layers read once others before them are compressed: inputs, their sums, and the target that follows.
+"""Inputs of layers after earlier layers were compressed: recording, sums, and the target matrix.
 
-A dense layer computes A x. Compressed, it is given x~ instead of x, for the layers before it are not exact
-any more. With S~ = E[x~ x~'], C = E[x x~'], D the diagonal of S~ and s the share of shrinkage, the F with
-the least
+A dense layer computes A x. In the compressed model its input is x~ instead of x, because the layers before it
+are not exact. With S~ = E[x~ x~'], C = E[x x~'], D the diagonal of S~ and s the share of shrinkage, the F
+that minimises
 
     (1 - s) E|A x - F x~|^2 + s tr((A - F) D (A - F)')
 
-is the one that minimises ``tr((A' - F) Ss (A' - F)')`` up to a constant, where
+also minimises ``tr((A' - F) Ss (A' - F)')``, which differs by a constant, where
 
     Ss = (1 - s) S~ + s D,    A' = A + (1 - s) A (C - S~) Ss^-1.
 
-So a solver that is given A' and S~ and shrinks S~ by s, as ``diba.solve(covariance=(S~, s))`` does, works on
-the first expression. A' is A where x~ = x. Source: the normal equations of that expression; the idea to
-correct a layer's target for the error of earlier layers is that of GPTAQ (Li et al., arXiv 2504.02692).
+So ``diba.solve(A', covariance=(S~, s))``, which shrinks S~ by s, minimises the first expression. A' is the
+target matrix of the layer; it is A if x~ = x. Source: the normal equations of that expression. The idea to
+correct a layer's target for the errors of earlier layers is from GPTAQ (Li et al., arXiv 2504.02692).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -36,29 +36,46 @@ from .blocks import Group, first_tensor, is_cache
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["InputSums", "Item", "captured", "correction", "recorded", "run_block"]
+__all__ = ["InputSums", "Item", "Stream", "captured", "correction", "recorded", "run_block"]
 
 
-# ---------------------------------------------------------------- what is read
+# ---------------------------------------------------------------- recording
 
 
 @dataclass(frozen=True)
 class Item:
-    """What a block was called with: the tensor that goes from block to block, and the rest."""
+    """The input of a block: the tensor that passes from block to block, and the other arguments."""
 
     hidden: Tensor
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
 
 
+@dataclass
+class Stream:
+    """The batches that reach a sequence of blocks, at the block that is compressed next.
+
+    Attributes:
+        keys: Digests of the batches, the keys of the weights of their vectors.
+        masks: Masks of their tokens.
+        now: Inputs of the block.
+        dense: Inputs of the block in the dense model; None: the batch does not reach it there.
+    """
+
+    keys: list[bytes] = field(default_factory=list)
+    masks: list[MasksOf] = field(default_factory=list)
+    now: list[Item] = field(default_factory=list)
+    dense: list[Item | None] = field(default_factory=list)
+
+
 class _Stop(Exception):
-    """Ends a run of which everything has been seen."""
+    """Ends a run of the model after everything needed was recorded."""
 
 
 def captured(model: nn.Module, block: str, batch: Any) -> Item | None:
-    """What a block is called with, the model being run on a batch as far as that; None: it is not called.
+    """Run the model on a batch up to a block; returns the input of the block, None if it is not called.
 
-    The layers of an expert may be such blocks, which only some batches reach.
+    Only some batches may reach a block, such as an expert.
     """
     found: list[Item] = []
 
@@ -75,7 +92,7 @@ def captured(model: nn.Module, block: str, batch: Any) -> Item | None:
 
 
 def run_block(model: nn.Module, block: str, item: Item) -> Item:
-    """What the next block is called with."""
+    """Run a block; returns the input of the next block."""
     with plain_grad(False):
         output = first_tensor(model.get_submodule(block)(item.hidden, *item.args, **item.kwargs))
     if output is None:
@@ -86,14 +103,17 @@ def run_block(model: nn.Module, block: str, item: Item) -> Item:
 def recorded(
     model: nn.Module, run: Callable[[], Any], groups: Sequence[Group], masks: MasksOf, *, stop: bool
 ) -> tuple[list[list[Tensor]], Any]:
-    """The input vectors of every group during a run, one tensor (count, n) a call, and the run's result.
+    """Record the input vectors of every group during a run: one tensor (count, n) per call.
 
     Args:
         model: The model that the names belong to.
         run: Runs the model or one block of it.
-        groups: Groups whose first layers are watched.
+        groups: Groups; the inputs of their first layers are recorded.
         masks: Masks of the batch, see ``batches.token_masks``.
-        stop: End the run (result None) once all calls that are expected have been seen.
+        stop: End the run once all expected calls were recorded; the result of the run is then None.
+
+    Returns:
+        For each group its tensors; the result of the run.
     """
     seen: list[list[Tensor]] = [[] for _ in groups]
     result = None
@@ -116,7 +136,7 @@ def recorded(
 
 @contextmanager
 def _stopped(*removals: Callable[[], None]) -> Iterator[None]:
-    """Without gradients, to the end or to _Stop; hooks are removed either way."""
+    """A context without gradients that ends at _Stop, and removes hooks in any case."""
     try:
         with plain_grad(False):
             yield
@@ -127,14 +147,14 @@ def _stopped(*removals: Callable[[], None]) -> Iterator[None]:
             remove()
 
 
-# ---------------------------------------------------------------- sums over it
+# ---------------------------------------------------------------- sums
 
 
 class InputSums:
-    """S~ and C of one group, as they add up.
+    """Accumulates S~ and C of one group.
 
     Attributes:
-        calls: Calls of the layers, in all batches.
+        calls: Number of calls of the layers, over all batches.
     """
 
     def __init__(self, n: int) -> None:
@@ -146,7 +166,7 @@ class InputSums:
 
     @property
     def count(self) -> int:
-        """Vectors seen; of unequal weights, as many equal ones as would tell as much (Kish)."""
+        """Number of vectors; for unequal weights the effective sample size (Kish)."""
         if not self._weight_squares:
             return self._second.count
         return max(1, round(self._weight**2 / self._weight_squares))
@@ -157,18 +177,18 @@ class InputSums:
         before: Sequence[Tensor] | None,
         weights: Sequence[Tensor | None] | None = None,
     ) -> None:
-        """Add the calls of one batch, and the same calls in the dense model if that is another one.
+        """Add the calls of one batch, with the corresponding calls in the dense model if it differs.
 
-        Vectors that are marked (``vectors.mark``) are matched by their marks. One that the dense model sent
-        to another expert is its own counterpart, of weight 1: its layer is asked for ``A x~``.
+        Marked vectors (``vectors.mark``) are matched by their marks. A vector that the dense model sent to
+        another expert is paired with itself, with weight 1: the layer should then compute ``A x~``.
 
         Args:
             now: Input vectors of every call, shape (count, n).
-            before: Those of the dense model.
-            weights: Weights of the vectors of every call in the dense model, shape (count,); None: all alike.
+            before: Input vectors of every call in the dense model; None: the same as ``now``.
+            weights: Weights of the vectors of every call in the dense model, shape (count,); None: all equal.
 
         Raises:
-            ValueError: weights and vectors of the dense model differ in number.
+            ValueError: The number of weights and of vectors of the dense model differ.
         """
         self.calls += len(now)
         weights = weights or [None] * len(now)
@@ -191,7 +211,7 @@ class InputSums:
         if before is None:
             return
         self._corrects = True
-        # experts, not marked, are sent other tokens than in the dense model: then no x belongs to an x~
+        # Unmarked vectors of experts may belong to other tokens than in the dense model: no pairs then.
         self._paired = self._paired and [len(x) for x in now] == [len(x) for x in before]
         if self._paired:
             for x, dense, root in zip(scaled, before, roots, strict=True):
@@ -211,7 +231,7 @@ class InputSums:
         return result
 
     def cross(self) -> NDArray[np.float64] | None:
-        """C, None where it is S~ or unknown; a mean over the same pairs of vectors as S~."""
+        """C, the mean over the same pairs of vectors as S~; None if it equals S~ or is unknown."""
         if not (self._corrects and self._paired):
             return None
         result: NDArray[np.float64] = self._cross.mean().numpy()
@@ -219,7 +239,7 @@ class InputSums:
 
 
 def _matched(values: Tensor | None, x: Tensor, missing: Tensor) -> Any:
-    """One of the values for every vector, by the marks of both, or what is to stand for missing ones."""
+    """Match values to the vectors x by their marks; vectors without a value get that of ``missing``."""
     if values is None or marked(values) is None or marked(x) is None:
         return values
     (theirs, count), (rows, _) = marked(values), marked(x)  # type: ignore[misc]
@@ -232,7 +252,7 @@ def _matched(values: Tensor | None, x: Tensor, missing: Tensor) -> Any:
 
 
 def _roots(x: Tensor, weights: Tensor | None) -> Tensor | None:
-    """Square roots of weights, shape (count, 1); None where they are unknown, or those of other vectors."""
+    """Square roots of weights, shape (count, 1); None if unknown or of a different number of vectors."""
     if weights is None or len(weights) != len(x):
         return None
     return weights.to(x).sqrt()[:, None]
@@ -242,7 +262,7 @@ def _scaled(x: Tensor, roots: Tensor | None) -> Tensor:
     return x if roots is None else x * roots
 
 
-# ---------------------------------------------------------------- the target
+# ---------------------------------------------------------------- the target matrix
 
 
 def correction(C: NDArray[Any], S: NDArray[Any], shrink: float) -> NDArray[np.float64]:
@@ -254,9 +274,9 @@ def correction(C: NDArray[Any], S: NDArray[Any], shrink: float) -> NDArray[np.fl
         shrink: Share of the diagonal in S.
     """
     scale = np.sqrt(S.diagonal())
-    scale[scale == 0] = 1  # an input that is always 0 has no say: only its diagonal entry is not 0
+    scale[scale == 0] = 1  # for an input that is always 0
     unit = shrunk(S, shrink) / np.outer(scale, scale)
-    unit[np.diag_indices_from(unit)] += 1e-7  # where x~ has fewer dimensions than n and nothing is shrunk
+    unit[np.diag_indices_from(unit)] += 1e-7  # for a singular S without shrinkage
     gap = (1 - shrink) * (C - S) / scale
     result: NDArray[np.float64] = np.linalg.solve(unit, gap.T).T / scale
     return result

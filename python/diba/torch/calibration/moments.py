@@ -1,4 +1,4 @@
-"""What a calibration knows of every layer: second moments of its inputs, gradients of its outputs.
+"""A calibration: for every layer the second moments of its inputs and the gradients for its outputs.
 
 Its file (``_internal.tensor_files``): format "diba calibration", version 1. Metadata: ``layer.I``, the
 name of layer I. Tensors: ``layers``, int64 (layers, 4), in each row which matrix of second moments is the
@@ -54,7 +54,7 @@ class Moments:
 
     @property
     def outputs(self) -> int:
-        """How many vectors the layer made of these batches, as far as is known."""
+        """Number of output vectors of the layer: ``gradient_count``, or ``count`` if that is 0."""
         return self.gradient_count or self.count
 
     @property
@@ -93,7 +93,7 @@ class Calibration(Mapping[str, Moments]):
         return f"Calibration({len(self)} layers, {spread} input vectors each{tail})"
 
     def merge(self, other: Calibration) -> Calibration:
-        """The calibration of both sets of batches together; layers that only one has are kept as they are.
+        """Combine the calibrations of two sets of batches; layers that only one has are kept unchanged.
 
         Moments are weighted by their counts. Gradients are kept where both have them.
 
@@ -153,7 +153,7 @@ def _mean(a: Floats, weight_a: int, b: Floats, weight_b: int) -> Floats:
 
 
 def _fault_of_second(second: Floats) -> str | None:
-    """What is wrong with a matrix of second moments; of a mean of x x' only what rounding leaves true."""
+    """What is wrong with a matrix of second moments, allowing for rounding; None: nothing."""
     diagonal = second.diagonal()
     if not np.isfinite(second).all():
         return "has NaN or infinite entries, expected finite numbers"

@@ -1,16 +1,16 @@
-"""Compression in execution order, each layer for the inputs that the layers compressed before it leave.
+"""Compression in execution order: each layer for the inputs that it gets from the layers compressed before.
 
-Step by step, as ``blocks.plan`` orders them. A step is some groups of layers outside of blocks, for which the
-whole model is run, or a sequence of blocks, for which a ``_Stream`` holds what each block is called with.
-Stages of every step: *statistics*, sums over the inputs of its layers, now and in the dense model; *tasks*,
-the target and moments of each layer that follow from them (``inputs.correction``); *solve*, by the caller.
+``blocks.plan`` gives the steps. A step is either a list of groups of layers outside of blocks, for which the
+whole model is run, or a sequence of blocks, for which a ``Stream`` holds the inputs of the current block.
+Every step has three stages: *statistics* sums over the inputs of its layers, in the partly compressed and in
+the dense model; *tasks* computes target matrix and moments of each layer (``inputs.correction``); *solve* is
+done by the caller.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -23,7 +23,7 @@ from ..model.swap import put
 from ..modules.kinds import dense_matrix, input_size, replaceable
 from ..retuning.batches import MasksOf, call, digest, evaluating, repeatable, token_masks
 from .blocks import Block, Blocks, Group, Groups, plan, together
-from .inputs import InputSums, Item, captured, correction, recorded, run_block
+from .inputs import InputSums, Item, Stream, captured, correction, recorded, run_block
 from .moments import Calibration, Moments
 from .sensitivity import Sensitivity, measure
 
@@ -36,7 +36,7 @@ __all__ = ["LayerTask", "Solve", "run"]
 
 
 class LayerTask(NamedTuple):
-    """A layer to compress: its name, target matrix (m, n) and moments of its inputs, if they are known."""
+    """A layer to compress: its name, target matrix (m, n), and moments of its inputs if they are known."""
 
     name: str
     matrix: NDArray[np.float32]
@@ -44,7 +44,7 @@ class LayerTask(NamedTuple):
 
 
 Solve = Callable[[Sequence[LayerTask]], object]
-"""Called with layers that read the same input; it puts the compressed ones in place."""
+"""Called with tasks of layers that are compressed together; it must replace the layers."""
 
 
 def run(
@@ -56,28 +56,30 @@ def run(
     calibration: Calibration | None = None,
     loss: Loss | None = None,
 ) -> None:
-    """Call ``solve`` for every layer in execution order, with moments of the inputs the layer has by then.
+    """Call ``solve`` for every layer in execution order, with the moments of its inputs at that time.
+
+    Embeddings come first, and layers that no batch reaches last. Both get their own matrix as target, and no
+    moments; so do layers that batches reach only in the dense model, such as experts to which the compressed
+    router sends no tokens.
 
     Args:
-        model: Changed by ``solve`` alone; it runs in evaluation mode and gets its modes back.
-        names: Layers to compress. Embeddings come first and layers that no batch reaches last, both with
-            their own matrix and without moments; so do layers that no batch reaches any more when it is their
-            turn, as experts to which the compressed router sends nothing.
+        model: Changed only by ``solve``; it runs in evaluation mode, and its modes are restored.
+        names: Names of the layers to compress.
         batches: See :func:`diba.torch.calibrate`. Padding is not counted.
-        solve: Called with the layers of one input, a sequence of :class:`LayerTask`; it must put compressed
-            layers in the place of the dense ones, or leave them dense, before it returns.
-        calibration: Where ``gradient_rms`` is taken from.
-        loss: ``loss(model, batch)``: the dense model's gradients weigh vectors and outputs, see
+        solve: Called with a sequence of :class:`LayerTask`; it must replace these layers, or leave them
+            dense, before it returns.
+        calibration: Source of ``gradient_rms``.
+        loss: ``loss(model, batch)``; its gradients in the dense model weight vectors and outputs, see
             :class:`~diba.torch.calibration.sensitivity.Sensitivity`.
 
     Raises:
-        TypeError: an argument is of the wrong kind.
-        ValueError: a name is no dense layer, or inputs are not finite.
+        TypeError: An argument has the wrong type.
+        ValueError: A name is not that of a dense layer, or inputs are not finite.
 
     Notes:
-        Memory in a sequence: for all batches, the inputs of one block twice (dense, compressed) and the
-        inputs of every group of layers in it, float32. Layers outside of sequences keep nothing but sums.
-        Dense layers are kept while later steps need the dense model.
+        Memory in a sequence, for all batches: the inputs of one block (dense and compressed), and the inputs
+        of every group of layers in it, float32. Layers outside of sequences keep only sums. Dense layers are
+        kept while later steps need the dense model.
     """
     check.instance(model, "model", nn.Module, "use the torch model itself")
     if not callable(solve):
@@ -111,25 +113,8 @@ def _layers(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
     return layers
 
 
-@dataclass
-class _Stream:
-    """Batches on their way through a sequence of blocks; those that do not reach it now are left out.
-
-    Attributes:
-        keys: Digests of the batches, by which the weights of their vectors are found.
-        masks: Masks of their tokens.
-        now: What the next block is called with.
-        dense: The same in the dense model; None: the batch does not reach it there.
-    """
-
-    keys: list[bytes] = field(default_factory=list)
-    masks: list[MasksOf] = field(default_factory=list)
-    now: list[Item] = field(default_factory=list)
-    dense: list[Item | None] = field(default_factory=list)
-
-
 class _Propagation:
-    """The model between two steps, and the dense layers it had."""
+    """A partly compressed model, with the dense layers that were replaced."""
 
     def __init__(
         self,
@@ -140,7 +125,7 @@ class _Propagation:
         sensitivity: Sensitivity | None,
         masks_of: Callable[[Any], MasksOf],
     ) -> None:
-        self.keep_dense = True  # layers, for steps to come
+        self.keep_dense = True  # whether later steps need the dense layers
         self._model, self._batches, self._call_solve = model, batches, solve
         self._calibration, self._sensitivity, self._masks_of = calibration, sensitivity, masks_of
         self._replaced: dict[str, nn.Module] = {}
@@ -148,13 +133,13 @@ class _Propagation:
     # ------------------------------------------------------------ steps
 
     def without_inputs(self, names: Iterable[str]) -> None:
-        """Layers whose inputs are not seen: their own matrix is the target."""
+        """Compress layers whose inputs are unknown; their own matrix is the target."""
         tasks = [_plain_task(name, self._matrix(name)) for name in names]
         if tasks:
             self._solve(tasks)
 
     def outside_of_blocks(self, groups: Groups) -> None:
-        """Layers for which the model is run from its beginning."""
+        """Compress layers outside of blocks, for which the whole model is run."""
         sums = [InputSums(self._input_size(group)) for group in groups]
         for batch in self._batches:
             masks, key = self._masks_of(batch), self._key(batch)
@@ -172,7 +157,7 @@ class _Propagation:
         self._solve(self._tasks(groups, sums))
 
     def sequence(self, blocks: Blocks) -> None:
-        """Blocks that follow each other, from the inputs of the first one on."""
+        """Compress a sequence of blocks, from the inputs of the first block on."""
         stream = self._enter(blocks[0].name)
         for block in blocks:
             dense = self._dense_inputs(block, stream)
@@ -184,10 +169,10 @@ class _Propagation:
 
     # ------------------------------------------------------------ statistics
 
-    def _enter(self, block: str) -> _Stream:
-        """The batches in front of the first block of a sequence."""
-        stream = _Stream()
-        # A loader may shuffle: both models are run on a batch before the next is read.
+    def _enter(self, block: str) -> Stream:
+        """Run the batches up to the first block of a sequence."""
+        stream = Stream()
+        # A loader may shuffle, so both models are run on a batch before the next one is read.
         for batch in self._batches:
             masks = self._masks_of(batch)
             item = captured(self._model, block, batch)
@@ -205,8 +190,8 @@ class _Propagation:
             self._replaced.clear()
         return stream
 
-    def _dense_inputs(self, block: Block, stream: _Stream) -> dict[Group, list[list[Tensor]]]:
-        """Inputs in the dense model by group, batch and call; its items go on to the next block."""
+    def _dense_inputs(self, block: Block, stream: Stream) -> dict[Group, list[list[Tensor]]]:
+        """Inputs in the dense model by group, batch and call; ``stream.dense`` moves on to the next block."""
         inputs: dict[Group, list[list[Tensor]]] = {group: [] for group in block.groups}
         for number, item in enumerate(stream.dense):
             calls: list[list[Tensor]] = [[] for _ in block.groups]
@@ -219,9 +204,9 @@ class _Propagation:
         return inputs
 
     def _statistics(
-        self, block: Block, groups: Groups, stream: _Stream, dense: dict[Group, list[list[Tensor]]]
+        self, block: Block, groups: Groups, stream: Stream, dense: dict[Group, list[list[Tensor]]]
     ) -> list[InputSums]:
-        """Sums over the inputs of some groups of a block; those of the dense model are used up."""
+        """Sums over the inputs of some groups of a block; their inputs in the dense model are freed."""
         sums = [InputSums(self._input_size(group)) for group in groups]
         before = [dense.pop(group) for group in groups]
         for number, item in enumerate(stream.now):
@@ -254,7 +239,7 @@ class _Propagation:
 
     def _tasks_of_group(self, group: Group, sums: InputSums) -> Iterator[LayerTask]:
         matrices = {name: self._matrix(name) for name in group.names}
-        if not sums.calls or (group.together and not sums.count):  # no batch reaches it by now
+        if not sums.calls or (group.together and not sums.count):  # no batch reaches it any more
             yield from (_plain_task(name, matrix) for name, matrix in matrices.items())
             return
         second, cross = sums.second(group.names[0]), sums.cross()
@@ -283,7 +268,7 @@ class _Propagation:
     # ------------------------------------------------------------ solve
 
     def _solve(self, tasks: list[LayerTask]) -> None:
-        """Have layers compressed, and remember the dense ones as long as they are needed."""
+        """Let the caller compress layers, and keep the dense ones while they are needed."""
         names = {task.name for task in tasks}
         before = dict(self._model.named_modules(remove_duplicate=False))
         self._call_solve(tasks)
@@ -294,12 +279,14 @@ class _Propagation:
 
     @contextmanager
     def _dense(self) -> Iterator[None]:
-        """The model with its dense layers back for a while."""
+        """A context in which the model has its dense layers again."""
         current = {name: put(self._model, name, layer) for name, layer in self._replaced.items()}
         try:
             yield
         finally:
-            for name, layer in reversed(current.items()):  # the first of two names of one place knows it
+            for name, layer in reversed(
+                current.items()
+            ):  # if a place has two names, the first one holds the old layer
                 put(self._model, name, layer)
 
 

@@ -1,4 +1,4 @@
-"""Gradients of a loss at the outputs of layers; weights of vectors and outputs that follow from them."""
+"""Gradients of a loss for the outputs of layers, and the weights of vectors and outputs made from them."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 __all__ = ["LEAST", "Sensitivity", "backward", "measure", "output_gradients", "row_squares"]
 
 LEAST = 0.01
-"""Added to the weight of every vector: what no sample of a loss reached may still matter."""
+"""Added to the weight of every vector: a small gradient in one sample does not make it unimportant."""
 
 Take = Callable[[str, int, Tensor], None]
-"""Called with the layer's name, the number of its call in this run, and the gradient at its output."""
+"""Called with a layer's name, the number of its call in this run, and the gradient for its output."""
 
 
 @contextmanager
@@ -33,7 +33,7 @@ def output_gradients(layers: Mapping[str, nn.Module], take: Take) -> Iterator[di
     """Call ``take`` for every output of these layers that a backward pass reaches, the last ones first.
 
     Yields:
-        Calls of each layer so far: clear it before every run.
+        The number of calls of each layer so far; clear it before every run.
     """
     calls: dict[str, int] = defaultdict(int)
 
@@ -57,10 +57,10 @@ def output_gradients(layers: Mapping[str, nn.Module], take: Take) -> Iterator[di
 
 
 def row_squares(module: nn.Module, gradient: Tensor, masks: Sequence[Tensor], where: str) -> Tensor:
-    """Squared gradients, shape (vectors, m), float64, padding left out.
+    """Squared gradients, shape (vectors, m), float64, without padding.
 
     Raises:
-        ValueError: one is not finite; ``where`` names layer and batch.
+        ValueError: A gradient is not finite; ``where`` names layer and batch in the message.
     """
     rows = output_rows(module, gradient, masks)
     squares = rows.double().square()
@@ -76,8 +76,8 @@ def backward(loss: Loss, model: nn.Module, batch: Any, number: int) -> None:
     """Run the model and the backward pass of a loss on batch ``number``.
 
     Raises:
-        TypeError: the loss is no scalar tensor.
-        ValueError: it has no gradient, or is not finite.
+        TypeError: The loss is not a scalar tensor.
+        ValueError: The loss has no gradient, or is not finite.
     """
     value = loss_value(loss, model, batch)
     if not value.requires_grad:
@@ -91,7 +91,7 @@ def backward(loss: Loss, model: nn.Module, batch: Any, number: int) -> None:
 
 
 class Sensitivity:
-    """Squared gradients of a loss at the outputs of a model's layers, by vector and by output.
+    """Squared gradients of a loss for the outputs of a model's layers, summed by vector and by output.
 
     To second order, errors E of a layer cost ``1/2 sum_po g_po^2 (E_o x_p)^2``: vectors p, outputs o.
     With ``g_po^2`` in the form of a product, that is ``tr(O E S E' O)``: S the mean of x x' with weights of
@@ -106,7 +106,7 @@ class Sensitivity:
         self._outputs: dict[str, NDArray[np.float64]] = {}
 
     def add(self, batch: bytes, name: str, call: int, squares: Tensor, weights: Tensor) -> None:
-        """Squared gradients of one call, shape (vectors, m), and sums of those of the vectors taken."""
+        """Add the squared gradients of one call, shape (vectors, m), and the sums for each sampled vector."""
         self._vectors.setdefault(batch, {}).setdefault(name, {})[call] = weights
         self._totals[name] = self._totals.get(name, 0.0) + float(weights.sum())
         self._counts[name] = self._counts.get(name, 0) + len(weights)
@@ -114,13 +114,13 @@ class Sensitivity:
         self._outputs[name] = self._outputs.get(name, 0) + sums
 
     def weights(self, batch: bytes, names: Sequence[str], call: int) -> Tensor | None:
-        """Weights of the vectors that layers of one input read in a call; about 1 on average.
+        """Weights of the vectors that layers of one group read in a call; about 1 on average.
 
         Returns:
-            Shape (vectors,), float32; None where the loss reaches none of the layers.
+            Shape (vectors,), float32; None if the loss reaches none of the layers.
 
         Raises:
-            ValueError: the batch is not one of those that were measured.
+            ValueError: The batch is not one of those that were measured.
         """
         if batch not in self._vectors:
             raise ValueError(
@@ -137,7 +137,7 @@ class Sensitivity:
         return mark_like((relative.sqrt() + LEAST).float(), known[0])
 
     def outputs(self, name: str) -> NDArray[np.float64] | None:
-        """RMS gradients, shape (m,), up to a factor; None where the loss does not reach the layer."""
+        """RMS gradients, shape (m,), up to a common factor; None if the loss does not reach the layer."""
         squares = self._outputs.get(name)
         return None if squares is None or not squares.any() else np.sqrt(squares / self._counts[name])
 
@@ -145,19 +145,19 @@ class Sensitivity:
 def measure(
     model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable[Any], loss: Loss
 ) -> Sensitivity:
-    """Run the model and its backward pass on all batches.
+    """Measure the gradients of a loss for the outputs of layers, over all batches.
 
     Args:
-        model: Dense; it is left as it was.
+        model: A dense model; it is not changed.
         layers: Name -> layer with input vectors.
-        batches: Whose content is told apart when they are read again.
+        batches: The batches; they are recognised by their content when they are read again.
         loss: ``loss(model, batch)``.
 
     Raises:
-        TypeError, ValueError: as :func:`diba.torch.calibrate` says of losses and gradients.
+        TypeError, ValueError: See :func:`diba.torch.calibrate`.
     """
     result = Sensitivity()
-    batch: list[Any] = [0, b"", None]  # number, digest, masks of the one under way
+    batch: list[Any] = [0, b"", None]  # number, digest and masks of the current batch
 
     def take(name: str, call: int, gradient: Tensor) -> None:
         number, key, masks = batch

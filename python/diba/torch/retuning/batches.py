@@ -1,4 +1,4 @@
-"""Batches of data: how a model is run on one, in which mode, and how several are read more than once.
+"""Batches of data: running a model on them, reading them repeatedly, and the modes of the model.
 
 A batch is what the model takes: a mapping of keyword arguments, a tuple or list of positional ones, or one
 tensor. Nothing is moved between devices.
@@ -44,7 +44,7 @@ def call(model: nn.Module, batch: Any) -> Any:
     """The model's output: ``model(**batch)``, ``model(*batch)`` or ``model(batch)``.
 
     A model whose ``forward`` has an argument ``use_cache`` is told False, unless the batch says otherwise:
-    keys and values of tokens that nobody will ask for again only take memory.
+    a cache of keys and values is not needed here and takes memory.
 
     Args:
         model: Any module.
@@ -73,7 +73,7 @@ def call(model: nn.Module, batch: Any) -> Any:
 
 
 def repeatable(batches: Any, name: str = "batches", *, limit: int = HELD_BYTES) -> Iterable[Any]:
-    """The same batches, as something that can be read any number of times.
+    """Return an iterable of the same batches that can be read any number of times.
 
     Args:
         batches: A list or tuple of batches, a ``DataLoader`` or another iterable that starts afresh whenever
@@ -130,7 +130,7 @@ def _bytes(batch: Any) -> int:
 
 
 def size(batches: Iterable[Any]) -> int | None:
-    """The number of batches; None where nobody knows before reading them."""
+    """The number of batches; None if it is unknown before they are read."""
     try:
         return len(batches)  # type: ignore[arg-type]
     except TypeError:  # also a DataLoader of an iterable dataset
@@ -143,13 +143,13 @@ MasksOf = Callable[[str], Sequence[Tensor]]
 
 @contextlib.contextmanager
 def token_masks(model: nn.Module) -> Iterator[Callable[[Any], MasksOf]]:
-    """Yields a function that gives the masks of a batch, to be called before the model is run on it.
+    """Yield a function that returns the masks of a batch; call it before the model runs on the batch.
 
-    The shape of its input tells whether a mask is for a layer. A model of text and images may have as many
-    patches as tokens, so layers in a module whose first input is another floating tensor of the batch, and
-    that is not given the mask, have none.
+    A mask applies to layers whose input has its shape. A model of text and images may have as many patches as
+    tokens, so there is an exception: no mask applies inside a module whose first input is another
+    floating-point tensor of the batch and which does not get the mask.
     """
-    tensors: dict[str, Tensor] = {}  # the batch under way
+    tensors: dict[str, Tensor] = {}  # of the current batch
     shapes: set[torch.Size] = set()  # shapes of its masks
     others: set[str] = set()  # modules that read no tokens
 
@@ -180,7 +180,7 @@ def token_masks(model: nn.Module) -> Iterator[Callable[[Any], MasksOf]]:
 
 
 def digest(batch: Any) -> bytes:
-    """The content of a batch, as a key."""
+    """A digest of the content of a batch, for use as a key."""
     state = hashlib.blake2b(digest_size=16)
     for part in (
         batch.values()
@@ -199,19 +199,19 @@ def digest(batch: Any) -> bytes:
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode; every module's own mode is restored at the end, also after an error."""
+    """A context with the model in evaluation mode; all modes are restored at the end, also after an error."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         yield
     finally:
-        for module in model.modules():  # modules that came meanwhile take the model's mode
+        for module in model.modules():  # new modules get the mode of the model
             module.training = modes.get(module, modes[model])
 
 
 @contextlib.contextmanager
 def plain_grad(enabled: bool) -> Iterator[None]:
-    """Gradients on or off whatever the caller's mode; no inference mode, which hides version counters."""
+    """Turn gradients on or off, and inference mode off, in which tensors have no version counters."""
     with torch.inference_mode(False), torch.set_grad_enabled(enabled):
         yield
 
@@ -224,7 +224,7 @@ def differentiable(
     dropout: bool = False,
     batch_statistics: bool = False,
 ) -> Iterator[None]:
-    """Let gradients reach these parameters only; everything is as before afterwards, whatever happens.
+    """A context in which only these parameters get gradients; everything is restored at the end.
 
     Args:
         model: Runs in eval mode, so the loss is the one that will be measured.
@@ -255,5 +255,5 @@ def differentiable(
 
 
 def batch_norms(model: nn.Module) -> list[nn.Module]:
-    """Its modules that keep statistics of batches."""
+    """The batch normalisation modules of a model."""
     return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]

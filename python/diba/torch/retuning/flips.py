@@ -1,4 +1,4 @@
-"""Bits that move while the diagonals are retuned, in a few layers at a time.
+"""Flipping bits while the diagonals are retuned, in a few layers at a time.
 
 With G the gradient of the loss for a layer's outputs, and u = B2 (d3 * x), the gradient for the entries of
 its factors is ``(d1 * G)' (d2 * u)`` and ``(B1' (d1 * G) * d2)' (d3 * x)``: dense, of m k and k n numbers, so
@@ -90,7 +90,7 @@ class _Latents:
         return 4 * self.value.nbytes
 
     def step(self, lr: float, share: float) -> int:
-        """A step of Adam, and the flips that follow from it, whose number is returned."""
+        """Take a step of Adam and flip the bits whose latent crossed zero; returns the number of flips."""
         self.steps += 1
         self.mean.lerp_(self.gradient, 1 - _DECAYS[0])
         self.square.mul_(_DECAYS[1]).addcmul_(self.gradient, self.gradient, value=1 - _DECAYS[1])
@@ -112,7 +112,7 @@ class _Latents:
         return len(crossed)
 
     def changed(self) -> int:
-        """Bits that differ from the start of the turn."""
+        """Number of bits that differ from the start of the turn."""
         return int(unpack(self.bits ^ self.start, 8 * self.bits.shape[1], False, torch.float64).sum())
 
 
@@ -165,7 +165,7 @@ class Flipper:
         self._steps = 0
 
     def watch(self) -> ExitStack:
-        """Gather what the backward passes within this context tell about the current layers."""
+        """A context whose backward passes add gradients for the bits of the current layers."""
         if not self._turn:
             self._begin()
         stack = ExitStack()
@@ -175,7 +175,7 @@ class Flipper:
 
     @torch.no_grad()
     def step(self, rate: float) -> int:
-        """Move the current latents at ``rate`` times their learning rate, and flip bits; says how many."""
+        """Step the current latents at ``rate`` times their learning rate; returns the number of flips."""
         start = time.perf_counter()
         self._steps += 1
         flipped = 0
@@ -186,14 +186,14 @@ class Flipper:
         return flipped
 
     def drop(self) -> None:
-        """Forget the gradients of a step that is skipped."""
+        """Drop the gradients of a skipped step."""
         for turn in self._turn.values():
             for latents in (turn.left, turn.right):
                 latents.gradient.zero_()
 
     @torch.no_grad()
     def check(self, loss: Callable[[], float], last: bool = False) -> None:
-        """At the end of a turn (or of everything), keep its flips if a batch is better off with them."""
+        """At the end of a turn, or of the training, keep its flips only if they lower the loss of a batch."""
         if not self._turn or (self._steps < self.settings.every and not last):
             return
         start = time.perf_counter()
@@ -236,7 +236,7 @@ class Flipper:
 
 
 def _are_better(latents: list[_Latents], loss: Callable[[], float]) -> bool:
-    """Whether the loss is lower than with the bits of the turn's start, which stay if it is not."""
+    """Whether the flips lower the loss; if not, the bits of the start of the turn are restored."""
     now = [part.bits.clone() for part in latents]
     after = loss()
     for part in latents:

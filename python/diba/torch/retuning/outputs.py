@@ -1,4 +1,4 @@
-"""The answer in a model's output: the tensors that losses compare, and how each is to be read."""
+"""Answers: the tensors of a model's output that losses compare, and what their numbers mean."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 __all__ = ["Answer", "answers", "choices", "field", "positions"]
 
 _BESIDE_LOGITS = ("mc_logits", "pred_boxes", "pred_masks")
-"""Answers of models with several heads, beside ``logits``."""
+"""Further answers of models with several heads, besides ``logits``."""
 
 _EMBEDS = re.compile(r"(^|_)(embeds|embedding|embeddings)$")
 _HIDDEN = ("last_hidden_state", "hidden_states", "decoder_hidden_states")
@@ -24,10 +24,10 @@ class Answer(NamedTuple):
     """One tensor of an output.
 
     Attributes:
-        name: Where it was found; empty for an output that is a tensor.
-        values: ``"classes"``: logits, the classes along the last axis, one of which is right. ``"labels"``:
-            logits of labels that are each right or wrong. ``"features"``: any other numbers.
-        kind: Which of these they are.
+        name: Its name in the output; empty if the output is a tensor.
+        values: The tensor.
+        kind: ``"classes"``: logits of classes along the last axis, one of which is right. ``"labels"``:
+            logits of labels, each of which is right or wrong. ``"features"``: any other numbers.
     """
 
     name: str
@@ -36,9 +36,9 @@ class Answer(NamedTuple):
 
 
 def answers(output: Any, model: nn.Module, features: bool) -> list[Answer]:
-    """The tensors that count.
+    """Find the answers in an output.
 
-    - A tensor: logits, features if asked for.
+    - If the output is a tensor: logits, or features if asked for.
     - ``logits``, else all whose names end with ``_logits``; beside them ``mc_logits``, ``pred_boxes`` and
       ``pred_masks``. Classes lie along the last axis, along axis 1 of images (four axes or more). Masks, and
       all logits of a model for several labels at once, are labels. One number alone is a feature.
@@ -47,7 +47,7 @@ def answers(output: Any, model: nn.Module, features: bool) -> list[Answer]:
       first tensor of a tuple, else what outputs inside of this one have, else the only tensor there is.
 
     Raises:
-        ValueError: which it is cannot be known.
+        ValueError: The answer cannot be determined.
     """
     if isinstance(output, Tensor):
         return [_read("", output, model, features)]
@@ -115,7 +115,7 @@ def _fields(output: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _read(name: str, values: Tensor, model: nn.Module, features: bool) -> Answer:
-    """Logits by their kind."""
+    """Determine the kind of a tensor."""
     config = getattr(model, "config", None)
     if features or name == "pred_boxes" or values.ndim == 0:
         return Answer(name, values, "features")
@@ -133,17 +133,17 @@ def _many_labels(config: Any) -> bool:
 
 
 def choices(answer: Answer) -> Tensor:
-    """Logits with alternatives along the last axis: those of a label are that it is right, or wrong."""
+    """Logits with the alternatives along the last axis; for labels these are right and wrong."""
     if answer.kind == "labels":
         return torch.stack([answer.values, torch.zeros_like(answer.values)], -1)
     return answer.values
 
 
 def positions(batch: Any, values: Tensor, model: nn.Module) -> Any:
-    """An index of the positions (an answer without its last axis) that count.
+    """An index of the positions of an answer (all axes but the last) that are compared.
 
-    Those where ``attention_mask``, that of the decoder if there is one, is 1, else those where ``labels`` are
-    not -100, if one of them has the shape of the positions; else all of them.
+    These are the positions where ``attention_mask`` (of the decoder if there is one) is 1, else those where
+    ``labels`` are not -100, if one of them has the shape of the positions; else all positions.
     """
     shape = values.shape[:-1]
     masks = [("decoder_attention_mask", 0), ("labels", -100)]
@@ -157,5 +157,5 @@ def positions(batch: Any, values: Tensor, model: nn.Module) -> Any:
 
 
 def field(output: Any, name: str) -> Any:
-    """A value by its name, of a mapping or any other object; None if there is none."""
+    """The value of that name in a mapping or another object; None if there is none."""
     return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)

@@ -1,4 +1,4 @@
-"""Optimizer steps: their rates and limits, losses that are not finite, and an end no worse than the start."""
+"""The training loop: learning rates, limited and skipped steps, and undoing a training that made it worse."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _PATIENCE = 10  # steps in a row without a finite loss or gradient
 
 
 def step_count(training: Training, batches: Iterable[Any]) -> int:
-    """How many optimizer steps a training takes.
+    """The number of optimizer steps of a training.
 
     Raises:
-        TypeError: the batches have no length, and ``max_steps`` is None.
+        TypeError: The batches have no length, and ``max_steps`` is None.
     """
     if training.max_steps is not None:
         return training.max_steps
@@ -43,20 +43,20 @@ class Trainer:
     """Trains groups of parameters, and bits if there is a flipper.
 
     Args:
-        model: ``batches.differentiable`` lets gradients reach the parameters.
+        model: The model, in the context ``batches.differentiable``.
         loss: ``loss(model, batch)``.
-        groups: Parameters of like size with their rates, see ``training.grouped``.
-        training: Rates and limits; what trains is in ``groups`` and ``flipper``.
-        flipper: None: no bit moves.
+        groups: Groups of parameters, see ``training.grouped``.
+        training: The settings.
+        flipper: Flips bits; None: no bit changes.
 
     Attributes:
         losses: The loss of every step before it was taken; NaN where it was skipped.
         skipped: Steps without a finite loss or gradient; nothing changed in them.
-        flips: Bits that the last step changed.
-        checked: How many batches the mean loss before and after is of.
+        flips: Number of bits that the last step changed.
+        checked: Number of batches in the mean losses before and after.
         loss_before: Mean loss of these batches before the first step.
-        loss_after: The same after the last one.
-        restored: Whether it was larger, so that everything was put back.
+        loss_after: Mean loss of these batches after the last step.
+        restored: Whether the loss rose, so that everything was undone.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Trainer:
         after_step: Callable[[], object] = lambda: None,
         around_epochs: Callable[[], object] = lambda: None,
     ) -> None:
-        """Take all steps; put everything back where the mean loss of some batches is larger at the end.
+        """Take all steps; undo them if the mean loss of some batches is larger at the end.
 
         Args:
             batches: Can be read any number of times.
@@ -159,12 +159,12 @@ class Trainer:
 
     @torch.no_grad()
     def _undo(self) -> None:
-        """Put back everything that steps may have changed."""
+        """Restore everything that steps may have changed."""
         for tensor, saved in self._before:
             tensor.copy_(saved)
 
     def _gradients(self, chunk: list[Any]) -> float:
-        """Gradients of the mean loss of some batches, which is returned."""
+        """Compute the gradients of the mean loss of some batches; returns that loss."""
         value = 0.0
         for batch in chunk:
             loss = loss_value(self._loss, self._model, batch)
@@ -199,10 +199,10 @@ class Trainer:
 
     @torch.no_grad()
     def _move(self, loss: float) -> None:
-        """The optimizer's step, shortened where to first order it changes the loss by too much.
+        """Take a step of the optimizer, and shorten it if to first order it changes the loss too much.
 
-        Adam moves every entry by its whole rate at first. Thousands of entries of many layers, each helpful
-        alone, then mend the same error many times over. (Stochastic Polyak step size: Loizou, Vaswani,
+        Adam's first steps move every entry by the full learning rate. Thousands of entries then correct the
+        same error at once, and together overshoot. (Stochastic Polyak step size: Loizou, Vaswani,
         Laradji and Lacoste-Julien, AISTATS 2021, equation 3.)
         """
         moving = [p for group in self._groups for p in group["params"] if p.grad is not None]
@@ -217,7 +217,7 @@ class Trainer:
                 p.copy_(torch.lerp(old, p, share * loss / change))
 
     def _skip(self, value: float) -> None:
-        """Count a step without a finite loss or gradient; too many in a row end the training."""
+        """Count a step without a finite loss or gradient; too many in a row stop the training."""
         if self._flipper is not None:
             self._flipper.drop()
         self.losses.append(math.nan)

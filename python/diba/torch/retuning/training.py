@@ -42,8 +42,8 @@ _SECTIONS = {
 """The settings as they are printed."""
 
 _SMALLEST_SCALE = 0.1  # for a bias, which may be all zeros
-# All products with columns of 0/1 share a part, the mean of the bits: where the steps of many entries agree,
-# as Adam's first ones do, it moves by far more than each of them. +-1 has no such part.
+# Products with 0/1 columns share a common part, the mean of the bits. If the steps of many entries agree, as
+# Adam's first steps do, this part changes far more than each entry. Signs have no such part.
 _BINARY_SCALE = 0.5
 
 
