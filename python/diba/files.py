@@ -1,11 +1,11 @@
 """The file format: five tensors and a versioned header in one safetensors file.
 
-Tensors (m x n matrix, inner size k):
-    b1: uint8 (m, ceil(k/8)), b2: uint8 (k, ceil(n/8)): the bits, each row cut to
+Tensors of an m x n matrix with inner dimension k:
+    b1: uint8 (m, ceil(k/8)), b2: uint8 (k, ceil(n/8)): the bits, each row in
         whole bytes, bit j of a row in bit ``j % 8`` of byte ``j // 8``, zeros past the
         last column.
-    d1 (m), d2 (k), d3 (n): float16 if all three fit ``2^e * float16`` (see
-        ``storage``), else float32; finite, and so is ``2^e`` times it in float32.
+    d1 (m), d2 (k), d3 (n): float16 if ``2^e`` times float16 holds all three exactly (see
+        ``storage``), else float32; finite, also after multiplication by ``2^e`` in float32.
 
 Metadata, all strings: format ("diba"), format_version ("1"), alphabet ("binary"
 or "sign"), rows, cols, k (1 to 2^40), d1_exponent, d2_exponent, d3_exponent (-149 to
@@ -13,11 +13,11 @@ or "sign"), rows, cols, k (1 to 2^40), d1_exponent, d2_exponent, d3_exponent (-1
 crc32_metadata (the same over the lines ``key=value`` of all other keys, sorted),
 written_by. Integers are ``0|-?[1-9][0-9]*``; other keys are allowed.
 
-The header has at most 2^20 bytes; what JSON it may be, ``cpp/src/file/safetensors.hpp`` says. Tensors
-follow one another without gap, in any order, up to the end of the file.
+The header has at most 2^20 bytes; ``cpp/src/file/safetensors.hpp`` specifies its JSON. Tensors follow one
+another without gaps, in any order, up to the end of the file.
 
-Exactly such files are read, by ``cpp/src/file/factors.cpp`` alone. Equal factors give equal bytes. No
-pickle is involved anywhere.
+The only reader is ``cpp/src/file/factors.cpp``; it refuses every other file. Equal factors give equal bytes.
+Pickle is never used.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ _FORMAT = tensor_files.Format("diba", "a diba file", FORMAT_VERSION)
 
 @dataclass(frozen=True, eq=False)
 class StoredFactors:
-    """The factors as a file holds them.
+    """The contents of a diba file.
 
     Attributes:
         d1, d2, d3: float32 diagonals of lengths m, k, n.
-        b1, b2: Bits of shapes (m, k) and (k, n), of one alphabet.
-        metadata: Of the file they were read from.
+        b1, b2: Bit matrices of shapes (m, k) and (k, n), of the same alphabet.
+        metadata: Metadata of the file; empty if it was not read from one.
     """
 
     d1: NDArray[np.float32]
@@ -66,7 +66,7 @@ class StoredFactors:
 
 
 def write(path: PathLike, stored: StoredFactors) -> None:
-    """Write a file, whole or not at all.
+    """Write a diba file, whole or not at all.
 
     Raises:
         OSError: the folder does not exist, is not writable, or ``path`` is a folder.
@@ -75,7 +75,7 @@ def write(path: PathLike, stored: StoredFactors) -> None:
 
 
 def encode(stored: StoredFactors, written_by: str | None = None) -> bytes:
-    """The bytes of the file; ``written_by`` defaults to this version of diba."""
+    """The bytes of a diba file; ``written_by`` defaults to this version of diba."""
     diagonals = {name: getattr(stored, name) for name in DIAGONALS}
     exponents = dict.fromkeys(DIAGONALS, 0)
     narrow = all(storage.fits_16(d) for d in diagonals.values())
@@ -102,11 +102,11 @@ def encode(stored: StoredFactors, written_by: str | None = None) -> bytes:
 
 
 def read(path: PathLike) -> StoredFactors:
-    """Read a file and verify everything that can be verified.
+    """Read a diba file and check all of it, checksums included.
 
     Raises:
         OSError: the file cannot be opened, or is no regular file.
-        FormatError: it is not a diba file, is damaged, or is of a newer format version.
+        FormatError: it is not a diba file, is damaged, or has a newer format version.
     """
     name = check.path(path)
     with open_regular(name) as file:
@@ -114,7 +114,7 @@ def read(path: PathLike) -> StoredFactors:
 
 
 def decode(file: BinaryIO, name: str) -> StoredFactors:
-    """Read an open file, or bytes in memory, as :func:`read` does; ``name`` is for messages."""
+    """Read an open file or bytes in memory like :func:`read`; ``name`` is used in messages."""
     metadata, d1, b1, d2, b2, d3 = _core.read_factors(file, name)
     alphabet = check.alphabet(metadata["alphabet"])
     left = BitMatrix(b1, d2.size, alphabet, copy=False)

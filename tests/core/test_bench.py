@@ -123,7 +123,7 @@ def test_heavy_activations() -> None:
 
 # ---------------------------------------------------------------- diba bench
 
-NO_SHAPE = "is no shape; it must be like 4096x1024; see 'diba bench --help'"
+NO_SHAPE = "is not a shape; it must be like 4096x1024; see 'diba bench --help'"
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

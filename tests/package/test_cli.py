@@ -211,7 +211,7 @@ def test_colons_in_paths_and_tensor_names(folder: Path) -> None:
     assert inputs.read_matrix("a:b.safetensors:layer:0:weight").source == "a:b.safetensors:layer:0:weight"
     assert inputs.read_matrix("a:b.safetensors:other").source == "a:b.safetensors:other"
     with pytest.raises(
-        ValueError, match="holds 2 matrices"
+        ValueError, match="has 2 matrices"
     ):  # the existing path wins over tensor b.safetensors
         inputs.read_matrix("a:b.safetensors")
 
@@ -223,10 +223,10 @@ def test_inputs_that_do_not_fit(folder: Path, refused: Callable[..., str]) -> No
     save_model("m.safetensors", w=A, v=A, bias=np.ones(3), empty=np.ones((0, 3)))
     np.savez("m.npz", w=A, bias=np.ones(3), v=A)
     for file in ("m.safetensors", "m.npz"):
-        assert solve(file) == f"{file}: holds 2 matrices, name one as {file}:TENSOR; matrices in it: v, w"
+        assert solve(file) == f"{file}: has 2 matrices; name one as {file}:TENSOR; matrices in it: v, w"
         assert solve(f"{file}:x") == f"{file}: has no tensor 'x'; matrices in it: v, w"
         assert solve(f"{file}:bias").startswith(
-            f"{file}: tensor 'bias' has shape (3,), must be a matrix (2-D)"
+            f"{file}: tensor 'bias' has shape (3,); it must be a matrix (2-D)"
         )
     save_model("many.safetensors", **{f"w{i:02}": A for i in range(30)})
     assert solve("many.safetensors").endswith("w18, w19 and 10 more")
@@ -234,7 +234,7 @@ def test_inputs_that_do_not_fit(folder: Path, refused: Callable[..., str]) -> No
     assert solve("none.safetensors").endswith("matrices in it: none")
     assert solve("a.npy:w") == "a.npy: an npy file holds one array without a name; leave out ':w'"
     np.save("cube.npy", np.ones((2, 2, 2)))
-    assert solve("cube.npy") == "cube.npy: has shape (2, 2, 2), must be a matrix (2-D)"
+    assert solve("cube.npy") == "cube.npy: has shape (2, 2, 2); it must be a matrix (2-D)"
     announced = np.lib.format.header_data_from_array_1_0(A) | {"shape": (1 << 30, 1 << 20)}
     with Path("huge.npy").open("wb") as file:  # which claims petabytes
         np.lib.format.write_array_header_1_0(file, announced)
@@ -242,7 +242,7 @@ def test_inputs_that_do_not_fit(folder: Path, refused: Callable[..., str]) -> No
         archive.write("huge.npy", "w.npy")
     for name in ("huge.npy", "huge.npz:w"):
         assert re.match(
-            rf"{name}: cannot be read .*it has \d+ bytes, its header announces \d{{16}}", solve(name)
+            rf"{name}: cannot be read .*it has \d+ bytes, but its header announces \d{{16}}", solve(name)
         )
     np.save("objects.npy", np.array([[None]]), allow_pickle=True)
     assert solve("objects.npy").startswith("objects.npy: cannot be read as an array of numbers")
@@ -299,7 +299,7 @@ def test_inputs_that_do_not_fit(folder: Path, refused: Callable[..., str]) -> No
         ),
         (("solve", "a.npy", "-o", "x", "--k", "1", "--time-limit", "-1"), "a.npy: time_limit is -1"),
         (("solve", "a.npy", "-o", "no/x", "--k", "1"), "the output's folder does not exist: no"),
-        (("solve", "a.npy", "-o", ".", "--k", "1"), "the output is a folder, name a file in it: ."),
+        (("solve", "a.npy", "-o", ".", "--k", "1"), "the output is a folder; name a file in it: ."),
         (
             ("solve", "a.npy", "-o", "a.npy", "--k", "1"),
             "the output a.npy is the input file; name another",

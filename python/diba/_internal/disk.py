@@ -1,4 +1,4 @@
-"""Files on disk: read only if they are regular ones, replaced whole or not at all."""
+"""Files on disk: reading regular files, and replacing files whole or not at all."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ __all__ = ["PathLike", "check_target", "open_regular", "replace_file"]
 
 PathLike = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
-_MOST_SAVERS = 100  # of one path at one time
+_MOST_SAVERS = 100  # processes that write the same path at the same time
 
 
 # ---------------------------------------------------------------- reading
 
 
 def open_regular(path: PathLike) -> BinaryIO:
-    """Open a regular file for reading; a pipe would wait for its writer, a device has no end.
+    """Open a regular file for reading. Others are refused: a pipe may block, and a device has no end.
 
     Raises:
         OSError: it cannot be opened, or is a folder, a pipe, a socket or a device.
     """
     name = _named(path)
-    _check_regular(Path(name).stat(), name)  # opening alone may do something to a device
+    _check_regular(Path(name).stat(), name)  # before opening, which may have an effect on a device
     descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK)
     try:
         _check_regular(os.fstat(descriptor), name)
@@ -42,7 +42,7 @@ def open_regular(path: PathLike) -> BinaryIO:
 
 def _named(path: PathLike) -> str:
     name = os.fsdecode(path)
-    if not name:  # which pathlib takes for the current folder
+    if not name:  # pathlib would use the current folder
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
     return name
 
@@ -59,10 +59,10 @@ def _check_regular(found: os.stat_result, name: str) -> None:
 
 
 def check_target(path: PathLike) -> None:
-    """Whether a file may be put at ``path`` by what is there now.
+    """Require that ``path`` is free or names a regular file, so that it can be replaced.
 
     Raises:
-        OSError: a folder, pipe, socket or device is there; those are no files to be replaced.
+        OSError: ``path`` is a folder, pipe, socket or device.
     """
     name = _named(path)
     with contextlib.suppress(FileNotFoundError):
@@ -70,16 +70,16 @@ def check_target(path: PathLike) -> None:
 
 
 def replace_file(path: PathLike, data: bytes | Iterable[bytes | memoryview]) -> None:
-    """Put ``data``, in one or several parts, at ``path`` in one step.
+    """Write ``data``, in one or several parts, to ``path``, whole or not at all.
 
-    A temporary file beside it is written and then renamed; file and folder are on the disk when this
-    returns. The new file's mode follows the umask; a symbolic link stays one. Whatever interrupts the
-    writing, the old file is as it was. A process that is killed leaves its temporary file; the next one
-    that writes this path takes it away.
+    A temporary file in the same folder is written and then renamed; file and folder are synchronised to disk
+    before this returns. The new file's mode follows the umask; a symbolic link keeps pointing to the file. If
+    the writing is interrupted, the old file is unchanged. A killed process leaves its temporary file behind,
+    which the next one to write this path removes.
 
     Raises:
-        OSError: named by ``path`` as given: no such folder, not writable, disk full, or a folder, pipe,
-            socket or device is there.
+        OSError: the folder does not exist or is not writable, the disk is full, or ``path`` is a folder,
+            pipe, socket or device.
     """
     name = os.fsdecode(path)
     try:
@@ -97,7 +97,7 @@ def _replace(target: Path, parts: Iterable[bytes | memoryview]) -> None:
                 file.write(part)
             file.flush()
             os.fsync(descriptor)
-            temporary.replace(target)  # before the file is closed, which ends its lock
+            temporary.replace(target)  # before the file is closed, which releases its lock
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -106,9 +106,9 @@ def _replace(target: Path, parts: Iterable[bytes | memoryview]) -> None:
 
 
 def _temporary(target: Path) -> tuple[int, Path]:
-    """A new file beside the target, locked while it is open.
+    """Create a temporary file in the folder of the target, locked while it is open.
 
-    Names are numbered, so what a killed process has left is found by the next; its lock went with it.
+    Names are numbered, so that files left by killed processes are found; those are not locked any more.
     """
     stem = os.fsdecode(os.fsencode(target.name)[:200])  # names have at most 255 bytes
     names = [target.with_name(f".{stem}.{number}.tmp") for number in range(_MOST_SAVERS)]
@@ -119,35 +119,35 @@ def _temporary(target: Path) -> tuple[int, Path]:
             try:
                 descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             except FileExistsError:
-                break  # another saver's
-            with contextlib.suppress(OSError):  # a file system without locks: leftovers stay
+                break  # another process is using it
+            with contextlib.suppress(OSError):  # without locks, files of killed processes stay
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
             if os.fstat(descriptor).st_nlink:
                 return descriptor, name
-            os.close(descriptor)  # it was taken for a leftover before it was locked
+            os.close(descriptor)  # another process removed it before it was locked
     raise FileExistsError(
-        errno.EEXIST, f"there are {_MOST_SAVERS} temporary files {names[0]} and so on", target
+        errno.EEXIST, f"there are {_MOST_SAVERS} temporary files in use, {names[0]} and so on", target
     )
 
 
 def _remove_leftover(path: Path) -> None:
-    """Remove a temporary file that nobody holds locked."""
+    """Remove a temporary file that no process has locked."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
     except OSError:
-        return  # there is none, or it is not ours
+        return  # it does not exist, or is not ours
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.path.samestat(os.fstat(descriptor), os.lstat(path)):
             path.unlink()
     except OSError:
-        pass  # being written, or gone meanwhile
+        pass  # in use, or removed meanwhile
     finally:
         os.close(descriptor)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the renaming last; not every folder that may be written may also be read, or synchronised."""
+    """Synchronise a folder to disk, so that a renamed file stays; skipped where that is not possible."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except PermissionError:

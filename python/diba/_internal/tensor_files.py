@@ -1,7 +1,8 @@
-"""Safetensors files: read any of them, read and write those of diba's own.
+"""Safetensors files: reading any of them, and reading and writing those of diba.
 
-The readers are the compiled ones (``cpp/src/file/safetensors.hpp`` says what they refuse, ``signed.hpp``
-what diba's own files have besides); here are their arrays, and the one writer.
+Headers are read by compiled code: ``cpp/src/file/safetensors.hpp`` specifies what it refuses, ``signed.hpp``
+the metadata and checksums that diba's files have in addition. This module reads their arrays, and has the
+only writer.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ DTYPES = {
     "U64": "<u8",
     "I64": "<i8",
     "F16": "<f2",
-    "BF16": "<u2",  # the upper half of a float32, which NumPy has no name for
+    "BF16": "<u2",  # the upper half of a float32; NumPy has no such dtype
     "F32": "<f4",
     "F64": "<f8",
 }
@@ -56,7 +57,7 @@ DTYPES = {
 
 
 class TensorEntry(NamedTuple):
-    """One tensor as the header states it; offsets count from the start of the file."""
+    """A tensor's entry in the header; offsets count from the start of the file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -76,18 +77,18 @@ def read_header(file: BinaryIO, name: str) -> Header:
 
     Args:
         file: Regular file, or bytes in memory.
-        name: For messages.
+        name: Name of the file in messages.
 
     Raises:
-        FormatError: not a safetensors file, a damaged header, or too few or too many bytes.
+        FormatError: it is not a safetensors file, its header is damaged, or it has too few or too many bytes.
     """
     metadata, tensors = _core.read_header(file, name)
     return Header(metadata, _entries(tensors))
 
 
 def read_array(file: BinaryIO, entry: TensorEntry, name: str) -> NDArray[Any]:
-    """The values of one tensor of a known dtype, as this machine orders bytes; of BF16 as float32."""
-    array, data = _room(entry)
+    """Read one tensor of a dtype in ``DTYPES``, in native byte order; BF16 becomes float32."""
+    array, data = _empty(entry)
     file.seek(entry.begin)
     if file.readinto(data) != len(data):  # type: ignore[attr-defined]
         raise FormatError(f"{name}: is cut short: it became smaller while it was read")
@@ -101,8 +102,8 @@ def _entries(tensors: dict[str, tuple[str, tuple[int, ...], int, int]]) -> dict[
     }
 
 
-def _room(entry: TensorEntry) -> tuple[NDArray[Any], NDArray[np.uint8]]:
-    """An array for a tensor, and its bytes."""
+def _empty(entry: TensorEntry) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+    """An empty array for a tensor, and a view of its bytes."""
     array = np.empty(entry.shape, DTYPES[entry.dtype])
     return array, array.reshape(-1).view(np.uint8)
 
@@ -114,17 +115,17 @@ def _native(array: NDArray[Any], entry: TensorEntry) -> NDArray[Any]:
     return array
 
 
-# ---------------------------------------------------------------- diba's own: reading
+# ---------------------------------------------------------------- files of diba: reading
 
 
 @dataclass(frozen=True)
 class Format:
-    """What tells files of one format from others.
+    """A file format of diba.
 
     Attributes:
-        name: Metadata ``format``.
-        what: For messages: "is not {what}".
-        version: The newest ``format_version`` this diba reads; it writes this one.
+        name: Value of the metadata key ``format``.
+        what: The format in messages: "is not {what}".
+        version: ``format_version`` that is written, and the newest that is read.
     """
 
     name: str
@@ -133,19 +134,19 @@ class Format:
 
 
 class SignedFile:
-    """An open file whose header and metadata are right; its tensors have still to be read.
+    """An open file of diba, its header and metadata checked, its tensors not read yet.
 
     Args:
         file: Regular file, or bytes in memory.
-        name: For messages.
-        kind: Its format.
+        name: Name of the file in messages.
+        kind: Format of the file.
 
     Attributes:
-        metadata: All of it.
-        tensors: What the header says of each, not checked against the format.
+        metadata: All metadata.
+        tensors: Entries of the header; dtypes and shapes are not checked against the format.
 
     Raises:
-        FormatError: not a file of this format, damaged, or of a newer version.
+        FormatError: it is not a file of this format, is damaged, or has a newer format version.
     """
 
     def __init__(self, file: BinaryIO, name: str, kind: Format) -> None:
@@ -155,33 +156,34 @@ class SignedFile:
         self.tensors = _entries(self._file.tensors)
 
     def fail(self, problem: str) -> NoReturn:
-        """Raise the FormatError that says so."""
+        """Raise a FormatError about this file."""
         raise FormatError(f"{self._name}: {problem}")
 
     def value(self, key: str) -> str:
-        """A metadata value that must be there."""
+        """A required metadata value."""
         if key not in self.metadata:
             self.fail(f"metadata {key!r} is missing")
         return self.metadata[key]
 
     def array(self, key: str) -> NDArray[Any]:
-        """A tensor of a known dtype, whose checksum is right."""
-        array, data = _room(self.tensors[key])
+        """Read a tensor of a dtype in ``DTYPES`` and check its checksum."""
+        array, data = _empty(self.tensors[key])
         self._file.read(key, data)
         return _native(array, self.tensors[key])
 
 
-# ---------------------------------------------------------------- diba's own: writing
+# ---------------------------------------------------------------- files of diba: writing
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor to be written.
+    """A tensor to write.
 
     Attributes:
-        dtype: Safetensors' name of it.
-        shape: Its sizes.
-        make: Makes the array, once for its checksum and once for its bytes, so that never two are held.
+        dtype: Dtype in safetensors' names.
+        shape: Shape.
+        make: Makes the array. Called twice, for the checksum and for the bytes, so that only one array is in
+            memory at a time.
     """
 
     dtype: str
@@ -189,13 +191,13 @@ class StoredTensor:
     make: Callable[[], NDArray[Any]]
 
     def data(self) -> memoryview:
-        """Its bytes, as a file holds them."""
+        """The bytes of the tensor in a file."""
         array = np.ascontiguousarray(self.make(), dtype=DTYPES[self.dtype])
         return array.reshape(-1).view(np.uint8).data
 
 
 def crc32(data: memoryview | bytes) -> str:
-    """8 hex digits."""
+    """CRC-32 as 8 hex digits."""
     return f"{zlib.crc32(data):08x}"
 
 
@@ -205,9 +207,10 @@ def encode(
     tensors: Mapping[str, StoredTensor],
     written_by: str | None = None,
 ) -> Iterator[bytes | memoryview]:
-    """The bytes of a file in parts: one before the tensors', one for each of these, in this order.
+    """Yield the bytes of a file in parts: the header, then each tensor.
 
-    Equal content gives equal bytes: metadata are sorted by key, tensors begin at a multiple of 8 bytes.
+    Equal content gives equal bytes: metadata are sorted by key. The first tensor begins at a multiple of 8
+    bytes.
     """
     crcs: dict[str, str] = {}
     header: dict[str, object] = {"__metadata__": {}}

@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
-    except BrokenPipeError:  # the reader of stdout has gone: keep the interpreter's last flush quiet
+    except BrokenPipeError:  # stdout was closed; keep the interpreter's last flush from failing, too
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
@@ -48,7 +48,7 @@ def _fail(message: str, code: int) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line in diba's form."""
+    """An ArgumentParser that reports errors in one line."""
 
     def error(self, message: str) -> NoReturn:
         sys.exit(_fail(f"{message}; see '{self.prog} --help'", 2))

@@ -1,8 +1,7 @@
-"""``diba bench``: products on this machine, beside NumPy's and torch's dense ones.
+"""``diba bench``: times of products on this machine, compared with dense products of NumPy and torch.
 
-Factors are random bits: the time of a product does not depend on its values. The
-measurement runs in a process of its own, where NumPy's BLAS can still be told how
-many threads to use.
+Factors are random bits: the time of a product does not depend on its values. The measurement runs in a new
+process, because the threads of NumPy's BLAS can only be set before it is loaded.
 """
 
 from __future__ import annotations
@@ -51,21 +50,29 @@ if TYPE_CHECKING:
 __all__ = ["add_command", "measure", "table"]
 
 FAST, EXACT, NUMPY, TORCH = "diba, fast", "diba, exact", "NumPy float32", "torch float32"
-SNR_ROWS = 4  # activation vectors that an SNR is measured on
-REST = 0.05  # seconds: idle threads of BLAS and OpenMP wait for work by spinning, some for 30 ms
+SNR_ROWS = 4  # vectors per SNR measurement
+REST = 0.05  # seconds between samples: idle threads of BLAS and OpenMP spin for up to 30 ms
 
 # ---------------------------------------------------------------- one measurement
 
 
 def measure(m: int, n: int, bits: float, batch: int, threads: int, seconds: float = 0.4) -> dict[str, Any]:
-    """Time products with ``batch`` vectors at one shape: diba against NumPy, and torch where it is installed.
+    """Time products of ``batch`` vectors with an m x n matrix: diba, NumPy, and torch if it is installed.
 
-    Sets the threads of diba and torch; NumPy's BLAS must have been given them before it was loaded
-    (:func:`blas_threads`).
+    Sets the threads of diba and torch; those of NumPy's BLAS must be set before it is loaded, see
+    :func:`blas_threads`.
+
+    Args:
+        m: Rows.
+        n: Columns.
+        bits: Bits per weight of the factors.
+        batch: Number of vectors.
+        threads: Number of threads.
+        seconds: Seconds to time each product.
 
     Returns:
-        What ``diba bench --json`` prints: shape and machine, ``read_gb_per_s``, and in ``results`` a row
-        for each way to compute the product.
+        The object that ``diba bench --json`` prints: shape, machine, and in ``results`` a row for each
+        product.
     """
     set_num_threads(threads)
     f = random_factorization(m, n, bits)
@@ -105,7 +112,7 @@ def measure(m: int, n: int, bits: float, batch: int, threads: int, seconds: floa
 def _contestants(
     f: Factorization, W: NDArray[np.float32], batch: int, threads: int
 ) -> tuple[dict[str, Call], dict[str, Product]]:
-    """By name: the calls that are timed, and the same for any X (count, n)."""
+    """Dicts of names to the calls that are timed, and to the same products for any X (count, n)."""
     X = activations(batch, W.shape[1])
     x = X[0] if batch == 1 else X
     products: dict[str, Product] = {
@@ -130,7 +137,7 @@ def _contestants(
 
 
 def _accuracy(weights: Factorization | NDArray[np.float32], product: Product) -> dict[str, float | None]:
-    """SNR of a product against float64 with the same weights; None where they are equal."""
+    """SNRs of a product against float64 with the same weights; None for an exact product."""
     found = {}
     for name, heavy in (("snr_db", False), ("snr_heavy_db", True)):
         X = activations(SNR_ROWS, weights.shape[1], heavy)
@@ -147,25 +154,30 @@ def _accuracy(weights: Factorization | NDArray[np.float32], product: Product) ->
 
 
 def add_command(commands: Any) -> None:
-    """The command and its options."""
+    """Add the command and its options."""
     parser = commands.add_parser(
         "bench",
-        help="time products here, beside dense ones",
-        description="Time products with random factors on this machine, beside dense float32 products.",
+        help="time products and dense products",
+        description="Time products with random factors on this machine, and dense float32 products.",
     )
     parser.add_argument(
         "--shape", type=_shape, default=(4096, 4096), metavar="MxN", help="default: 4096x4096"
     )
     parser.add_argument("--bits", type=float, default=1.0, metavar="B", help="bits per weight (default: 1)")
-    parser.add_argument("--batch", type=int, default=1, metavar="P", help="vectors at once (default: 1)")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads of all (default: all granted)")
+    parser.add_argument("--batch", type=int, default=1, metavar="P", help="vectors per product (default: 1)")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="threads of each product (default: all processors of the process)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
         "--autotune",
         nargs="?",
         const="",
         metavar="FILE",
-        help="measure the settings of the fast products instead; FILE keeps them for DIBA_TUNING",
+        help="measure the settings of the fast products instead; write them to FILE for DIBA_TUNING",
     )
     parser.set_defaults(run=_run)
 
@@ -173,7 +185,7 @@ def add_command(commands: Any) -> None:
 def _shape(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"([1-9]\d{0,8})x([1-9]\d{0,8})", text)
     if not found:
-        raise argparse.ArgumentTypeError(f"{text!r} is no shape; it must be like 4096x1024")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a shape; it must be like 4096x1024")
     return int(found[1]), int(found[2])
 
 
@@ -184,8 +196,8 @@ def _autotune(path: str, threads: int | None, as_json: bool) -> None:
     if as_json:
         print(json.dumps(asdict(found)))
         return
-    print(f"table_bytes      {found.table_bytes:>12,}   of tables that vectors of a batch may share")
-    print(f"bits_per_thread  {found.bits_per_thread:>12,}   that pay for another thread")
+    print(f"table_bytes      {found.table_bytes:>12,}   tables of vectors that are multiplied together")
+    print(f"bits_per_thread  {found.bits_per_thread:>12,}   bits for which one more thread is used")
     if path:
         print(f"to use them: DIBA_TUNING={path}")
 
@@ -217,7 +229,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def table(report: Mapping[str, Any]) -> str:
-    """The report of :func:`measure` for people."""
+    """The report of :func:`measure` as a text table."""
     m, n = report["shape"]
     threads, batch, times = report["threads"], report["batch"], report["speedup"]
     head = (
@@ -234,7 +246,7 @@ def table(report: Mapping[str, Any]) -> str:
             f"{snr:>9}{heavy:>13}"
         )
     lines += [
-        "GB/s: weights over time; read speed: the same bytes read again and again; SNR: against float64.",
+        "GB/s: weights over time; read speed: as many bytes, read repeatedly; SNR: against float64.",
         f"diba is {times:.3g} times as fast as {report['fastest_dense']}."
         if times >= 1
         else f"Dense is faster here: {report['fastest_dense']} takes {times:.0%} of diba's time.",
@@ -243,7 +255,7 @@ def table(report: Mapping[str, Any]) -> str:
 
 
 def _main(arguments: Sequence[str]) -> None:
-    """Measure in this process; an error is one line for the process that asked."""
+    """Measure in this process and print JSON; an error is one line on stderr."""
     m, n, bits, batch, threads = arguments
     try:
         report = measure(int(m), int(n), float(bits), int(batch), int(threads))

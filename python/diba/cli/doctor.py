@@ -1,4 +1,4 @@
-"""``diba doctor``: what a bug report needs."""
+"""``diba doctor``: facts about the machine for a bug report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["add_command"]
 
 
 def add_command(commands: Any) -> None:
-    """The command and its options."""
+    """Add the command and its options."""
     parser = commands.add_parser(
         "doctor", help="versions, processor, instruction set, threads: for bug reports"
     )

@@ -1,6 +1,6 @@
-"""Matrices the command line reads: ``FILE`` or ``FILE:TENSOR`` of npy, npz or safetensors.
+"""Reading the input matrix of the command line: ``FILE`` or ``FILE:TENSOR``, npy, npz or safetensors.
 
-Nothing is unpickled. Of a safetensors file only the tensor asked for is read.
+Pickle is never used. Only the tensor asked for is read from a safetensors file.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class InputMatrix:
 
     Attributes:
         entries: 2-D array, not checked further.
-        source: ``FILE`` or ``FILE:TENSOR`` as found.
-        dtype: The entries' type in the file.
-        note: What was done to make it a matrix; None if nothing.
+        source: ``FILE`` or ``FILE:TENSOR``.
+        dtype: Dtype in the file.
+        note: How the tensor was reshaped to a matrix; None if it was not.
     """
 
     entries: NDArray[Any]
@@ -43,14 +43,14 @@ class InputMatrix:
 
 
 def read_matrix(argument: str) -> InputMatrix:
-    """Read the matrix that ``FILE`` or ``FILE:TENSOR`` names.
+    """Read the matrix ``FILE`` or ``FILE:TENSOR``.
 
-    Without a tensor's name the file must hold exactly one matrix. A convolution
-    of shape (out, in, 1, 1) counts as the matrix (out, in).
+    Without a tensor's name, the file must hold exactly one matrix. The weight of a 1x1 convolution, of shape
+    (out, in, 1, 1), is read as a matrix (out, in).
 
     Raises:
-        OSError: the file cannot be opened, or is no regular file.
-        ValueError: not a readable file of these formats, or no such matrix in it.
+        OSError: the file cannot be opened or is not a regular file.
+        ValueError: the file is damaged or of another format, or has no such matrix.
     """
     path, tensor = locate(argument)
     with open_regular(path) as file:
@@ -68,7 +68,7 @@ def read_matrix(argument: str) -> InputMatrix:
         note = f"a 1x1 convolution of shape {entries.shape}, taken as a matrix of shape {entries.shape[:2]}"
         entries = entries.reshape(entries.shape[:2])
     if entries.ndim != 2:
-        raise ValueError(f"{source}: has shape {entries.shape}, must be a matrix (2-D)")
+        raise ValueError(f"{source}: has shape {entries.shape}; it must be a matrix (2-D)")
     return InputMatrix(entries, source, dtype, note)
 
 
@@ -80,7 +80,7 @@ def locate(argument: str) -> tuple[Path, str | None]:
         if path.exists() and not path.is_dir():
             return path, argument[end + 1 :] if end < len(argument) else None
         end = argument.rfind(":", 0, end)
-    return Path(argument.partition(":")[0] or argument), None  # opening it will say what is wrong
+    return Path(argument.partition(":")[0] or argument), None  # opening it will fail with the reason
 
 
 def _read_npy(file: BinaryIO, path: Path, tensor: str | None) -> tuple[NDArray[Any], str]:
@@ -108,12 +108,12 @@ def _read_npz(file: BinaryIO, path: Path, tensor: str | None) -> tuple[NDArray[A
 
 
 def _numpy_array(file: Any, name: str, size: int) -> NDArray[Any]:
-    """The array of an npy file of so many bytes, which may hold fewer than its header announces."""
+    """Read an npy file of ``size`` bytes; its header may announce more than there are."""
     try:
         shape, dtype = _npy_header(file)
         announced = file.tell() + math.prod(shape) * dtype.itemsize
         if announced > size:
-            raise ValueError(f"it has {size} bytes, its header announces {announced}")
+            raise ValueError(f"it has {size} bytes, but its header announces {announced}")
         file.seek(0)
         return np.lib.format.read_array(file, allow_pickle=False)
     except (ValueError, EOFError) as error:
@@ -131,7 +131,7 @@ def _npy_shape(file: Any) -> tuple[int, ...]:
     try:
         return _npy_header(file)[0]
     except ValueError:
-        return ()  # not a candidate; naming it will say why
+        return ()  # not a matrix; asking for it by name gives the reason
 
 
 def _read_safetensors(file: BinaryIO, path: Path, tensor: str | None) -> tuple[NDArray[Any], str, str]:
@@ -141,19 +141,19 @@ def _read_safetensors(file: BinaryIO, path: Path, tensor: str | None) -> tuple[N
         raise ValueError(f"{error}; diba solve reads npy, npz and safetensors files") from error
     if header.metadata.get("format") == "diba":
         raise ValueError(
-            f"{path}: is a diba file, the result of a solve; give the original matrix, "
-            f"or use 'diba inspect {path}' to look into it"
+            f"{path}: is a diba file, the result of a solve; it must be the original matrix: "
+            f"use 'diba inspect {path}' to see its contents"
         )
     tensor = _choose(path, tensor, {name: entry.shape for name, entry in header.tensors.items()})
     entry = header.tensors[tensor]
     if entry.dtype not in tensor_files.DTYPES:
         known = ", ".join(tensor_files.DTYPES)
-        raise ValueError(f"{path}:{tensor}: has dtype {entry.dtype}, must be one of {known}")
+        raise ValueError(f"{path}:{tensor}: has dtype {entry.dtype}; it must be one of {known}")
     return tensor_files.read_array(file, entry, str(path)), entry.dtype, tensor
 
 
 def _choose(path: Path, tensor: str | None, shapes: dict[str, tuple[int, ...]]) -> str:
-    """The tensor asked for, or the only matrix there is."""
+    """The name of the tensor asked for, or of the only matrix in the file."""
     matrices = [name for name, shape in shapes.items() if _is_matrix(shape)]
     shown = ", ".join(sorted(matrices)[:_NAMES_SHOWN]) or "none"
     if len(matrices) > _NAMES_SHOWN:
@@ -162,13 +162,13 @@ def _choose(path: Path, tensor: str | None, shapes: dict[str, tuple[int, ...]]) 
         if len(matrices) == 1:
             return matrices[0]
         raise ValueError(
-            f"{path}: holds {len(matrices)} matrices, name one as {path}:TENSOR; matrices in it: {shown}"
+            f"{path}: has {len(matrices)} matrices; name one as {path}:TENSOR; matrices in it: {shown}"
         )
     if tensor not in shapes:
         raise ValueError(f"{path}: has no tensor {tensor!r}; matrices in it: {shown}")
     if not _is_matrix(shapes[tensor]):
         raise ValueError(
-            f"{path}: tensor {tensor!r} has shape {shapes[tensor]}, must be a matrix (2-D); "
+            f"{path}: tensor {tensor!r} has shape {shapes[tensor]}; it must be a matrix (2-D); "
             f"matrices in it: {shown}"
         )
     return tensor

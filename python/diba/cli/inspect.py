@@ -1,4 +1,4 @@
-"""``diba inspect``: what a diba file, or the checkpoint of a compressed model, holds."""
+"""``diba inspect``: the contents of a diba file or of a compressed model's checkpoint."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ __all__ = ["add_command"]
 
 
 def add_command(commands: Any) -> None:
-    """The command and its options."""
+    """Add the command and its options."""
     parser = commands.add_parser(
         "inspect",
-        help="say what a diba file or a checkpoint holds",
-        description="Check a diba file, or all files of a compressed model, and say what is in them.",
+        help="show the contents of a diba file or a checkpoint",
+        description="Check a diba file, or all files of a compressed model, and show their contents.",
     )
     parser.add_argument(
         "path",
         metavar="FILE|FOLDER",
-        help="a file that 'diba solve' or save() has written, or a folder of save_pretrained()",
+        help="a file written by 'diba solve' or save(), or a folder written by save_pretrained()",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=_run)
@@ -66,7 +66,7 @@ def _file(path: str) -> dict[str, object]:
 
 
 def _more(report: Report) -> list[str]:
-    """What the table does not tell: alphabets, and how the layers were made."""
+    """Lines below the table: alphabets, and the settings of the conversion."""
     alphabets = sorted({layer.alphabet for layer in report.layers})
     names = {x: [layer.name for layer in report.layers if layer.alphabet == x] for x in alphabets}
     lines = [f"alphabet {x}: {first_names(names[x])}" for x in alphabets]

@@ -1,4 +1,4 @@
-"""How results are printed."""
+"""Printing of results, as lines or as JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["facts", "print_json", "print_report"]
 
 
 def facts(result: Factorization) -> dict[str, object]:
-    """What solve and inspect say of a factorization."""
+    """The facts about a factorization that solve and inspect print."""
     m, n = result.shape
     return {
         "shape": [m, n],
@@ -28,7 +28,7 @@ def facts(result: Factorization) -> dict[str, object]:
 
 
 def print_report(report: Mapping[str, Any], as_json: bool) -> None:
-    """Names and values, a line each, or one JSON object."""
+    """Print a line for each name and value, or one JSON object."""
     if as_json:
         print_json(report)
         return
@@ -38,7 +38,7 @@ def print_report(report: Mapping[str, Any], as_json: bool) -> None:
 
 
 def print_json(report: Mapping[str, Any]) -> None:
-    """One JSON object, on one line."""
+    """Print a JSON object on one line."""
     print(json.dumps(report, allow_nan=False))
 
 

@@ -1,4 +1,4 @@
-"""``diba solve``: factor one matrix of a file."""
+"""``diba solve``: factor a matrix from a file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["add_command"]
 
 
 def add_command(commands: Any) -> None:
-    """The command and its options: a size, and the fields of SolveOptions."""
+    """Add the command and its options: a size, and the fields of SolveOptions."""
     parser = commands.add_parser(
         "solve",
         help="factor one matrix",
@@ -31,10 +31,10 @@ def add_command(commands: Any) -> None:
     parser.add_argument("input", metavar="FILE[:TENSOR]", help="the matrix; TENSOR if FILE holds several")
     size = parser.add_mutually_exclusive_group(required=True)
     size.add_argument("--bits", type=float, metavar="B", help="stored bits per weight, such as 1")
-    size.add_argument("--k", type=int, metavar="K", help="inner size")
+    size.add_argument("--k", type=int, metavar="K", help="inner dimension")
     size.add_argument("--ratio", type=float, metavar="R", help="size relative to float32, such as 0.03")
     size.add_argument(
-        "--snr-db", type=float, metavar="DB", help="smallest size that reaches DB; several solves"
+        "--snr-db", type=float, metavar="DB", help="smallest k that reaches this SNR; takes several solves"
     )
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="the diba file to write")
     hints = get_type_hints(SolveOptions)
@@ -50,7 +50,7 @@ def add_command(commands: Any) -> None:
             + ("" if option.default is None else f" (default: {option.default})"),
         )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--quiet", action="store_true", help="no progress, no summary")
+    parser.add_argument("--quiet", action="store_true", help="print no progress and no summary")
     parser.set_defaults(run=_run)
 
 
@@ -91,10 +91,10 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _check_output(path: str, argument: str) -> None:
-    """Find out before the work whether the result can be written."""
+    """Check that the result can be written, before the work."""
     target = Path(path)
     if target.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "the output is a folder, name a file in it", path)
+        raise IsADirectoryError(errno.EISDIR, "the output is a folder; name a file in it", path)
     check_target(path)
     folder = target.parent
     if not folder.is_dir():
