@@ -1,8 +1,8 @@
-"""How diba and transformers find each other in one process, whichever is imported first.
+"""Import ``diba.hf`` when transformers needs it, whichever of the two packages is imported first.
 
-A package beside ``diba``, with nothing but this, for torch calls :func:`register` whenever it is imported
-(the entry point ``torch.backends``, which TORCH_DEVICE_BACKEND_AUTOLOAD=0 turns off): it costs some
-microseconds, imports nothing, and no failure of it reaches anybody.
+torch calls :func:`register` whenever it is imported, through the entry point ``torch.backends``, which
+TORCH_DEVICE_BACKEND_AUTOLOAD=0 turns off. So this is a separate package that imports nothing else of diba,
+takes some microseconds, and raises no exceptions.
 """
 
 from __future__ import annotations
@@ -24,32 +24,33 @@ __all__ = ["LOCK", "LOCKED", "after_import", "expect_transformers", "register"]
 METHOD = "diba"
 LOCK = "transformers_weights"
 LOCKED = "this model is compressed by diba; python -m pip install 'diba[hf]', then import diba.hf"
-"""``config.json`` of a compressed checkpoint has this key and value. transformers takes it for the name of
-the file with the weights, and refuses it with a message that shows it; with diba it never comes to see it.
-The guards of ``diba.hf.saving`` alone would be passed by with ``ignore_mismatched_sizes=True``."""
+"""Key and value in the ``config.json`` of a compressed checkpoint. Without diba, transformers takes the value
+for the name of the file with the weights, and refuses it with a message that shows it; diba removes the key
+before. The guards of ``diba.hf.saving`` alone would be ignored with ``ignore_mismatched_sizes=True``."""
 
 
 def register() -> None:
-    """Let ``from_pretrained`` of transformers import ``diba.hf`` where it meets a checkpoint of diba.
+    """Let ``from_pretrained`` of transformers import ``diba.hf`` when it reads a checkpoint of diba.
 
-    No failure of it reaches whoever imports torch.
+    It raises no exceptions, which would reach the code that imports torch.
     """
     with contextlib.suppress(Exception):
         after_import("transformers.quantizers.auto", _meet)
 
 
 def expect_transformers() -> None:
-    """Import ``diba.hf`` as soon as transformers has models: those that diba converts can then be saved.
+    """Import ``diba.hf`` as soon as transformers is imported, so that converted models can be saved.
 
-    ``diba.torch`` calls it when it is imported.
+    ``diba.torch`` calls this function when it is imported.
     """
     after_import("transformers.modeling_utils", _bring_in)
 
 
 def after_import(name: str, action: Callable[[], object]) -> None:
-    """Call ``action()`` as soon as a module has been imported: now, or at the end of that import.
+    """Call ``action()`` when a module is imported: now if it is imported already, else after its import.
 
-    What it raises is raised by that import. A second call for a module that is waited for does nothing.
+    The import of the module raises the exceptions of the action. A second call for a module that is not yet
+    imported does nothing.
     """
     waiting = _After(name, action)
     known = any(isinstance(finder, _After) and finder.name == name for finder in sys.meta_path)
@@ -58,13 +59,13 @@ def after_import(name: str, action: Callable[[], object]) -> None:
 
 
 class _After:
-    """Among the finders of modules until its own has been imported; it finds none by itself."""
+    """An entry of ``sys.meta_path`` that runs an action after the import of a module; it finds no modules."""
 
     def __init__(self, name: str, action: Callable[[], object]) -> None:
         self.name, self._action, self._acted = name, action, False
 
     def done(self) -> bool:
-        """Whether the module is there, whole; then the action has run."""
+        """Whether the module is completely imported; if so, the action runs, once."""
         module = sys.modules.get(self.name)
         if module is None or getattr(getattr(module, "__spec__", None), "_initializing", False):
             return False
@@ -74,14 +75,14 @@ class _After:
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """None, but for the module that is waited for: what others find, with the action at its end."""
+        """The spec that other finders give for the module, with the action after its import; else None."""
         if name != self.name:
-            self.done()  # it may have been half imported when the waiting began
+            self.done()  # the module may have been partly imported when this finder was added
             return None
         others = [f for f in sys.meta_path if not isinstance(f, _After) and hasattr(f, "find_spec")]
         found = (finder.find_spec(name, path, target) for finder in others)
         spec = next((spec for spec in found if spec is not None), None)
-        with contextlib.suppress(AttributeError):  # a strange loader: then the next import will tell
+        with contextlib.suppress(AttributeError):  # an unusual loader: then the next import runs the action
             self._follow(spec)
         return spec
 
@@ -96,7 +97,7 @@ class _After:
         spec.loader.exec_module = exec_module
 
     def _act(self) -> None:
-        # A new list: an import that is under way goes through the old one, and must not skip a finder.
+        # Make a new list, because a running import iterates over the old one and must not skip a finder.
         sys.meta_path = [finder for finder in sys.meta_path if finder is not self]
         if not self._acted:
             self._acted = True
@@ -106,7 +107,7 @@ class _After:
 def _bring_in() -> None:
     try:
         importlib.import_module("diba.hf")
-    except Exception as error:  # transformers 4 first of all, and its import is not ours to end
+    except Exception as error:  # such as with transformers 4, whose import must not fail because of diba
         if not isinstance(error, ImportError):
             warnings.warn(f"diba.hf cannot be imported: {error!r}", stacklevel=2)
         hooks = importlib.import_module("diba.torch.conversion.convert").when_converted
@@ -114,7 +115,7 @@ def _bring_in() -> None:
 
 
 def _warn(reason: str, model: Any) -> None:
-    """What a conversion calls where ``diba.hf`` is missing."""
+    """Called after a conversion if ``diba.hf`` could not be imported."""
     kind = sys.modules["transformers.modeling_utils"].PreTrainedModel
     if any(isinstance(module, kind) for module in model.modules()):
         text = f"save_pretrained of this model will not write what from_pretrained needs: {reason}"
@@ -122,7 +123,7 @@ def _warn(reason: str, model: Any) -> None:
 
 
 def _meet() -> None:
-    """Wrap what ``from_pretrained`` asks for the quantizer of a model."""
+    """Wrap the function by which ``from_pretrained`` gets the quantizer of a model."""
     auto, modeling = (
         sys.modules.get(f"transformers.{name}") for name in ("quantizers.auto", "modeling_utils")
     )

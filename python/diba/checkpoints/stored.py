@@ -213,7 +213,6 @@ def inspect(folder: PathLike) -> Report:
     own = {f"{name}.{own}" for name in description.layers for own in (*TENSORS, "weight")}
     dense = [name for name in stored.tensors if name not in own]
     diagonals = sum(sum(layer.shape) + layer.k for layer in layers)
-    after = sum(stored.nbytes(name) for name in stored.tensors)
     plain = sum(math.prod(stored.tensors[name].shape) for name in dense)
     return Report(
         layers=layers,
@@ -221,7 +220,7 @@ def inspect(folder: PathLike) -> Report:
         parameters_before=plain + sum(layer.weights for layer in layers),
         parameters_after=plain + diagonals,
         bytes_before=sum(map(stored.nbytes, dense)) + sum(layer.dense_bytes for layer in layers),
-        bytes_after=after,
+        bytes_after=sum(map(stored.nbytes, stored.tensors)),
         seconds=description.recipe.seconds,
         settings=description.recipe.settings,
     )

@@ -108,12 +108,8 @@ def allocate(
         measured: dict[str, _Measured] = {}
         steps = Steps("allocate", len(targets), report)
         for target in targets:
-            options = {
-                "alphabet": target.settings.alphabet,
-                "method": target.settings.method,
-                "seed": target.settings.seed,
-                "threads": threads,
-            }
+            chosen = {name: getattr(target.settings, name) for name in ("alphabet", "method", "seed")}
+            options = {**chosen, "threads": threads}
             bits = [size * asked for size in sizes]
             measured[target.name] = _measured(
                 dense_matrix(target.module), known.get(target.name), bits, options

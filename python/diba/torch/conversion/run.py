@@ -230,8 +230,7 @@ class Conversion:
             return
         elapsed, whole = time.perf_counter() - self._began, sum(self._work.values())
         share = sum(self._work[name] * part for name, part in self._parts.items()) / whole if whole else 1.0
-        total = len(self._work)
-        facts: dict[str, Any] = {}
+        total, facts = len(self._work), dict[str, Any]()
         if layer is not None:
             facts = {"item": layer.name, "snr_db": layer.snr_db, "detail": layer}
         done = share * total if self._progress is True else len(self.done)
@@ -245,9 +244,8 @@ class Conversion:
             before = self._before
             left = {**before.left_dense, **self.left_dense}
             left = {name: reason for name, reason in left.items() if name not in self._work}
-            recipe = Recipe(
-                settings=self._config.to_dict(), left_dense=left, seconds=(before.seconds or 0.0) + seconds
-            )
+            seconds += before.seconds or 0.0
+            recipe = Recipe(settings=self._config.to_dict(), left_dense=left, seconds=seconds)
             report.remember(self._model, recipe, peak_bytes=report.peak_memory())
         if factored_layers(self._model):
             for hook in self._hooks:
