@@ -17,7 +17,7 @@ from . import BenchmarkError
 __all__ = ["RESULTS", "Report", "go_on", "load", "machine", "read", "write"]
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
-LEFT_OUT = ("available_memory_bytes", "threads")  # of diba.info(): differ from run to run
+LEFT_OUT = ("available_memory_bytes", "threads")  # entries of diba.info() that differ from run to run
 
 Report = dict[str, Any]
 
@@ -30,7 +30,7 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """Of the sources, with a "+" where they were changed; None outside a checkout."""
+    """The commit of the sources, with a "+" if they were changed; None outside a checkout."""
     try:
         command = ["git", "describe", "--always", "--exclude=*", "--dirty=+"]
         done = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=True)

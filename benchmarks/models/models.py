@@ -115,7 +115,7 @@ def start(threads: int, quick: bool, keep: Path | None, results: Any) -> None:
     keep_converted(keep)
 
 
-_quick, _results = False, None  # of a process
+_quick, _results = False, None  # set in each process
 
 
 def run_unit(unit: list[Cell]) -> None:

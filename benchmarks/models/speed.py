@@ -63,7 +63,7 @@ def work(task: dict[str, Any]) -> None:
             sample = prepare(task, answer)
             for _ in sys.stdin:
                 answer({"sample": sample(), "memory": memory()})
-        except Exception as error:  # of whatever kind its library has: it is a note in the table, not the end
+        except Exception as error:  # of any type, by the library: noted in the table
             traceback.print_exc()
             answer({"error": " ".join(f"{type(error).__name__}: {error}".split())[:300]})
 

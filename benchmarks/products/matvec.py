@@ -41,7 +41,7 @@ from .table import rows_text, table
 SHAPES = ("384x384", "384x1536", "768x3072", "4096x4096", "4096x14336", "8192x8192")
 BITS, BATCHES, THREADS = (1.0, 1.5, 2.0), (1, 8, 64, 512), (1, 2)
 QUICK = {"shapes": ["384x384", "384x1536"], "bits": [1.0], "batches": [1, 8], "repeats": 3, "seconds": 0.03}
-SETTINGS = ("bits", "batches", "rivals", "repeats", "seconds", "cold")  # of every process
+SETTINGS = ("bits", "batches", "rivals", "repeats", "seconds", "cold")  # settings that every process gets
 SNR_ROWS = 4  # vectors that an SNR is measured on
 COLD, COLD_AT_LEAST = 4, 2  # caches that the copies of cold weights should fill, and must fill
 REST = 0.02  # seconds: idle threads of OpenMP, onnxruntime and TBB wait for work by spinning, for a while
@@ -118,7 +118,7 @@ def prepare(m: int, n: int, task: dict[str, Any], notes: list[dict[str, Any]]) -
     for name in task["rivals"]:
         try:
             yield RIVALS[name](m, n, threads)
-        except Exception as error:  # of whatever kind its library has: it is a row of the table, not the end
+        except Exception as error:  # of any type, by the library: becomes a row
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             notes.append({"name": name, "note": f"refused: {reason}"})
 

@@ -32,7 +32,7 @@ from ..common.process import BENCHMARKS
 from ..common.tables import markdown, measured
 
 SHAPES = ((64, 64), (384, 384), (576, 576), (1536, 576), (576, 1536))  # (outputs, inputs)
-SAMPLES, SECONDS = 400, 0.25  # of each kind of call
+SAMPLES, SECONDS = 400, 0.25  # for each kind of call
 ROUNDS = 5
 
 

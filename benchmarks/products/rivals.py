@@ -23,7 +23,7 @@ from diba._internal.timing import exact_product
 __all__ = ["RIVALS", "Call", "Contestant", "diba_contestant"]
 
 GROUP = 128  # weights that share a scale, in 4 and 2 bits
-SCALE = 0.0625  # of every group: exact in float16, so that its product is known
+SCALE = 0.0625  # scale of every group, exact in float16, so that the product is known
 
 Array = np.ndarray
 Call = Callable[[], Any]

@@ -30,7 +30,7 @@ __all__ = [
 
 BITS = (0.5, 1.0, 1.5, 2.0, 3.0)
 MAIN_BITS = (1.0, 2.0)  # on all matrices; the other sizes on SELECTED, without effort best
-SMALLEST_SIDE = 64  # of a matrix: below it the diagonals alone take most of a bit per weight
+SMALLEST_SIDE = 64  # in a smaller matrix the diagonals alone take most of a bit per weight
 # Subsets are chosen by place: a matrix's number, in the order of weights.py, modulo 22.
 MODULUS = 22
 SELECTED = frozenset({0})  # six matrices, for effort best and for other sizes than MAIN_BITS

@@ -16,7 +16,7 @@ __all__ = ["Factors", "solve"]
 
 OUTER, INNER = 260, 3
 POWER_STEPS = 5
-RIDGE = 0.03  # of the mean of the Gram matrix's diagonal
+RIDGE = 0.03  # as a share of the mean of the Gram matrix's diagonal
 SETTLED = 3  # last outer steps at full penalty
 TINY = 1e-12
 

@@ -33,7 +33,7 @@ from ..common.data import news
 from ..common.tables import markdown, measured, plural
 from ..models.text import lee_pearson, load_minilm, minilm_inputs
 
-INPUTS = {  # of each layer: the matrix, and who else sees the same input
+INPUTS = {  # layer -> its matrix, and the other layers with the same input
     "attention.self.query": "query, key, value",
     "attention.output.dense": "attention output",
     "intermediate.dense": "intermediate",
@@ -53,7 +53,7 @@ class Row:
     objective: str
     calibration_db: float
     held_out_db: float
-    seconds: float  # of importance: with its solve; of covariance: of the descent from there
+    seconds: float  # importance: its solve; covariance: the descent that starts from it
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +138,7 @@ def cases(options: argparse.Namespace) -> tuple[list[Case], dict[str, object]]:
 
 
 def means(rows: Sequence[Row], bits: Sequence[float]) -> list[dict[str, object]]:
-    """Of all matrices, for every size and objective; rows come in the same order for every matrix."""
+    """Results of all matrices for every size and objective; rows have the same order for every matrix."""
     groups: dict[tuple[float, str], list[Row]] = defaultdict(list)
     for row in rows:
         size = min(bits, key=lambda b: abs(b - row.bits_per_weight))

@@ -249,10 +249,7 @@ class Factorization(FactoredMatrix):
             TypeError: ``path`` is not a path.
             OSError: the folder does not exist or cannot be written.
         """
-        files.write(check.path(path), self._stored())
-
-    def _stored(self) -> files.StoredFactors:
-        return files.StoredFactors(self._d1, self._b1, self._d2, self._b2, self._d3)
+        files.write(check.path(path), files.StoredFactors(*self._parts()))
 
     @classmethod
     def load(cls, path: files.PathLike) -> Factorization:

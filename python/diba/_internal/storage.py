@@ -36,7 +36,7 @@ BITS = ("b1", "b2")
 EXPONENT_MIN, EXPONENT_MAX = -149, 127
 
 _LARGEST_BELOW_TWO = np.float16(2 - 2**-10)
-_SAFE_EXPONENTS = range(-100, 121)  # of a diagonal's largest entry, away from both ends of float32
+_SAFE_EXPONENTS = range(-100, 121)  # a diagonal's largest entry is then far from both ends of float32
 
 
 # ---------------------------------------------------------------- number of bits

@@ -85,8 +85,9 @@ class SignSide(Side):
         self.state = random.standard_normal((rows, k), dtype=np.float32)
         words = np.empty((rows, -(-k // 64)), dtype=np.uint64)
         _core.pack(self.state, words, threads)
-        signs = BitMatrix(words, k, "sign", copy=False)
-        super().__init__(signs, None, A, threads, transposed=transposed, unit=unit)
+        super().__init__(
+            BitMatrix(words, k, "sign", copy=False), None, A, threads, transposed=transposed, unit=unit
+        )
         self.balance = balance
         self.inner = np.ones(k, dtype=np.float32)
         self.norms = np.ones(k, dtype=np.float32)
@@ -107,10 +108,7 @@ class SignSide(Side):
 
     def projection(self) -> NDArray[np.float32]:
         """Z = diag(u) S diag(v), dense."""
-        dense = self.dense()
-        dense *= self.scale[:, None]
-        dense *= self.inner
-        return dense
+        return self.dense() * self.scale[:, None] * self.inner
 
     def advance(
         self,
@@ -284,12 +282,10 @@ class Admm:
         vanish for balanced factors (``1'd2 = 0``, ``S1 d2 = 0``, ``d2'S2 = 0``). The balance penalty makes
         them small.
         """
-        best = self.best
-        k = self.left.k
+        best, k = self.best, self.left.k
         left, d2 = best.left, best.d2 * self._unit
         if alphabet == "binary":
-            odd = BitMatrix.from_dense((np.arange(k) % 2)[None, :], "binary")
-            left = left ^ odd.words
+            left = left ^ BitMatrix.from_dense((np.arange(k) % 2)[None, :], "binary").words
             d2 = 4 * d2 * _alternating(k)
         return best.d1, BitMatrix(left, k, alphabet), d2, BitMatrix(best.right, k, alphabet).T, best.d3
 

@@ -38,8 +38,8 @@ _FIT_STEPS = 1.25  # fitting d2 takes at most as long as this many steps of ADMM
 class EffortSteps(NamedTuple):
     """Numbers of steps for one effort."""
 
-    sign: int  # of ADMM for alphabet "sign"
-    binary: int  # of ADMM for alphabet "binary": more, since the factors have to balance too
+    sign: int  # ADMM steps for alphabet "sign"
+    binary: int  # ADMM steps for alphabet "binary": more, since the factors have to balance too
     polish: int  # greedy iterations after ADMM, at most
 
 
