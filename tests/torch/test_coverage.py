@@ -177,7 +177,7 @@ def test_layers_that_other_batches_reach_once_the_model_is_compressed() -> None:
         matrix, model.experts[1][0].weight.detach().numpy()
     )  # nothing to correct by
     with pytest.warns(
-        UserWarning, match=r"did not reach 2 of 5 layers, experts\.0\.0, experts\.0\.1; of these"
+        UserWarning, match=r"did not reach 2 of 5 layers, experts\.0\.0, experts\.0\.1; they get"
     ):
         made = report(convert(Rerouted(), batches=batches, **CHEAP))
     assert [layer.objective for layer in made.layers] == [
