@@ -16,6 +16,7 @@ struct Vector {
   using F32 = __m512;
   typedef std::int32_t I32 __attribute__((vector_size(64)));
   typedef std::int16_t I16 __attribute__((vector_size(64)));
+  typedef std::uint16_t U16 __attribute__((vector_size(64)));
   typedef std::uint8_t U8 __attribute__((vector_size(64)));
 
   static U8 load(const std::uint8_t* x) { return (U8)_mm512_load_si512(x); }
@@ -39,13 +40,13 @@ struct Vector {
   static I16 min(I16 a, I16 b) { return (I16)_mm512_min_epi16((Any)a, (Any)b); }
   static I32 swap(I32 a) { return (I32)_mm512_shuffle_epi32((Any)a, _MM_PERM_CDAB); }
   static I32 multiply_add(I16 a, I16 b) { return (I32)_mm512_madd_epi16((Any)a, (Any)b); }
-  static I16 multiply_add(U8 a, U8 b) { return (I16)_mm512_maddubs_epi16((Any)a, (Any)b); }
+  static U16 multiply_add(U8 a, U8 b) { return (U16)_mm512_maddubs_epi16((Any)a, (Any)b); }
   static I16 pack(I32 a, I32 b) { return (I16)_mm512_packs_epi32((Any)a, (Any)b); }
   static U8 pack(I16 a, I16 b) { return (U8)_mm512_packus_epi16((Any)a, (Any)b); }
   static U8 unpack_low(U8 a, U8 b) { return (U8)_mm512_unpacklo_epi8((Any)a, (Any)b); }
   static U8 unpack_high(U8 a, U8 b) { return (U8)_mm512_unpackhi_epi8((Any)a, (Any)b); }
-  static I16 unpack_low(I16 a, I16 b) { return (I16)_mm512_unpacklo_epi16((Any)a, (Any)b); }
-  static I16 unpack_high(I16 a, I16 b) { return (I16)_mm512_unpackhi_epi16((Any)a, (Any)b); }
+  static U16 unpack_low(U16 a, U16 b) { return (U16)_mm512_unpacklo_epi16((Any)a, (Any)b); }
+  static U16 unpack_high(U16 a, U16 b) { return (U16)_mm512_unpackhi_epi16((Any)a, (Any)b); }
   static I16 repeat_low(I16 a) { return (I16)_mm512_unpacklo_epi64((Any)a, (Any)a); }
   static I16 repeat_high(I16 a) { return (I16)_mm512_unpackhi_epi64((Any)a, (Any)a); }
   static U8 shuffle(U8 a, U8 places) { return (U8)_mm512_shuffle_epi8((Any)a, (Any)places); }

@@ -5,7 +5,7 @@
 // A step of a tile fills kParts vectors. 128-bit lane l of part p belongs to byte j = p * kPartBytes + l of the
 // half-words, and so to the groups 2 j and 2 j + 1: their tables, their weights, byte j of 16 rows.
 //
-// Vector: F32, I32, I16 and U8 are vectors of one size and of these elements.
+// Vector: F32, I32, I16, U16 and U8 are vectors of one size and of these elements.
 //   load(x)                         from an address aligned to the vector's size
 //   load_first(x, count)            the first `count` elements, the others zero; nothing past them is read
 //   group_sum(a)                    (a0 + a1) + (a2 + a3) in each element of a group of four
@@ -33,6 +33,7 @@ namespace {
 using F32 = Vector::F32;
 using I32 = Vector::I32;
 using I16 = Vector::I16;
+using U16 = Vector::U16;
 using U8 = Vector::U8;
 constexpr std::size_t kSize = sizeof(U8);
 constexpr std::size_t kFloats = kSize / sizeof(float);
@@ -170,8 +171,8 @@ struct Block {
   template <std::size_t kColumns>
   static void add_steps(const std::uint8_t* words, std::size_t stride, const LookupTables* x, std::size_t s,
                         std::size_t count, const Weights<kColumns>& weights, I32 (&sums)[kColumns][4]) {
-    I16 narrow[kColumns][2];  // unsigned; rows 0 - 7, 8 - 15
-    for (auto& column : narrow) column[0] = column[1] = I16{};
+    U16 narrow[kColumns][2];  // rows 0 - 7, 8 - 15
+    for (auto& column : narrow) column[0] = column[1] = U16{};
     for (std::size_t u = 0; u < count; ++u) {
       fetch_ahead<kColumns>(words + u * stride);
       for (std::size_t p = 0; p < kParts; ++p) {
@@ -188,8 +189,8 @@ struct Block {
     }
     for (std::size_t c = 0; c < kColumns; ++c)
       for (std::size_t half = 0; half < 2; ++half) {
-        sums[c][2 * half] += (I32)Vector::unpack_low(narrow[c][half], I16{});
-        sums[c][2 * half + 1] += (I32)Vector::unpack_high(narrow[c][half], I16{});
+        sums[c][2 * half] += (I32)Vector::unpack_low(narrow[c][half], U16{});
+        sums[c][2 * half + 1] += (I32)Vector::unpack_high(narrow[c][half], U16{});
       }
   }
 };
