@@ -22,7 +22,7 @@ import numpy as np
 
 from diba import info, set_num_threads
 from diba._internal import machine as _system
-from diba._internal.error import energy_and_error, snr_db
+from diba._internal.snr import energy_and_error, snr_db
 from diba._internal.timing import (
     activations,
     blas_threads,

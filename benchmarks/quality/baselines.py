@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from diba._internal.error import energy_and_error, snr_db
+from diba._internal.snr import energy_and_error, snr_db
 
 __all__ = ["Approximation", "decibels", "round_to_nearest", "truncated_svd"]
 

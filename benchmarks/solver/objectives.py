@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 import diba
-from diba._internal.error import output_energy_and_error, snr_db
+from diba._internal.snr import output_energy_and_error, snr_db
 from diba.solvers.covariance import descend
 from diba.solvers.schedule import NEVER, Schedule
 from diba.solvers.second_moments import SHRINK, input_scales, shrunk

@@ -63,7 +63,7 @@ def run_torch(A: np.ndarray, bits: float, alphabet: str, drop_finished: bool) ->
     import torch
 
     import diba
-    from diba._internal.error import energy_and_error, snr_db
+    from diba._internal.snr import energy_and_error, snr_db
 
     from . import torch_greedy
 

@@ -15,7 +15,7 @@
 #include "diba/diba.hpp"
 #include "file/factors.hpp"
 #include "file/safetensors.hpp"
-#include "file/signed.hpp"
+#include "file/checksummed.hpp"
 #include "file/source.hpp"
 
 namespace py = pybind11;
@@ -116,29 +116,29 @@ py::typing::Tuple<Strings, Floats, Words, Floats, Words, Floats> read_factors(py
                         array_of(std::move(f.b2), {k, count(diba::words_for(f.cols))}), array_of(std::move(f.d3), {n}));
 }
 
-class SignedFile {
+class ChecksummedFile {
  public:
-  SignedFile(py::object file, const py::str& name, const std::string& format, const std::string& what,
+  ChecksummedFile(py::object file, const py::str& name, const std::string& format, const std::string& what,
              std::int64_t version)
-      : source_(std::move(file), shown(name)), signed_(source_.run([&] {
-          return diba::SignedFile(source_, source_.name(), {format, what, version, diba::kLongestHeader});
+      : source_(std::move(file), shown(name)), checksummed_(source_.run([&] {
+          return diba::ChecksummedFile(source_, source_.name(), {format, what, version, diba::kLongestHeader});
         })) {}
 
-  const std::map<std::string, std::string>& metadata() const { return signed_.header().metadata; }
-  Tensors tensors() const { return tensors_of(signed_.header()); }
+  const std::map<std::string, std::string>& metadata() const { return checksummed_.header().metadata; }
+  Tensors tensors() const { return tensors_of(checksummed_.header()); }
 
   void read(const std::string& key, Bytes& out) {
-    const auto& tensors = signed_.header().tensors;
+    const auto& tensors = checksummed_.header().tensors;
     const auto found = tensors.find(key);
     require(found != tensors.end() && found->second.end - found->second.begin == static_cast<std::uint64_t>(out.size()),
             "out must have the bytes of a tensor of the file");
     std::uint8_t* data = out.mutable_data();
-    source_.run([&] { signed_.read(key, data); });
+    source_.run([&] { checksummed_.read(key, data); });
   }
 
  private:
   PythonSource source_;
-  diba::SignedFile signed_;
+  diba::ChecksummedFile checksummed_;
 };
 
 void translate(std::exception_ptr thrown) {
@@ -157,10 +157,10 @@ void bind_file(py::module_& m) {
   const py::arg file("file"), name("name");
   m.def("read_header", &read_header, file, name);
   m.def("read_factors", &read_factors, file, name);
-  py::class_<SignedFile>(m, "SignedFile")
+  py::class_<ChecksummedFile>(m, "ChecksummedFile")
       .def(py::init<py::object, const py::str&, const std::string&, const std::string&, std::int64_t>(), file, name,
            py::arg("kind"), py::arg("what"), py::arg("version"))
-      .def_property_readonly("metadata", &SignedFile::metadata)
-      .def_property_readonly("tensors", &SignedFile::tensors)
-      .def("read", &SignedFile::read, py::arg("key"), py::arg("out").noconvert());
+      .def_property_readonly("metadata", &ChecksummedFile::metadata)
+      .def_property_readonly("tensors", &ChecksummedFile::tensors)
+      .def("read", &ChecksummedFile::read, py::arg("key"), py::arg("out").noconvert());
 }

@@ -228,8 +228,8 @@ def read_factors(
     NDArray[np.float32],
 ]: ...
 
-class SignedFile:
-    """A safetensors file that diba wrote; cpp/src/file/signed.hpp."""
+class ChecksummedFile:
+    """A safetensors file that diba wrote; cpp/src/file/checksummed.hpp."""
 
     def __init__(self, file: object, name: str, kind: str, what: str, version: int) -> None: ...
     @property

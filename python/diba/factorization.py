@@ -8,7 +8,7 @@ import numpy as np
 
 from . import _core, files
 from ._internal import check, check_arrays, error_bound, storage, tuning
-from ._internal.error import dense_blocks
+from ._internal.snr import dense_blocks
 from ._internal.factored import FactoredMatrix
 from ._internal.storage import bits_per_weight
 from .bits import BitMatrix

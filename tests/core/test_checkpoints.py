@@ -21,7 +21,7 @@ from diba.checkpoints.description import (
 )
 from diba.checkpoints.entries import layer_reports
 from diba.checkpoints.layers import LayerDescription, LayerRecipe
-from diba.checkpoints.stored import Tensor, check_headers, factored_in, inspect
+from diba.checkpoints.integrity import Tensor, check_headers, factored_in, inspect
 
 M, N, K = 5, 11, 3
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import diba
 from diba._internal import storage
-from diba._internal.error import dense_blocks
+from diba._internal.snr import dense_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,7 +106,7 @@ def test_to_dense_in_blocks(
 ) -> None:
     f = make_factors(50, 30, 333, alphabet).diba
     whole = f.to_dense()
-    monkeypatch.setattr("diba._internal.error._BLOCK_BYTES", 1)  # one word of columns at a time
+    monkeypatch.setattr("diba._internal.snr._BLOCK_BYTES", 1)  # one word of columns at a time
     assert [columns.stop for columns, _ in dense_blocks(f.d1, f.b1, f.d2, f.b2, f.d3)] == [
         64,
         128,
@@ -121,7 +121,7 @@ def test_to_dense_in_blocks(
 def test_to_dense_needs_no_large_temporaries(
     make_factors: Callable[..., Factors], alphabet: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("diba._internal.error._BLOCK_BYTES", 1 << 18)
+    monkeypatch.setattr("diba._internal.snr._BLOCK_BYTES", 1 << 18)
     m, k, n = 300, 700, 700  # B2 alone would take 2 MB dense
     f = make_factors(m, k, n, alphabet).diba
     tracemalloc.start()
@@ -134,7 +134,7 @@ def test_to_dense_needs_no_large_temporaries(
 
 
 def test_snr(make_factors: Callable[..., Factors], alphabet: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diba._internal.error._BLOCK_BYTES", 1)
+    monkeypatch.setattr("diba._internal.snr._BLOCK_BYTES", 1)
     f = make_factors(30, 7, 150, alphabet).diba
     A = np.random.default_rng(5).standard_normal((30, 150))
     error = A - f.to_dense().astype(np.float64)

@@ -131,7 +131,7 @@ def test_the_extension_exports_its_entry_only() -> None:
 def test_the_stub_is_true(tmp_path: Path) -> None:
     pytest.importorskip("mypy")
     allowed = tmp_path / "allowed"
-    classes = "Packed", "PackedTensors", "QuantizedMatrix", "SignedFile", "TiledMatrix"
+    classes = "Packed", "PackedTensors", "QuantizedMatrix", "ChecksummedFile", "TiledMatrix"
     # their metaclass is pybind11's, which no stub can name
     allowed.write_text("".join(f"diba._core.{name}\n" for name in classes))
     environment = dict(os.environ)

@@ -10,7 +10,7 @@ import pytest
 
 import diba
 from diba import reference
-from diba._internal.error import output_energy_and_error
+from diba._internal.snr import output_energy_and_error
 from diba.solvers.covariance import Correlated, descend
 from diba.solvers.greedy import Greedy
 from diba.solvers.objective import Objective, normalised, objective_for

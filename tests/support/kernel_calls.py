@@ -10,7 +10,7 @@ import numpy as np
 from diba import _core
 
 SETTINGS = {"hold_threads_at_exit", "isa", "select_isa", "supported_isas", "tuning", "set_tuning"}
-FILES = {"SignedFile", "read_factors", "read_header"}
+FILES = {"ChecksummedFile", "read_factors", "read_header"}
 NOT_KERNELS = (
     SETTINGS | FILES | {"Packed", "PackedTensors", "QuantizedMatrix", "TiledMatrix", "read_seconds"}
 )  # for kernel_calls.call

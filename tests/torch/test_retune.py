@@ -19,7 +19,7 @@ from diba.torch.modules.linear import DibaLinear
 from diba.torch.retuning.flips import Flips
 from diba.torch.retuning.losses import distillation
 from diba.torch.retuning.retune import bits_checksum, retune
-from diba.torch.retuning.training import Training, trainable
+from diba.torch.retuning.settings import Training, trainable
 from small_models import SIZES, dense_model, factored, inputs, regression, same, state
 
 

@@ -24,7 +24,7 @@ std::string shown(const Shape& shape) {
   return out + ")";
 }
 
-void check_entry(const TensorEntry& entry, const Shape& shape, const std::string& key, const SignedFile& file) {
+void check_entry(const TensorEntry& entry, const Shape& shape, const std::string& key, const ChecksummedFile& file) {
   const std::string tensor = "tensor " + quoted(key);
   const bool bits = key[0] == 'b';
   if (bits ? entry.dtype != "U8" : entry.dtype != "F16" && entry.dtype != "F32")
@@ -36,7 +36,7 @@ void check_entry(const TensorEntry& entry, const Shape& shape, const std::string
 }
 
 // Checks all that the header states, before any tensor is read.
-void check_entries(const SignedFile& file, std::uint64_t rows, std::uint64_t cols, std::uint64_t k) {
+void check_entries(const ChecksummedFile& file, std::uint64_t rows, std::uint64_t cols, std::uint64_t k) {
   const Header& header = file.header();
   const std::map<std::string, Shape> shapes = {
       {"b1", {rows, bytes_for(k)}}, {"b2", {k, bytes_for(cols)}}, {"d1", {rows}}, {"d2", {k}}, {"d3", {cols}}};
@@ -59,14 +59,14 @@ void check_entries(const SignedFile& file, std::uint64_t rows, std::uint64_t col
 
 // ---- the tensors' bytes
 
-std::unique_ptr<unsigned char[]> bytes_of(const SignedFile& file, const std::string& key) {
+std::unique_ptr<unsigned char[]> bytes_of(const ChecksummedFile& file, const std::string& key) {
   const TensorEntry& entry = file.header().tensors.at(key);
   std::unique_ptr<unsigned char[]> bytes(new unsigned char[static_cast<std::size_t>(entry.end - entry.begin)]);
   file.read(key, bytes.get());
   return bytes;
 }
 
-std::vector<std::uint64_t> read_bits(const SignedFile& file, const std::string& key, std::size_t rows,
+std::vector<std::uint64_t> read_bits(const ChecksummedFile& file, const std::string& key, std::size_t rows,
                                      std::size_t cols) {
   BitMatrix read = matrix_of_bytes(bytes_of(file, key).get(), rows, cols);
   if (!tails_are_zero(read.view()))
@@ -90,7 +90,7 @@ float single(const unsigned char* bytes) {
   return value;
 }
 
-std::vector<float> read_diagonal(const SignedFile& file, const std::string& key, std::size_t size) {
+std::vector<float> read_diagonal(const ChecksummedFile& file, const std::string& key, std::size_t size) {
   const std::string exponent_key = key + "_exponent";
   const bool halves = file.header().tensors.at(key).dtype == "F16";
   const std::unique_ptr<unsigned char[]> data = bytes_of(file, key);
@@ -114,7 +114,7 @@ std::vector<float> read_diagonal(const SignedFile& file, const std::string& key,
 }  // namespace
 
 StoredFactors read_factors(Source& source, const std::string& name) {
-  const SignedFile file(source, name, {"diba", "a diba file", kFormatVersion, std::uint64_t{1} << 20});
+  const ChecksummedFile file(source, name, {"diba", "a diba file", kFormatVersion, std::uint64_t{1} << 20});
   const std::string& alphabet = file.value("alphabet");
   if (alphabet != "binary" && alphabet != "sign")
     file.fail("metadata 'alphabet' is " + quoted(alphabet) + ", expected one of binary, sign");

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "file/signed.hpp"
+#include "file/checksummed.hpp"
 #include "layout/bit_matrix.hpp"
 
 namespace diba {

@@ -10,7 +10,7 @@
 #include "product/finite.hpp"
 #include "product/packed.hpp"
 #include "runtime/dispatch.hpp"
-#include "runtime/published.hpp"
+#include "runtime/made_once.hpp"
 
 namespace diba {
 namespace {

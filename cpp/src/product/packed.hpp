@@ -15,7 +15,7 @@
 #include "layout/bit_matrix.hpp"
 #include "product/tiles.hpp"
 #include "runtime/parallel.hpp"
-#include "runtime/published.hpp"
+#include "runtime/made_once.hpp"
 
 namespace diba {
 

@@ -27,7 +27,7 @@ __all__ = [
     "DTYPES",
     "Format",
     "Header",
-    "SignedFile",
+    "ChecksummedFile",
     "StoredTensor",
     "TensorEntry",
     "crc32",
@@ -133,7 +133,7 @@ class Format:
     version: int
 
 
-class SignedFile:
+class ChecksummedFile:
     """An open file of diba, its header and metadata checked, its tensors not read yet.
 
     Args:
@@ -150,7 +150,7 @@ class SignedFile:
     """
 
     def __init__(self, file: BinaryIO, name: str, kind: Format) -> None:
-        self._file = _core.SignedFile(file, name, kind.name, kind.what, kind.version)
+        self._file = _core.ChecksummedFile(file, name, kind.name, kind.what, kind.version)
         self._name = name
         self.metadata = self._file.metadata
         self.tensors = _entries(self._file.tensors)

@@ -15,7 +15,7 @@ import numpy as np
 from .._internal import check
 from .._internal.check import describe
 from .._internal.disk import check_target, replace_file
-from .._internal.error import energy_and_error, snr_db
+from .._internal.snr import energy_and_error, snr_db
 from ..progress import Steps, reporting
 from ..solvers.size import inner_dimension, stored_bits
 from ..solvers.solver import checked_matrix, solve

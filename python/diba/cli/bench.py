@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._internal import check
-from .._internal.error import energy_and_error, snr_db
+from .._internal.snr import energy_and_error, snr_db
 from .._internal.timing import (
     activations,
     autotune,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import files
-from ..checkpoints import stored
+from ..checkpoints import integrity
 from ..checkpoints.entries import first_names
 from ..checkpoints.layers import readable
 from ..factorization import Factorization
@@ -41,7 +41,7 @@ def _run(options: argparse.Namespace) -> None:
     if not Path(options.path).is_dir():
         output.print_report(_file(options.path), options.json)
         return
-    report = stored.inspect(options.path)
+    report = integrity.inspect(options.path)
     if options.json:
         output.print_json(report.to_dict())
     else:

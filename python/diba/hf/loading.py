@@ -11,7 +11,7 @@ from torch import nn
 
 from ..checkpoints.description import Recipe
 from ..checkpoints.layers import TENSORS, LayerDescription
-from ..checkpoints.stored import Stored, check_names, check_stored
+from ..checkpoints.integrity import Stored, check_names, check_stored
 from ..errors import FormatError
 from ..torch.conversion.report import remember, remember_layer
 from ..torch.model.swap import put, retie, unfuse

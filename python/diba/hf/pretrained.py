@@ -23,11 +23,11 @@ from diba_autoload import LOCK, LOCKED
 from .._internal import check
 from .._internal.disk import replace_file
 from ..checkpoints.description import crc32_of_names
-from ..checkpoints.stored import Stored
+from ..checkpoints.integrity import Stored
 from ..torch.conversion.convert import when_converted
 from ..torch.conversion.report import describe, recipe_of, remember
 from ..torch.conversion.solving import warn_user
-from ..torch.model.accounts import uncounted
+from ..torch.model.sizes import uncounted
 from ..torch.model.config import Config
 from ..torch.modules.embedding import DibaEmbedding
 from ..torch.modules.layer import FactoredLayer, factored_layers

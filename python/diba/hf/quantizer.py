@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.quantizers.base import HfQuantizer
 
-from ..checkpoints.stored import Stored, factored_in
+from ..checkpoints.integrity import Stored, factored_in
 from ..errors import FormatError
 from ..torch.conversion.report import describe, forget, recipe_of, remember
 from ..torch.model.layers import named_layers

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from .._internal import storage
-from .._internal.error import snr_db
+from .._internal.snr import snr_db
 from ..bits import BitMatrix
 from .admm import PUBLISHED_STEPS, Admm
 from .greedy import Greedy

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from .._internal import check, check_arrays, storage
-from .._internal.error import energy_and_error, output_energy_and_error, snr_db
+from .._internal.snr import energy_and_error, output_energy_and_error, snr_db
 from ..factorization import Factorization
 from . import second_moments
 

@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from .._internal.error import snr_db
+from .._internal.snr import snr_db
 from ..progress import Progress
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ from .modules.linear import DibaLinear
 from .retuning.flips import Flips
 from .retuning.losses import distillation, fisher, model_loss
 from .retuning.retune import RetuneReport, retune
-from .retuning.training import Training, trainable
+from .retuning.settings import Training, trainable
 
 __all__ = [
     "Calibration",

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..._internal import check
 from ..._internal.disk import open_regular, replace_file
-from ..._internal.tensor_files import Format, SignedFile, StoredTensor, encode
+from ..._internal.tensor_files import Format, ChecksummedFile, StoredTensor, encode
 from ...solvers.second_moments import input_scales
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ def _check_moments(name: str, moments: Moments, seen: bool) -> None:
 
 def decode(file: BinaryIO, name: str) -> Calibration:
     """Read an open file, or bytes in memory, as :meth:`Calibration.load` does; ``name`` is for messages."""
-    signed = SignedFile(file, name, _FORMAT)
+    signed = ChecksummedFile(file, name, _FORMAT)
     layers = signed.tensors.get("layers")
     count = layers.shape[0] if layers is not None and layers.shape else 0
     _check_entry(signed, "layers", "I64", (count, 4))
@@ -261,7 +261,7 @@ def decode(file: BinaryIO, name: str) -> Calibration:
     return Calibration(_moments(signed, names, rows))
 
 
-def _check_entry(signed: SignedFile, key: str, dtype: str, shape: tuple[int, ...]) -> None:
+def _check_entry(signed: ChecksummedFile, key: str, dtype: str, shape: tuple[int, ...]) -> None:
     entry = signed.tensors.get(key)
     if entry is None:
         signed.fail(f"tensor {key!r} is missing")
@@ -270,7 +270,7 @@ def _check_entry(signed: SignedFile, key: str, dtype: str, shape: tuple[int, ...
         signed.fail(f"tensor {key!r} has dtype and shape {found}; expected {dtype}, {shape}")
 
 
-def _moments(signed: SignedFile, names: list[str], rows: list[list[int]]) -> dict[str, Moments]:
+def _moments(signed: ChecksummedFile, names: list[str], rows: list[list[int]]) -> dict[str, Moments]:
     seconds: dict[int, Floats] = {}
     found = {}
     for i, (name, (number, n, vectors, outputs)) in enumerate(zip(names, rows, strict=True)):

@@ -16,7 +16,7 @@ from ...checkpoints.description import Recipe
 from ...checkpoints.layers import LayerRecipe
 from ...progress import Progress, check_progress, reporting
 from ...solvers.size import inner_dimension
-from ..model.accounts import CONVERTED
+from ..model.sizes import CONVERTED
 from ..model.layers import layers_of
 from ..model.selection import require, select
 from ..model.swap import replace

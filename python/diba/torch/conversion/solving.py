@@ -14,7 +14,7 @@ import diba
 
 from ..._internal import check, storage
 from ..._internal.check import describe
-from ..._internal.error import output_energy_and_error, snr_db
+from ..._internal.snr import output_energy_and_error, snr_db
 from ...checkpoints.entries import first_names
 from ...solvers.second_moments import missing_power, shrinkage
 from ..modules.kinds import input_size

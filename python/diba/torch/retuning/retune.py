@@ -16,7 +16,7 @@ from torch import nn
 
 from ..._internal import check
 from ...progress import ProgressOption, Steps, check_progress, reporting
-from ..model.accounts import uncounted
+from ..model.sizes import uncounted
 from ..modules.layer import FactoredLayer
 from ..modules.linear import DibaLinear
 from ..modules.state import as_numpy
@@ -24,7 +24,7 @@ from .batches import differentiable, evaluating, plain_grad, repeatable
 from .flips import Flipper, Flips
 from .losses import Loss, chosen_loss
 from .steps import Trainer, step_count
-from .training import Training, parameter_groups
+from .settings import Training, parameter_groups
 
 __all__ = ["RetuneReport", "bits_checksum", "retune"]
 

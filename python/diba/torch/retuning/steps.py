@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .batches import batch_norms, evaluating, plain_grad, size, some
 from .flips import Flipper
 from .losses import Loss, loss_value
-from .training import Group, Training
+from .settings import Group, Training
 
 __all__ = ["Trainer", "step_count"]
 

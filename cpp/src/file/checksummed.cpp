@@ -1,4 +1,4 @@
-#include "file/signed.hpp"
+#include "file/checksummed.hpp"
 
 #include <limits>
 #include <utility>
@@ -25,12 +25,12 @@ std::string crc_of(const std::map<std::string, std::string>& metadata) {
 
 }  // namespace
 
-SignedFile::SignedFile(Source& source, std::string name, const Format& format)
+ChecksummedFile::ChecksummedFile(Source& source, std::string name, const Format& format)
     : source_(source), name_(std::move(name)), header_(read_header(source, name_, format.longest_header)) {
   check_format(format);
 }
 
-void SignedFile::check_format(const Format& format) const {
+void ChecksummedFile::check_format(const Format& format) const {
   const auto found = header_.metadata.find("format");
   if (found == header_.metadata.end() || found->second != format.name) {
     const std::string stated = found == header_.metadata.end() ? "is missing" : "is " + quoted(found->second);
@@ -47,13 +47,13 @@ void SignedFile::check_format(const Format& format) const {
     fail("the metadata is damaged: its CRC-32 differs from metadata 'crc32_metadata'");
 }
 
-const std::string& SignedFile::value(const std::string& key) const {
+const std::string& ChecksummedFile::value(const std::string& key) const {
   const auto found = header_.metadata.find(key);
   if (found == header_.metadata.end()) fail("metadata " + quoted(key) + " is missing");
   return found->second;
 }
 
-std::int64_t SignedFile::integer(const std::string& key, std::int64_t minimum, std::int64_t maximum) const {
+std::int64_t ChecksummedFile::integer(const std::string& key, std::int64_t minimum, std::int64_t maximum) const {
   const std::string& text = value(key);
   const bool negative = text.size() > 1 && text[0] == '-';
   const std::string digits = text.substr(negative ? 1 : 0);
@@ -68,7 +68,7 @@ std::int64_t SignedFile::integer(const std::string& key, std::int64_t minimum, s
        " to " + std::to_string(maximum));
 }
 
-void SignedFile::read(const std::string& key, unsigned char* out) const {
+void ChecksummedFile::read(const std::string& key, unsigned char* out) const {
   const TensorEntry& entry = header_.tensors.at(key);
   const auto length = static_cast<std::size_t>(entry.end - entry.begin);
   source_.read(entry.begin, length, out);

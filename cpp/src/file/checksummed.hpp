@@ -20,10 +20,10 @@ struct Format {
 };
 
 // A file whose header and metadata are right; its tensors have still to be read. The source must outlive it.
-class SignedFile {
+class ChecksummedFile {
  public:
   // Throws FormatError: not a file of this format, damaged, or of a newer version.
-  SignedFile(Source& source, std::string name, const Format& format);
+  ChecksummedFile(Source& source, std::string name, const Format& format);
 
   const Header& header() const { return header_; }
   [[noreturn]] void fail(const std::string& problem) const { fail_format(name_, problem); }
