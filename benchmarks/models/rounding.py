@@ -14,8 +14,8 @@ import diba.torch
 from diba.torch.model.selection import targets
 from diba.torch.modules.kinds import factored_matrix
 from diba.torch.retuning.batches import differentiable
-from diba.torch.retuning.steps import Trainer
 from diba.torch.retuning.settings import Training, grouped, norms_sized, typical_size
+from diba.torch.retuning.steps import Trainer
 
 __all__ = ["Rounded", "convert_rounded", "retune_scales", "round_groups"]
 

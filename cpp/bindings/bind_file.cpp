@@ -13,9 +13,9 @@
 
 #include "bindings.hpp"
 #include "diba/diba.hpp"
+#include "file/checksummed.hpp"
 #include "file/factors.hpp"
 #include "file/safetensors.hpp"
-#include "file/checksummed.hpp"
 #include "file/source.hpp"
 
 namespace py = pybind11;
@@ -119,7 +119,7 @@ py::typing::Tuple<Strings, Floats, Words, Floats, Words, Floats> read_factors(py
 class ChecksummedFile {
  public:
   ChecksummedFile(py::object file, const py::str& name, const std::string& format, const std::string& what,
-             std::int64_t version)
+                  std::int64_t version)
       : source_(std::move(file), shown(name)), checksummed_(source_.run([&] {
           return diba::ChecksummedFile(source_, source_.name(), {format, what, version, diba::kLongestHeader});
         })) {}

@@ -8,8 +8,8 @@ import numpy as np
 
 from . import _core, files
 from ._internal import check, check_arrays, error_bound, storage, tuning
-from ._internal.snr import dense_blocks
 from ._internal.factored import FactoredMatrix
+from ._internal.snr import dense_blocks
 from ._internal.storage import bits_per_weight
 from .bits import BitMatrix
 from .runtime import resolve_threads

@@ -20,8 +20,8 @@ from diba.checkpoints.description import (
     crc32_of_names,
 )
 from diba.checkpoints.entries import layer_reports
-from diba.checkpoints.layers import LayerDescription, LayerRecipe
 from diba.checkpoints.integrity import Tensor, check_headers, factored_in, inspect
+from diba.checkpoints.layers import LayerDescription, LayerRecipe
 
 M, N, K = 5, 11, 3
 

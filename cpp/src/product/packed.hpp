@@ -14,8 +14,8 @@
 #include "layout/aligned.hpp"
 #include "layout/bit_matrix.hpp"
 #include "product/tiles.hpp"
-#include "runtime/parallel.hpp"
 #include "runtime/made_once.hpp"
+#include "runtime/parallel.hpp"
 
 namespace diba {
 

@@ -1,6 +1,6 @@
 """Safetensors files: reading any of them, and reading and writing those of diba.
 
-Headers are read by compiled code: ``cpp/src/file/safetensors.hpp`` specifies what it refuses, ``signed.hpp``
+Headers are read by compiled code: ``cpp/src/file/safetensors.hpp`` specifies what it refuses, ``checksummed.hpp``
 the metadata and checksums that diba's files have in addition. This module reads their arrays, and has the
 only writer.
 """
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DTYPES",
+    "ChecksummedFile",
     "Format",
     "Header",
-    "ChecksummedFile",
     "StoredTensor",
     "TensorEntry",
     "crc32",

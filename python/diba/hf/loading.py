@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from ..checkpoints.description import Recipe
-from ..checkpoints.layers import TENSORS, LayerDescription
 from ..checkpoints.integrity import Stored, check_names, check_stored
+from ..checkpoints.layers import TENSORS, LayerDescription
 from ..errors import FormatError
 from ..torch.conversion.report import remember, remember_layer
 from ..torch.model.swap import put, retie, unfuse

@@ -27,8 +27,8 @@ from ..checkpoints.integrity import Stored
 from ..torch.conversion.convert import when_converted
 from ..torch.conversion.report import describe, recipe_of, remember
 from ..torch.conversion.solving import warn_user
-from ..torch.model.sizes import uncounted
 from ..torch.model.config import Config
+from ..torch.model.sizes import uncounted
 from ..torch.modules.embedding import DibaEmbedding
 from ..torch.modules.layer import FactoredLayer, factored_layers
 from .config import METHOD, DibaConfig

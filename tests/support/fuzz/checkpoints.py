@@ -12,8 +12,8 @@ import numpy as np
 
 import diba
 from diba.checkpoints.description import Description, crc32_of_entries
-from diba.checkpoints.layers import LayerDescription, LayerRecipe
 from diba.checkpoints.integrity import Stored, check_stored
+from diba.checkpoints.layers import LayerDescription, LayerRecipe
 
 from .engine import Driver
 from .files import check_message

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..._internal import check
 from ..._internal.disk import open_regular, replace_file
-from ..._internal.tensor_files import Format, ChecksummedFile, StoredTensor, encode
+from ..._internal.tensor_files import ChecksummedFile, Format, StoredTensor, encode
 from ...solvers.second_moments import input_scales
 
 if TYPE_CHECKING:

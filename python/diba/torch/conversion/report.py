@@ -14,8 +14,8 @@ from ...checkpoints.description import Description, Recipe
 from ...checkpoints.entries import LayerReport, Skipped, layer_reports
 from ...checkpoints.layers import LayerDescription, LayerRecipe
 from ...checkpoints.report import Report
-from ..model.sizes import skipped_weights, totals
 from ..model.layers import layers_of, named_layers
+from ..model.sizes import skipped_weights, totals
 from ..model.swap import unfused
 from ..modules.layer import FactoredLayer
 

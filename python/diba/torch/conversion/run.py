@@ -16,9 +16,9 @@ from ...checkpoints.description import Recipe
 from ...checkpoints.layers import LayerRecipe
 from ...progress import Progress, check_progress, reporting
 from ...solvers.size import inner_dimension
-from ..model.sizes import CONVERTED
 from ..model.layers import layers_of
 from ..model.selection import require, select
+from ..model.sizes import CONVERTED
 from ..model.swap import replace
 from ..modules.kinds import dense_matrix
 from ..modules.layer import factored_layers

@@ -14,9 +14,9 @@ from ..._internal import check
 from ...checkpoints.entries import reason_lines
 from ...solvers.size import inner_dimension
 from ..modules.kinds import KINDS, factored_matrix, input_size
-from .sizes import CONVERTED, skipped_weights
 from .config import Config, Settings, suggestion
 from .layers import layers_of
+from .sizes import CONVERTED, skipped_weights
 from .swap import unfused
 
 if TYPE_CHECKING:

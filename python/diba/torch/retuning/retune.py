@@ -23,8 +23,8 @@ from ..modules.state import as_numpy
 from .batches import differentiable, evaluating, plain_grad, repeatable
 from .flips import Flipper, Flips
 from .losses import Loss, chosen_loss
-from .steps import Trainer, step_count
 from .settings import Training, parameter_groups
+from .steps import Trainer, step_count
 
 __all__ = ["RetuneReport", "bits_checksum", "retune"]
 
