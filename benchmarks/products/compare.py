@@ -21,7 +21,7 @@ from ..common.tables import markdown
 
 __all__ = ["main"]
 
-# Runs in either installation: only what both have is called. Prints {name: seconds}, the least of many repetitions.
+# Runs in either installation, so it calls what both have. Prints {name: seconds}, the least of repetitions.
 WORKER = """
 import json, sys, time
 import numpy as np
@@ -64,7 +64,8 @@ for m, n, alphabet, method, effort in (
 ):
     A = np.random.default_rng(1).standard_normal((m, n))
     name = f"solve {m} x {n}, {alphabet}, {method}, {effort}"
-    found[name] = time_of(lambda: diba.solve(A, bits_per_weight=1, alphabet=alphabet, method=method, effort=effort), 1)
+    given = {"bits_per_weight": 1, "alphabet": alphabet, "method": method, "effort": effort}
+    found[name] = time_of(lambda: diba.solve(A, **given), 1)
 try:
     import torch
     import diba.torch as layers

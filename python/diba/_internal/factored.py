@@ -10,7 +10,7 @@ import numpy as np
 from ..bits import BitMatrix
 from ..operator import PackedOperator
 from . import check, check_arrays, storage
-from .error import energy_and_error, snr_db
+from .snr import energy_and_error, snr_db
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,8 +1,8 @@
 """Safetensors files: reading any of them, and reading and writing those of diba.
 
-Headers are read by compiled code: ``cpp/src/file/safetensors.hpp`` specifies what it refuses, ``checksummed.hpp``
-the metadata and checksums that diba's files have in addition. This module reads their arrays, and has the
-only writer.
+Headers are read by compiled code: ``cpp/src/file/safetensors.hpp`` specifies what it refuses,
+``checksummed.hpp`` the metadata and checksums that diba's files have in addition. This module reads their
+arrays, and has the only writer.
 """
 
 from __future__ import annotations
