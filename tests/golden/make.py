@@ -58,7 +58,7 @@ def factorization(alphabet: str) -> diba.Factorization:
 def main() -> None:
     folder = Path(__file__).resolve().parent
     for alphabet in CASES:
-        data = files.encode(factorization(alphabet)._stored(), WRITTEN_BY)
+        data = files.encode(files.StoredFactors(*factorization(alphabet)._parts()), WRITTEN_BY)
         files.replace_file(folder / f"{alphabet}.safetensors", data)
 
 

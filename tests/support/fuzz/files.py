@@ -54,7 +54,8 @@ def example(m: int, k: int, n: int, alphabet: str, narrow: bool) -> bytes:
     b1, b2 = (np.where(rng.random(shape) < 0.5, 1, zero) for shape in ((m, k), (k, n)))
     d1, d2, d3 = (rng.standard_normal(size).astype(np.float32) for size in (m, k, n))
     f = diba.Factorization.from_factors(d1, b1, d2, b2, d3, alphabet)
-    return files.encode((f.round_diagonals() if narrow else f)._stored(), "diba 0.1.0")
+    stored = files.StoredFactors(*(f.round_diagonals() if narrow else f)._parts())
+    return files.encode(stored, "diba 0.1.0")
 
 
 def mended(data: bytes) -> bytes | None:
