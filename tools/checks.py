@@ -118,6 +118,7 @@ def coverage_of_python(args: Sequence[str]) -> None:
     pip(
         *("install", "--no-deps", "--no-build-isolation", "--target", site, ROOT),
         *(f"-Cbuild-dir={objects}", "-Ccmake.build-type=Debug", "-Ccmake.define.DIBA_COVERAGE=ON"),
+        "-Ccmake.define.CMAKE_CXX_FLAGS_DEBUG=-O1",
     )
     for counts in objects.rglob("*.gcda"):
         counts.unlink()
