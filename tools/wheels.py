@@ -64,9 +64,8 @@ def build_one(machine: str, sdist: Path) -> Path:
             _PYTHON_HOST_PLATFORM=f"linux-{machine}",  # the platform that the wheel is for
         )
         (wheel,) = raw.glob("*.whl")
-        platform_tag = f"manylinux_{GLIBC.replace('.', '_')}_{machine}"
-        run("auditwheel", "repair", "--plat", platform_tag, "--wheel-dir", DIST, wheel)
-    (made,) = DIST.glob(f"*{platform_tag}.whl")
+        run("auditwheel", "repair", "--plat", "auto", "--wheel-dir", DIST, wheel)
+    (made,) = DIST.glob(f"*manylinux*{machine}.whl")
     return made
 
 
