@@ -22,23 +22,6 @@ from diba.torch.retuning.retune import bits_checksum, retune
 from diba.torch.retuning.settings import Training, trainable
 from small_models import SIZES, dense_model, factored, inputs, regression, same, state
 
-
-@pytest.fixture(scope="module")
-def dense() -> nn.Sequential:
-    return dense_model()
-
-
-@pytest.fixture
-def model(dense: nn.Sequential) -> nn.Sequential:
-    return factored(dense)
-
-
-@pytest.fixture(scope="module")
-def batches(dense: nn.Sequential) -> list[tuple[Tensor, Tensor]]:
-    with torch.no_grad():
-        return [(x, dense(x)) for x in inputs(16)]
-
-
 FREE = {f"{layer}.{name}" for layer in (0, 2) for name in ("d1", "d2", "d3", "bias")}
 
 

@@ -10,27 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from diba.torch import Flips, Training, retune, trainable
-from small_models import dense_model, factored, inputs, regression, same, state
-
-
-@pytest.fixture(scope="module")
-def dense() -> nn.Sequential:
-    return dense_model()
-
-
-@pytest.fixture
-def model(dense: nn.Sequential) -> nn.Sequential:
-    return factored(dense)
-
-
-@pytest.fixture(scope="module")
-def batches(dense: nn.Sequential) -> list[tuple[Tensor, Tensor]]:
-    with torch.no_grad():
-        return [(x, dense(x)) for x in inputs(16)]
-
+from small_models import factored, regression, same, state
 
 FREE = {f"{layer}.{name}" for layer in (0, 2) for name in ("d1", "d2", "d3", "bias")}
 
