@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-from ..common.figures import BLUE, DARK, GREY, LIGHT, ORANGE, RED, drawing, grid
+from ..common.style import BLUE, DARK, GREY, LIGHT, ORANGE, RED, drawing, grid
 from .table import METRICS, grouped
 
 __all__ = ["draw"]

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
-from ..common.figures import DARK, GREY, ORANGE, RED, drawing, grid, plain_numbers
+from ..common.style import DARK, GREY, ORANGE, RED, drawing, grid, plain_numbers
 from ..common.tables import plural
 from .rows import BIG, FAST, Rows, size_text
 

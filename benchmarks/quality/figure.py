@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MultipleLocator
 
-from ..common.figures import BLUE, DARK, GREY, LIGHT, ORANGE, RED, drawing, grid, plain_numbers
+from ..common.style import BLUE, DARK, GREY, LIGHT, ORANGE, RED, drawing, grid, plain_numbers
 from ..common.tables import plural
 from .baselines import DECIBELS_PER_BIT
 from .cells import BITS, MAIN_BITS, METHODS

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from ..common.figures import BLUE, GREY, drawing
+from ..common.style import BLUE, GREY, drawing
 
 __all__ = ["draw"]
 

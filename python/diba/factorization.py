@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from . import _core, files
+from . import _core, file_format
 from ._internal import check, check_arrays, error_bound, storage, tuning
 from ._internal.factored import FactoredMatrix
 from ._internal.snr import dense_blocks
@@ -242,24 +242,24 @@ class Factorization(FactoredMatrix):
         d1, d2, d3 = (storage.round_to_16(d) for d in (self._d1, self._d2, self._d3))
         return Factorization(d1, self._b1, d2, self._b2, d3)
 
-    def save(self, path: files.PathLike) -> None:
-        """Write a diba file (see ``diba.files`` for its format), whole or not at all.
+    def save(self, path: file_format.PathLike) -> None:
+        """Write a diba file (see ``diba.file_format`` for its format), whole or not at all.
 
         Raises:
             TypeError: ``path`` is not a path.
             OSError: the folder does not exist or cannot be written.
         """
-        files.write(check.path(path), files.StoredFactors(*self._parts()))
+        file_format.write(check.path(path), file_format.StoredFactors(*self._parts()))
 
     @classmethod
-    def load(cls, path: files.PathLike) -> Factorization:
+    def load(cls, path: file_format.PathLike) -> Factorization:
         """Read a diba file.
 
         Raises:
             OSError: the file cannot be opened.
             diba.FormatError: it is not a diba file, is damaged, or has a newer format version.
         """
-        stored = files.read(check.path(path))
+        stored = file_format.read(check.path(path))
         return cls(stored.d1, stored.b1, stored.d2, stored.b2, stored.d3)
 
     def _blocks(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
@@ -293,6 +293,6 @@ class Factorization(FactoredMatrix):
         return f"<table><caption>diba.Factorization</caption>{rows}</table>"
 
 
-def load(path: files.PathLike) -> Factorization:
+def load(path: file_format.PathLike) -> Factorization:
     """Read a diba file: :meth:`Factorization.load`."""
     return Factorization.load(path)

@@ -21,7 +21,7 @@ import pytest
 import safetensors.numpy
 
 import diba
-from diba import _core, files
+from diba import _core, file_format
 from diba._internal import tensor_files
 
 if TYPE_CHECKING:
@@ -176,10 +176,10 @@ def test_one_wide_diagonal_makes_all_float32(
 
 def test_bytes_do_not_depend_on_anything_but_the_factors(make_factors: Callable[..., Factors]) -> None:
     f = make_factors(9, 8, 7, "sign").diba
-    stored = files.StoredFactors(*f._parts())
-    first = files.encode(stored)
+    stored = file_format.StoredFactors(*f._parts())
+    first = file_format.encode(stored)
     # the safetensors package orders metadata by a hash that differs from call to call
-    assert all(files.encode(stored) == first for _ in range(20))
+    assert all(file_format.encode(stored) == first for _ in range(20))
     header, _ = split(first)
     assert list(header["__metadata__"]) == sorted(header["__metadata__"])
     assert int.from_bytes(first[:8], "little") % 8 == 0
@@ -512,14 +512,14 @@ def test_long_headers_take_little_memory(name: str) -> None:
 MEMORY = """
 import sys
 import diba
-from diba import files
+from diba import file_format
 
 def peak():
     lines = open("/proc/self/status").read().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 before = peak()
-stored = files.read(sys.argv[1])
+stored = file_format.read(sys.argv[1])
 print(peak() - before, stored.b1.shape)
 """
 
@@ -539,7 +539,7 @@ def test_reading_takes_little_memory(make_factors: Callable[..., Factors], tmp_p
 def test_files_that_end_early_or_raise(make_factors: Callable[..., Factors]) -> None:
     """Whatever an open file does: its own errors come through, and the GIL is there again."""
     f = make_factors(5, 6, 7, "sign").diba
-    data = files.encode(files.StoredFactors(*f._parts()))
+    data = file_format.encode(file_format.StoredFactors(*f._parts()))
 
     class Short(io.BytesIO):
         def readinto(self, buffer: Any) -> int:
@@ -554,15 +554,17 @@ def test_files_that_end_early_or_raise(make_factors: Callable[..., Factors]) -> 
             return super().readinto(buffer[:3])
 
     with pytest.raises(diba.FormatError, match="x: is cut short: it became smaller while it was read"):
-        files.decode(Short(data), "x")
+        file_format.decode(Short(data), "x")
     with pytest.raises(OSError, match="Input/output error"):
-        files.decode(Broken(data), "x")
-    assert np.array_equal(files.decode(Slow(data), "x").d2, files.decode(io.BytesIO(data), "x").d2)
+        file_format.decode(Broken(data), "x")
+    assert np.array_equal(
+        file_format.decode(Slow(data), "x").d2, file_format.decode(io.BytesIO(data), "x").d2
+    )
     for wrong in (None, b"bytes", 3):
         with pytest.raises(AttributeError):
-            files.decode(wrong, "x")
+            file_format.decode(wrong, "x")
     with pytest.raises(diba.FormatError, match=r"^a\\udcffb: is not a safetensors file"):
-        files.decode(io.BytesIO(b""), "a\udcffb")
+        file_format.decode(io.BytesIO(b""), "a\udcffb")
 
 
 def test_no_pickle_is_read(tmp_path: Path) -> None:

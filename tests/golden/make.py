@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import diba
-from diba import files
+from diba import file_format
 
 # The version that wrote them; part of the bytes.
 WRITTEN_BY = "diba 0.1.0"
@@ -58,8 +58,8 @@ def factorization(alphabet: str) -> diba.Factorization:
 def main() -> None:
     folder = Path(__file__).resolve().parent
     for alphabet in CASES:
-        data = files.encode(files.StoredFactors(*factorization(alphabet)._parts()), WRITTEN_BY)
-        files.replace_file(folder / f"{alphabet}.safetensors", data)
+        data = file_format.encode(file_format.StoredFactors(*factorization(alphabet)._parts()), WRITTEN_BY)
+        file_format.replace_file(folder / f"{alphabet}.safetensors", data)
 
 
 if __name__ == "__main__":

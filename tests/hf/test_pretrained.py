@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", minversion="5.0")
 
 import diba.hf  # noqa: E402
-from diba.hf import pretrained  # noqa: E402
+from diba.hf import model_methods  # noqa: E402
 from diba.torch.conversion.convert import convert  # noqa: E402
 from diba.torch.modules.layer import FactoredLayer  # noqa: E402
 
@@ -147,6 +147,6 @@ def test_models_that_begin_elsewhere_refuse_as_early():
 
 
 def test_methods_are_wrapped_once():
-    before = {name: vars(transformers.PreTrainedModel)[name] for name in pretrained._WRAPPERS}
+    before = {name: vars(transformers.PreTrainedModel)[name] for name in model_methods._WRAPPERS}
     importlib.reload(diba.hf)
     assert {name: vars(transformers.PreTrainedModel)[name] for name in before} == before

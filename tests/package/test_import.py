@@ -32,7 +32,7 @@ LAYERS = (
     ("runtime", "cli.inputs", "_internal.check_arrays"),
     ("operator", "checkpoints.layers"),
     ("bits", "_internal.tuning", "checkpoints.description"),
-    ("_internal.snr", "_internal.error_bound", "checkpoints.entries", "files"),
+    ("_internal.snr", "_internal.error_bound", "checkpoints.entries", "file_format"),
     ("_internal.factored", "checkpoints.report"),
     ("factorization", "svid", "solvers.second_moments", "checkpoints.integrity"),
     ("cli.output",),
@@ -116,7 +116,7 @@ LAYERS = (
     ("hf.config", "hf.peft"),
     ("hf.saving", "hf.loading", "hf.compression"),
     ("hf.quantizer",),
-    ("hf.pretrained",),
+    ("hf.model_methods",),
     ("hf",),
 )
 PACKAGES = {
@@ -222,7 +222,7 @@ def test_other_packages_are_imported_where_they_belong(source_root: Path) -> Non
                 f"{name} imports {top}"
             )
             assert name.startswith("hf") or not (own and top == "hf"), f"{name} imports diba.hf"
-            assert top != "diba_autoload" or name in ("torch", "hf", "hf.pretrained")
+            assert top != "diba_autoload" or name in ("torch", "hf", "hf.model_methods")
             assert with_torch or not (own and top == "torch"), f"{name} imports diba.torch"
             if not own and top in known and THIRD_PARTY[top] is not None:
                 assert name in THIRD_PARTY[top], f"{name} imports {top}"
@@ -327,7 +327,7 @@ import diba
     assert "pip install" in last  # the mend
 
 
-@pytest.mark.parametrize("module", ["diba.reference", "diba.cli", "diba.solvers", "diba.files"])
+@pytest.mark.parametrize("module", ["diba.reference", "diba.cli", "diba.solvers", "diba.file_format"])
 def test_modules_can_be_imported_first(module: str) -> None:
     """No module works only because another was imported before it."""
     done = python(f"import {module}")

@@ -1,4 +1,4 @@
-// Reading a file of factors. python/diba/files.py states the format and writes it; this is its only reader.
+// Reading a file of factors. python/diba/file_format.py states the format and writes it; this is its only reader.
 #pragma once
 
 #include <cstddef>

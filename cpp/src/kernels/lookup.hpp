@@ -22,7 +22,7 @@ inline constexpr std::size_t kOddEntries = 64;    // from the tables of a step's
 inline constexpr std::size_t kStepWeights = 8;    // their weights, in bytes
 inline constexpr std::size_t kTileRows = 16;      // the bit matrix is cut into tiles of so many rows
 inline constexpr std::size_t kTileStep = 64;      // bytes of one step of a tile: 16 rows of 32 bits
-inline constexpr std::size_t kBlockTiles = 8;     // tiles whose bits lie together (product/tiles.hpp)
+inline constexpr std::size_t kBlockTiles = 8;     // tiles whose bits lie together (product/tiled_bits.hpp)
 
 // Bounds that keep the sums in 32 bits: entries <= 255, weights <= kLargestWeight.
 inline constexpr std::int32_t kLargestWeight = 16;

@@ -1,8 +1,9 @@
-// Packed bit matrices: the storage layout, stated here only.
+// Packed bit matrices: the storage layout, which the exact products and the solvers read.
 //
 // A matrix of rows x cols bits is row-major. Bit j of a row is bit (j mod 64) of its 64-bit word j / 64; words are
 // little-endian, so byte j / 8 holds columns 8 (j / 8) .. 8 (j / 8) + 7 from its lowest bit up. Every row starts on a
 // new word, and the bits past the last column, the tail, are zero. A file cuts each row to ceil(cols / 8) bytes.
+// The fast products read another layout, product/tiled_bits.hpp.
 // One bit is an entry of a 0/1 matrix B, or of a sign matrix S = 2 B - 1: the bits are the same.
 #pragma once
 

@@ -13,7 +13,7 @@
 #include "kernels/kernels.hpp"
 #include "layout/aligned.hpp"
 #include "layout/bit_matrix.hpp"
-#include "product/tiles.hpp"
+#include "product/tiled_bits.hpp"
 #include "runtime/made_once.hpp"
 #include "runtime/parallel.hpp"
 

@@ -1,4 +1,5 @@
-// One ADMM step of one sign factor (Boza and Macko, arXiv 2505.11076), in one pass over its rows.
+// One ADMM step of one sign factor (Boza and Macko, arXiv 2505.11076), in one pass over its rows. The iteration that
+// calls it, with its equations, is python/diba/solvers/admm.py.
 #pragma once
 
 #include <cstddef>

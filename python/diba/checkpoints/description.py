@@ -17,7 +17,7 @@ If a layer shares the factors of another one, which are saved once under that na
 ``"shared": name`` instead of ``crc32``. A layer in memory has neither. ``recipe`` may be missing, and its
 values may be null, if they are unknown.
 
-This module needs neither torch nor transformers. ``stored`` compares a description with the files of a
+This module needs neither torch nor transformers. ``integrity`` compares a description with the files of a
 checkpoint.
 """
 

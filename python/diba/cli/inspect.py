@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import files
+from .. import file_format
 from ..checkpoints import integrity
 from ..checkpoints.entries import first_names
 from ..checkpoints.layers import readable
@@ -49,7 +49,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _file(path: str) -> dict[str, object]:
-    found = files.read(path)
+    found = file_format.read(path)
     result = Factorization(found.d1, found.b1, found.d2, found.b2, found.d3)
     m, n = result.shape
     return {

@@ -9,7 +9,8 @@
 
 A compressed checkpoint that is loaded without diba raises an error. Models that :func:`diba.torch.convert`
 compressed in place are saved in the same way, and ``model.dequantize()`` makes the layers dense again. PEFT,
-which is not imported here, puts LoRA on the linear layers.
+which is not imported here, puts LoRA on the linear layers. ``from_pretrained`` calls ``quantizer``, which calls
+``loading`` for a compressed checkpoint and ``compression`` for a dense one.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from transformers.quantizers.auto import (  # noqa: E402
 from diba_autoload import after_import, register  # noqa: E402
 
 from .config import METHOD, DibaConfig  # noqa: E402
-from .pretrained import attach, teach  # noqa: E402
+from .model_methods import attach, teach  # noqa: E402
 from .quantizer import DibaQuantizer  # noqa: E402
 
 __all__ = ["DibaConfig", "DibaQuantizer", "attach"]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import diba
-from diba import files
+from diba import file_format
 
 from .engine import Driver
 from .mutations import join, split
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from .mutations import Content
 
 
-def decoded(data: bytes) -> files.StoredFactors | None:
+def decoded(data: bytes) -> file_format.StoredFactors | None:
     """What the reader makes of a file; None if it refuses it."""
     try:
-        return files.decode(io.BytesIO(data), "the file")
+        return file_format.decode(io.BytesIO(data), "the file")
     except diba.FormatError as error:
         check_message(error)
         return None
@@ -35,14 +35,14 @@ def check_message(error: diba.FormatError) -> None:
     assert len(str(error)) < 600, f"a message of {len(str(error))} characters"
 
 
-def fingerprint(stored: files.StoredFactors) -> tuple[object, ...]:
+def fingerprint(stored: file_format.StoredFactors) -> tuple[object, ...]:
     """All that was read, to the last bit."""
     diagonals, bits = (stored.d1, stored.d2, stored.d3), (stored.b1, stored.b2)
     rows = ((b.alphabet, b.shape, b.packed_rows().tobytes()) for b in bits)
     return *((d.dtype, d.shape, d.tobytes()) for d in diagonals), *rows
 
 
-def memory(stored: files.StoredFactors) -> int:
+def memory(stored: file_format.StoredFactors) -> int:
     """Bytes of what was read."""
     return sum(part.nbytes for part in (stored.d1, stored.b1, stored.d2, stored.b2, stored.d3))
 
@@ -54,8 +54,8 @@ def example(m: int, k: int, n: int, alphabet: str, narrow: bool) -> bytes:
     b1, b2 = (np.where(rng.random(shape) < 0.5, 1, zero) for shape in ((m, k), (k, n)))
     d1, d2, d3 = (rng.standard_normal(size).astype(np.float32) for size in (m, k, n))
     f = diba.Factorization.from_factors(d1, b1, d2, b2, d3, alphabet)
-    stored = files.StoredFactors(*(f.round_diagonals() if narrow else f)._parts())
-    return files.encode(stored, "diba 0.1.0")
+    stored = file_format.StoredFactors(*(f.round_diagonals() if narrow else f)._parts())
+    return file_format.encode(stored, "diba 0.1.0")
 
 
 def mended(data: bytes) -> bytes | None:

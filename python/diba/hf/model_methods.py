@@ -1,6 +1,7 @@
 """Wrappers that make methods of ``transformers.PreTrainedModel`` work with factored layers.
 
-``save_pretrained`` saves factored layers however they were put into the model.
+``save_pretrained`` saves factored layers however they were put into the model. What ``from_pretrained`` goes
+through is in ``quantizer``.
 """
 
 from __future__ import annotations

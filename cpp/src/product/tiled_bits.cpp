@@ -1,4 +1,4 @@
-#include "product/tiles.hpp"
+#include "product/tiled_bits.hpp"
 
 #include <algorithm>
 #include <cstring>
