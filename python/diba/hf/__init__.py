@@ -9,8 +9,8 @@
 
 A compressed checkpoint that is loaded without diba raises an error. Models that :func:`diba.torch.convert`
 compressed in place are saved in the same way, and ``model.dequantize()`` makes the layers dense again. PEFT,
-which is not imported here, puts LoRA on the linear layers. ``from_pretrained`` calls ``quantizer``, which calls
-``loading`` for a compressed checkpoint and ``compression`` for a dense one.
+which is not imported here, puts LoRA on the linear layers. ``from_pretrained`` calls ``quantizer``, which
+calls ``loading`` for a compressed checkpoint and ``compression`` for a dense one.
 """
 
 from __future__ import annotations
