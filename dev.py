@@ -30,7 +30,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
-from tools import checks, documentation, wheels
+from tools import checks, coverage, documentation, wheels
 from tools.environment import (
     BUILD,
     CACHES,
@@ -79,9 +79,11 @@ def command_test(args: list[str]) -> None:
 
 def command_coverage(args: list[str]) -> None:
     timed("environment", partial(ensure_environment, "build", "test", "coverage", models=MODELS["test"]))
-    timed("core", checks.coverage_of_core)
-    timed("pytest", partial(checks.coverage_of_python, args))
-    timed("report", checks.report_coverage)
+    timed("core", coverage.measure_core)
+    try:
+        timed("pytest", partial(coverage.measure_package, args))
+    finally:  # what was reached is worth knowing even if a test failed
+        timed("report", coverage.report)
 
 
 def command_docs(args: list[str]) -> None:

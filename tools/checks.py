@@ -1,4 +1,4 @@
-"""The checks: lint, the core in several builds, the wheel, the Python tests, coverage, mutants."""
+"""The checks: lint, the core in several builds, the wheel, the Python tests, mutants."""
 
 from __future__ import annotations
 
@@ -86,8 +86,16 @@ def pytest(outside: Path, *args: str, **extra: str) -> None:
     """All tests in as many processes as there are processors, from a folder outside the sources."""
     command = (PYTHON, "-m", "pytest", "-p", "no:cacheprovider", "-c", ROOT / "pyproject.toml")
     processes = ("-n", str(len(os.sched_getaffinity(0))), "--dist", "worksteal")
-    places = {"DIBA_SOURCE_ROOT": str(ROOT), "DIBA_BUILD_DIR": str(BUILD / "release")} | extra
-    run(*command, *processes, ROOT / "tests", *args, show=True, cwd=outside, **places)
+    run(
+        *command,
+        *processes,
+        ROOT / "tests",
+        *args,
+        show=True,
+        cwd=outside,
+        DIBA_SOURCE_ROOT=str(ROOT),
+        **extra,
+    )
 
 
 def test_python(args: Sequence[str]) -> None:
@@ -100,50 +108,7 @@ def test_python(args: Sequence[str]) -> None:
         where = run(PYTHON, "-c", "import diba; print(diba.__file__)", cwd=outside).strip()
         if not Path(where).is_relative_to(VENV):
             raise Failure(f"diba is imported from {where}, it must be the wheel in {VENV}")
-        pytest(outside, *args)
-
-
-def coverage_of_core() -> None:
-    """The C++ tests in a build that counts lines and branches."""
-    build_core("coverage")
-    for counts in (BUILD / "coverage").rglob("*.gcda"):
-        counts.unlink()
-    run("ctest", "--preset", "coverage", show=True)
-
-
-def coverage_of_python(args: Sequence[str]) -> None:
-    """The Python tests against the package in a build of its own whose extension counts, too."""
-    site, objects = BUILD / "coverage-site", BUILD / "coverage-extension"
-    shutil.rmtree(site, ignore_errors=True)
-    pip(
-        *("install", "--no-deps", "--no-build-isolation", "--target", site, ROOT),
-        *(f"-Cbuild-dir={objects}", "-Ccmake.build-type=Debug", "-Ccmake.define.DIBA_COVERAGE=ON"),
-        "-Ccmake.define.CMAKE_CXX_FLAGS_DEBUG=-O1",
-    )
-    for counts in objects.rglob("*.gcda"):
-        counts.unlink()
-    places = {"COVERAGE_FILE": str(BUILD / "coverage.data"), "PYTHONPATH": str(site)}
-    measured = ("--cov=diba", "--cov-branch", "--cov-report=", f"--cov-config={ROOT / 'pyproject.toml'}")
-    skipped = "not installation and not slow"  # tests of the wheel itself, and emulated processors
-    with tempfile.TemporaryDirectory(prefix="diba-coverage-") as folder:
-        pytest(Path(folder), "-m", skipped, *measured, *args, **places)
-
-
-def report_coverage() -> None:
-    """Both, by file, with what is not covered; pages for a browser in build/coverage-pages."""
-    pages = BUILD / "coverage-pages"
-    (pages / "cpp").mkdir(parents=True, exist_ok=True)
-    coverage, data = (PYTHON, "-m", "coverage"), str(BUILD / "coverage.data")
-    run(*coverage, "html", "-q", "-d", pages / "python", show=True, COVERAGE_FILE=data)
-    run(*coverage, "report", "--skip-covered", "--show-missing", show=True, COVERAGE_FILE=data)
-    where = ("--root", ROOT, "--filter", f"{ROOT}/cpp/", BUILD / "coverage", BUILD / "coverage-extension")
-    pages_of_core = ("--html-details", pages / "cpp" / "index.html", "--txt", "-", "--txt-summary")
-    run(
-        *("gcovr", "--merge-mode-functions=separate", "--exclude-throw-branches"),
-        *where,
-        *pages_of_core,
-        show=True,
-    )
+        pytest(outside, *args, DIBA_BUILD_DIR=str(BUILD / "release"))
 
 
 def libfuzzer(seconds: float) -> None:

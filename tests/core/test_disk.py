@@ -207,11 +207,13 @@ def test_a_disk_that_is_full_half_way(tmp_path: Path) -> None:
 import resource, signal
 from diba._internal import disk
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
 try:
     disk.replace_file({str(path)!r}, (bytes(60_000) for _ in range(3)))
 except OSError as error:
     print(error.errno, error.filename)
+resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))  # what else writes as the process ends
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == (f"{errno.EFBIG} {path}\n", "")

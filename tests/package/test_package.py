@@ -116,6 +116,7 @@ def test_the_extension_links_the_system_only() -> None:
     assert "libstdc++" in libraries
 
 
+@pytest.mark.installation
 @pytest.mark.skipif(shutil.which("nm") is None, reason="no nm on this machine")
 def test_the_extension_exports_its_entry_only() -> None:
     """Nothing of diba's own can clash with another library, or be replaced by one."""
