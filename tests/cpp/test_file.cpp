@@ -1,10 +1,12 @@
 // The reader of files against damage of every kind, through the public interface only.
 //
 //   test_file GOLDEN    GOLDEN is the folder tests/golden
+#include <algorithm>
 #include <cerrno>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <limits>
 #include <random>
 #include <string>
 #include <system_error>
@@ -59,6 +61,51 @@ void test_products(const Factorization& f) {
     for (std::size_t i = 0; i < y.size(); ++i) CHECK(shifted[i] == y[i] + bias[i % f.rows()]);
   }
   f.multiply(nullptr, 0, nullptr);
+}
+
+// Products that leave float32 on the way, or only at the end, where they become its largest number.
+void test_range(const Factorization& f, bool signs) {
+  constexpr float kMax = std::numeric_limits<float>::max(), kInfinity = std::numeric_limits<float>::infinity();
+  std::vector<float> bias(f.rows(), -1.0F);
+  diba::Options options = exactly();
+  for (const float size : {1e25F, kMax})
+    for (std::size_t j = 0; j < f.cols(); ++j) {
+      std::vector<float> x = column(f.cols(), j);
+      x[j] = size;
+      x[(j + 1) % f.cols()] = -size / 3;
+      for (const float* added : {static_cast<const float*>(nullptr), static_cast<const float*>(bias.data())}) {
+        options.bias = added;
+        const std::vector<float> y = multiply(f, x, options);
+        for (std::size_t i = 0; i < f.rows(); ++i) {
+          const Product expected = product(signs ? kSign : kBinary, signs, i, x);
+          const double limit = static_cast<double>(kMax), shifted = expected.value + (added == nullptr ? 0.0 : -1.0);
+          // As in test_content, and two more roundings for the vectors that are summed.
+          CHECK(std::abs(static_cast<double>(y[i]) - std::clamp(shifted, -limit, limit)) <=
+                (11 + 9 + 4 + 5 + 2) * 0x1p-23 * (expected.magnitude + 1));
+        }
+      }
+      for (const float value : multiply(f, x, {})) CHECK(std::isfinite(value));
+    }
+  // What is not finite to begin with stays so.
+  std::vector<float> x(f.cols(), kInfinity);
+  options.bias = nullptr;
+  CHECK(!std::isfinite(multiply(f, x, options)[0]));
+  std::fill(x.begin(), x.end(), 1.0F);
+  bias[0] = kInfinity;
+  options.bias = bias.data();
+  CHECK(multiply(f, x, options)[0] == kInfinity);
+}
+
+// prepare() holds more memory, and changes no product.
+void test_prepare(const Bytes& data) {
+  const Factorization f = parse(data);
+  const std::size_t before = f.bytes();
+  f.prepare();
+  const std::size_t prepared = f.bytes();
+  CHECK(prepared > before);
+  const std::vector<float> x = column(f.cols(), 1);
+  CHECK(same(multiply(f, x, {}), multiply(parse(data), x, {})));
+  CHECK(f.bytes() == prepared);
 }
 
 void test_no_threads(const Factorization& f) {
@@ -174,6 +221,8 @@ int main(int argc, char** argv) {
     test_content(Factorization::load(path), signs);
     test_content(parse(data), signs);
     test_products(parse(data));
+    test_range(parse(data), signs);
+    test_prepare(data);
     test_no_threads(parse(data));
     test_threads(data);
     test_moving(data);
