@@ -12,19 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
 
+import diba
+import diba_autoload
+from diba import FormatError
+from diba.torch import DibaEmbedding, DibaLinear, convert, report
 from run_python import python
-
-os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers", minversion="5.0")
-
-from safetensors.torch import load_file, save_file  # noqa: E402
-
-import diba.hf  # noqa: E402
-import diba_autoload  # noqa: E402
-from diba import FormatError  # noqa: E402
-from diba.torch import DibaEmbedding, DibaLinear, convert, report  # noqa: E402
 
 FAST = {"bits_per_weight": 2, "method": "greedy", "effort": "fast", "progress": False}
 IDS = torch.arange(12).reshape(2, 6)

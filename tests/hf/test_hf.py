@@ -5,26 +5,21 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
-import os
 import shutil
 import subprocess
 import sys
 
 import pytest
+import torch
+import transformers
 
+import diba.torch
+from diba.checkpoints.description import Description
+from diba.checkpoints.layers import LayerDescription
+from diba.torch.conversion.convert import convert
+from diba.torch.model.config import Config
+from diba.torch.modules.layer import FactoredLayer
 from run_python import python
-
-os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers", minversion="5.0")
-
-import diba.hf  # noqa: E402
-from diba.checkpoints.description import Description  # noqa: E402
-from diba.checkpoints.layers import LayerDescription  # noqa: E402
-from diba.hf import DibaConfig  # noqa: E402
-from diba.torch.conversion.convert import convert  # noqa: E402
-from diba.torch.model.config import Config  # noqa: E402
-from diba.torch.modules.layer import FactoredLayer  # noqa: E402
 
 FAST = {"bits_per_weight": 2, "method": "greedy", "effort": "fast"}
 BITS, DIAGONALS = ("b1", "b2"), ("d1", "d2", "d3")
@@ -139,7 +134,7 @@ def assert_same_tensors(model, other):
 def test_loading_compresses_like_convert_and_survives_round_trips(name, tmp_path):
     model = MODELS[name]()
     cls = type(model)
-    compressed = loaded(cls, saved(model, tmp_path / "dense"), quantization_config=DibaConfig(**FAST))
+    compressed = loaded(cls, saved(model, tmp_path / "dense"), quantization_config=diba.hf.DibaConfig(**FAST))
     report = diba.torch.report(convert(model, progress=False, **FAST))
     assert_same_tensors(compressed, model)
     mine = diba.torch.report(compressed)
@@ -227,7 +222,7 @@ def test_base_models_and_models_with_a_head_read_each_other(tmp_path):
 
 def test_new_heads_and_skipped_layers_stay_dense(tmp_path):
     saved(bert("BertModel"), tmp_path)
-    config = DibaConfig(**FAST, modules_to_not_convert=["pooler.dense"], skip=[r"re:.*\.key"])
+    config = diba.hf.DibaConfig(**FAST, modules_to_not_convert=["pooler.dense"], skip=[r"re:.*\.key"])
     model = transformers.BertForSequenceClassification.from_pretrained(
         tmp_path, quantization_config=config, num_labels=30
     )
@@ -245,9 +240,9 @@ def test_tied_embeddings(make, tmp_path):
     model = make()
     cls = type(model)
     saved(model, tmp_path / "dense")
-    default = loaded(cls, tmp_path / "dense", quantization_config=DibaConfig(**FAST))
+    default = loaded(cls, tmp_path / "dense", quantization_config=diba.hf.DibaConfig(**FAST))
     assert default.get_output_embeddings().weight is default.get_input_embeddings().weight
-    tied = loaded(cls, tmp_path / "dense", quantization_config=DibaConfig(**FAST, tied=True))
+    tied = loaded(cls, tmp_path / "dense", quantization_config=diba.hf.DibaConfig(**FAST, tied=True))
     assert_same_tensors(tied, converted(model, tied=True))
     again = loaded(cls, saved(tied, tmp_path / "tied"))
     again.tie_weights()
@@ -396,18 +391,19 @@ def test_config_round_trip():
         "y": LayerDescription(kind="Embedding", **size, bias=False),
     }
     factors = Description(layers=described).to_dict()["factors"]
-    config = DibaConfig(
+    config = diba.hf.DibaConfig(
         snr_db=9.5, layers=layers, skip=["c"], factors=factors, modules_to_not_convert=["d"], tied=True
     )
     assert config.settings == Config(snr_db=9.5, layers=layers, skip=["c"], tied=True)
-    again = DibaConfig.from_dict(json.loads(config.to_json_string()))  # which sorts keys
+    again = diba.hf.DibaConfig.from_dict(json.loads(config.to_json_string()))  # which sorts keys
     assert again == config
     assert list(again.settings.layers) == list(layers)
     assert dict(config) == again.to_dict()
-    assert DibaConfig.from_dict(config.to_dict(), return_unused_kwargs=True, seed=3, x=1)[1] == {"x": 1}
-    assert DibaConfig.from_dict(config.to_dict(), seed=3).settings.seed == 3
-    assert DibaConfig(factors=factors).settings is None
-    assert config != DibaConfig(snr_db=9.5)
+    _, unused = diba.hf.DibaConfig.from_dict(config.to_dict(), return_unused_kwargs=True, seed=3, x=1)
+    assert unused == {"x": 1}
+    assert diba.hf.DibaConfig.from_dict(config.to_dict(), seed=3).settings.seed == 3
+    assert diba.hf.DibaConfig(factors=factors).settings is None
+    assert config != diba.hf.DibaConfig(snr_db=9.5)
 
 
 @pytest.mark.parametrize(
@@ -423,12 +419,12 @@ def test_config_round_trip():
 )
 def test_config_refuses(settings, message):
     with pytest.raises(ValueError, match=message):
-        DibaConfig(**settings)
+        diba.hf.DibaConfig(**settings)
 
 
 def test_config_refuses_wrong_kinds():
     with pytest.raises(TypeError, match="modules_to_not_convert"):
-        DibaConfig(bits_per_weight=2, modules_to_not_convert="lm_head")
+        diba.hf.DibaConfig(bits_per_weight=2, modules_to_not_convert="lm_head")
 
 
 def test_damaged_and_newer_checkpoints(tmp_path):
@@ -467,16 +463,16 @@ def test_loading_refuses(tmp_path):
         return transformers.LlamaForCausalLM.from_pretrained(tmp_path, quantization_config=config, **options)
 
     with pytest.raises(ValueError, match="weight of lm_head has 1 NaN"):
-        load(DibaConfig(**FAST))
+        load(diba.hf.DibaConfig(**FAST))
     with pytest.raises(ValueError, match="needs calibration"):
-        load(DibaConfig(**FAST, objective="covariance"))
+        load(diba.hf.DibaConfig(**FAST, objective="covariance"))
     with pytest.raises(ValueError, match="names no layer"):
-        load(DibaConfig(**FAST, skip=["lm_heat"]))
+        load(diba.hf.DibaConfig(**FAST, skip=["lm_heat"]))
     with pytest.raises(ValueError, match="layers on the disk"):
-        load(DibaConfig(**FAST), device_map={"": "disk"})
+        load(diba.hf.DibaConfig(**FAST), device_map={"": "disk"})
     layer = LayerDescription(kind="Linear", shape=(2, 2), k=1, alphabet="sign", bias=False)
     with pytest.raises(ValueError, match="no size"):
-        load(DibaConfig.of(Description(layers={"x": layer})))
+        load(diba.hf.DibaConfig.of(Description(layers={"x": layer})))
 
 
 def test_attach_refuses():

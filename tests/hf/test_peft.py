@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import copy
-import os
 import sys
 
 import pytest
+import torch
+import transformers
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers", minversion="5.0")
-
-BEFORE = "peft" in sys.modules
-import diba.hf  # noqa: E402
-
-AFTER = "peft" in sys.modules
-peft = pytest.importorskip("peft")  # after diba.hf, as a program may do: what diba adds waits for it
-
-from diba.hf.peft import LoraDibaLinear  # noqa: E402
-from diba.torch.conversion.convert import convert  # noqa: E402
-from diba.torch.modules.layer import FactoredLayer  # noqa: E402
-from diba_autoload import after_import  # noqa: E402
+import diba
+from diba.torch.conversion.convert import convert
+from diba.torch.modules.layer import FactoredLayer
+from diba_autoload import after_import
 
 # PEFT 0.21 reads a property that transformers has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
@@ -59,7 +50,7 @@ MODELS = {
 
 
 @pytest.fixture(params=MODELS)
-def case(request):
+def case(request, peft):
     """(Compressed model, LoRA configuration, layers it means.)"""
     torch.manual_seed(0)
     transformers.utils.logging.disable_progress_bar()
@@ -91,7 +82,7 @@ def fill(model):
             torch.nn.init.normal_(parameter)
 
 
-def test_adapters_train_and_the_base_does_not(case):
+def test_adapters_train_and_the_base_does_not(case, peft):
     model, config, named = case
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     base = logits(model)
@@ -100,7 +91,7 @@ def test_adapters_train_and_the_base_does_not(case):
     wrapped = {
         name.removeprefix("base_model.model.")
         for name, m in adapted.named_modules()
-        if isinstance(m, LoraDibaLinear)
+        if isinstance(m, diba.hf.peft.LoraDibaLinear)
     }
     assert wrapped == set(named)
     fill(adapted)
@@ -122,7 +113,7 @@ def test_adapters_train_and_the_base_does_not(case):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_an_adapter_is_the_sum_with_a_product_of_two_matrices(case):
+def test_an_adapter_is_the_sum_with_a_product_of_two_matrices(case, peft):
     model, config, named = case
     layer = model.get_submodule(named[0])
     x = torch.randn(3, layer.in_features)
@@ -137,7 +128,7 @@ def test_an_adapter_is_the_sum_with_a_product_of_two_matrices(case):
     assert ((lora(x).double() - plain.double() - product).abs() <= terms * 2**-23 * size).all()
 
 
-def test_saved_adapters_load(case, tmp_path):
+def test_saved_adapters_load(case, peft, tmp_path):
     model, config, _ = case
     model.save_pretrained(tmp_path / "base")
     model = type(model).from_pretrained(tmp_path / "base")  # adapters name the folder of their base
@@ -159,12 +150,12 @@ def test_saved_adapters_load(case, tmp_path):
     assert torch.equal(logits(base), expected)
     base.delete_adapter("default")
     base.add_adapter(config, "another")  # transformers' own way
-    assert any(isinstance(module, LoraDibaLinear) for module in base.modules())
+    assert any(isinstance(module, diba.hf.peft.LoraDibaLinear) for module in base.modules())
     base.save_pretrained(tmp_path / "added")
     assert not (tmp_path / "added" / "model.safetensors").exists()
 
 
-def test_merging_needs_dense_layers(case):
+def test_merging_needs_dense_layers(case, peft):
     model, config, named = case
     adapted = peft.get_peft_model(model, config)
     fill(adapted)
@@ -181,7 +172,7 @@ def test_merging_needs_dense_layers(case):
     assert not any(isinstance(module, FactoredLayer) for module in merged.modules())
 
 
-def test_merging_is_refused_before_dense_layers_are_merged():
+def test_merging_is_refused_before_dense_layers_are_merged(peft):
     model = llama()
     convert(model, progress=False, bits_per_weight=2, effort="fast", skip=["re:.*q_proj"])
     adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj", "v_proj"], r=2))
@@ -205,7 +196,7 @@ def packed(**settings):
 
 
 @pytest.mark.parametrize("skip", [[], ["lm_head"], ["re:.*q_proj"]])
-def test_all_linear_means_what_it_means_in_the_dense_model(skip):
+def test_all_linear_means_what_it_means_in_the_dense_model(skip, peft):
     def targets(model):
         adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules="all-linear", r=2))
         first = set(adapted.targeted_module_names)
@@ -219,7 +210,7 @@ def test_all_linear_means_what_it_means_in_the_dense_model(skip):
     assert targets(packed(skip=skip)) == targets(llama())
 
 
-def test_all_linear_leaves_the_classifier_out():
+def test_all_linear_leaves_the_classifier_out(peft):
     config = transformers.LlamaConfig(**SIZES, num_labels=3)
 
     def targets(compress):
@@ -234,7 +225,7 @@ def test_all_linear_leaves_the_classifier_out():
 
 @pytest.mark.filterwarnings("ignore:.*(rank|alpha)_pattern keys did not match:RuntimeWarning")
 @pytest.mark.filterwarnings("ignore:.*target_parameters.*no parameter was matched:RuntimeWarning")
-def test_experts_take_adapters_by_their_names():
+def test_experts_take_adapters_by_their_names(peft):
     torch.manual_seed(0)
     config = transformers.MixtralConfig(
         **SIZES, num_local_experts=2, num_experts_per_tok=1, num_key_value_heads=4
@@ -268,7 +259,7 @@ def test_experts_take_adapters_by_their_names():
     }
 
 
-def test_saved_modules_are_factored_layers(tmp_path):
+def test_saved_modules_are_factored_layers(tmp_path, peft):
     model = packed()
     dense_before = model.lm_head.dense_weight().clone()
     lora = peft.LoraConfig(target_modules=["q_proj"], r=2, modules_to_save=["lm_head"])
@@ -287,36 +278,40 @@ def test_saved_modules_are_factored_layers(tmp_path):
 
 
 REFUSED = {
-    "IA3": lambda: peft.IA3Config(target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"]),
-    "LOHA": lambda: peft.LoHaConfig(target_modules=["q_proj"], r=2),
-    "ADALORA": lambda: peft.AdaLoraConfig(target_modules=["q_proj"], total_step=10),
-    "VERA": lambda: peft.VeraConfig(target_modules="all-linear"),
-    "LORA": lambda: peft.LoraConfig(target_modules=["embed_tokens", "q_proj"]),
-    "init_lora_weights='pissa_niter_4'": lambda: peft.LoraConfig(
-        target_modules=["q_proj"], init_lora_weights="pissa_niter_4"
+    "IA3": ("IA3Config", {"target_modules": ["q_proj", "down_proj"], "feedforward_modules": ["down_proj"]}),
+    "LOHA": ("LoHaConfig", {"target_modules": ["q_proj"], "r": 2}),
+    "ADALORA": ("AdaLoraConfig", {"target_modules": ["q_proj"], "total_step": 10}),
+    "VERA": ("VeraConfig", {"target_modules": "all-linear"}),
+    "LORA": ("LoraConfig", {"target_modules": ["embed_tokens", "q_proj"]}),
+    "init_lora_weights='pissa_niter_4'": (
+        "LoraConfig",
+        {"target_modules": ["q_proj"], "init_lora_weights": "pissa_niter_4"},
     ),
-    "trainable_token_indices": lambda: peft.LoraConfig(
-        target_modules=["q_proj"], trainable_token_indices=[1, 2]
+    "trainable_token_indices": (
+        "LoraConfig",
+        {"target_modules": ["q_proj"], "trainable_token_indices": [1, 2]},
     ),
-    "prompts": lambda: peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+    "prompts": ("PromptTuningConfig", {"task_type": "CAUSAL_LM", "num_virtual_tokens": 3}),
 }
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_what_cannot_be_put_on_factors_is_refused_before_anything_changes(what):
+def test_what_cannot_be_put_on_factors_is_refused_before_anything_changes(what, peft):
     model = packed(embeddings=True, tied=True)
     modules = dict(model.named_modules())
+    name, settings = REFUSED[what]
     with pytest.raises(ValueError, match=r"of diba.*model\.dequantize\(\)") as caught:
-        peft.get_peft_model(model, REFUSED[what]())
+        peft.get_peft_model(model, getattr(peft, name)(**settings))
     assert what in str(caught.value)
     after = dict(model.named_modules())
     assert after.keys() == modules.keys()
     assert all(after[name] is module for name, module in modules.items())
 
 
-def test_other_adapters_work_beside_factors():
+def test_other_adapters_work_beside_factors(peft):
     model = packed()  # with a dense embedding
-    prompted = peft.get_peft_model(copy.deepcopy(model), REFUSED["prompts"]())
+    prompts = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    prompted = peft.get_peft_model(copy.deepcopy(model), prompts)
     assert prompted.word_embeddings.weight.shape == (60, 32)
     assert logits(prompted).shape == (2, 9, 60)
     with pytest.warns(UserWarning, match="Unsupported layer type.*RMSNorm"):  # PEFT's, of dense models too
@@ -327,8 +322,8 @@ def test_other_adapters_work_beside_factors():
 # ---------------------------------------------------------------- waiting for PEFT
 
 
-def test_importing_diba_does_not_import_peft():
-    assert AFTER == BEFORE
+def test_importing_diba_does_not_import_peft(imported):
+    assert "peft" not in imported
 
 
 def test_an_action_runs_once_at_the_end_of_an_import(tmp_path, monkeypatch):

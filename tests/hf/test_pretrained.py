@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import copy
 import importlib
-import os
 
 import pytest
+import torch
+import transformers
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers", minversion="5.0")
-
-import diba.hf  # noqa: E402
-from diba.hf import model_methods  # noqa: E402
-from diba.torch.conversion.convert import convert  # noqa: E402
-from diba.torch.modules.layer import FactoredLayer  # noqa: E402
+import diba
+from diba.torch.conversion.convert import convert
+from diba.torch.modules.layer import FactoredLayer
 
 IDS = torch.arange(12).reshape(2, 6)
 ROWS = 60
@@ -147,6 +143,6 @@ def test_models_that_begin_elsewhere_refuse_as_early():
 
 
 def test_methods_are_wrapped_once():
-    before = {name: vars(transformers.PreTrainedModel)[name] for name in model_methods._WRAPPERS}
+    before = {name: vars(transformers.PreTrainedModel)[name] for name in diba.hf.model_methods._WRAPPERS}
     importlib.reload(diba.hf)
     assert {name: vars(transformers.PreTrainedModel)[name] for name in before} == before

@@ -26,8 +26,9 @@ LAYERS = (
         "errors",
         "reference",
         "_internal.storage",
+        "onnx.library",
     ),
-    ("_internal.check", "_internal.tensor_files"),
+    ("_internal.check", "_internal.tensor_files", "onnx"),
     ("progress",),
     ("runtime", "cli.inputs", "_internal.check_arrays"),
     ("operator", "checkpoints.layers"),
@@ -134,6 +135,7 @@ PACKAGES = {
     "torch.calibration",
     "torch.conversion",
     "hf",
+    "onnx",
 }
 BINDINGS = {"bindings.hpp", "module.cpp"} | {
     f"bind_{folder}.cpp" for folder in ("file", "layout", "runtime", "product", "solve")
@@ -242,7 +244,7 @@ def test_no_layer_imports_one_above_it_by_name(source_root: Path) -> None:
 def test_the_core_keeps_each_thing_in_one_file(source_root: Path) -> None:
     only = {
         r"#include <pybind11/|#include <Python\.h>|PyObject": BINDINGS,
-        r"#include <thread>|std::thread|pthread_|#pragma omp|<omp\.h>": {"parallel.cpp"},
+        r"#include <thread>|std::thread|pthread_|#pragma omp|<omp\.h>": {"parallel.cpp", "runtime.cpp"},
         r"getenv|__builtin_cpu_supports|cpuid": {"dispatch.cpp"},
         r"immintrin\.h|_mm256_|_mm512_": {"avx2.cpp", "integer_256.hpp", "lookup_avx2.cpp"} | AVX512,
         r"_mm512_|__m512|__mmask": AVX512,

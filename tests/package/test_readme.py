@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported; all files are on this machine
-
 ROOT = Path(os.environ.get("DIBA_SOURCE_ROOT", Path(__file__).parents[2]))
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
 TEXTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "third_party/README.md", *PAGES]

@@ -3,17 +3,8 @@
 from __future__ import annotations
 
 import torch
+import transformers
 from torch import nn
-from transformers import (
-    BertConfig,
-    BertModel,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    WhisperConfig,
-    WhisperForConditionalGeneration,
-)
 
 NAMES = ("bert", "llama", "gpt2", "whisper", "mlp")
 TOKENS = {"vocab_size": 50, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -80,16 +71,18 @@ def rows(module, x, mask=None):
 
 def _bert():
     shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
-    return BertModel(BertConfig(**TOKENS, **shape, max_position_embeddings=32))
+    return transformers.BertModel(transformers.BertConfig(**TOKENS, **shape, max_position_embeddings=32))
 
 
 def _llama():
     shape = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24}
-    return LlamaForCausalLM(LlamaConfig(**TOKENS, **shape, num_key_value_heads=1))
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**TOKENS, **shape, num_key_value_heads=1))
 
 
 def _gpt2():
-    return GPT2LMHeadModel(GPT2Config(**TOKENS, n_embd=16, n_layer=2, n_head=2, n_positions=32))
+    return transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(**TOKENS, n_embd=16, n_layer=2, n_head=2, n_positions=32)
+    )
 
 
 def _whisper():
@@ -97,7 +90,9 @@ def _whisper():
     sizes = {"d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "num_mel_bins": 8}
     widths = {"encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "max_source_positions": 20}
     tokens = {"max_target_positions": 16, "decoder_start_token_id": 1}
-    return WhisperForConditionalGeneration(WhisperConfig(**TOKENS, **heads, **sizes, **widths, **tokens))
+    return transformers.WhisperForConditionalGeneration(
+        transformers.WhisperConfig(**TOKENS, **heads, **sizes, **widths, **tokens)
+    )
 
 
 def _mlp():

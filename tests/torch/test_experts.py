@@ -4,33 +4,28 @@ from __future__ import annotations
 
 import copy
 import inspect
-import os
 import pickle
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import transformers
+from torch import nn
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers", minversion="5.0")
-
-from torch import nn  # noqa: E402
-
-import diba.hf  # noqa: E402
-import tiny_experts  # noqa: E402
-from diba.torch.calibration.collect import calibrate  # noqa: E402
-from diba.torch.calibration.inputs import InputSums  # noqa: E402
-from diba.torch.conversion.allocation import allocate  # noqa: E402
-from diba.torch.conversion.convert import convert  # noqa: E402
-from diba.torch.conversion.report import report  # noqa: E402
-from diba.torch.model.config import Config  # noqa: E402
-from diba.torch.model.experts import Experts  # noqa: E402
-from diba.torch.model.selection import select, targets  # noqa: E402
-from diba.torch.model.swap import unfuse, unfused  # noqa: E402
-from diba.torch.modules.layer import FactoredLayer  # noqa: E402
-from diba.torch.modules.vectors import mark, marked  # noqa: E402
-from diba.torch.retuning.losses import fisher  # noqa: E402
+import tiny_experts
+from diba.torch.calibration.collect import calibrate
+from diba.torch.calibration.inputs import InputSums
+from diba.torch.conversion.allocation import allocate
+from diba.torch.conversion.convert import convert
+from diba.torch.conversion.report import report
+from diba.torch.model.config import Config
+from diba.torch.model.experts import Experts
+from diba.torch.model.selection import select, targets
+from diba.torch.model.swap import unfuse, unfused
+from diba.torch.modules.layer import FactoredLayer
+from diba.torch.modules.vectors import mark, marked
+from diba.torch.retuning.losses import fisher
 
 FAST = {"bits_per_weight": 3, "method": "greedy", "effort": "fast", "threads": 1}
 IDS = torch.arange(3, 19).reshape(2, 8)
@@ -264,6 +259,8 @@ def test_experts_that_a_rule_leaves_out_stay_fused(model: Any) -> None:
 
 
 def test_a_checkpoint_loads_to_the_same_outputs(model: Any, tmp_path: Any) -> None:
+    from diba.hf import DibaConfig
+
     partly = model.config.model_type in ("gpt_oss", "qwen3_moe")  # some experts dense, others not
     skip = [r"re:.*\.down\.1"] if partly else []
     model.save_pretrained(tmp_path / "dense")
@@ -276,7 +273,7 @@ def test_a_checkpoint_loads_to_the_same_outputs(model: Any, tmp_path: Any) -> No
     assert torch.equal(again(IDS).logits, outputs)
     base = transformers.AutoModel.from_pretrained(tmp_path / "packed")
     assert torch.equal(base(IDS)[0], changed.model(IDS)[0])
-    config = diba.hf.DibaConfig(skip=skip, **FAST)
+    config = DibaConfig(skip=skip, **FAST)
     loaded, info = type(model).from_pretrained(
         tmp_path / "dense", quantization_config=config, output_loading_info=True
     )

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import copy
-import os
 import pickle
 from abc import ABC
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import pytest
-
-os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
-pytest.importorskip("torch")
-
 import torch
 from torch import nn
 

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections import OrderedDict
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
-torch = pytest.importorskip("torch")
-
-import torch.nn.functional as F  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-
-import diba.torch  # noqa: E402
-from diba.torch import distillation, fisher  # noqa: E402
-from diba.torch.retuning.outputs import answers, choices, positions  # noqa: E402
+import diba.torch
+from diba.torch import distillation, fisher
+from diba.torch.retuning.outputs import answers, choices, positions
 
 
 class Says(nn.Module):

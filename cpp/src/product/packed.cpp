@@ -119,6 +119,10 @@ const Packed& Packed::transposed() const {
   });
 }
 
+void Packed::left_row(std::size_t i, float* entries) const {
+  (left_ ? *left_ : right_).unpack_row(i, signs_ ? -1.0F : 0.0F, entries);
+}
+
 Diagonals Packed::diagonals(const Scales& s) const {
   return signs_ ? diagonals(s, {}) : diagonals(s, left_->unpack().view());
 }

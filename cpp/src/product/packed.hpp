@@ -58,6 +58,9 @@ class Packed {
   // The same, faster, for a caller that still has the bits packed as `left`.
   Diagonals diagonals(const Scales& scales, BitView left) const;
 
+  // Row i of B1, or of the one matrix there is: its entries, 0 and 1 or -1 and 1.
+  void left_row(std::size_t i, float* entries) const;
+
   // The transposed matrix, packed by the first call and kept.
   const Packed& transposed() const;
 

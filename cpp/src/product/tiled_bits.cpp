@@ -60,6 +60,16 @@ BitMatrix TiledBits::unpack() const {
   return bits;
 }
 
+void TiledBits::unpack_row(std::size_t i, float zero, float* entries) const {
+  std::size_t stride;
+  const std::uint8_t* tile = row(i, &stride);
+  for (std::size_t first = 0; first < cols; first += kStep, tile += stride) {
+    const std::uint32_t bits = half_word(tile, i % kTileRows, layout_);
+    for (std::size_t j = first; j < std::min(first + kStep, cols); ++j)
+      entries[j] = (bits >> (j - first) & 1U) != 0 ? 1.0F : zero;
+  }
+}
+
 void TiledBits::multiply(const double* a, bool signs, double* y) const {
   for (std::size_t i = 0; i < rows; ++i) {
     std::size_t stride;

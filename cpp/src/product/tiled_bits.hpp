@@ -33,6 +33,9 @@ class TiledBits {
   // The matrix that was packed.
   BitMatrix unpack() const;
 
+  // The entries of row i: 1 for a set bit, else `zero`.
+  void unpack_row(std::size_t i, float zero, float* entries) const;
+
   // y = B a, or S a with S = 2 B - 1, in float64 and in the order of the columns; a (cols), y (rows).
   void multiply(const double* a, bool signs, double* y) const;
 
