@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 import diba
 from diba import _core, cli
-from diba._internal import timing
+from diba._internal import timing, tuning
 from diba._internal.storage import bits_per_weight
 from diba.cli import bench
+from run_python import python
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 
 # ---------------------------------------------------------------- how products are timed
@@ -121,6 +123,30 @@ def test_heavy_activations() -> None:
     assert np.array_equal(heavy[changed], 50 * plain[changed])
 
 
+def test_threads_that_never_pay_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And where they always pay, they are used for the smallest product that is tried."""
+    before = diba.tuning()
+    try:
+        for speedup, least in ((1.0, tuning.NEVER), (2.0, min(timing._SIDES) ** 2 // 2)):
+            clock = Clock()
+
+            def product(side: int, count: int, clock: Clock = clock, speedup: float = speedup) -> Any:
+                return lambda threads: clock.call("", 1.0 if threads == 1 else 1 / speedup, [])()
+
+            monkeypatch.setattr(timing, "time", clock)
+            monkeypatch.setattr(timing, "_product", product)
+            assert timing._least_bits(1.0) == least
+    finally:
+        diba.set_tuning(before)
+
+
+def test_the_product_that_is_timed() -> None:
+    f = timing.random_factorization(48, 48, 1.0)
+    assert np.array_equal(
+        timing._product(48, 3)(threads=1), f.linear(timing.activations(3, 48), precision="fast")
+    )
+
+
 # ---------------------------------------------------------------- diba bench
 
 NO_SHAPE = "is not a shape; it must be like 4096x1024; see 'diba bench --help'"
@@ -156,6 +182,51 @@ def test_bench_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     dense = {name: row["us"] for name, row in rows.items() if not name.startswith("diba")}
     assert report["fastest_dense"] == min(dense, key=dense.__getitem__)
     assert report["speedup"] == pytest.approx(min(dense.values()) / rows["diba, fast"]["us"], rel=1e-9)
+
+
+@pytest.mark.parametrize(("batch", "torch"), [(1, True), (3, False)])
+def test_what_is_measured(batch: int, torch: bool) -> None:
+    """In a process of its own, as the measurement sets the threads of whatever it times."""
+    hide = "" if torch else "sys.modules['torch'] = None"
+    code = f"""
+import json, sys
+{hide}
+from diba.cli.bench import measure
+print(json.dumps(measure(24, 40, 2, {batch}, 1, 1e-5)))
+"""
+    done = python(code)
+    assert (done.returncode, done.stderr) == (0, "")
+    report = json.loads(done.stdout)
+    assert (report["shape"], report["batch"], report["threads"]) == ([24, 40], batch, 1)
+    rows = {row["name"]: row for row in report["results"]}
+    assert rows.keys() == {bench.FAST, bench.EXACT, bench.NUMPY} | ({bench.TORCH} if torch else set())
+    assert all(row["us"] > 0 and row["read_gb_per_s"] > 0 for row in rows.values())
+    # n eps sum |x|, over at most 40 + k terms, leaves far more than 60 dB to float32; 8 bits leave 20
+    assert all(row["snr_db"] > (20 if name == "diba, fast" else 60) for name, row in rows.items())
+    dense = {name: row["us"] for name, row in rows.items() if not name.startswith("diba")}
+    assert report["speedup"] == pytest.approx(min(dense.values()) / rows["diba, fast"]["us"], rel=1e-9)
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_autotune_prints_and_saves_what_it_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, as_json: bool
+) -> None:
+    monkeypatch.setattr(bench, "autotune", lambda threads: diba.Tuning(1 << 20, 4096 * threads))
+    path = tmp_path / "tuning.json"
+    options = ["--threads", "2", *(["--json"] if as_json else [])]
+    code, out, err = run(capsys, *options, "--autotune", str(path))
+    assert (code, err) == (0, "")
+    saved = {"table_bytes": 1 << 20, "bits_per_thread": 8192}
+    assert json.loads(path.read_text()) == saved
+    if as_json:
+        assert json.loads(out) == saved
+        return
+    assert [line.split()[:2] for line in out.splitlines()[:2]] == [
+        ["table_bytes", "1,048,576"],
+        ["bits_per_thread", "8,192"],
+    ]
+    assert out.endswith(f"DIBA_TUNING={path}\n")
+    assert "DIBA_TUNING" not in run(capsys, *options, "--autotune")[1]  # nothing was written
 
 
 @pytest.mark.parametrize(

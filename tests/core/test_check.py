@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -63,6 +64,9 @@ def test_no_value_is_lost_and_nothing_is_copied_without_need() -> None:
 def test_torch_tensors() -> None:
     torch = pytest.importorskip("torch")
     A = torch.tensor(BASE)
+    with warnings.catch_warnings():  # some time they will be gone
+        warnings.simplefilter("ignore")
+        quantized = torch.quantize_per_tensor(A.float(), 0.5, 0, torch.qint8)
     for value in (
         *(
             A.to(dtype)
@@ -73,6 +77,7 @@ def test_torch_tensors() -> None:
         A.T.contiguous().T,
         torch.tensor(-1j * BASE).conj().imag,  # a view that is negated when read
         A.float().requires_grad_() * 1,
+        quantized,
     ):
         assert np.array_equal(check_arrays.real_matrix(value, "A"), BASE)
     for wrong, message in (

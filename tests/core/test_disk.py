@@ -146,6 +146,16 @@ def test_settings_of_products_are_not_read_from_a_pipe(tmp_path: Path) -> None:
     assert "is a pipe, a socket or a device" in done.stderr.splitlines()[-1]
 
 
+def test_settings_of_products_are_those_that_were_saved(tmp_path: Path) -> None:
+    diba.Tuning(12_345, 678).save(tmp_path / "tuning.json")
+    env = os.environ | {"DIBA_TUNING": str(tmp_path / "tuning.json")}
+    done = subprocess.run(
+        [sys.executable, "-c", "import diba; print(diba.tuning(), *diba._core.tuning())"],
+        capture_output=True, text=True, timeout=60, env=env,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("Tuning(table_bytes=12345, bits_per_thread=678) 12345 678\n", "")
+
+
 # ---------------------------------------------------------------- paths
 
 
@@ -235,6 +245,35 @@ def test_file_and_folder_are_on_the_disk_before_it_returns(
     monkeypatch.setattr(os, "fsync", fsync)
     write(path)
     assert synchronised == [(False, False), (True, True)]  # the file before it has its name, the folder after
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
+def test_folders_that_cannot_be_synchronised(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """Some file systems cannot, which is no failure; a disk that fails is one."""
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with contextlib.nullcontext() if code != errno.EIO else pytest.raises(OSError, match=os.strerror(code)):
+        write(tmp_path / "x.svg")
+    assert names(tmp_path) == ["x.svg"]
+
+
+def test_too_many_writers_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    with contextlib.ExitStack() as stack:
+        for _ in range(disk._MOST_SAVERS):
+            stack.callback(os.close, disk._temporary(path)[0])
+        with pytest.raises(FileExistsError, match="temporary files in use") as caught:
+            disk.replace_file(path, b"new")
+        assert caught.value.filename == str(path)
+        assert not path.exists()
+    disk.replace_file(path, b"new")  # those that nobody holds any more are removed
+    assert names(tmp_path) == ["f"]
 
 
 def test_a_failing_maker_of_content_leaves_nothing(tmp_path: Path) -> None:

@@ -37,6 +37,18 @@ def one_by_one(m: int, k: int, n: int, alphabet: str) -> np.ndarray:
         _core.select_isa(before)
 
 
+# ---------------------------------------------------------------- what does not fit
+
+
+def test_more_columns_than_its_sums_can_hold_are_left_to_exact_products() -> None:
+    n = 2**20 + 1
+    f = diba.Factorization.from_factors([2.0], [[1]], [1.0], np.ones((1, n)), np.ones(n))
+    x = np.ones(n, np.float32)
+    with pytest.raises(ValueError, match=rf"has {n} columns; it must have at most 2\^20.*precision='exact'"):
+        f.linear(x)
+    assert f.linear(x, precision="exact").tolist() == [2.0 * n]
+
+
 # ---------------------------------------------------------------- equal bytes
 
 

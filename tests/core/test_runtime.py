@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import pkgutil
+import platform
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -208,6 +209,23 @@ def test_memory_limit_of_cgroup_v1(fake_machine: Path) -> None:
     assert machine.available_memory() == 8_000_000 * 1024
     (group / "memory.limit_in_bytes").write_text("1500\n")
     assert machine.available_memory() == 1000
+
+
+def test_a_system_without_proc(fake_machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("/proc/self/cgroup", "/proc/meminfo", "/proc/cpuinfo"):
+        machine._files_of_test[name] = ""
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert machine.available_cpus() == (os.cpu_count() or 1)
+    free = {"SC_PAGE_SIZE": 4096, "SC_AVPHYS_PAGES": 1000}
+    monkeypatch.setattr(os, "sysconf", free.__getitem__)
+    assert machine.available_memory() == 4096 * 1000
+
+    def unknown(name: str) -> int:
+        raise ValueError(name)
+
+    monkeypatch.setattr(os, "sysconf", unknown)
+    assert machine.available_memory() is None
+    assert machine.cpu_model() == (platform.processor() or platform.machine())
 
 
 def test_limits_of_this_machine() -> None:

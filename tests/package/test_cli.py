@@ -14,6 +14,7 @@ import sys
 import termios
 import time
 import zipfile
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -252,6 +253,13 @@ def test_inputs_that_do_not_fit(folder: Path, refused: Callable[..., str]) -> No
     assert solve("nan.npy").startswith(
         "nan.npy: A has NaN or infinite entries (1 of 2, the first is nan at A[0, 1])"
     )
+    with zipfile.ZipFile("odd.npz", "w") as archive:
+        archive.writestr("w.npy", b"no header")
+    assert solve("odd.npz") == "odd.npz: has 0 matrices; name one as odd.npz:TENSOR; matrices in it: none"
+    assert solve("odd.npz:w").startswith("odd.npz: tensor 'w'")
+    header = json.dumps({"w": {"dtype": "F8_E5M2", "shape": [2, 3], "data_offsets": [0, 6]}}).encode()
+    Path("f8.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(6))
+    assert solve("f8.safetensors").startswith("f8.safetensors:w: has dtype F8_E5M2; it must be one of ")
     diba.solve(A, k=1).save("a.diba")
     assert "is a diba file, the result of a solve" in solve("a.diba")
     assert solve("missing.npy") == "No such file or directory: missing.npy"
@@ -325,6 +333,8 @@ def test_the_output_is_checked_before_the_work(
     monkeypatch.setattr(cli.solve, "solve", never)
     monkeypatch.setattr(inputs, "read_matrix", never)
     assert "does not exist" in refused("solve", "a.npy", "-o", "no/x", "--k", "1")
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # whom root cannot ask
+    assert "the output's folder is not writable: ." in refused("solve", "a.npy", "-o", "x", "--k", "1")
 
 
 def test_running_out_of_memory_is_one_line(
@@ -406,6 +416,20 @@ def test_doctor(run: Callable[..., tuple[int, str, str]]) -> None:
     code, out, err = run("doctor")
     assert (code, err) == (0, "")
     assert f"isa                     {diba.isa()}\n" in out
+
+
+def test_doctor_where_a_package_is_missing(
+    run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version(name: str) -> str:
+        if name == "scipy":
+            raise metadata.PackageNotFoundError(name)
+        return "1.2.3"
+
+    monkeypatch.setattr(metadata, "version", version)
+    assert json.loads(run("doctor", "--json")[1])["scipy"] is None
+    lines = dict(line.split(maxsplit=1) for line in run("doctor")[1].splitlines())
+    assert (lines["scipy"], lines["numpy"]) == ("-", "1.2.3")
 
 
 def test_version_and_help(run: Callable[..., tuple[int, str, str]]) -> None:

@@ -101,6 +101,23 @@ def test_plot(tmp_path: Path) -> None:
         curve.plot(3)
 
 
+def test_plot_into_a_new_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    axes = made([10, 20], [20, 60]).plot(None)
+    assert axes.figure is pyplot.gcf()
+    pyplot.close(axes.figure)
+
+
+def test_weighting_multiplies_noise_and_leaves_snrs() -> None:
+    curve = diba.Curve((60, 40), np.array([20, 60]), np.array([3.0, 1.0]), energy=12.0)
+    weighted = curve.weighted(2.5)
+    assert (weighted.noise.tolist(), weighted.energy) == ([7.5, 2.5], 30.0)
+    assert np.allclose(weighted.snr_db, [10 * np.log10(4), 10 * np.log10(12)], rtol=1e-12)
+    without = diba.Curve((60, 40), np.array([20, 60]), np.array([3.0, 1.0])).weighted(2.5)
+    assert (without.noise.tolist(), without.energy) == ([7.5, 2.5], None)
+
+
 def test_plot_without_matplotlib_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("matplotlib", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, name, None)

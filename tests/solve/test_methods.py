@@ -191,6 +191,7 @@ def test_starts_are_checked() -> None:
         ({"alphabet": "sign"}, ValueError, "alphabet of init is binary; it must be sign"),
         ({"k": 5}, ValueError, "inner dimension of init is 4.*5"),
         ({"bits_per_weight": 9}, ValueError, "inner dimension of init is 4"),
+        ({"snr_db": 20}, ValueError, "snr_db and init are both given; give only one"),
         ({"init": f.to_dense()}, TypeError, "init .*Factorization"),
     ):
         given = {"A": A, "init": f, "alphabet": "binary"} | wrong

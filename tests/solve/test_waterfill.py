@@ -119,6 +119,8 @@ def test_the_uniform_budget() -> None:
     assert found.uniform_noise == pytest.approx(expected, rel=1e-9)
     assert found.noise <= found.uniform_noise
     assert found.bits_per_weight == found.total_bits / (40 * 60 + 30 * 30 + 2 * 8)
+    short = {name: exponential(shape, [1, 20], 1 + len(name), 0.3) for name, shape in shapes.items()}
+    assert waterfill(short, bits_per_weight=2).uniform_noise is None  # nobody measured k = 27
 
 
 def test_sensitivity_draws_bits() -> None:

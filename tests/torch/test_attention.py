@@ -242,6 +242,18 @@ def test_what_has_no_factors_is_put_together_again() -> None:
     assert torch.equal(model.first.in_proj_bias, dense.first.in_proj_bias)
 
 
+@pytest.mark.parametrize("settings", [{}, {"bias": False}, {"kdim": 12, "vdim": 20}])
+def test_fused_tensors_are_split_as_they_are_joined(settings: dict[str, Any]) -> None:
+    fused = attention(**settings)
+    part = Attention.from_fused(fused)
+    for name, sources in part.sources().items():
+        tensors = [part.get_parameter(f"{layer}.{own}") for layer, own in sources]
+        whole = part.join(name, tensors)
+        assert torch.equal(whole, fused.get_parameter(name))
+        assert all(map(torch.equal, part.split(name, whole), tensors))
+    assert part.sources().keys() == dict(fused.named_parameters()).keys()
+
+
 def test_only_attention_that_is_torchs_own_is_taken_apart() -> None:
     class Other(nn.MultiheadAttention):
         pass

@@ -443,6 +443,16 @@ def test_merging_is_calibrating_on_all_batches():
         np.testing.assert_allclose(merged[name].gradient_rms, moments.gradient_rms, rtol=1e-12)
 
 
+def test_moments_that_layers_share_are_shared_after_merging():
+    first, second = np.eye(2), 3 * np.eye(2)
+    a = Calibration({"x": Moments(first, 3), "y": Moments(first, 3), "z": Moments(first, 1)})
+    b = Calibration({name: Moments(second, 1) for name in a})
+    merged = a.merge(b)
+    assert merged["x"].second is merged["y"].second
+    np.testing.assert_array_equal(merged["x"].second, 1.5 * np.eye(2))
+    np.testing.assert_array_equal(merged["z"].second, 2 * np.eye(2))  # the same matrix, of fewer vectors
+
+
 def test_merging_keeps_what_only_one_has_and_refuses_other_shapes():
     a = Calibration({"x": Moments(np.eye(2), 3), "y": Moments(np.eye(3), 1)})
     b = Calibration({"x": Moments(3 * np.eye(2), 1), "z": Moments(np.eye(4), 5)})
@@ -454,6 +464,16 @@ def test_merging_keeps_what_only_one_has_and_refuses_other_shapes():
         a.merge(Calibration({"x": Moments(np.eye(3), 1)}))
     with pytest.raises(TypeError, match="other is"):
         a.merge({})
+
+
+def test_layers_that_read_padding_only():
+    """calibrate leaves them out; convert, which goes block by block, says which."""
+    torch.manual_seed(0)
+    model, mask = TextAndImages(), torch.zeros(2, 4, dtype=torch.long)
+    batch = {"embeds": torch.randn(2, 4, 4), "pixels": torch.randn(2, 3, 2, 2), "attention_mask": mask}
+    assert set(calibrate(model, [batch], progress=False)) == {"images.embed", "images.project"}
+    with pytest.raises(ValueError, match="has read padding only; batches must have tokens that are none"):
+        propagate.run(model, ["text.0", "head"], [batch], lambda tasks: None)
 
 
 # ---------------------------------------------------------------- batches

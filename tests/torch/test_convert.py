@@ -384,6 +384,18 @@ def test_a_group_with_a_member_that_stays_dense_stays_dense() -> None:
     assert "a module of another kind, which stays dense" in reasons(Tied(stranger=True), tied=True)["head"]
 
 
+def test_a_weight_that_is_shared_with_its_transpose_stays_dense() -> None:
+    """transformers' ``Conv1D`` holds its matrix the other way round than an embedding."""
+    transformers = pytest.importorskip("transformers.pytorch_utils")
+    model = nn.Sequential(nn.Embedding(40, 24), transformers.Conv1D(24, 40))
+    model[1].weight = model[0].weight
+    found = reasons(model, tied=True, embeddings=True)
+    assert found == {
+        "0": "shares its weight with 1, which uses it transposed or reshaped",
+        "1": "shares its weight with 0, which uses it transposed or reshaped",
+    }
+
+
 def test_a_second_call_leaves_what_is_converted() -> None:
     model = perceptron()
     first = quiet(model)
@@ -580,6 +592,16 @@ def test_one_piece_of_memory_for_all_weights_is_released() -> None:
     assert model[2].weight is kept
     assert all(torch.equal(dict(model.named_parameters())[name], value) for name, value in expected.items())
     assert model[1].bias.data_ptr() == model[1].weight.data_ptr()
+
+
+def test_conversion_works_without_threadpoolctl(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which only saves time: the factors are the same."""
+    model = perceptron()
+    expected = copy.deepcopy(model)
+    quiet(expected)
+    monkeypatch.setitem(sys.modules, "threadpoolctl", None)
+    quiet(model)
+    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), expected.buffers(), strict=True))
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -272,6 +272,19 @@ def test_convolution_from_dense_and_back(kind: Any) -> None:
     assert not back.training
 
 
+def test_a_convolution_is_printed_as_torchs() -> None:
+    """With what is not usual, in torch's words; and its size."""
+    plain = DibaConv1d(8, 6, 3, k=4)
+    assert plain.extra_repr().startswith("8, 6, kernel_size=(3,), stride=(1,), bias=True, ")
+    options: dict[str, Any] = {"stride": 2, "padding": (1, 2), "dilation": 2, "padding_mode": "reflect"}
+    dense, layer = (
+        nn.Conv2d(8, 6, 3, bias=False, **options),
+        DibaConv2d(8, 6, 3, k=4, bias=False, **options),
+    )
+    own = dense.extra_repr().replace(", bias=False", "").split(", padding_mode")[0]
+    assert layer.extra_repr().startswith(f"{own}, padding_mode='reflect', bias=False, k=4")
+
+
 def test_the_state_of_embeddings_and_convolutions_survives() -> None:
     for one, other in (
         (DibaEmbedding(ROWS, DIM, K), DibaEmbedding(ROWS, DIM, K, device="meta")),

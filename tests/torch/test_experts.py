@@ -119,6 +119,13 @@ def test_other_forms_stay_as_they_are() -> None:
 
     model.own = Plain()
     first, second = fused(model).values()
+    spoilt = {name: copy.deepcopy(first) for name in ("whole", "flag", "shared", "flat", "halves")}
+    assert Experts.recognises(spoilt.pop("whole"))
+    del spoilt["flag"].has_bias
+    spoilt["shared"]._is_expert_parallel = True  # each process has some of them
+    spoilt["flat"].down_proj = nn.Parameter(torch.zeros(3, 4))
+    spoilt["halves"].down_proj = nn.Parameter(first.down_proj.long(), requires_grad=False)
+    assert not any(map(Experts.recognises, spoilt.values()))
     first.register_buffer("scale", torch.ones(2))
     second.forward = lambda *args: args[0]
     names = [target.name for target in targets(model, Config(k=2))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 import diba
 from diba.torch import DibaLinear, calibrate, convert
+from diba.torch.model.config import Config
+from diba.torch.model.selection import select
 from diba.torch.modules import dense, kinds
 from diba.torch.modules.kinds import KINDS, dense_matrix, input_layout, input_size, kind_of, replaceable
 from diba.torch.modules.linear import LinearKind
@@ -57,6 +60,28 @@ def test_an_embedding_looks_rows_up_and_multiplies_nothing() -> None:
     dense, _ = DENSE["Embedding"]
     assert input_size(dense) is None
     assert (dense_matrix(dense) == dense(torch.arange(10)).detach().numpy()).all()
+
+
+def test_what_cannot_be_factored() -> None:
+    whole = nn.Linear(4, 3)
+    whole.weight = nn.Parameter(torch.ones(3, 4, dtype=torch.int8), requires_grad=False)
+    nothing = nn.Linear(4, 3)
+    nothing.weight = nn.Parameter(torch.ones(0, 4))
+    for layer, reason in (
+        (whole, r"torch.int8 of shape \(3, 4\)"),
+        (nothing, r"torch.float32 of shape \(0, 4\)"),
+    ):
+        [left] = select(nn.Sequential(layer), Config(k=2)).skipped
+        assert re.fullmatch(f"its weight is {reason}, must be floating and not empty", left.reason)
+        with pytest.raises(ValueError, match="Linear is not a dense layer that can be factored"):
+            dense_matrix(layer)
+
+
+def test_names_that_hold_nothing_are_no_loss() -> None:
+    layer = nn.Linear(4, 3)
+    layer.register_parameter("scale", None)
+    layer.register_buffer("seen", None)
+    assert replaceable(layer) is not None
 
 
 @pytest.mark.parametrize("name", DENSE)

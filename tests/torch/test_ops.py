@@ -255,6 +255,25 @@ def test_changed_diagonals_and_bits_count_at_once() -> None:
     assert snr(expected, linear(x, *f, None, False)) > 40
 
 
+def test_inference_tensors_of_the_same_memory_have_the_same_bits() -> None:
+    """They have no version, by which the short way would know that nothing has changed."""
+    f, x = factors(30, 20, 40), normals(3, 40)
+    with torch.no_grad():
+        expected = linear(x, *f, None, True)
+    with torch.inference_mode():
+        b1, b2 = (torch.empty(0, dtype=torch.uint8).set_(b) for b in (f.b1, f.b2))
+        assert (b1.data_ptr(), b1.is_inference()) == (f.b1.data_ptr(), True)
+        assert torch.equal(linear(x, f.d1, b1, f.d2, b2, f.d3, None, True), expected)
+
+
+def test_biases_of_any_layout() -> None:
+    f, x = factors(30, 20, 40), normals(3, 40)
+    wide = normals(30, 2)
+    with torch.no_grad():
+        expected = linear(x, *f, wide[:, 0].contiguous(), True)
+        assert torch.equal(linear(x, *f, wide[:, 0], True), expected)
+
+
 def test_layouts_are_forgotten_with_their_tensors() -> None:
     gc.collect()
     before = len(packed._kept)

@@ -293,6 +293,16 @@ def test_a_copy_has_bits_of_its_own() -> None:
     assert follows(module, x)
 
 
+def test_a_copy_of_a_layer_without_values() -> None:
+    module = layer(SMALL).to("meta")
+    twin = copy.deepcopy(module)
+    assert all(tensor.is_meta for tensor in twin.state_dict().values())
+    source = layer(SMALL)
+    twin.load_state_dict(source.state_dict(), assign=True)
+    x = torch.randn(1, SMALL[0])
+    assert torch.equal(twin(x), source(x))
+
+
 def test_a_copy_is_written_without_its_origin() -> None:
     module = layer(SMALL)
     sizes = []

@@ -73,10 +73,6 @@ class Description:
     recipe: Recipe = field(default_factory=Recipe)
     crc32_names: str | None = None
 
-    def crc32_factors(self) -> str:
-        """Checksum of the names and CRCs of all layers, in any order, as 8 hex digits."""
-        return crc32_of_entries({name: layer.to_dict(name) for name, layer in self.layers.items()})
-
     def to_dict(self) -> dict[str, Any]:
         """The description as plain values for JSON; :meth:`from_dict` reads them."""
         result = dict(self.recipe.settings or {})

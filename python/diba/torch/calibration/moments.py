@@ -102,12 +102,12 @@ class Calibration(Mapping[str, Moments]):
             ValueError: a layer's shapes differ.
         """
         check.instance(other, "other", Calibration, "use diba.torch.calibrate")
-        sums: dict[tuple[int, int], Floats] = {}
+        sums: dict[tuple[int, int, int, int], Floats] = {}  # of moments that several layers share
         merged = {**self, **other}
         for name in self.keys() & other.keys():
             a, b = self[name], other[name]
             check.equal(b.second.shape, f"other[{name!r}].second.shape", a.second.shape, "shape here")
-            pair = (id(a.second), id(b.second))
+            pair = id(a.second), a.count, id(b.second), b.count
             if pair not in sums:
                 sums[pair] = _mean(a.second, a.count, b.second, b.count)
             gradient, outputs = None, 0

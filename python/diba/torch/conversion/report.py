@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import resource
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -154,12 +155,8 @@ def recipe_of(model: nn.Module, prefix: str = "") -> Recipe:
     return Recipe(settings=settings, left_dense=left, seconds=seconds)
 
 
-def peak_memory() -> int | None:
-    """Peak resident memory of the process so far, in bytes; None where the system does not tell it."""
-    try:
-        import resource
-    except ImportError:  # not POSIX
-        return None
+def peak_memory() -> int:
+    """Peak resident memory of the process so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
