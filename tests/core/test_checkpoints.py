@@ -260,6 +260,10 @@ def test_inspect_of_dense_shards(folder):
         save_file({name: np.ones((3, 2), np.float32)}, folder / file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
     assert [(x.name, x.reason) for x in inspect(folder).skipped] == [("a", "dense"), ("b", "dense")]
+    for damaged in ({}, {"weight_map": ["one.safetensors"]}, {"weight_map": {"a.weight": 1}}):
+        (folder / "model.safetensors.index.json").write_text(json.dumps(damaged))
+        with pytest.raises(FormatError, match=r"index\.json: weight_map is missing or damaged"):
+            inspect(folder)
 
 
 def test_inspect_refuses_damage(folder):

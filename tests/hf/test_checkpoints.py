@@ -363,6 +363,20 @@ def test_models_of_other_sizes_and_kinds(checkpoint):
             loaded(checkpoint, **changed)
 
 
+class Shorter(transformers.LlamaForCausalLM):
+    """With nothing in the place of a layer that the checkpoint has."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model.layers[0].mlp.up_proj = torch.nn.Identity()
+
+
+def test_models_with_another_module_in_the_place_of_a_layer(checkpoint):
+    message = rf"has a Linear at {LAYER}, and the model a Identity; load it with the class that it was saved"
+    with pytest.raises(ValueError, match=message):
+        Shorter.from_pretrained(checkpoint)
+
+
 def test_factors_are_not_compressed_again(checkpoint, tmp_path):
     folder = tmp_path / "again"
     shutil.copytree(checkpoint, folder)
@@ -380,6 +394,9 @@ def test_tensors_from_memory_are_checked_once_they_are_loaded(checkpoint):
     assert torch.equal(outputs(model), outputs(loaded(checkpoint)))
     tensors[f"{LAYER}.b2"][0, 0] ^= 1
     with pytest.raises(FormatError, match=rf"{LAYER}\.b2 is missing or damaged"):
+        transformers.LlamaForCausalLM.from_pretrained(None, config=config, state_dict=tensors)
+    tensors[f"{LAYER}.b2"] = tensors[f"{LAYER}.b2"].to(torch.int16)
+    with pytest.raises(FormatError, match=rf"{LAYER}\.b2 is torch.int16 of shape .* must be torch.uint8"):
         transformers.LlamaForCausalLM.from_pretrained(None, config=config, state_dict=tensors)
 
 

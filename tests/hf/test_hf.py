@@ -231,6 +231,11 @@ def test_new_heads_and_skipped_layers_stay_dense(tmp_path):
     dense = {n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
     assert dense == {"classifier", "bert.pooler.dense", "bert.encoder.layer.0.attention.self.key"}
     assert dense <= set(reasons)
+    config = diba.hf.DibaConfig(**FAST, skip=["re:bert.*"])
+    with pytest.raises(ValueError, match=r"nothing of the model would be compressed: none of its weights"):
+        transformers.BertForSequenceClassification.from_pretrained(
+            tmp_path, quantization_config=config, num_labels=30
+        )
 
 
 @pytest.mark.parametrize(

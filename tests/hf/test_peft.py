@@ -161,6 +161,8 @@ def test_merging_needs_dense_layers(case, peft):
     fill(adapted)
     with pytest.raises(ValueError, match="cannot be merged into packed factors"):
         adapted.merge_and_unload()
+    with pytest.raises(ValueError, match="cannot be merged into packed factors"):
+        adapted.get_base_model().get_submodule(named[0]).merge()
     adapted.get_base_model().dequantize()
     lora = adapted.get_base_model().get_submodule(named[0])
     dense = lora.get_base_layer().weight.detach().clone()
@@ -319,7 +321,27 @@ def test_other_adapters_work_beside_factors(peft):
     assert torch.equal(logits(norms), logits(packed()))
 
 
+def test_all_linear_is_for_models_of_transformers(peft):
+    """PEFT says so itself, with factors as without."""
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8))
+    lora = peft.LoraConfig(target_modules="all-linear", r=2)
+    errors = []
+    for _ in range(2):
+        with pytest.raises(ValueError, match="PreTrainedModel") as caught:
+            peft.get_peft_model(model, lora)
+        errors.append(str(caught.value))
+        convert(model, k=3, progress=False)
+    assert errors[0] == errors[1]
+
+
 # ---------------------------------------------------------------- waiting for PEFT
+
+
+def test_a_peft_that_is_too_old_is_a_warning(monkeypatch):
+    monkeypatch.delattr(diba.hf, "peft")
+    monkeypatch.setitem(sys.modules, "diba.hf.peft", None)
+    with pytest.warns(UserWarning, match=r"adapters will not work on diba's layers.*PEFT 0\.18 or newer"):
+        diba.hf._teach_peft()
 
 
 def test_importing_diba_does_not_import_peft(imported):
