@@ -321,17 +321,15 @@ def test_other_adapters_work_beside_factors(peft):
     assert torch.equal(logits(norms), logits(packed()))
 
 
-def test_all_linear_is_for_models_of_transformers(peft):
-    """PEFT says so itself, with factors as without."""
-    model = torch.nn.Sequential(torch.nn.Linear(8, 8))
-    lora = peft.LoraConfig(target_modules="all-linear", r=2)
-    errors = []
-    for _ in range(2):
-        with pytest.raises(ValueError, match="PreTrainedModel") as caught:
-            peft.get_peft_model(model, lora)
-        errors.append(str(caught.value))
-        convert(model, k=3, progress=False)
-    assert errors[0] == errors[1]
+def test_all_linear_in_other_models(peft):
+    """All of it, the last layer too: only models of transformers say which is their head."""
+    for factored in (False, True):
+        model = torch.nn.Sequential(torch.nn.Linear(8, 6), torch.nn.Linear(6, 8))
+        if factored:
+            convert(model, k=3, progress=False)
+        adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules="all-linear", r=2))
+        found = {name.split(".lora_")[0] for name, _ in adapted.named_parameters() if ".lora_" in name}
+        assert found == {"base_model.model.0", "base_model.model.1"}
 
 
 # ---------------------------------------------------------------- waiting for PEFT
