@@ -137,9 +137,28 @@ void symmetric(bool signs) {
   }
 }
 
+// A matrix in tiles, from either order of its entries: divided, and zero past its ends.
+void tiled(std::size_t rows, std::size_t cols) {
+  const data::Guarded<float> x(data::integers(rows * cols, 5));
+  data::Guarded<float> turned(rows * cols);
+  for (std::size_t i = 0; i < rows; ++i)
+    for (std::size_t j = 0; j < cols; ++j) turned[j * rows + i] = x.data()[i * cols + j];
+  const diba::TiledMatrix plain(x.data(), rows, cols, false, 4.0F), transposed(turned.data(), rows, cols, true, 4.0F);
+  bool equal = true;
+  for (const diba::TiledMatrix* tiles : {&plain, &transposed})
+    for (std::size_t i = 0; i < diba::padded_cols(rows); ++i)
+      for (std::size_t j = 0; j < tiles->tiles() * diba::kTile; ++j) {
+        const float expected = i < rows && j < cols ? x.data()[i * cols + j] / 4.0F : 0.0F;
+        equal = equal && tiles->tile(j / diba::kTile)[i * diba::kTile + j % diba::kTile] == expected;
+      }
+  CHECK_IN(equal, "tiles of " + std::to_string(rows) + "x" + std::to_string(cols));
+}
+
 }  // namespace
 
 int main() {
+  for (const std::size_t rows : {1U, 3U, 4U, 7U, 32U, 33U})
+    for (const std::size_t cols : {1U, 4U, 6U, 31U, 32U, 33U, 70U}) tiled(rows, cols);
   for (const bool signs : {false, true}) {
     for (const std::size_t rows : {1U, 31U, 32U, 33U, 97U})
       for (const std::size_t cols : {1U, 33U, 64U, 100U}) weighted(rows, cols, signs);
