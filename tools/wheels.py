@@ -34,6 +34,7 @@ A = numpy.random.default_rng(0).standard_normal((60, 40))
 f = diba.solve(A, bits_per_weight=2)
 assert numpy.abs(f.linear(numpy.ones((3, 40))) - numpy.ones((3, 40)) @ f.to_dense().T).max() < 1
 print(platform.machine(), diba.isa(), round(f.snr_db(A), 2))
+assert diba.isa() != "scalar", "the wheel must use what this processor has, AVX2 or NEON at least"
 """
 
 

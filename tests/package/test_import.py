@@ -245,7 +245,7 @@ def test_the_core_keeps_each_thing_in_one_file(source_root: Path) -> None:
     only = {
         r"#include <pybind11/|#include <Python\.h>|PyObject": BINDINGS,
         r"#include <thread>|std::thread|pthread_|#pragma omp|<omp\.h>": {"parallel.cpp", "runtime.cpp"},
-        r"getenv|__builtin_cpu_supports|cpuid": {"dispatch.cpp"},
+        r"getenv|__builtin_cpu|cpuid|xgetbv": {"dispatch.cpp"},
         r"immintrin\.h|_mm256_|_mm512_": {"avx2.cpp", "integer_256.hpp", "lookup_avx2.cpp"} | AVX512,
         r"_mm512_|__m512|__mmask": AVX512,
         r"arm_neon\.h|\bv\w+q_[sufp]\d+\b|\b(u?int|float)\d+x\d+_t\b": {"lookup_neon.cpp", "neon.cpp"},

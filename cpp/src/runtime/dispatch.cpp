@@ -6,6 +6,9 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#ifdef DIBA_X86_KERNELS
+#include <cpuid.h>
+#endif
 #ifdef DIBA_AMX_KERNELS
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -17,14 +20,37 @@ namespace {
 bool always() { return true; }
 
 #ifdef DIBA_X86_KERNELS
-// Each predicate names exactly the flags that CMakeLists.txt gives the file; the builtins ask the operating system too.
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
-bool has_avx512() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+bool all(unsigned word, unsigned bits) { return (word & bits) == bits; }
+
+// What the processor has and the operating system saves. __builtin_cpu_supports reads a table of the compiler's
+// run-time library instead, which is empty in zig's.
+struct Processor {
+  unsigned basic = 0;                  // CPUID leaf 1, ecx
+  unsigned ebx = 0, ecx = 0, edx = 0;  // CPUID leaf 7
+  unsigned saved = 0;                  // XCR0
+
+  Processor() {
+    unsigned eax = 0, other = 0;
+    if (!__get_cpuid(1, &eax, &other, &basic, &other) || !all(basic, bit_OSXSAVE)) return;
+    if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return;
+    __asm__ volatile("xgetbv" : "=a"(saved), "=d"(other) : "c"(0));
+  }
+};
+constexpr unsigned kSavesAvx = 0x6, kSavesAvx512 = 0xe6, kSavesTiles = 0x60000;
+constexpr unsigned kAvx512Features = bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL;
+constexpr unsigned kAmxFeatures = 3 << 24;  // AMX-TILE and AMX-INT8, whose names differ between compilers
+
+// Each predicate names exactly the flags that CMakeLists.txt gives the file.
+bool has_avx2() {
+  const Processor cpu;
+  return all(cpu.saved, kSavesAvx) && all(cpu.ebx, bit_AVX2) && all(cpu.basic, bit_FMA);
 }
-bool has_avx512_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
-bool has_avx512_vbmi() { return has_avx512_vnni() && __builtin_cpu_supports("avx512vbmi"); }
+bool has_avx512() {
+  const Processor cpu;
+  return all(cpu.saved, kSavesAvx512) && all(cpu.ebx, kAvx512Features);
+}
+bool has_avx512_vnni() { return has_avx512() && all(Processor().ecx, bit_AVX512VNNI); }
+bool has_avx512_vbmi() { return has_avx512_vnni() && all(Processor().ecx, bit_AVX512VBMI); }
 
 // Tables that differ from kAvx512 in some members.
 Kernels with_vnni() {
@@ -48,8 +74,8 @@ bool may_use_tiles() {
   return granted;
 }
 bool has_amx() {
-  return has_avx512_vbmi() && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-int8") &&
-         may_use_tiles();
+  const Processor cpu;
+  return has_avx512_vbmi() && all(cpu.saved, kSavesTiles) && all(cpu.edx, kAmxFeatures) && may_use_tiles();
 }
 
 const Kernels& amx() {
