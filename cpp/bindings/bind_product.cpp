@@ -12,7 +12,7 @@
 #include "bindings.hpp"
 #include "product/exact.hpp"
 #include "product/fingerprint.hpp"
-#include "product/packed.hpp"
+#include "product/packed_store.hpp"
 #include "runtime/dispatch.hpp"
 
 namespace py = pybind11;
@@ -87,9 +87,9 @@ void multiply(const diba::PackedFactorization& self, const Floats& x, const std:
               int threads) {
   require(x.ndim() == 2, "x must have shape (count, cols)");
   const std::size_t count = extent(x, 0);
-  const float* from = elements(x, count, self.bits.cols(), "x must have shape (count, cols)");
-  float* to = elements(out, count, self.bits.rows(), "out must have shape (count, rows)");
-  const float* shift = bias ? elements(*bias, self.bits.rows(), "bias must have shape (rows,)") : nullptr;
+  const float* from = elements(x, count, self.bits->cols(), "x must have shape (count, cols)");
+  float* to = elements(out, count, self.bits->rows(), "out must have shape (count, rows)");
+  const float* shift = bias ? elements(*bias, self.bits->rows(), "bias must have shape (rows,)") : nullptr;
   const Unlocked unlocked;
   self.multiply(from, count, shift, to, threads);
 }
@@ -103,13 +103,13 @@ std::vector<py::ssize_t> shape_of(const Floats& rows, py::ssize_t last) {
 // M x for each vector along the last axis of a float32 array that can be read as it is; None for anything else, which
 // Python then checks or converts.
 py::object try_multiply(const diba::PackedFactorization& self, const py::handle& x, int threads) {
-  if (!Floats::check_(x) || &self.bits.kernels() != &diba::active()) return py::none();
+  if (!Floats::check_(x) || !self.bits->runs_on(diba::active())) return py::none();
   const auto rows = py::reinterpret_borrow<Floats>(x);
   const py::ssize_t axes = rows.ndim();
-  const std::size_t cols = self.bits.cols();
+  const std::size_t cols = self.bits->cols();
   if (axes == 0 || extent(rows, static_cast<int>(axes) - 1) != cols) return py::none();
   if (reinterpret_cast<std::uintptr_t>(rows.data()) % alignof(float) != 0) return py::none();
-  const auto length = static_cast<py::ssize_t>(self.bits.rows());
+  const auto length = static_cast<py::ssize_t>(self.bits->rows());
   Floats out = axes == 1 ? Floats(length) : Floats(shape_of(rows, length));
   const float* from = rows.data();
   const std::size_t count = static_cast<std::size_t>(rows.size()) / cols;
@@ -144,14 +144,15 @@ class PackedTensors {
                 const diba::Kernels& kernels)
       : b1_(at<const std::uint8_t>(b1), rows * diba::bytes_for(inner)),
         b2_(std::in_place, at<const std::uint8_t>(b2), inner * diba::bytes_for(cols)),
-        packed_(read(b1, rows, inner).view(), read(b2, inner, cols).view(), signs, kernels) {}
+        packed_(diba::packed_store().get(read(b1, rows, inner).view(), read(b2, inner, cols).view(), signs, kernels)) {}
   PackedTensors(Address bits, std::size_t rows, std::size_t cols, bool signs, bool transposed,
                 const diba::Kernels& kernels)
       : b1_(at<const std::uint8_t>(bits), rows * diba::bytes_for(cols)),
-        packed_((transposed ? diba::transposed(read(bits, rows, cols).view()) : read(bits, rows, cols)).view(), signs,
-                kernels) {}
+        packed_(std::make_shared<const diba::Packed>(
+            (transposed ? diba::transposed(read(bits, rows, cols).view()) : read(bits, rows, cols)).view(), signs,
+            kernels)) {}
 
-  const diba::Packed& packed() const { return packed_; }
+  const diba::Packed& packed() const { return *packed_; }
 
   bool holds(Address b1, Address b2, bool whole) const {
     return b1_.matches(at<const std::uint8_t>(b1), whole) && (!b2_ || b2_->matches(at<const std::uint8_t>(b2), whole));
@@ -159,14 +160,14 @@ class PackedTensors {
 
   void multiply(const FactorAddresses& f, const float* x, std::size_t count, const float* bias, float* y,
                 int threads) const {
-    packed_.multiply(*latest_.get(packed_, scales(f)), x, count, bias, y, threads);
+    packed_->multiply(*latest_.get(*packed_, scales(f)), x, count, bias, y, threads);
   }
 
   void gradients(const FactorAddresses& f, const float* x, const float* g, std::size_t count,
                  const diba::Gradients& out, int threads) const {
     const diba::Scales s = scales(f);
-    const auto turned = latest_turned_.get(packed_.transposed(), {s.d3, s.d2, s.d1});
-    packed_.gradients(*latest_.get(packed_, s), *turned, x, g, count, out, threads);
+    const auto turned = latest_turned_.get(packed_->transposed(), {s.d3, s.d2, s.d1});
+    packed_->gradients(*latest_.get(*packed_, s), *turned, x, g, count, out, threads);
   }
 
  private:
@@ -182,7 +183,7 @@ class PackedTensors {
 
   diba::Fingerprint b1_;
   std::optional<diba::Fingerprint> b2_;
-  diba::Packed packed_;
+  std::shared_ptr<const diba::Packed> packed_;
   diba::LatestDiagonals latest_, latest_turned_;
 };
 
@@ -227,7 +228,12 @@ void tensor_gradients(const PackedTensors& self, const FactorAddresses& f, Addre
 }
 
 // Whether it was packed for the instruction set that is selected now.
-bool is_current(const PackedTensors& self) { return &self.packed().kernels() == &diba::active(); }
+bool is_current(const PackedTensors& self) { return self.packed().runs_on(diba::active()); }
+
+// For another library in the process, which is to use the same store: its address, and what both must have in common.
+py::tuple shared_store() {
+  return py::make_tuple(reinterpret_cast<std::uintptr_t>(&diba::packed_store()), std::string(diba::build()));
+}
 
 void bind_packed(py::module_& m) {
   using Factorization = diba::PackedFactorization;
@@ -235,7 +241,7 @@ void bind_packed(py::module_& m) {
   py::class_<Factorization>(m, "Packed")
       .def(py::init(&make_packed), array("d1"), array("b1"), array("d2"), array("b2"), array("d3"), py::arg("signs"))
       .def_property_readonly("nbytes", &Factorization::bytes)
-      .def_property_readonly("isa", [](const Factorization& self) { return std::string(self.bits.kernels().name); })
+      .def_property_readonly("isa", [](const Factorization& self) { return std::string(self.bits->kernels().name); })
       .def("multiply", &multiply, array("x"), array("bias").none(true), array("out"), py::arg("threads"))
       .def("try_multiply", &try_multiply, py::arg("x"), py::arg("threads"));
   py::class_<PackedTensors>(m, "PackedTensors")
@@ -270,4 +276,5 @@ void bind_product(py::module_& m) {
   m.def("correlate", &correlate, words, py::arg("x"), weights, signs, out, threads);
   m.def("gram", &gram, words, cols, weights, signs, out, threads);
   bind_packed(m);
+  m.def("packed_store", &shared_store);
 }

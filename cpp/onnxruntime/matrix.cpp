@@ -3,12 +3,8 @@
 #include <algorithm>
 
 #include "file/source.hpp"
+#include "product/packed_store.hpp"
 #include "runtime/dispatch.hpp"
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#include <unistd.h>
-#endif
 
 namespace diba::ort {
 namespace {
@@ -25,19 +21,7 @@ std::vector<float> bias_of(const Node& node, std::size_t input, std::size_t rows
 }  // namespace
 
 std::shared_ptr<const Packed> shared_bits(const StoredFactors& stored) {
-  return std::make_shared<const Packed>(stored.left(), stored.right(), stored.signs, active());
-}
-
-void give_back(const Tensor& initializer) {
-#if defined(__linux__) && defined(MADV_PAGEOUT)
-  const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
-  const auto begin = reinterpret_cast<std::uintptr_t>(initializer.data);
-  const std::uintptr_t first = (begin + page - 1) / page * page;
-  const std::uintptr_t last = (begin + size_of(initializer.shape)) / page * page;
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_PAGEOUT);  // may be refused
-#else
-  static_cast<void>(initializer);
-#endif
+  return packed_store().get(stored.left(), stored.right(), stored.signs, active());
 }
 
 Matrix::Matrix(const Node& node, std::size_t factors, std::size_t bias) {

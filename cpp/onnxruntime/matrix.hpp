@@ -35,8 +35,8 @@ class Matrix {
 // The packed bits of some factors: the same for all nodes and sessions of the process that have equal bits.
 std::shared_ptr<const Packed> shared_bits(const StoredFactors& stored);
 
-// The bytes of an initializer, read once, that need not stay in memory: where they are those of a mapped file, the
-// system may have the pages back. Their contents are not touched.
+// Bytes of an initializer that were read and will not be read again soon. Where they are those of a mapped file, they
+// leave memory; who reads them all the same gets them from the file.
 void give_back(const Tensor& initializer);
 
 }  // namespace diba::ort

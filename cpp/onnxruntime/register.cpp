@@ -1,4 +1,5 @@
-// The door of the library: RegisterCustomOps, which onnxruntime calls with the options of a session to be made.
+// The doors of the library: RegisterCustomOps, which onnxruntime calls with the options of a session to be made, and
+// DibaUsePackedStore.
 
 #include <exception>
 #include <memory>
@@ -7,6 +8,7 @@
 
 #include "abi.hpp"
 #include "operators.hpp"
+#include "product/packed_store.hpp"
 #include "runtime.hpp"
 
 namespace diba::ort {
@@ -125,8 +127,14 @@ Status* add_operators(SessionOptions* options, const Table* table) {
 }  // namespace
 }  // namespace diba::ort
 
-extern "C" __attribute__((visibility("default"))) diba::ort::Status* RegisterCustomOps(
-    diba::ort::SessionOptions* options, const diba::ort::ApiBase* base) {
+#define DIBA_EXPORTED extern "C" __attribute__((visibility("default")))
+
+// The Python package calls it, so that both share what is packed.
+DIBA_EXPORTED void DibaUsePackedStore(void* store, const char* build) {
+  diba::use_packed_store(static_cast<diba::PackedStore*>(store), build);
+}
+
+DIBA_EXPORTED diba::ort::Status* RegisterCustomOps(diba::ort::SessionOptions* options, const diba::ort::ApiBase* base) {
   using namespace diba::ort;
   const Table* table = base->GetApi(kApiVersion);
   if (table != nullptr) return add_operators(options, table);

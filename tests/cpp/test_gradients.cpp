@@ -9,7 +9,7 @@
 
 #include "check.hpp"
 #include "data.hpp"
-#include "product/packed.hpp"
+#include "product/packed_store.hpp"
 #include "runtime/dispatch.hpp"
 #include "runtime/tuning.hpp"
 

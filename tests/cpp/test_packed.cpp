@@ -7,7 +7,7 @@
 
 #include "check.hpp"
 #include "data.hpp"
-#include "product/packed.hpp"
+#include "product/packed_store.hpp"
 #include "runtime/dispatch.hpp"
 #include "runtime/tuning.hpp"
 
@@ -69,7 +69,7 @@ std::vector<float> multiply(const diba::Packed& bits, const diba::Diagonals& dia
 
 std::vector<float> multiply(const diba::PackedFactorization& packed, const std::vector<float>& x, std::size_t count,
                             const float* bias, const diba::Executor& executor) {
-  return multiply(packed.bits, packed.diagonals, x, count, bias, executor);
+  return multiply(*packed.bits, packed.diagonals, x, count, bias, executor);
 }
 
 // The pool of another program: a new thread for every item, the last one first.
@@ -90,7 +90,7 @@ void check_case(const Case& c) {
   for (const std::string& isa : diba::supported()) {
     diba::select(isa);
     const diba::PackedFactorization packed = matrix.pack();
-    CHECK(packed.bits.rows() == c.rows && packed.bits.inner() == c.k && packed.bits.cols() == c.cols);
+    CHECK(packed.bits->rows() == c.rows && packed.bits->inner() == c.k && packed.bits->cols() == c.cols);
     const std::vector<float> all = multiply(packed, x, kVectors, bias.data(), 1);
     if (first.empty()) first = all;
     CHECK_IN(data::same_bytes(all, first), c.name(isa));

@@ -8,7 +8,7 @@
 #include "file/factors.hpp"
 #include "product/exact.hpp"
 #include "product/finite.hpp"
-#include "product/packed.hpp"
+#include "product/packed_store.hpp"
 #include "runtime/dispatch.hpp"
 #include "runtime/made_once.hpp"
 

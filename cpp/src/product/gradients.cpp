@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "layout/aligned.hpp"
 #include "product/packed.hpp"
 
 namespace diba {

@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "layout/aligned.hpp"
 #include "product/exact.hpp"
 #include "product/finite.hpp"
 #include "runtime/tuning.hpp"
@@ -104,6 +105,19 @@ Packed::Packed(BitView bits, bool signs, const Kernels& kernels)
       right_(bits, kernels.lookup->layout, arena_.data()) {}
 
 Packed::~Packed() = default;
+
+bool Packed::runs_on(const Kernels& kernels) const {
+  return &kernels == &kernels_ || std::strcmp(kernels.name, kernels_.name) == 0;
+}
+
+bool Packed::holds(BitView left, BitView right, bool signs) const {
+  const auto equal = [](const TiledBits& packed, BitView bits) {
+    if (packed.rows != bits.rows || packed.cols != bits.cols) return false;
+    const BitMatrix own = packed.unpack();
+    return std::memcmp(own.words.data(), bits.words, own.words.size() * sizeof(std::uint64_t)) == 0;
+  };
+  return signs == signs_ && left_ && equal(*left_, left) && equal(right_, right);
+}
 
 std::size_t Packed::bytes() const {
   const Packed* turned = transposed_.get();

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "kernels/kernels.hpp"
-#include "layout/aligned.hpp"
+#include "layout/arena.hpp"
 #include "layout/bit_matrix.hpp"
 #include "product/tiled_bits.hpp"
 #include "runtime/made_once.hpp"
@@ -53,6 +53,10 @@ class Packed {
   std::size_t cols() const { return right_.cols; }
   std::size_t bytes() const;  // the transpose among them, once there is one
   const Kernels& kernels() const { return kernels_; }
+  // Whether it was packed for the instruction set of these kernels, by this library or by another in the process.
+  bool runs_on(const Kernels& kernels) const;
+  // Whether it was made of these bits.
+  bool holds(BitView left, BitView right, bool signs) const;
 
   Diagonals diagonals(const Scales& scales) const;
   // The same, faster, for a caller that still has the bits packed as `left`.
@@ -105,20 +109,6 @@ class Packed {
   const std::optional<TiledBits> left_;         // none: one matrix by itself
   mutable std::atomic<bool> backwards_{false};  // whether the next product starts with the last block
   mutable MadeOnce<Packed> transposed_;
-};
-
-// A factorization whose diagonals do not change.
-struct PackedFactorization {
-  PackedFactorization(BitView left, BitView right, bool signs, const Scales& scales, const Kernels& kernels)
-      : bits(left, right, signs, kernels), diagonals(bits.diagonals(scales, left)) {}
-
-  std::size_t bytes() const { return bits.bytes() + diagonals.bytes(); }
-  void multiply(const float* x, std::size_t count, const float* bias, float* y, const Executor& executor) const {
-    bits.multiply(diagonals, x, count, bias, y, executor);
-  }
-
-  const Packed bits;
-  const Diagonals diagonals;
 };
 
 // The diagonals of a layer in training: those of the last call are, as a rule, those of the next.

@@ -1,10 +1,13 @@
-"""Where the operators for onnxruntime lie."""
+"""Where the operators for onnxruntime lie, and what they share with this process."""
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 
-__all__ = ["library_path"]
+from .. import _core
+
+__all__ = ["library_path", "share_packed_bits"]
 
 
 def library_path() -> Path:
@@ -22,3 +25,17 @@ def library_path() -> Path:
             "built on Linux: install diba anew with 'python -m pip install --force-reinstall diba'"
         )
     return path
+
+
+def share_packed_bits() -> None:
+    """Let the operators use the packed bits of this process, and it theirs.
+
+    Then a model that is in memory as layers of ``diba.torch`` takes no more for a session. Without it the
+    sessions of a process share among themselves.
+
+    Raises:
+        FileNotFoundError: See :func:`library_path`.
+    """
+    store, build = _core.packed_store()
+    library = ctypes.CDLL(str(library_path()))
+    library.DibaUsePackedStore(ctypes.c_void_p(store), ctypes.c_char_p(build.encode()))
