@@ -270,6 +270,13 @@ def test_examples_in_docstrings() -> None:
     assert sum(result.attempted for result in results) >= 10
 
 
+def test_torch_is_asked_for_where_it_is_needed() -> None:
+    done = python("import sys; sys.modules['torch'] = None; import diba, diba.torch")
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last == "ImportError: diba.torch needs PyTorch; use python -m pip install 'diba[torch]'"
+
+
 def test_import_is_light_and_changes_nothing() -> None:
     done = python(
         """

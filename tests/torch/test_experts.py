@@ -96,6 +96,21 @@ def test_experts_without_tokens_and_batches_of_any_size(model: Any, dtype: Any) 
         assert part(x, chosen, weights).shape == (0, 32)
 
 
+def test_numbers_past_the_last_expert_stand_for_none(model: Any) -> None:
+    """As where experts are spread over processes: the same as weights of 0."""
+    experts = next(iter(fused(model).values()))
+    part = Experts.from_fused(experts)
+    none = experts.num_experts
+    x = torch.randn(3, 32, generator=torch.Generator().manual_seed(1))
+    chosen = torch.tensor([[0, none], [none, none], [1, 2]])
+    weights = torch.full(chosen.shape, 0.5)
+    with torch.no_grad():
+        expected = experts(x, chosen.where(chosen < none, 0), weights.where(chosen < none, 0))
+        found = part(x, chosen, weights)
+    assert (found - expected).abs().max() <= 2**4 * 2.0**-23 * expected.abs().max()
+    assert not found[1].any()
+
+
 def test_a_compiled_model_computes_the_same() -> None:
     model = tiny_experts.build("qwen3_moe")
     convert(model, **FAST, progress=False)

@@ -520,6 +520,15 @@ def test_the_weight_cannot_be_replaced(layer: DibaLinear) -> None:
     assert isinstance(layer.weight, Weight)
 
 
+def test_nothing_below_autograd_gets_the_weight(layer: DibaLinear) -> None:
+    """There it would be a tensor without values, and its gradient would be lost."""
+    with (
+        torch._C.DisableTorchFunctionSubclass(),
+        pytest.raises(RuntimeError, match=r"use .*dense_weight\(\)"),
+    ):
+        torch.add(layer.weight, 1)
+
+
 # ---------------------------------------------------------------- dense layers
 
 
