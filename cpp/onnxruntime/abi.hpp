@@ -8,6 +8,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "operators/operators.hpp"
+
 namespace diba::ort {
 
 // What the operators ask of the runtime: version 1.17 is the floor.
@@ -28,19 +30,8 @@ struct CustomOp;
 // OrtErrorCode
 enum ErrorCode : int { kFail = 1, kInvalidArgument = 2, kRuntimeException = 6 };
 
-// ONNXTensorElementDataType
-enum ElementType : int {
-  kUndefined = 0,
-  kFloat = 1,
-  kUint8 = 2,
-  kInt32 = 6,
-  kInt64 = 7,
-  kFloat16 = 10,
-  kBfloat16 = 16,
-};
-
-// OrtCustomOpInputOutputCharacteristic
-enum Presence : int { kRequired = 0, kOptional = 1, kVariadic = 2 };
+using ops::ElementType;  // ONNXTensorElementDataType
+using ops::Presence;     // OrtCustomOpInputOutputCharacteristic
 
 // OrtOpAttrType
 enum AttributeType : int { kInt = 1, kInts = 2 };

@@ -45,15 +45,15 @@ static_assert(offsetof(OrtApiBase, GetVersionString) == offsetof(ApiBase, GetVer
 
 static_assert(ORT_FAIL == int{kFail} && ORT_INVALID_ARGUMENT == int{kInvalidArgument});
 static_assert(ORT_RUNTIME_EXCEPTION == int{kRuntimeException});
-static_assert(ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED == int{kUndefined});
-static_assert(ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT == int{kFloat});
-static_assert(ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8 == int{kUint8});
-static_assert(ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32 == int{kInt32});
-static_assert(ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64 == int{kInt64});
-static_assert(ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 == int{kFloat16});
-static_assert(ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16 == int{kBfloat16});
-static_assert(INPUT_OUTPUT_REQUIRED == int{kRequired} && INPUT_OUTPUT_OPTIONAL == int{kOptional});
-static_assert(INPUT_OUTPUT_VARIADIC == int{kVariadic});
+static_assert(ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED == int{ops::kUndefined});
+static_assert(ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT == int{ops::kFloat});
+static_assert(ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8 == int{ops::kUint8});
+static_assert(ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32 == int{ops::kInt32});
+static_assert(ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64 == int{ops::kInt64});
+static_assert(ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 == int{ops::kFloat16});
+static_assert(ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16 == int{ops::kBfloat16});
+static_assert(INPUT_OUTPUT_REQUIRED == int{ops::kRequired} && INPUT_OUTPUT_OPTIONAL == int{ops::kOptional});
+static_assert(INPUT_OUTPUT_VARIADIC == int{ops::kVariadic});
 static_assert(ORT_OP_ATTR_INT == int{kInt} && ORT_OP_ATTR_INTS == int{kInts});
 
 }  // namespace diba::ort

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "abi.hpp"
-#include "operators.hpp"
+#include "operators/operators.hpp"
 #include "product/packed_store.hpp"
 #include "runtime.hpp"
 
@@ -20,7 +20,7 @@ struct Registration;
 // The runtime knows an operator by its first member.
 struct Operator {
   CustomOp base;
-  Definition definition;
+  ops::Definition definition;
   Registration* registration;
 };
 
@@ -35,7 +35,7 @@ struct Registration {
 struct Prepared {
   Registration& registration;
   std::string where;
-  std::unique_ptr<const Kernel> kernel;
+  std::unique_ptr<const ops::Kernel> kernel;
 };
 
 const Operator& of(const CustomOp* op) { return *reinterpret_cast<const Operator*>(op); }
@@ -97,17 +97,6 @@ CustomOp base() {
   return op;
 }
 
-std::vector<Definition> definitions() {
-  std::vector<Definition> all;
-  for (const ElementType type : kActivations) {
-    all.push_back(linear(type));
-    all.push_back(convolution(type));
-  }
-  all.push_back(embedding(kInt64));
-  all.push_back(embedding(kInt32));
-  return all;
-}
-
 Status* add_operators(SessionOptions* options, const Table* table) {
   // Sessions use it for as long as they live, of which nobody tells: it stays.
   auto* registration = new Registration(table);
@@ -115,7 +104,7 @@ Status* add_operators(SessionOptions* options, const Table* table) {
   return guarded(f, "diba", [&] {
     Domain* domain = nullptr;
     check(f, f.CreateCustomOpDomain("diba", &domain));
-    for (Definition& definition : definitions()) {
+    for (ops::Definition& definition : ops::definitions()) {
       registration->operators.push_back(
           std::make_unique<const Operator>(Operator{base(), std::move(definition), registration}));
       check(f, f.CustomOpDomain_Add(domain, &registration->operators.back()->base));

@@ -27,7 +27,7 @@ Tensor tensor(const Functions& f, const Value* value) {
   ShapeInfo* raw = nullptr;
   check(f, f.GetTensorTypeAndShape(value, &raw));
   const OwnedShape info(raw, ReleaseShape{f});
-  Tensor t{dimensions(f, raw), kUndefined, nullptr};
+  Tensor t{dimensions(f, raw), ops::kUndefined, nullptr};
   check(f, f.GetTensorElementType(raw, &t.type));
   check(f, f.GetTensorMutableData(const_cast<Value*>(value), &t.data));
   return t;
@@ -41,18 +41,6 @@ bool succeeded(const Functions& f, Status* status) {
 }
 
 }  // namespace
-
-std::string shown(const Shape& shape) {
-  std::string text = "(";
-  for (const std::int64_t size : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
-  return text + ")";
-}
-
-std::size_t size_of(const Shape& shape) {
-  std::size_t size = 1;
-  for (const std::int64_t n : shape) size *= static_cast<std::size_t>(n);
-  return size;
-}
 
 void check(const Functions& functions, Status* status) {
   if (status == nullptr) return;
@@ -198,12 +186,7 @@ Executor Call::executor() const { return {threads_.get(functions_, context_), ru
 
 // ---- shapes
 
-bool Inference::complete(const Dimensions& dimensions) {
-  return std::all_of(dimensions.begin(), dimensions.end(),
-                     [](const Dimension& d) { return d.value >= 0 || !d.name.empty(); });
-}
-
-Inference::Dimensions Inference::input(std::size_t i, ElementType* type) const {
+Dimensions Inference::input(std::size_t i, ElementType* type) const {
   ShapeInfo* info = nullptr;  // the context keeps it
   check(functions_, functions_.ShapeInferContext_GetInputTypeShape(context_, i, &info));
   check(functions_, functions_.GetTensorElementType(info, type));
@@ -231,12 +214,14 @@ Shape Inference::integers(const char* attribute) const {
 }
 
 void Inference::set_output(std::size_t i, const Dimensions& dims, ElementType type) const {
+  if (std::any_of(dims.begin(), dims.end(), [](const ops::Dimension& d) { return d.value < 0 && d.name.empty(); }))
+    return;
   ShapeInfo* raw = nullptr;
   check(functions_, functions_.CreateTensorTypeAndShapeInfo(&raw));
   const OwnedShape info(raw, ReleaseShape{functions_});
   Shape values;
   std::vector<const char*> names;
-  for (const Dimension& d : dims) {
+  for (const ops::Dimension& d : dims) {
     values.push_back(d.value);
     names.push_back(d.name.c_str());
   }

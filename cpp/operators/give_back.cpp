@@ -6,9 +6,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "matrix.hpp"
+#include "operators/matrix.hpp"
 
-namespace diba::ort {
+namespace diba::ops {
 namespace {
 
 // Of an entry of /proc/self/pagemap (Linux, Documentation/admin-guide/mm/pagemap.rst).
@@ -39,4 +39,4 @@ void give_back(const Tensor& initializer) {
     madvise(reinterpret_cast<void*>(first * page), (last - first) * page, MADV_DONTNEED);
 }
 
-}  // namespace diba::ort
+}  // namespace diba::ops

@@ -6,11 +6,11 @@
 #include "file/factors.hpp"
 #include "file/source.hpp"
 #include "layout/aligned.hpp"
-#include "matrix.hpp"
-#include "operators.hpp"
+#include "operators/matrix.hpp"
+#include "operators/operators.hpp"
 #include "runtime/dispatch.hpp"
 
-namespace diba::ort {
+namespace diba::ops {
 namespace {
 
 constexpr std::size_t kTogether = 64;  // rows looked up by one thread at a time
@@ -158,9 +158,9 @@ class QuantizedTable : public Kernel {
 
 void infer(const Inference& inference) {
   ElementType type;
-  Inference::Dimensions dimensions = inference.input(0, &type);
+  Dimensions dimensions = inference.input(0, &type);
   const Shape dim = inference.integers("embedding_dim");
-  if (dim.size() != 1 || !Inference::complete(dimensions)) return;
+  if (dim.size() != 1) return;
   dimensions.push_back({dim[0], ""});
   inference.set_output(0, dimensions, kFloat);
 }
@@ -178,4 +178,4 @@ Definition embedding(ElementType ids) {
           infer};
 }
 
-}  // namespace diba::ort
+}  // namespace diba::ops

@@ -5,9 +5,9 @@
 #include <cstdint>
 #include <cstring>
 
-#include "abi.hpp"
+#include "operators/operators.hpp"
 
-namespace diba::ort {
+namespace diba::ops {
 
 inline float float_of(std::uint32_t bits) {
   float value;
@@ -70,4 +70,4 @@ inline void from_float32(const float* x, std::size_t count, ElementType type, st
   }
 }
 
-}  // namespace diba::ort
+}  // namespace diba::ops

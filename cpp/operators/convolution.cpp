@@ -4,11 +4,11 @@
 #include <string>
 
 #include "layout/aligned.hpp"
-#include "matrix.hpp"
-#include "numbers.hpp"
-#include "operators.hpp"
+#include "operators/matrix.hpp"
+#include "operators/numbers.hpp"
+#include "operators/operators.hpp"
 
-namespace diba::ort {
+namespace diba::ops {
 namespace {
 
 constexpr std::size_t kTogether = 256;  // patches of one piece of work: some MiB with those around them
@@ -151,7 +151,7 @@ class Convolution : public Kernel {
 
 void infer(const Inference& inference) {
   ElementType type;
-  const Inference::Dimensions x = inference.input(0, &type);
+  const Dimensions x = inference.input(0, &type);
   const Shape channels = inference.integers("out_channels"), kernel = inference.integers("kernel_shape");
   const Shape strides = inference.integers("strides"), pads = inference.integers("pads");
   const Shape dilations = inference.integers("dilations");
@@ -159,16 +159,14 @@ void infer(const Inference& inference) {
   const bool known = channels.size() == 1 && strides.size() == axes && pads.size() == 2 * axes &&
                      dilations.size() == axes && x.size() == axes + 2;
   if (!known) return;
-  Inference::Dimensions y = {x[0], {channels[0], ""}};
+  Dimensions y = {x[0], {channels[0], ""}};
   for (std::size_t a = 0; a < axes; ++a) {
     const auto& [pixels, name] = x[a + 2];
     const Axis axis{kernel[a], strides[a], pads[a], pads[a + axes], dilations[a]};
     if (pixels >= 0) {
       y.push_back({axis.positions(pixels), ""});
-    } else if (name.empty()) {
-      return;  // the runtime has no word for a dimension that is neither known nor named
     } else {
-      y.push_back({-1, axis.simple() ? name : axis.positions(name)});
+      y.push_back({-1, axis.simple() || name.empty() ? name : axis.positions(name)});
     }
   }
   inference.set_output(0, y, type);
@@ -184,4 +182,4 @@ Definition convolution(ElementType activations) {
           infer};
 }
 
-}  // namespace diba::ort
+}  // namespace diba::ops

@@ -4,11 +4,11 @@
 #include <cstring>
 
 #include "layout/aligned.hpp"
-#include "matrix.hpp"
-#include "numbers.hpp"
-#include "operators.hpp"
+#include "operators/matrix.hpp"
+#include "operators/numbers.hpp"
+#include "operators/operators.hpp"
 
-namespace diba::ort {
+namespace diba::ops {
 namespace {
 
 class Linear : public Kernel {
@@ -77,8 +77,8 @@ class Linear : public Kernel {
 
 void infer(const Inference& inference) {
   ElementType type;
-  Inference::Dimensions dimensions = inference.input(0, &type);
-  if (dimensions.empty() || !Inference::complete({dimensions.begin(), dimensions.end() - 1})) return;
+  Dimensions dimensions = inference.input(0, &type);
+  if (dimensions.empty()) return;
   std::size_t i = 0;
   for (const std::int64_t part : inference.integers("out_features")) {
     dimensions.back() = {part, ""};
@@ -96,4 +96,4 @@ Definition linear(ElementType activations) {
           infer};
 }
 
-}  // namespace diba::ort
+}  // namespace diba::ops

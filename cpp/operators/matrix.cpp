@@ -1,4 +1,4 @@
-#include "matrix.hpp"
+#include "operators/matrix.hpp"
 
 #include <algorithm>
 
@@ -6,7 +6,7 @@
 #include "product/packed_store.hpp"
 #include "runtime/dispatch.hpp"
 
-namespace diba::ort {
+namespace diba::ops {
 namespace {
 
 std::vector<float> bias_of(const Node& node, std::size_t input, std::size_t rows) {
@@ -55,4 +55,4 @@ void Matrix::multiply(const float* x, std::size_t count, float* y, const Executo
   executor.run(&stage, 1);
 }
 
-}  // namespace diba::ort
+}  // namespace diba::ops

@@ -9,10 +9,10 @@
 
 #include "diba/diba.hpp"
 #include "file/factors.hpp"
+#include "operators/operators.hpp"
 #include "product/packed.hpp"
-#include "runtime.hpp"
 
-namespace diba::ort {
+namespace diba::ops {
 
 class Matrix {
  public:
@@ -39,4 +39,4 @@ std::shared_ptr<const Packed> shared_bits(const StoredFactors& stored);
 // leave memory; who reads them all the same gets them from the file.
 void give_back(const Tensor& initializer);
 
-}  // namespace diba::ort
+}  // namespace diba::ops

@@ -1,17 +1,19 @@
+# The operators of inference runtimes, without any runtime.
+add_library(diba_operators STATIC
+  cpp/operators/convolution.cpp
+  cpp/operators/embedding.cpp
+  cpp/operators/give_back.cpp
+  cpp/operators/linear.cpp
+  cpp/operators/matrix.cpp
+  cpp/src/product/factorization.cpp)
+target_include_directories(diba_operators PUBLIC cpp)
+target_compile_definitions(diba_operators PUBLIC DIBA_API=)
+target_link_libraries(diba_operators PUBLIC diba_core PRIVATE diba_rules)
+
 # libdiba_onnxruntime: diba's operators, a library that onnxruntime loads. It is linked to no onnxruntime and needs no
 # header of it; where the official header is found, its places are compared with those that are declared here.
-add_library(diba_onnxruntime MODULE
-  cpp/onnxruntime/convolution.cpp
-  cpp/onnxruntime/embedding.cpp
-  cpp/onnxruntime/give_back.cpp
-  cpp/onnxruntime/linear.cpp
-  cpp/onnxruntime/matrix.cpp
-  cpp/onnxruntime/register.cpp
-  cpp/onnxruntime/runtime.cpp
-  cpp/src/product/factorization.cpp)
-target_include_directories(diba_onnxruntime PRIVATE cpp/src)
-target_compile_definitions(diba_onnxruntime PRIVATE DIBA_API=)  # two functions are exported
-target_link_libraries(diba_onnxruntime PRIVATE diba_core diba_rules)
+add_library(diba_onnxruntime MODULE cpp/onnxruntime/register.cpp cpp/onnxruntime/runtime.cpp)
+target_link_libraries(diba_onnxruntime PRIVATE diba_operators diba_rules)
 target_link_options(diba_onnxruntime PRIVATE LINKER:--exclude-libs,ALL LINKER:-z,defs
   LINKER:-z,nodelete)  # bits that it packed may outlive the sessions
 
