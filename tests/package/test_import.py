@@ -26,10 +26,13 @@ LAYERS = (
         "errors",
         "reference",
         "_internal.storage",
-        "onnx.library",
+        "onnx.results",
+        "onnx.tables",
+        "onnx.graph",
+        "onnx.inputs",
     ),
-    ("_internal.check", "_internal.tensor_files", "onnx"),
-    ("progress",),
+    ("_internal.check", "_internal.tensor_files", "onnx.files", "onnx.library"),
+    ("progress", "onnx.runtime"),
     ("runtime", "cli.inputs", "_internal.check_arrays"),
     ("operator", "checkpoints.layers"),
     ("bits", "_internal.tuning", "checkpoints.description"),
@@ -45,11 +48,11 @@ LAYERS = (
     ("solvers.solver",),
     ("solvers", "allocation.curves", "cli.bench", "cli.inspect", "cli.doctor"),
     ("cli.solve",),
-    ("cli", "allocation.waterfill"),
+    ("allocation.waterfill",),
     ("allocation.matrices",),
-    ("", "__main__"),
+    ("",),
     ("torch.ops", "torch.modules", "torch.model", "torch.retuning", "torch.calibration", "torch.conversion"),
-    # diba.torch; torch is imported here and in diba.hf alone
+    # diba.torch; torch is imported here, in diba.onnx and in diba.hf alone
     (
         "torch.ops.packed",
         "torch.ops.reference",
@@ -113,6 +116,15 @@ LAYERS = (
     ("torch.conversion.run",),
     ("torch.conversion.convert",),
     ("torch",),
+    # diba.onnx, whose session does without torch
+    ("onnx.places",),
+    ("onnx.plan", "onnx.nodes", "onnx.tracing", "onnx.checking"),
+    ("onnx.standard",),
+    ("onnx.exporting",),
+    ("onnx", "onnx.folder"),
+    ("cli.export",),
+    ("cli",),
+    ("__main__",),
     # diba.hf
     ("hf.config", "hf.peft"),
     ("hf.saving", "hf.loading", "hf.compression"),
@@ -148,6 +160,9 @@ THIRD_PARTY = {
     "scipy": set(),
     "threadpoolctl": {"torch.conversion.run"},
     "matplotlib": {"allocation.curves"},
+    "onnx": set(),  # read and written by onnx_ir, which torch's exporter brings
+    "onnx_ir": {"onnx.graph", "onnx.files", "onnx.nodes", "onnx.standard", "onnx.tracing", "onnx.exporting"},
+    "onnxruntime": {"onnx.runtime"},
 }
 
 
@@ -219,7 +234,7 @@ def test_other_packages_are_imported_where_they_belong(source_root: Path) -> Non
     for name, tree in modules(source_root):
         for module, own in imports(name, tree, PACKAGES):
             top = module.partition(".")[0]
-            with_torch = name.split(".")[0] in ("torch", "hf")
+            with_torch = name.split(".")[0] in ("torch", "hf", "onnx")
             assert with_torch or top not in ("torch", "transformers", "peft", "accelerate"), (
                 f"{name} imports {top}"
             )

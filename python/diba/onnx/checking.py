@@ -1,0 +1,116 @@
+"""Whether an exported model computes what the model computes in PyTorch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .inputs import flat
+from .places import TableHead, acting
+from .results import Difference, ExportError
+from .runtime import session
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    from .inputs import Example
+    from .places import Place
+
+__all__ = ["check", "outputs_of"]
+
+_FLOAT32 = 1e-3
+"""Allowed for the float32 sums of the other layers, in any order: some thousand roundings of 2^-24, and what
+softmax and normalisations make of them."""
+
+_INT8_HEAD = 0.01
+"""Allowed for an output layer whose inputs are rounded to 8 bits in blocks of 32 or more: a step is 1/127 of
+the largest of 32 entries, about 2.1 standard deviations, so the error has 2.1 / 127 / sqrt(12) = 0.5 % of
+them; twice that."""
+
+
+def outputs_of(model: nn.Module, places: Sequence[Place], how: str, example: Example) -> Any:
+    """What a model returns with its layers acting as ``"run"`` or ``"exact"``."""
+    with acting(places, how):
+        return model(**example.arguments)
+
+
+def check(
+    path: Path,
+    model: nn.Module,
+    places: Sequence[Place],
+    examples: Sequence[Example],
+    names: dict[str, list[str]],
+    standard: bool,
+    tolerance: float | None,
+) -> list[Difference]:
+    """Run an exported model in onnxruntime and compare it with PyTorch.
+
+    The yardstick is the model with exact products. Both PyTorch's fast products and the exported ones are
+    some distance from it, and from each other, since equal rounding starts from slightly different sums. So
+    the exported model may be twice as far from exact products as PyTorch's are, plus ``_FLOAT32``, plus
+    ``_INT8_HEAD`` where there is such a layer. Standard operators do not quantize: for them it is
+    ``_FLOAT32`` alone.
+
+    Raises:
+        ExportError: An output differs by more, or has another shape.
+    """
+    coded = any(isinstance(place, TableHead) and place.table.scales is not None for place in places)
+    runner = session(path, log_severity_level=3)
+    found: list[Difference] = []
+    for example in examples:
+        outputs = _run(runner, names, example)
+        fast, exact = (
+            [value for _, value in flat(outputs_of(model, places, how, example), "output")]
+            for how in ("run", "exact")
+        )
+        for name, y, run, wanted in zip(names["output_names"], outputs, fast, exact, strict=True):
+            if tuple(y.shape) != tuple(wanted.shape):
+                raise ExportError(
+                    f"output {name!r} of the exported model has shape {tuple(y.shape)} for "
+                    f"{example.shapes()}; PyTorch's has {tuple(wanted.shape)}"
+                )
+            if wanted.is_floating_point():
+                error, noise = _distance(y, wanted), _distance(run, wanted)
+                own = _FLOAT32 + (0 if standard else 2 * noise + _INT8_HEAD * coded) + _rounding(wanted)
+                allowed = own if tolerance is None else tolerance
+                found.append(Difference(name, example.shapes(), error, noise, allowed))
+    for x in found:
+        if not x.error <= x.allowed:  # NaN is wrong, too
+            raise ExportError(
+                f"the exported model computes something else: output {x.output!r} is "
+                f"{100 * x.error:.3g} % from exact products for {x.inputs}; {100 * x.allowed:.3g} % are "
+                f"allowed, and PyTorch is {100 * x.pytorch:.3g} % away. If the model is known to be that "
+                "sensitive, give a larger tolerance"
+            )
+    return found
+
+
+def _run(runner: Any, names: dict[str, list[str]], example: Example) -> list[NDArray[Any]]:
+    known = {given.name for given in runner.get_inputs()}
+    values = zip(names["input_names"], example.values(), strict=True)
+    feed = {name: value for name, value in values if name in known}
+    try:
+        outputs: list[NDArray[Any]] = runner.run(names["output_names"], feed)
+    except Exception as error:  # onnxruntime's own types, without a common base
+        told = " ".join(str(error).split())
+        raise ExportError(
+            f"onnxruntime cannot run the exported model on {example.shapes()}: {told}"
+        ) from error
+    return outputs
+
+
+def _rounding(value: Tensor) -> float:
+    """Allowed for activations of 16 bits: some roundings of each."""
+    return 8 * torch.finfo(value.dtype).eps if value.itemsize < 4 else 0.0
+
+
+def _distance(y: Any, wanted: Tensor) -> float:
+    """|y - wanted| / |wanted|; the absolute error where the wanted output is zero."""
+    expected = wanted.double().cpu()
+    error, norm = (torch.as_tensor(y).double().cpu() - expected).norm(), expected.norm()
+    return float(error / norm if norm else error)

@@ -1,0 +1,202 @@
+"""The layers of a model that become nodes of their own, and what each computes: traced, in PyTorch, exactly.
+
+While a model is traced, such a layer leaves a placeholder in the graph, a node of the domain ``DOMAIN`` with
+the number of its place. ``nodes.py`` and ``standard.py`` put the real nodes there.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..torch.modules.conv import Convolution, windows
+from ..torch.modules.embedding import DibaEmbedding
+from ..torch.modules.layer import FactoredLayer
+from ..torch.modules.linear import DibaLinear
+from ..torch.ops import reference
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from .tables import Table
+
+__all__ = [
+    "DOMAIN",
+    "ConvPlace",
+    "EmbeddingPlace",
+    "LinearPlace",
+    "Place",
+    "TableHead",
+    "TableRows",
+    "acting",
+]
+
+DOMAIN = "diba.placeholder"
+
+_HEAD_ROWS = 8192  # of an output layer, made dense at once
+
+
+@dataclass(eq=False)
+class Place:
+    """A layer that becomes a node.
+
+    Attributes:
+        name: Path of the module in the model, and name of the node.
+        module: The layer.
+        owner: Name of the first layer that has the same factors or table: its tensors are stored once.
+        number: Number of the place.
+    """
+
+    name: str
+    module: Any
+    owner: str
+    number: int = field(default=-1, init=False)
+
+    def trace(self, x: Tensor) -> Tensor:
+        """Leave a placeholder in the graph."""
+        return self.symbol(x, (*x.shape[:-1], self.module.d1.numel()), x.dtype)
+
+    def symbol(self, x: Tensor, shape: tuple[Any, ...], dtype: torch.dtype) -> Tensor:
+        """A placeholder with one input and one output."""
+        symbolic: Any = torch.onnx.ops.symbolic
+        made: Tensor = symbolic(
+            f"{DOMAIN}::Place", (x,), {"number": self.number}, dtype=dtype, shape=shape, version=1
+        )
+        return made
+
+    def run(self, x: Tensor) -> Tensor:
+        """What PyTorch computes."""
+        result: Tensor = type(self.module).forward(self.module, x)
+        return result
+
+    def exact(self, x: Tensor) -> Tensor:
+        """The same with exact products, in float32."""
+        raise NotImplementedError
+
+
+class LinearPlace(Place):
+    """A factored linear layer."""
+
+    module: DibaLinear
+
+    def exact(self, x: Tensor) -> Tensor:
+        """See :meth:`Place.exact`."""
+        return _exact(self.module, x)
+
+
+class ConvPlace(Place):
+    """A factored convolution. Padding other than zeros becomes nodes of its own before it."""
+
+    module: Convolution
+
+    @property
+    def pads(self) -> list[int]:
+        """Zeros before each axis, then after each; none where other padding is done outside."""
+        pads = self.module._pads if self.module.padding_mode == "zeros" else [0] * 2 * self.module.axes
+        return [*pads[::2][::-1], *pads[1::2][::-1]]
+
+    def trace(self, x: Tensor) -> Tensor:
+        """See :meth:`Place.trace`."""
+        conv = self.module
+        if x.dim() == conv.axes + 1:
+            return self.trace(x[None])[0]
+        if conv.padding_mode != "zeros" and any(conv._pads):
+            x = functional.pad(x, conv._pads, mode=conv.padding_mode)
+        begins, ends = self.pads[: conv.axes], self.pads[conv.axes :]
+        sizes = zip(x.shape[2:], begins, ends, conv.kernel_size, conv.stride, conv.dilation, strict=True)
+        positions = ((n + a + b - d * (k - 1) - 1) // s + 1 for n, a, b, k, s, d in sizes)
+        return self.symbol(x, (x.shape[0], conv.out_channels, *positions), x.dtype)
+
+    def exact(self, x: Tensor) -> Tensor:
+        """See :meth:`Place.exact`."""
+        conv = self.module
+        channel = x.dim() - conv.axes - 1
+        patches = windows(conv, x, channel, conv._pads).flatten(channel + conv.axes)
+        return _exact(conv, patches).movedim(-1, channel).contiguous()
+
+
+class EmbeddingPlace(Place):
+    """A factored embedding."""
+
+    module: DibaEmbedding
+
+    def trace(self, x: Tensor) -> Tensor:
+        """See :meth:`Place.trace`."""
+        return self.symbol(x, (*x.shape, self.module.embedding_dim), self.module.dtype)
+
+    def exact(self, x: Tensor) -> Tensor:
+        """See :meth:`Place.exact`."""
+        layer = self.module
+        inner = reference.unpack(functional.embedding(x, layer.b1), layer.k, layer.sign, torch.float32)
+        rows = reference.times_bits(inner * layer.d2, layer.b2, layer.embedding_dim, layer.sign, True)
+        return (rows * layer.d3 * functional.embedding(x, layer.d1[:, None])).to(layer.dtype)
+
+
+@dataclass(eq=False)
+class TableRows(Place):
+    """A dense embedding, stored in few bits."""
+
+    table: Table
+
+    def trace(self, x: Tensor) -> Tensor:
+        """See :meth:`Place.trace`."""
+        return self.symbol(x, (*x.shape, self.table.columns), self.module.weight.dtype)
+
+    def run(self, x: Tensor) -> Tensor:
+        """See :meth:`Place.run`."""
+        return torch.from_numpy(self.table.rows(x.cpu().numpy())).to(self.module.weight)
+
+    exact = run
+
+
+@dataclass(eq=False)
+class TableHead(Place):
+    """A dense output layer, stored in few bits."""
+
+    table: Table
+
+    def trace(self, x: Tensor) -> Tensor:
+        """See :meth:`Place.trace`."""
+        return self.symbol(x, (*x.shape[:-1], len(self.table.codes)), x.dtype)
+
+    def run(self, x: Tensor) -> Tensor:
+        """See :meth:`Place.run`."""
+        count = len(self.table.codes)
+        parts = [
+            functional.linear(
+                x.float(), torch.from_numpy(self.table.rows(slice(i, i + _HEAD_ROWS))).to(x.device)
+            )
+            for i in range(0, count, _HEAD_ROWS)
+        ]
+        y = torch.cat(parts, -1)
+        return (y if self.module.bias is None else y + self.module.bias).to(x.dtype)
+
+    exact = run
+
+
+def _exact(layer: FactoredLayer, x: Tensor) -> Tensor:
+    """The vectors x (..., n) times the dense matrix of a layer, plus its bias, in float32."""
+    matrix = reference.to_dense(layer.d1, layer.b1, layer.d2, layer.b2, layer.d3, layer.sign)
+    bias = None if layer.bias is None else layer.bias.to(matrix.dtype)
+    return functional.linear(x.to(matrix.dtype), matrix, bias).to(x.dtype)
+
+
+@contextmanager
+def acting(places: Sequence[Place], how: str) -> Iterator[None]:
+    """Context manager: calls of the layers go to the method ``how`` of their places."""
+    kept = [(place.module, vars(place.module).get("forward")) for place in places]
+    try:
+        for place in places:
+            vars(place.module)["forward"] = getattr(place, how)
+        yield
+    finally:
+        for module, forward in kept:
+            if forward is None:
+                vars(module).pop("forward", None)
+            else:
+                vars(module)["forward"] = forward

@@ -1,0 +1,182 @@
+"""The layers in operators of ONNX alone: factors at one bit an entry, unpacked by the graph itself.
+
+Everything that depends on no input is computed once, when onnxruntime opens the model: a linear layer is then
+one product with a float32 matrix. Runtimes that do not fold constants unpack it in every call. Layers with
+16-bit activations compute in float32, too: on CPUs, few runtimes have anything else.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..torch.modules.state import as_numpy
+from .graph import FLOAT
+from .nodes import bias_of, float_product, float_rows, table_of
+from .places import ConvPlace, EmbeddingPlace, Place, TableHead, TableRows
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from .graph import Editor
+
+__all__ = ["standard_node"]
+
+
+def standard_node(edit: Editor, place: Place, x: ir.Value, dtype: Any) -> ir.Value:
+    """Add the nodes of a layer to a graph; see ``nodes.library_node`` for the arguments."""
+    if isinstance(place, TableHead):
+        return _head(edit, place, x, dtype)
+    if isinstance(place, TableRows):
+        return _table_rows(edit, place, x, dtype)
+    if isinstance(place, EmbeddingPlace):
+        return _factored_rows(edit, place, x, dtype)
+    if isinstance(place, ConvPlace):
+        return _conv(edit, place, x, dtype)
+    turned = edit.once((place.owner, "turned"), partial(_turned, edit, place))
+    y = edit.node(place.name, "MatMul", edit.cast(f"{place.name}/input", x, dtype, FLOAT), turned)
+    for bias in bias_of(edit, place):
+        y = edit.node(f"{place.name}/Add", "Add", y, bias)
+    return edit.cast(place.name, y, FLOAT, dtype)
+
+
+# ---------------------------------------------------------------- factors
+
+
+def _entries(edit: Editor, name: str, bits: ir.Value, columns: int, sign: bool) -> ir.Value:
+    """Unpack rows of bytes, low bit first, to entries 0/1 or -1/+1 in float32."""
+    shifts = edit.constant("diba.shifts", lambda: np.arange(8, dtype=np.uint8))
+    one = edit.constant("diba.one", lambda: np.array(1, np.uint8))
+    each = edit.node(f"{name}/Unsqueeze", "Unsqueeze", bits, edit.integers(-1))
+    each = edit.node(f"{name}/BitShift", "BitShift", each, shifts, direction="RIGHT")
+    each = edit.node(f"{name}/BitwiseAnd", "BitwiseAnd", each, one)
+    entries = _numbers(edit, name, each, columns)
+    if not sign:
+        return entries
+    return _plus(edit, name, edit.node(f"{name}/Mul", "Mul", entries, _number(edit, 2)), -1)
+
+
+def _numbers(edit: Editor, name: str, codes: ir.Value, columns: int) -> ir.Value:
+    """Join the last two axes, drop what is beyond the columns, and make float32 of it."""
+    front = edit.node(f"{name}/Shape", "Shape", codes, end=-2)
+    shape = edit.node(f"{name}/Concat", "Concat", front, edit.integers(-1), axis=0)
+    flat = edit.node(f"{name}/Reshape", "Reshape", codes, shape)
+    cut = edit.integers(0), edit.integers(columns), edit.integers(-1)
+    flat = edit.node(f"{name}/Slice", "Slice", flat, *cut)
+    return edit.node(f"{name}/Float", "Cast", flat, to=int(FLOAT))
+
+
+def _plus(edit: Editor, name: str, numbers: ir.Value, shift: float) -> ir.Value:
+    return edit.node(f"{name}/Add", "Add", numbers, _number(edit, shift))
+
+
+def _number(edit: Editor, value: float) -> ir.Value:
+    return edit.constant(f"diba.number.{value}", lambda: np.array(value, np.float32))
+
+
+def _bits(edit: Editor, place: Any, name: str) -> ir.Value:
+    return edit.constant(f"{place.owner}.{name}", lambda: as_numpy(getattr(place.module, name)))
+
+
+def _scales(edit: Editor, place: Any, name: str, *shape: int) -> ir.Value:
+    """A diagonal in float32, of a shape that multiplies rows or columns."""
+    d: Any = getattr(place.module, name)
+    return edit.constant(f"{place.owner}.{name}", lambda: np.asarray(as_numpy(d), np.float32).reshape(*shape))
+
+
+def _right(edit: Editor, place: Any) -> ir.Value:
+    """D2 B2 D3, float32, (k, n)."""
+    layer, name = place.module, f"{place.owner}/right"
+    entries = _entries(edit, name, _bits(edit, place, "b2"), layer.d3.numel(), layer.sign)
+    d2 = _scales(edit, place, "d2", -1, 1)
+    d3 = _scales(edit, place, "d3", -1)
+    return edit.node(f"{name}/d3", "Mul", edit.node(f"{name}/d2", "Mul", entries, d2), d3)
+
+
+def _matrix(edit: Editor, place: Any) -> ir.Value:
+    """The dense matrix in float32, (m, n)."""
+    layer, name = place.module, f"{place.owner}/left"
+    left = _entries(edit, name, _bits(edit, place, "b1"), layer.k, layer.sign)
+    right = edit.once((place.owner, "right"), partial(_right, edit, place))
+    d1 = _scales(edit, place, "d1", -1, 1)
+    return edit.node(f"{place.owner}/matrix", "MatMul", edit.node(f"{name}/d1", "Mul", left, d1), right)
+
+
+def _turned(edit: Editor, place: Any) -> ir.Value:
+    """The transposed matrix."""
+    return edit.node(f"{place.owner}/turned", "Transpose", _matrix(edit, place), perm=[1, 0])
+
+
+# ---------------------------------------------------------------- layers
+
+
+def _conv(edit: Editor, place: ConvPlace, x: ir.Value, dtype: Any) -> ir.Value:
+    conv = place.module
+
+    def kernel() -> ir.Value:
+        shape = edit.integers(*conv.weight_shape)
+        return edit.node(f"{place.owner}/kernel", "Reshape", _matrix(edit, place), shape)
+
+    x = edit.cast(f"{place.name}/input", x, dtype, FLOAT)
+    given = x, edit.once((place.owner, "kernel"), kernel), *bias_of(edit, place)
+    settings = {"kernel_shape": conv.kernel_size, "strides": conv.stride, "dilations": conv.dilation}
+    lists: dict[str, Any] = {name: list(values) for name, values in settings.items()}
+    return edit.cast(
+        place.name, edit.node(place.name, "Conv", *given, pads=place.pads, **lists), FLOAT, dtype
+    )
+
+
+def _factored_rows(edit: Editor, place: EmbeddingPlace, x: ir.Value, dtype: Any) -> ir.Value:
+    """Unpack the rows that are looked up, never the whole table."""
+    layer = place.module
+    bits = edit.node(f"{place.name}/bits", "Gather", _bits(edit, place, "b1"), x)
+    entries = _entries(edit, place.name, bits, layer.k, layer.sign)
+    right = edit.once((place.owner, "right"), partial(_right, edit, place))
+    rows = edit.node(f"{place.name}/MatMul", "MatMul", entries, right)
+    d1 = _scales(edit, place, "d1", -1, 1)
+    rows = edit.node(place.name, "Mul", rows, edit.node(f"{place.name}/d1", "Gather", d1, x))
+    return edit.cast(f"{place.name}/rows", rows, FLOAT, dtype)
+
+
+def _table_rows(edit: Editor, place: TableRows, x: ir.Value, dtype: Any) -> ir.Value:
+    if place.table.scales is None:
+        return float_rows(edit, place, x, dtype)
+    all_codes, all_scales = table_of(edit, place)
+    codes = edit.node(f"{place.name}/codes", "Gather", all_codes, x)
+    scales = edit.node(f"{place.name}/scales", "Gather", all_scales, x)
+    return edit.cast(f"{place.name}/rows", _scaled(edit, place.name, place, codes, scales), FLOAT, dtype)
+
+
+def _head(edit: Editor, place: TableHead, x: ir.Value, dtype: Any) -> ir.Value:
+    x = edit.cast(f"{place.name}/input", x, dtype, FLOAT)
+    weight = None
+    if place.table.scales is not None:
+        weight = _scaled(edit, f"{place.name}/weight", place, *table_of(edit, place))
+    y = float_product(edit, place, x, weight)
+    for bias in bias_of(edit, place):
+        y = edit.node(f"{place.name}/Add", "Add", y, bias)
+    return edit.cast(place.name, y, FLOAT, dtype)
+
+
+# ---------------------------------------------------------------- tables
+
+
+def _scaled(edit: Editor, name: str, place: Any, codes: ir.Value, scales: ir.Value) -> ir.Value:
+    """The numbers of some rows of codes, (..., bytes), with their scales, (..., blocks)."""
+    table = place.table
+    each = edit.node(f"{name}/Unsqueeze", "Unsqueeze", codes, edit.integers(-1))
+    if table.bits == 4:
+        halves = edit.constant("diba.halves", lambda: np.array([0, 4], np.uint8))
+        low = edit.constant("diba.low", lambda: np.array(15, np.uint8))
+        each = edit.node(f"{name}/BitShift", "BitShift", each, halves, direction="RIGHT")
+        each = edit.node(f"{name}/BitwiseAnd", "BitwiseAnd", each, low)
+    numbers = _plus(edit, name, _numbers(edit, name, each, table.columns), -(1 << table.bits - 1))
+    last, name_of = edit.integers(-1), f"{name}/{{}}".format
+    outer = edit.node(name_of("outer"), "Shape", scales)
+    cut = edit.node(name_of("cut"), "Concat", outer, last, axis=0)
+    parts = edit.node(name_of("parts"), "Reshape", numbers, cut)
+    parts = edit.node(name_of("scale"), "Mul", parts, edit.node(name_of("each"), "Unsqueeze", scales, last))
+    front = edit.node(name_of("front"), "Shape", scales, end=-1)
+    return edit.node(name, "Reshape", parts, edit.node(name_of("join"), "Concat", front, last, axis=0))
