@@ -39,8 +39,9 @@ def session(
     """Open an exported model in onnxruntime, with diba's operators and the options that suit them.
 
     Bits are packed once in a process: a model that is also in memory as layers of ``diba.torch``, or open in
-    another session, takes hardly more. Factored layers split their work over onnxruntime's own threads, so ``threads`` counts for all of the
-    model. Fusions of an addition with a layer normalisation or a GELU are left out: they are slow on CPUs.
+    another session, takes hardly more. Factored layers split their work over onnxruntime's own threads, so
+    ``threads`` counts for all of the model. Fusions of an addition with a layer normalisation or a GELU are
+    left out: they are slow on CPUs.
 
     Args:
         path: The ONNX file; its tensors are read from the file beside it.
