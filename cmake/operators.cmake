@@ -14,8 +14,13 @@ target_link_libraries(diba_operators PUBLIC diba_core PRIVATE diba_rules)
 # header of it; where the official header is found, its places are compared with those that are declared here.
 add_library(diba_onnxruntime MODULE cpp/onnxruntime/register.cpp cpp/onnxruntime/runtime.cpp)
 target_link_libraries(diba_onnxruntime PRIVATE diba_operators diba_rules)
-target_link_options(diba_onnxruntime PRIVATE LINKER:--exclude-libs,ALL LINKER:-z,defs
+target_link_options(diba_onnxruntime PRIVATE LINKER:-z,defs
   LINKER:-z,nodelete)  # bits that it packed may outlive the sessions
+include(CheckLinkerFlag)
+check_linker_flag(CXX LINKER:--exclude-libs,ALL DIBA_LINKER_HAS_EXCLUDE_LIBS)  # zig's has not
+if(DIBA_LINKER_HAS_EXCLUDE_LIBS)
+  target_link_options(diba_onnxruntime PRIVATE LINKER:--exclude-libs,ALL)
+endif()
 
 find_path(DIBA_ONNXRUNTIME_HEADER onnxruntime_c_api.h PATH_SUFFIXES onnxruntime onnxruntime/core/session)
 if(DIBA_ONNXRUNTIME_HEADER)
