@@ -48,7 +48,7 @@ def measure_package(args: Sequence[str]) -> None:
     forget(EXTENSION)
     shutil.rmtree(RESULTS, ignore_errors=True)
     RESULTS.mkdir(parents=True)
-    places = {"COVERAGE_FILE": str(RESULTS / "package"), "PYTHONPATH": str(SITE)}
+    places = {"COVERAGE_FILE": str(RESULTS / "package"), "PYTHONPATH": str(SITE), "DIBA_BUILD_DIR": ""}
     measured = (*(f"--cov={name}" for name in PACKAGES), "--cov-branch", "--cov-report=")
     skipped = "not installation and not slow"  # tests of the wheel itself, and emulated processors
     with tempfile.TemporaryDirectory(prefix="diba-coverage-") as folder:
