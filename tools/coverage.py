@@ -26,8 +26,11 @@ GCOVR = (
 
 
 def forget(objects: Path) -> None:
-    for counts in objects.rglob("*.gcda"):
-        counts.unlink()
+    """Remove the counts of the last run, and the notes on sources that have gone since."""
+    for file in [*objects.rglob("*.gcda"), *objects.rglob("*.gcno")]:
+        source = ROOT / file.with_suffix("").as_posix().partition(".dir/")[2]
+        if file.suffix == ".gcda" or not source.is_file():
+            file.unlink()
 
 
 def measure_core() -> None:
