@@ -30,7 +30,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
-from tools import checks, coverage, documentation, wheels
+from tools import checks, coverage, documentation, runtimes, wheels
 from tools.environment import (
     BUILD,
     CACHES,
@@ -61,6 +61,8 @@ def command_test(args: list[str]) -> None:
     steps["wheel"] = ensure_project
     if not fast:
         steps["wheel alone"] = checks.test_wheel_alone
+        steps["oldest onnxruntime"] = runtimes.test_oldest
+        steps["OpenVINO"] = runtimes.test_openvino
     steps["documentation"] = documentation.build
     chosen = ["-m", "not slow"] if fast else []
     steps["pytest"] = partial(checks.test_python, chosen + [arg for arg in args if arg != "--fast"])

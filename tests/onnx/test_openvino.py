@@ -1,0 +1,78 @@
+"""The operators in OpenVINO: the same files, the same bytes. dev.py builds the library and runs this alone."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import pytest
+
+LIBRARY = os.environ.get("DIBA_OPENVINO", "")
+if not LIBRARY:
+    pytest.skip("DIBA_OPENVINO names no libdiba_openvino.so", allow_module_level=True)
+
+import openvino  # noqa: E402
+
+from arrays import random_factors, vectors  # noqa: E402
+from onnx_models import conv, embedding, factors, file_bytes, linear, windows  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def core() -> Any:
+    made = openvino.Core()
+    made.add_extension(LIBRARY)
+    return made
+
+
+def run(core: Any, model: Any, threads: int = 1, **inputs: np.ndarray) -> list[np.ndarray]:
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+    compiled = core.compile_model(core.read_model(model.SerializeToString()), "CPU", settings)
+    results = compiled(inputs)
+    return [results[output] for output in compiled.outputs]
+
+
+@pytest.mark.parametrize("alphabet", ["sign", "binary"])
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (5, 60)])
+def test_linear_has_the_bytes_of_the_core(core, alphabet, threads, shape):
+    f, bias = random_factors(300, 260, 199, alphabet).diba, vectors(1, 300)[0]
+    x = vectors(shape[0] * shape[1], 199).reshape(*shape, 199)
+    whole, *parts = run(core, linear(f, bias), threads, x=x) + run(
+        core, linear(f, bias, out_features=[200, 60, 40]), threads, x=x
+    )
+    assert np.array_equal(whole, f.linear(x.reshape(-1, 199), bias).reshape(whole.shape))
+    assert [part.shape[-1] for part in parts] == [200, 60, 40]
+    assert np.array_equal(whole, np.concatenate(parts, axis=-1))
+
+
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3)])
+def test_convolutions_multiply_patches(core, kernel):
+    f = factors(20, 30, 6 * kernel[0] * kernel[1])
+    x = vectors(3 * 6 * 17, 19).reshape(3, 6, 17, 19)
+    (y,) = run(core, conv(f, None, kernel, [2, 1], [1, 0, 1, 1], [1, 1]), x=x)
+    padded = windows(x, kernel, 1, (1, 0, 1, 1), 1)[:, ::2]
+    wanted = f.linear(padded.reshape(-1, f.shape[1])).reshape(*padded.shape[:3], 20)
+    assert np.array_equal(y, np.moveaxis(wanted, -1, 1))
+
+
+def test_rows_of_tables(core):
+    made = random_factors(90, 45, 32, "sign")
+    ids = np.array([[0, 89, 3], [-1, 41, 3]])
+    (y,) = run(core, embedding({"table": file_bytes(made.diba)}, embedding_dim=32), ids=ids)
+    dense = made.dense()[ids]
+    assert 10 * np.log10(np.square(dense).sum() / np.square(y - dense).sum()) > 40  # as fast products have
+    numbers = np.random.default_rng(0).integers(0, 256, (50, 32), dtype=np.uint8)
+    scales = np.random.default_rng(1).random((50, 1), dtype=np.float32)
+    constants = {"table": numbers, "scales": scales}
+    (y,) = run(core, embedding(constants, embedding_dim=32, bits=8), ids=ids % 50)
+    assert np.array_equal(y, (scales * (numbers.astype(np.float32) - 128))[ids % 50])
+
+
+def test_damage_is_refused_when_the_model_is_read(core):
+    made = linear(factors())
+    damaged = bytearray(made.graph.initializer[0].raw_data)
+    damaged[200] ^= 4
+    made.graph.initializer[0].raw_data = bytes(damaged)
+    with pytest.raises(RuntimeError, match=r"layer\.0\.dense[\s\S]*diba::Linear[\s\S]*factors"):
+        run(core, made, x=np.zeros((1, 1, 99), np.float32))
