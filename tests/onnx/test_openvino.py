@@ -1,4 +1,4 @@
-"""The operators in OpenVINO: the same files, the same bytes. dev.py builds the library and runs this alone."""
+"""The operators in OpenVINO: the same files, the same bytes. dev.py builds the library for this alone."""
 
 from __future__ import annotations
 
