@@ -38,7 +38,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument(
         "--precision", choices=("fast", "exact"), default="fast", help="products of factors (default: fast)"
     )
-    parser.add_argument("--opset", type=int, default=18, metavar="N", help="version of ONNX (default: 18)")
+    parser.add_argument("--opset", type=int, default=20, metavar="N", help="version of ONNX (default: 20)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--quiet", action="store_true", help="print no progress and no summary")
     parser.set_defaults(run=_run)
