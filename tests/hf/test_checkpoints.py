@@ -363,15 +363,14 @@ def test_models_of_other_sizes_and_kinds(checkpoint):
             loaded(checkpoint, **changed)
 
 
-class Shorter(transformers.LlamaForCausalLM):
-    """With nothing in the place of a layer that the checkpoint has."""
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.model.layers[0].mlp.up_proj = torch.nn.Identity()
-
-
 def test_models_with_another_module_in_the_place_of_a_layer(checkpoint):
+    class Shorter(transformers.LlamaForCausalLM):
+        """With nothing in the place of a layer that the checkpoint has."""
+
+        def __init__(self, config):
+            super().__init__(config)
+            self.model.layers[0].mlp.up_proj = torch.nn.Identity()
+
     message = rf"has a Linear at {LAYER}, and the model a Identity; load it with the class that it was saved"
     with pytest.raises(ValueError, match=message):
         Shorter.from_pretrained(checkpoint)
