@@ -31,7 +31,7 @@ LAYERS = (
         "onnx.graph",
         "onnx.inputs",
     ),
-    ("_internal.check", "_internal.tensor_files", "onnx.files", "onnx.library"),
+    ("_internal.check", "_internal.tensor_files", "onnx.files", "onnx.library", "onnx.genai_run"),
     ("progress", "onnx.runtime"),
     ("runtime", "cli.inputs", "_internal.check_arrays"),
     ("operator", "checkpoints.layers"),
@@ -118,11 +118,13 @@ LAYERS = (
     ("torch",),
     # diba.onnx, whose session does without torch
     ("onnx.places",),
-    ("onnx.plan", "onnx.nodes", "onnx.tracing", "onnx.checking"),
-    ("onnx.standard",),
+    ("onnx.plan", "onnx.nodes", "onnx.tracing", "onnx.checking", "onnx.genai_builder", "onnx.genai_source"),
+    ("onnx.standard", "onnx.genai_graph", "onnx.genai_check"),
     ("onnx.exporting",),
+    ("onnx.genai",),
     ("onnx", "onnx.folder"),
-    ("cli.export",),
+    ("cli.export", "cli.generate"),
+    ("cli.chat",),
     ("cli",),
     ("__main__",),
     # diba.hf
@@ -161,8 +163,18 @@ THIRD_PARTY = {
     "threadpoolctl": {"torch.conversion.run"},
     "matplotlib": {"allocation.curves"},
     "onnx": set(),  # read and written by onnx_ir, which torch's exporter brings
-    "onnx_ir": {"onnx.graph", "onnx.files", "onnx.nodes", "onnx.standard", "onnx.tracing", "onnx.exporting"},
+    "onnx_ir": {
+        "onnx.graph",
+        "onnx.files",
+        "onnx.nodes",
+        "onnx.standard",
+        "onnx.tracing",
+        "onnx.exporting",
+        "onnx.genai_graph",
+        "onnx.genai_builder",
+    },
     "onnxruntime": {"onnx.runtime"},
+    "onnxruntime_genai": {"onnx.genai_builder", "onnx.genai_check", "onnx.genai_run"},
 }
 
 

@@ -1,6 +1,7 @@
 """Whole models outside PyTorch: export to ONNX, and sessions of onnxruntime with diba's operators.
 
-``diba.onnx.session`` needs onnxruntime alone, ``diba.onnx.export`` torch, onnx and onnxscript too.
+``diba.onnx.session`` needs onnxruntime alone, ``diba.onnx.export`` torch, onnx and onnxscript too, and
+``diba.onnx.export_genai``, for language models that write text, onnxruntime-genai and transformers.
 
 >>> import torch
 >>> import diba.onnx, diba.torch
@@ -13,8 +14,9 @@
 from __future__ import annotations
 
 from .exporting import export
+from .genai import export_genai
 from .library import library_path
 from .results import Difference, Exported, ExportError
 from .runtime import session
 
-__all__ = ["Difference", "ExportError", "Exported", "export", "library_path", "session"]
+__all__ = ["Difference", "ExportError", "Exported", "export", "export_genai", "library_path", "session"]

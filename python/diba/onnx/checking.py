@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .inputs import Example
     from .places import Place
 
-__all__ = ["check", "outputs_of"]
+__all__ = ["allowed", "check", "outputs_of"]
 
 _FLOAT32 = 1e-3
 """Allowed for the float32 sums of the other layers, in any order: some thousand roundings of 2^-24, and what
@@ -59,7 +59,6 @@ def check(
     Raises:
         ExportError: An output differs by more, or has another shape.
     """
-    coded = any(isinstance(place, TableHead) and place.table.scales is not None for place in places)
     runner = session(path, log_severity_level=3)
     found: list[Difference] = []
     for example in examples:
@@ -76,9 +75,9 @@ def check(
                 )
             if wanted.is_floating_point():
                 error, noise = _distance(y, wanted), _distance(run, wanted)
-                own = _FLOAT32 + (0 if standard else 2 * noise + _INT8_HEAD * coded) + _rounding(wanted)
-                allowed = own if tolerance is None else tolerance
-                found.append(Difference(name, example.shapes(), error, noise, allowed))
+                own = (_FLOAT32 if standard else allowed(noise, places)) + _rounding(wanted)
+                most = own if tolerance is None else tolerance
+                found.append(Difference(name, example.shapes(), error, noise, most))
     for x in found:
         if not x.error <= x.allowed:  # NaN is wrong, too
             raise ExportError(
@@ -88,6 +87,12 @@ def check(
                 "sensitive, give a larger tolerance"
             )
     return found
+
+
+def allowed(noise: float, places: Sequence[Place]) -> float:
+    """The error that is accepted where PyTorch's fast products have the error ``noise``."""
+    coded = any(isinstance(place, TableHead) and place.table.scales is not None for place in places)
+    return _FLOAT32 + 2 * noise + _INT8_HEAD * coded
 
 
 def _run(runner: Any, names: dict[str, list[str]], example: Example) -> list[NDArray[Any]]:

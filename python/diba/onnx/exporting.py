@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .places import Place
     from .tables import TableBits
 
-__all__ = ["export"]
+__all__ = ["describe", "export"]
 
 _BITS = (16, 8, 4, None)
 _NEEDED = ("torch", "onnx", "onnxscript")
@@ -125,7 +125,7 @@ def export(
         graph = tracing.trace(model, places, given.traceable(), opset=opset, **names)
         steps.done(2, _STEPS[1])
         used = _place(graph, places, standard, precision)
-        _describe(graph, model, used, {"standard": standard, "precision": precision})
+        describe(graph, model, used, {"standard": standard, "precision": precision})
         steps.done(3, _STEPS[2])
         files.write(graph, stage)
         steps.done(4, _STEPS[3])
@@ -199,7 +199,7 @@ def _place(graph: onnx_ir.Model, places: list[Place], standard: bool, precision:
     return list(used.values())
 
 
-def _describe(graph: onnx_ir.Model, model: nn.Module, used: list[Place], facts: dict[str, Any]) -> None:
+def describe(graph: onnx_ir.Model, model: nn.Module, used: list[Place], facts: dict[str, Any]) -> None:
     """Say in the model what made it and how it was compressed."""
     from ..torch.conversion.report import report
 

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
     from .._internal.disk import PathLike
 
-__all__ = ["OLDEST", "session"]
+__all__ = ["OLDEST", "SLOW", "session"]
 
 OLDEST = (1, 17)
 """The oldest onnxruntime whose C interface has all that the library calls."""
 
-_SLOW = ("SkipLayerNormFusion", "BiasGeluFusion")
+SLOW = ("SkipLayerNormFusion", "BiasGeluFusion")
 """Optimizations that are left out, because on CPUs their fused nodes run on one thread and without the
 vectorised code of the parts: 2.4 ms for an addition and a normalisation of 1248 x 384 that take 0.34 ms as
 two nodes."""
@@ -79,9 +79,7 @@ def session(
     except FileNotFoundError as error:  # which a model of standard operators can do without
         missing = error
     try:
-        return runtime.InferenceSession(
-            name, made, providers=list(providers), disabled_optimizers=list(_SLOW)
-        )
+        return runtime.InferenceSession(name, made, providers=list(providers), disabled_optimizers=list(SLOW))
     except Exception as error:  # onnxruntime's own types, without a common base
         raise RuntimeError(_reason(name, runtime.__version__, error, missing)) from error
 
