@@ -74,6 +74,21 @@ def test_a_model_that_cannot_be_traced_is_left_alone(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_what_onnxruntime_lacks_is_named_with_the_mend(tmp_path: Path) -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer().bfloat16()
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.layer(x)
+            return y + y
+
+    with pytest.raises(ExportError, match=r"cannot load .* torch\.bfloat16, .* use model\.float\(\)"):
+        diba.onnx.export(Sum(), X.bfloat16(), tmp_path / "m.onnx", progress=False)
+    assert not list(tmp_path.iterdir())
+
+
 def test_arguments_are_checked_before_the_work(tmp_path: Path) -> None:
     def refused(kind: Any, match: str, example: Any = X, path: Any = None, **options: Any) -> None:
         with pytest.raises(kind, match=match):

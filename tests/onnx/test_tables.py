@@ -115,6 +115,24 @@ def test_different_bits_and_a_bias(tmp_path: Path) -> None:
     assert np.all(np.abs(scores - wanted) <= 128 * 2.0**-23 * (np.abs(x) @ np.abs(w).T + 1))
 
 
+class Scaled(nn.Embedding):
+    """As some models have it."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return super().forward(ids) * 8
+
+
+def test_a_class_that_scales_its_rows(tmp_path: Path) -> None:
+    model = nn.Sequential(Scaled(ROWS, COLUMNS, padding_idx=0))
+    done = diba.onnx.export(model, (IDS,), tmp_path / "m.onnx", progress=False)
+    assert done.tables == {"0": 8}
+    [rows] = diba.onnx.session(done.path).run(None, {"input": IDS.numpy()})
+    w = model[0].weight.detach().numpy()
+    table = rounded(w, 8, COLUMNS).rows()[IDS.numpy()]
+    np.testing.assert_allclose(rows, 8 * table, rtol=1e-6)
+    assert np.abs(rows - 8 * w[IDS.numpy()]).max() <= 8 * np.abs(w).max() / 127
+
+
 def test_rows_that_cannot_be_cut_into_blocks(tmp_path: Path) -> None:
     """30 columns have no blocks for a product, but rows of 8 bits; 31 have no codes of 4 bits."""
     done = diba.onnx.export(Tokens(30, tied=False), IDS, tmp_path / "a.onnx", progress=False)

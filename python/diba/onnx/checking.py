@@ -59,7 +59,7 @@ def check(
     Raises:
         ExportError: An output differs by more, or has another shape.
     """
-    runner = session(path, log_severity_level=3)
+    runner = _opened(path, model)
     found: list[Difference] = []
     for example in examples:
         outputs = _run(runner, names, example)
@@ -93,6 +93,18 @@ def allowed(noise: float, places: Sequence[Place]) -> float:
     """The error that is accepted where PyTorch's fast products have the error ``noise``."""
     coded = any(isinstance(place, TableHead) and place.table.scales is not None for place in places)
     return _FLOAT32 + 2 * noise + _INT8_HEAD * coded
+
+
+def _opened(path: Path, model: nn.Module) -> Any:
+    try:
+        return session(path, log_severity_level=3)
+    except RuntimeError as error:
+        told = str(error).partition("cannot load it: ")[2]
+        halves = [p.dtype for p in model.parameters() if p.is_floating_point() and p.itemsize < 4]
+        mend = f"; the model is {halves[0]}, and few operators know that on CPUs: use model.float()"
+        raise ExportError(
+            f"onnxruntime cannot load the exported model: {told}{mend if halves else ''}"
+        ) from error
 
 
 def _run(runner: Any, names: dict[str, list[str]], example: Example) -> list[NDArray[Any]]:

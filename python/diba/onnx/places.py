@@ -21,7 +21,7 @@ from ..torch.modules.linear import DibaLinear
 from ..torch.ops import reference
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from .tables import Table
 
@@ -139,19 +139,31 @@ class EmbeddingPlace(Place):
 
 @dataclass(eq=False)
 class TableRows(Place):
-    """A dense embedding, stored in few bits."""
+    """A dense embedding, stored in few bits. What its class does to the rows, such as scaling, stays."""
 
     table: Table
 
     def trace(self, x: Tensor) -> Tensor:
         """See :meth:`Place.trace`."""
-        return self.symbol(x, (*x.shape, self.table.columns), self.module.weight.dtype)
+        columns, dtype = self.table.columns, self.module.weight.dtype
+        return self._with_rows(x, lambda ids: self.symbol(ids, (*ids.shape, columns), dtype))
 
     def run(self, x: Tensor) -> Tensor:
         """See :meth:`Place.run`."""
-        return torch.from_numpy(self.table.rows(x.cpu().numpy())).to(self.module.weight)
+        return self._with_rows(
+            x, lambda ids: torch.from_numpy(self.table.rows(ids.cpu().numpy())).to(self.module.weight)
+        )
 
     exact = run
+
+    def _with_rows(self, x: Tensor, rows: Callable[[Tensor], Tensor]) -> Tensor:
+        """Call the class of the module, with other rows than those of its weight."""
+        kept = functional.embedding
+        try:
+            functional.embedding = lambda ids, *_, **__: rows(ids)
+            return super().run(x)
+        finally:
+            functional.embedding = kept
 
 
 @dataclass(eq=False)

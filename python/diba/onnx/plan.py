@@ -8,9 +8,10 @@ from torch import nn
 
 from ..torch.modules.conv import Convolution
 from ..torch.modules.embedding import DibaEmbedding
-from ..torch.modules.kinds import dense_matrix, replaceable
+from ..torch.modules.kinds import replaceable
 from ..torch.modules.layer import FactoredLayer
 from ..torch.modules.linear import DibaLinear
+from ..torch.modules.state import as_numpy
 from .places import ConvPlace, EmbeddingPlace, LinearPlace, Place, TableHead, TableRows
 from .tables import Table, rounded
 
@@ -71,15 +72,21 @@ def _output_layer(model: nn.Module) -> Any:
 
 
 def _is_table(module: nn.Module) -> bool:
-    return isinstance(module, nn.Embedding) and replaceable(module) is not None
+    """Whether it is a dense embedding, also of a class that scales the rows."""
+    return (
+        isinstance(module, nn.Embedding)
+        and type(module.weight) is nn.Parameter
+        and module.weight.is_floating_point()
+        and module.max_norm is None
+    )
 
 
-def _table(module: nn.Module, bits: int, whole: bool) -> Table:
+def _table(module: Any, bits: int, whole: bool) -> Table:
     """The table of a layer; ``whole``: rows need not be cut into blocks for a product.
 
     Rows of odd sizes, which cannot be cut, are stored at 16 bits.
     """
-    matrix = dense_matrix(module)
+    matrix = as_numpy(module.weight)
     columns = matrix.shape[1]
     if bits >= 16:
         return rounded(matrix, bits, columns)
