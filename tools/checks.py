@@ -30,7 +30,8 @@ def lint() -> None:
     cpp = [
         file
         for folder in ("cpp", "examples", "tests/cpp")
-        for file in sorted((ROOT / folder).rglob("*.[ch]pp"))
+        for file in sorted((ROOT / folder).rglob("*"))
+        if file.suffix in (".c", ".cpp", ".hpp")
     ]
     checks = [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]]
     unhappy = []
