@@ -146,6 +146,30 @@ def test_damage_is_named(exported: Path) -> None:
         diba.onnx.session(exported, log_severity_level=4)
 
 
+def test_damaged_tensors_are_named(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(DibaLinear(300, 200, 100), nn.Linear(200, 70))
+    done = diba.onnx.export(model, torch.randn(2, 300), tmp_path / "m.onnx", check=False, progress=False)
+    whole = done.data.read_bytes()
+    diba.onnx.session(done.path, verify=True)
+
+    def refused(data: bytes, match: str) -> None:
+        done.data.write_bytes(data)
+        with pytest.raises(RuntimeError, match=match):
+            diba.onnx.session(done.path, verify=True, log_severity_level=4)
+
+    at = whole.index(b"crc32_b1") + 600  # among the bits of the factors
+    refused(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :], "cannot load it: .*'0'")
+    weight = model[1].weight.detach().numpy()
+    at = max(whole.find(w.tobytes()) for w in (weight, weight.T.copy()))
+    refused(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :], "is damaged: its SHA-256")
+    refused(whole + b"x", rf"has {len(whole) + 1} bytes; m.onnx needs one of {len(whole)}")
+    refused(whole[:-5000], "cannot load it")
+    done.data.unlink()
+    with pytest.raises(RuntimeError, match="cannot load it"):
+        diba.onnx.session(done.path, log_severity_level=4)
+
+
 def test_sessions_say_what_is_missing(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import onnxruntime
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +35,7 @@ def session(
     *,
     threads: int | None = 1,
     providers: Sequence[Any] = ("CPUExecutionProvider",),
+    verify: bool = False,
     entries: dict[str, str] | None = None,
     **options: Any,
 ) -> onnxruntime.InferenceSession:
@@ -47,6 +50,8 @@ def session(
         path: The ONNX file; its tensors are read from the file beside it.
         threads: Threads of the model; None: one for each physical core.
         providers: Execution providers, as onnxruntime takes them. Factored layers run on the CPU.
+        verify: Whether to compare the whole file of tensors with the SHA-256 that the model states. Factors
+            have checksums of their own, which are always checked; tables and dense weights have not.
         entries: Session configuration entries, such as ``{"session.intra_op.allow_spinning": "0"}``, which
             saves power between calls and costs some time at the start of each.
         **options: Attributes of ``onnxruntime.SessionOptions``, such as ``log_severity_level=3``.
@@ -56,7 +61,7 @@ def session(
         OSError: There is no such file.
         TypeError: ``SessionOptions`` has no such attribute.
         RuntimeError: onnxruntime cannot load the model, for example because it is damaged, or because it
-            needs diba's library and this installation has none.
+            needs diba's library and this installation has none; or the file of tensors is another one.
     """
     name = os.fsdecode(check.path(path))
     if threads is not None:
@@ -79,9 +84,32 @@ def session(
     except FileNotFoundError as error:  # which a model of standard operators can do without
         missing = error
     try:
-        return runtime.InferenceSession(name, made, providers=list(providers), disabled_optimizers=list(SLOW))
+        opened: onnxruntime.InferenceSession = runtime.InferenceSession(
+            name, made, providers=list(providers), disabled_optimizers=list(SLOW)
+        )
     except Exception as error:  # onnxruntime's own types, without a common base
         raise RuntimeError(_reason(name, runtime.__version__, error, missing)) from error
+    _check_data(Path(name), opened.get_modelmeta().custom_metadata_map, verify)
+    return opened
+
+
+def _check_data(path: Path, facts: dict[str, str], verify: bool) -> None:
+    """Compare the file of tensors with what an exported model says of it."""
+    if "diba.data" not in facts:
+        return
+    stated, data = json.loads(facts["diba.data"]), path.with_name(f"{path.name}.data")
+    size = data.stat().st_size
+    if size != stated["bytes"]:
+        raise RuntimeError(
+            f"{data} has {size} bytes; {path.name} needs one of {stated['bytes']}: copy both again"
+        )
+    if verify and size:
+        with data.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != stated["sha256"]:
+            raise RuntimeError(
+                f"{data} is damaged: its SHA-256 is not the one in {path.name}; copy both again"
+            )
 
 
 def _onnxruntime() -> Any:
