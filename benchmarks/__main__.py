@@ -12,6 +12,7 @@ minilm       every dense matrix of a small language model: minutes
 quality      solvers and baselines on every dense matrix of three models: over an hour
 models       end metrics of whole models, beside controls: hours
 speed        speed and memory of whole models: half an hour
+decode       exported language models in onnxruntime-genai, beside llama.cpp: minutes
 fetch        download the data of models, speed and objectives
 show         table and figure of a file of results
 pages        write the tables and figures of docs/benchmarks from benchmarks/results
@@ -42,6 +43,7 @@ PLACES = {
     "quality": "quality.quality",
     "models": "models.models",
     "speed": "models.speed",
+    "decode": "models.decode",
     "fetch": "common.data",
     "show": "pages",
     "pages": "pages",

@@ -10,28 +10,19 @@ See speed_work.py for what is timed.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import ctypes
-import gc
-import json
+import functools
 import os
-import subprocess
 import sys
-import tempfile
 import time
-import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from diba._internal.timing import blas_threads
-
 from ..common import results
 from ..common.command import arguments_of, at_least_one, finish, parser
-from ..common.process import command, forget_peak, memory
+from ..common.process import forget_peak, memory
 from ..common.tables import plural
+from ..common.turns import Runner, serve, settle, take_turns
 from .speed_table import CONTESTANTS, JOBS, table
-
-REST = 0.05  # seconds before a sample: idle threads wait for work by spinning, for a while
 
 
 def options(arguments: Sequence[str]) -> argparse.Namespace:
@@ -52,20 +43,7 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def work(task: dict[str, Any]) -> None:
-    """Load a model, say so, then take a sample for every line that comes; answers are lines of JSON."""
-    with os.fdopen(os.dup(1), "w", buffering=1) as out:
-        os.dup2(2, 1)  # whatever else is printed goes with the errors
-
-        def answer(what: dict[str, Any]) -> None:
-            out.write(json.dumps(what) + "\n")
-
-        try:
-            sample = prepare(task, answer)
-            for _ in sys.stdin:
-                answer({"sample": sample(), "memory": memory()})
-        except Exception as error:  # of any type, by the library: noted in the table
-            traceback.print_exc()
-            answer({"error": " ".join(f"{type(error).__name__}: {error}".split())[:300]})
+    serve(functools.partial(prepare, task))
 
 
 def prepare(task: dict[str, Any], answer: Any) -> Any:
@@ -95,70 +73,7 @@ def prepare(task: dict[str, Any], answer: Any) -> Any:
     return sample
 
 
-def settle() -> None:
-    """Give what was freed back to the system."""
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 # ---------------------------------------------------------------- taking turns
-
-
-class Runner:
-    """A contestant's process, seen from here."""
-
-    def __init__(self, task: dict[str, Any]) -> None:
-        self.samples: list[dict[str, float]] = []
-        self.facts: dict[str, Any] = {}
-        self.error: str | None = None
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed by close()
-        self._cache = tempfile.TemporaryDirectory()  # what is compiled is compiled anew, and counted
-        environment = os.environ | blas_threads(task["threads"])
-        self._process = subprocess.Popen(
-            command("speed", task),
-            env=environment | {"TORCHINDUCTOR_CACHE_DIR": self._cache.name},
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
-        )  # fmt: skip
-        self._take()
-
-    def sample(self) -> None:
-        if self.error is None:
-            assert self._process.stdin is not None
-            with contextlib.suppress(BrokenPipeError):
-                self._process.stdin.write("go\n")
-                self._process.stdin.flush()
-            self._take()
-
-    def _take(self) -> None:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        found = json.loads(line) if line else {"error": self._last_words()}
-        self.error = found.get("error")
-        if "ready" in found:
-            self.facts = {"seconds": found["ready"], "memory": found["memory"]}
-        elif "sample" in found:
-            self.samples.append(found["sample"])
-            self.facts["memory"] |= {"working": found["memory"]["resident"], "peak": found["memory"]["peak"]}
-
-    def _last_words(self) -> str:
-        code = self._process.wait()
-        self._errors.seek(0)
-        return f"ended with {code}: {' '.join(self._errors.read().split())[-300:]}"
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
-        self._errors.close()
-        self._cache.cleanup()
 
 
 def compete(job: str, threads: int, chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -171,11 +86,8 @@ def compete(job: str, threads: int, chosen: argparse.Namespace) -> Iterator[dict
         for name in names:
             about = {"job": job, "contestant": name, "threads": threads, "quick": chosen.quick}
             print(f"{job}, {plural(threads, 'thread')}: {name}", file=sys.stderr, flush=True)
-            runners[name] = Runner(about)
-        for _ in range(chosen.rounds):
-            for runner in runners.values():
-                time.sleep(REST)
-                runner.sample()
+            runners[name] = Runner("speed", about)
+        take_turns(runners.values(), chosen.rounds)
     finally:
         for runner in runners.values():
             runner.close()

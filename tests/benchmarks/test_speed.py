@@ -103,11 +103,11 @@ sys.exit("no more memory")
 def test_a_contestant_is_asked_sample_by_sample_and_may_fail(
     benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    speed = benchmark("models.speed")
+    turns = benchmark("common.turns")
     script = tmp_path / "contestant.py"
     script.write_text(CONTESTANT)
-    monkeypatch.setattr(speed, "command", lambda *_: [sys.executable, str(script)])
-    runner = speed.Runner({"threads": 1})
+    monkeypatch.setattr(turns, "command", lambda *_: [sys.executable, str(script)])
+    runner = turns.Runner("speed", {"threads": 1})
     try:
         assert runner.error is None
         for _ in range(3):

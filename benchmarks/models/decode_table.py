@@ -1,0 +1,68 @@
+"""The table of the decode benchmark."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from ..common.tables import markdown, measured, plural
+
+__all__ = ["table"]
+
+PROMPT = 128  # tokens that a sample reads
+
+Row = dict[str, Any]
+
+
+def table(report: Row) -> str:
+    parts = []
+    for threads in dict.fromkeys(row["threads"] for row in report["rows"]):
+        rows = [row for row in report["rows"] if row["threads"] == threads]
+        parts.append(f"{plural(threads, 'thread')}:\n\n{rows_of(rows)}")
+    parts += [f"{x['contestant']}, {x['threads']}: {x['error']}" for x in report["rows"] if "error" in x]
+    return "\n\n".join([*parts, note(report)])
+
+
+def rows_of(rows: list[Row]) -> str:
+    others = [row for row in rows if row["contestant"].startswith("llama.cpp") and row["samples"]]
+    head = ["", "files, MB", "tokens/s, writing", f"tokens/s, reading {PROMPT}", "at work, MB", "start, s"]
+    if others:
+        head[3:3] = ["times the fastest of llama.cpp"]
+        head[5:5] = ["times"]
+    lines = []
+    for row in rows:
+        size = f"{row['bytes'] / 1e6:.1f}"
+        if not row["samples"]:
+            lines.append([row["contestant"], size, *[""] * (len(head) - 2)])
+            continue
+        cells = [row["contestant"], size]
+        for name, tokens in (("token", 1), ("prompt", PROMPT)):
+            cells.append(speed(row, name, tokens))
+            if others:
+                best = min(seconds(other, name) for other in others)
+                cells.append(f"{best / seconds(row, name):.2f}")
+        resident = row["memory"].get("working")
+        cells += ["" if resident is None else f"{resident / 1e6:.0f}", f"{row['seconds']['load']:.2f}"]
+        lines.append(cells)
+    return markdown(head, lines)
+
+
+def seconds(row: Row, name: str) -> float:
+    """The median over the samples."""
+    return statistics.median(sample[name] for sample in row["samples"])
+
+
+def speed(row: Row, name: str, tokens: int) -> str:
+    """Tokens a second: the median, and the range in brackets."""
+    times = [sample[name] for sample in row["samples"]]
+    middle, low, high = (tokens / x for x in (statistics.median(times), max(times), min(times)))
+    return f"{middle:,.0f} ({low:,.0f}-{high:,.0f})"
+
+
+def note(report: Row) -> str:
+    return (
+        f"{measured(report)}. Medians of interleaved rounds, each contestant in a process of its own, range "
+        f"in brackets. A sample reads {PROMPT} tokens and then writes 64, the likeliest each time. Memory is "
+        "that of the process, with Python and NumPy in it. Files are all of a folder, the tokenizer and the "
+        "library of operators with them."
+    )
