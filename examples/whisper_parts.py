@@ -82,12 +82,14 @@ def export(whisper: Any, out: Path, **options: Any) -> list[diba.onnx.Exported]:
     encoder = diba.onnx.export(
         Encoder(whisper), features, out / "encoder.onnx", dynamic=False, output_names=names, **options
     )
+    token, position = torch.tensor([[shape.decoder_start_token_id]]), torch.tensor([[4]])
     with torch.no_grad():
-        heard = Encoder(whisper)(features)
-    past = torch.randn(shape.decoder_layers, 2, shape.decoder_attention_heads, 4, size)
-    token, position = torch.tensor([[1]]), torch.tensor([[4]])
+        heard, decode = Encoder(whisper)(features), Decoder(whisper)
+        past = torch.zeros(shape.decoder_layers, 2, shape.decoder_attention_heads, 0, size)
+        for place in range(4):
+            past = decode(token, torch.tensor([[place]]), past, heard)[1]
     decoder = diba.onnx.export(
-        Decoder(whisper),
+        decode,
         {"token": token, "position": position, "past": past, "heard": heard},
         out / "decoder.onnx",
         dynamic_shapes={"past": {3: "length"}, "heard": [{}] * len(heard)},

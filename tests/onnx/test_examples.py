@@ -16,6 +16,7 @@ import onnxruntime
 import pytest
 
 import diba.onnx
+from tiny_language import language_model, tokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -98,6 +99,18 @@ def test_sentence_embeddings(sentences: tuple[Path, str]) -> None:
 def test_images(source_root: Path, tmp_path: Path) -> None:
     printed = run(sys.executable, source_root / "examples" / "classify_images.py", tmp_path, "--small")
     assert "100 % of images as in PyTorch" in printed
+
+
+def test_chat(source_root: Path, tmp_path: Path) -> None:
+    out, text = tmp_path / "out", tmp_path / "text.txt"
+    language_model("Llama").save_pretrained(tmp_path / "model")
+    tokenizer().save_pretrained(tmp_path / "model")
+    text.write_text("to be or not to be, that is the question. " * 9, encoding="utf-8")
+    few = ("--effort", "fast", "--tokens", 5, "--bits", 6, "--calibrate", text)
+    script = source_root / "examples" / "chat.py"
+    printed = run(sys.executable, script, out, "to be", "--model", tmp_path / "model", *few)
+    assert (out / "genai_config.json").is_file()
+    assert re.search(r"\n[\d.]+ tokens/s\n$", printed)
 
 
 def test_embed_in_c_equals_python(sentences: tuple[Path, str], programs: Path) -> None:
