@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -295,6 +297,17 @@ def test_arguments_are_checked_first(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "full"]
 
 
+def test_modules_of_the_builder_stay_its_own(tmp_path: Path, monkeypatch: Any) -> None:
+    mine = ModuleType("builders")  # as a program may have; the model builder has one, too
+    monkeypatch.setitem(sys.modules, "builders", mine)
+    path, known = list(sys.path), set(sys.modules)
+    for name in ("one", "two"):
+        export(converted(), tmp_path / name, check=False)
+    assert sys.modules["builders"] is mine
+    assert sys.path == path
+    assert not {"quantization", "builder_config", "builders.base"} & (set(sys.modules) - known)
+
+
 def test_an_earlier_export_is_replaced(tmp_path: Path, folder: Path) -> None:
     shutil.copytree(folder, tmp_path / "out")
     (tmp_path / "out" / "old").write_text("")
@@ -393,8 +406,6 @@ def test_a_chat_with_history(folder: Path, capsys: Any, monkeypatch: Any) -> Non
 
 
 def _line() -> str:
-    import sys
-
     line = sys.stdin.readline()
     if not line:
         raise EOFError
@@ -466,7 +477,7 @@ def test_folders_that_cannot_be_run(folder: Path, tmp_path: Path, capsys: Any) -
 
 
 def test_without_onnxruntime_genai(folder: Path, capsys: Any, monkeypatch: Any) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "onnxruntime_genai", None)
+    monkeypatch.setitem(sys.modules, "onnxruntime_genai", None)
     code, _, err = run(capsys, "generate", folder, "Hello")
     assert code == 2
     assert "python -m pip install 'diba[genai]'" in err
