@@ -63,7 +63,7 @@ def export(
     Args:
         model: A model of any architecture that ``torch.onnx.export(dynamo=True)`` can trace, in float32, with
             factored layers or without. It is traced in evaluation mode, without a cache of keys and values,
-            and is not changed.
+            and is left as it was; no other thread may use it meanwhile.
         example: Arguments of one call: a tensor, a tuple, or a mapping of keyword arguments, such as a
             tokenizer returns.
         path: The file to write, such as ``"model.onnx"``.
