@@ -69,7 +69,7 @@ def as_exported(model: nn.Module) -> Iterator[None]:
     """Context manager: the model as it is exported: no dropout, gradients, cache of keys or fused attention.
 
     Attention of transformers is exported from its plain form, whose graph onnxruntime's optimizer knows;
-    that of ``scaled_dot_product_attention`` has more nodes, and NaN for rows that are masked out.
+    that of ``scaled_dot_product_attention`` has twice the nodes.
     """
     training = {module: module.training for module in model.modules()}
     with ExitStack() as stack:
