@@ -75,8 +75,13 @@ def test_nodes_carry_names_and_factors(exported: Any, model: Any, tmp_path: Path
     graph = onnx.load(done.path).graph
     assert set(done.layers) == set(LAYERS)
     if standard:
-        stored = sum(t.raw_data.__len__() for t in graph.initializer)
-        assert stored < 2 * sum(f.diba.nbytes for f in model.factors.values()) + 4096  # bits, not matrices
+        stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        for name, f in model.factors.items():
+            owner = name if f"{name}.b1" in stored else "tied"
+            for bits, part in (("b1", f.b1), ("b2", f.b2)):
+                packed = np.packbits(part > 0, axis=1, bitorder="little")
+                np.testing.assert_array_equal(stored[f"{owner}.{bits}"], packed, strict=True)
+        assert max(tensor.size for tensor in stored.values() if tensor.dtype == np.float32) <= 256 * 8
         return
     nodes = {node.name: node for node in graph.node if node.domain == "diba"}
     assert set(nodes) == set(LAYERS)

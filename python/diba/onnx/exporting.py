@@ -32,7 +32,7 @@ __all__ = ["describe", "export"]
 
 _BITS = (16, 8, 4, None)
 _NEEDED = ("torch", "onnx", "onnxscript")
-_OLDEST_OPSET = 18  # has bitwise operators
+_OLDEST_OPSET = 18  # the oldest that torch writes
 _STEPS = ("plan", "trace", "pack", "write", "check")
 
 

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..torch.modules.state import as_numpy
-from .graph import FLOAT
+from .graph import FLOAT, INT32
 from .nodes import bias_of, float_product, float_rows, table_of
 from .places import ConvPlace, EmbeddingPlace, Place, TableHead, TableRows
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+    from numpy.typing import NDArray
 
     from .graph import Editor
 
@@ -47,33 +48,30 @@ def standard_node(edit: Editor, place: Place, x: ir.Value, dtype: Any) -> ir.Val
 
 def _entries(edit: Editor, name: str, bits: ir.Value, columns: int, sign: bool) -> ir.Value:
     """Unpack rows of bytes, low bit first, to entries 0/1 or -1/+1 in float32."""
-    shifts = edit.constant("diba.shifts", lambda: np.arange(8, dtype=np.uint8))
-    one = edit.constant("diba.one", lambda: np.array(1, np.uint8))
-    each = edit.node(f"{name}/Unsqueeze", "Unsqueeze", bits, edit.integers(-1))
-    each = edit.node(f"{name}/BitShift", "BitShift", each, shifts, direction="RIGHT")
-    each = edit.node(f"{name}/BitwiseAnd", "BitwiseAnd", each, one)
-    entries = _numbers(edit, name, each, columns)
-    if not sign:
-        return entries
-    return _plus(edit, name, edit.node(f"{name}/Mul", "Mul", entries, _number(edit, 2)), -1)
+    entries = edit.constant("diba.signs" if sign else "diba.bits", lambda: _entries_of_bytes(sign))
+    return _looked_up(edit, name, bits, entries, 8, columns)
 
 
-def _numbers(edit: Editor, name: str, codes: ir.Value, columns: int) -> ir.Value:
-    """Join the last two axes, drop what is beyond the columns, and make float32 of it."""
-    front = edit.node(f"{name}/Shape", "Shape", codes, end=-2)
+def _entries_of_bytes(sign: bool) -> NDArray[np.float32]:
+    """The eight entries that each byte stands for, (256, 8)."""
+    bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+    return bits.astype(np.float32) * 2 - 1 if sign else bits.astype(np.float32)
+
+
+def _looked_up(
+    edit: Editor, name: str, codes: ir.Value, numbers: ir.Value, width: int, columns: int
+) -> ir.Value:
+    """Rows of ``columns`` numbers from rows of bytes: one look-up a byte leaves the fewest temporaries."""
+    index = edit.node(f"{name}/Index", "Cast", codes, to=int(INT32))
+    each = edit.node(f"{name}/Gather", "Gather", numbers, index)
+    front = edit.node(f"{name}/Shape", "Shape", codes, end=-1)
     shape = edit.node(f"{name}/Concat", "Concat", front, edit.integers(-1), axis=0)
-    flat = edit.node(f"{name}/Reshape", "Reshape", codes, shape)
-    cut = edit.integers(0), edit.integers(columns), edit.integers(-1)
-    flat = edit.node(f"{name}/Slice", "Slice", flat, *cut)
-    return edit.node(f"{name}/Float", "Cast", flat, to=int(FLOAT))
-
-
-def _plus(edit: Editor, name: str, numbers: ir.Value, shift: float) -> ir.Value:
-    return edit.node(f"{name}/Add", "Add", numbers, _number(edit, shift))
-
-
-def _number(edit: Editor, value: float) -> ir.Value:
-    return edit.constant(f"diba.number.{value}", lambda: np.array(value, np.float32))
+    rows = edit.node(f"{name}/Reshape", "Reshape", each, shape)
+    if columns % width == 0:
+        return rows
+    return edit.node(
+        f"{name}/Slice", "Slice", rows, edit.integers(0), edit.integers(columns), edit.integers(-1)
+    )
 
 
 def _bits(edit: Editor, place: Any, name: str) -> ir.Value:
@@ -166,13 +164,13 @@ def _head(edit: Editor, place: TableHead, x: ir.Value, dtype: Any) -> ir.Value:
 def _scaled(edit: Editor, name: str, place: Any, codes: ir.Value, scales: ir.Value) -> ir.Value:
     """The numbers of some rows of codes, (..., bytes), with their scales, (..., blocks)."""
     table = place.table
-    each = edit.node(f"{name}/Unsqueeze", "Unsqueeze", codes, edit.integers(-1))
     if table.bits == 4:
-        halves = edit.constant("diba.halves", lambda: np.array([0, 4], np.uint8))
-        low = edit.constant("diba.low", lambda: np.array(15, np.uint8))
-        each = edit.node(f"{name}/BitShift", "BitShift", each, halves, direction="RIGHT")
-        each = edit.node(f"{name}/BitwiseAnd", "BitwiseAnd", each, low)
-    numbers = _plus(edit, name, _numbers(edit, name, each, table.columns), -(1 << table.bits - 1))
+        halves = edit.constant("diba.halves", _halves_of_bytes)
+        numbers = _looked_up(edit, name, codes, halves, 2, table.columns)
+    else:
+        middle = edit.constant("diba.middle", lambda: np.array(-128, np.float32))
+        numbers = edit.node(f"{name}/Float", "Cast", codes, to=int(FLOAT))
+        numbers = edit.node(f"{name}/Add", "Add", numbers, middle)
     last, name_of = edit.integers(-1), f"{name}/{{}}".format
     outer = edit.node(name_of("outer"), "Shape", scales)
     cut = edit.node(name_of("cut"), "Concat", outer, last, axis=0)
@@ -180,3 +178,9 @@ def _scaled(edit: Editor, name: str, place: Any, codes: ir.Value, scales: ir.Val
     parts = edit.node(name_of("scale"), "Mul", parts, edit.node(name_of("each"), "Unsqueeze", scales, last))
     front = edit.node(name_of("front"), "Shape", scales, end=-1)
     return edit.node(name, "Reshape", parts, edit.node(name_of("join"), "Concat", front, last, axis=0))
+
+
+def _halves_of_bytes() -> NDArray[np.float32]:
+    """The two numbers of 4 bits that each byte stands for, (256, 2)."""
+    codes = np.arange(256)
+    return np.stack((codes & 15, codes >> 4), axis=1).astype(np.float32) - 8
