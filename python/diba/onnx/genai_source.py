@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging
 
 from .._internal.check import describe
 from ..torch.modules.linear import DibaLinear
@@ -54,7 +55,8 @@ def load(model: Any, tokenizer: Any) -> Source:
         if not folder.is_dir():
             raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(folder))
         tokenizer = folder if tokenizer is None else tokenizer
-        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        with _no_bars():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         model = loaded.eval()
     if not isinstance(model, PreTrainedModel):
         raise TypeError(
@@ -71,6 +73,19 @@ def load(model: Any, tokenizer: Any) -> Source:
     if isinstance(tokenizer, (str, Path)):
         tokenizer = AutoTokenizer.from_pretrained(tokenizer)
     return Source(model, tokenizer)
+
+
+@contextlib.contextmanager
+def _no_bars() -> Iterator[None]:
+    """Context manager: transformers shows no progress of its own."""
+    bars: Any = logging
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            bars.enable_progress_bar()
 
 
 @contextlib.contextmanager
