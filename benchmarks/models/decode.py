@@ -11,7 +11,9 @@ own, which keeps its model; they take turns. A sample reads a prompt and then wr
 from __future__ import annotations
 
 import argparse
+import ctypes
 import functools
+import importlib
 import importlib.util
 import os
 import sys
@@ -155,10 +157,19 @@ def quantized(source: Path, name: str) -> Path:
         settings = llama_cpp.llama_model_quantize_default_params()
         settings.ftype = getattr(llama_cpp, kinds[name])
         settings.allow_requantize = True
+        silent = llama_cpp.llama_log_callback(lambda *_: None)  # it prints a line for each tensor
+        llama_cpp.llama_log_set(silent, ctypes.c_void_p(0))
         if llama_cpp.llama_model_quantize(os.fsencode(floats), os.fsencode(part), settings):
             raise BenchmarkError(f"llama.cpp cannot make {name} of {floats}")
         part.replace(path)
     return path
+
+
+def versions(about: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Of the runtimes."""
+    names = ["onnxruntime", "onnxruntime_genai"]
+    names += ["llama_cpp"] if any(facts["runtime"] == "llama" for facts in about) else []
+    return {name: importlib.import_module(name).__version__ for name in names}
 
 
 # ---------------------------------------------------------------- taking turns
@@ -186,7 +197,7 @@ def main(arguments: Sequence[str]) -> None:
     needs("onnxruntime_genai")
     about = list(contestants(chosen))
     kept = {name: value for name, value in arguments_of(chosen).items() if name not in ("folders", "gguf")}
-    report = {"machine": results.machine(), "arguments": kept, "rows": []}
+    report = {"machine": results.machine(), "versions": versions(about), "arguments": kept, "rows": []}
     for threads in sorted(chosen.threads):
         report["rows"] += compete(about, threads, chosen.rounds)
         report["load_average"] = os.getloadavg()

@@ -60,9 +60,10 @@ def speed(row: Row, name: str, tokens: int) -> str:
 
 
 def note(report: Row) -> str:
+    known = ", ".join(f"{name.replace('_', '-')} {version}" for name, version in report["versions"].items())
     return (
-        f"{measured(report)}. Medians of interleaved rounds, each contestant in a process of its own, range "
-        f"in brackets. A sample reads {PROMPT} tokens and then writes 64, the likeliest each time. Memory is "
-        "that of the process, with Python and NumPy in it. Files are all of a folder, the tokenizer and the "
-        "library of operators with them."
+        f"{measured(report)}, {known}. Medians of interleaved rounds, each contestant in a process of its "
+        f"own, range in brackets. A sample reads {PROMPT} tokens and then writes 64, the likeliest each "
+        "time. Memory is that of the process, with Python and NumPy in it. Files are all of a folder, the "
+        "tokenizer and the library of operators with them."
     )

@@ -30,13 +30,14 @@ def test_the_table_compares_with_the_fastest_of_llama_cpp(benchmark: Benchmark) 
         row("llama.cpp Q2_K", 1, 0.008, 0.512),
         row("two", 2, 0.002, 0.064),
     ]
-    report = {"machine": machine, "rows": rows}
-    text = table(report)
+    about = {"machine": machine, "versions": {"onnxruntime_genai": "0.18.0"}}
+    text = table({**about, "rows": rows})
+    assert "(avx2), onnxruntime-genai 0.18.0. Medians" in text
     lines = [line for line in text.splitlines() if line.startswith("| two")]
     assert lines[0] == ("| two | 58.5 | 250 (125-500) | 2.00 | 1,000 (500-2,000) | 2.00 | 150 | 0.13 |")
     assert lines[1] == "| two | 58.5 | 500 (250-1,000) | 2,000 (1,000-4,000) | 150 | 0.13 |"
     failed = {**row("two", 1, 1, 1, error="no memory"), "samples": []}
-    text = table({"machine": machine, "rows": [*rows[1:3], failed]})
+    text = table({**about, "rows": [*rows[1:3], failed]})
     assert "| two | 58.5 |  |  |  |  |  |  |" in text
     assert "two, 1: no memory" in text
 
