@@ -3,6 +3,7 @@
 
 matvec       products beside NumPy, torch, onnxruntime and OpenVINO: a quarter of an hour
 op_overhead  what a call of a layer costs beside its kernel: a minute
+streaming    products with matrices that no cache holds: a minute
 compare      two installations of diba side by side: five minutes
 solve        the greedy loop in C++ beside the same in vectorised PyTorch: minutes
 choices      what each choice in the solver is worth: minutes
@@ -34,6 +35,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 PLACES = {
     "matvec": "products.matvec",
     "op_overhead": "products.op_overhead",
+    "streaming": "products.streaming",
     "compare": "products.compare",
     "solve": "solver.solve",
     "choices": "solver.choices",

@@ -37,14 +37,17 @@ struct Lookup {
     return sum;
   }
 
-  // The first `tiles` tiles, `stride` bytes from one step to the next.
+  // The first `tiles` tiles; `stride` bytes for one step of all of them.
   std::vector<std::uint8_t> packed(diba::TileLayout layout, std::size_t tiles, std::size_t stride) const {
     std::vector<std::uint8_t> out(steps == 0 ? 0 : (steps - 1) * stride + tiles * diba::kTileStep, 0xFF);
     for (std::size_t i = 0; i < tiles * 16; ++i)
       for (std::size_t byte = 0; byte < steps * 4; ++byte) {
         const std::size_t at = layout == diba::TileLayout::kBytes ? byte % 4 * 16 + i % 16 : i % 16 * 4 + byte % 4;
-        out[byte / 4 * stride + i / 16 * 64 + at] =
-            static_cast<std::uint8_t>(bits.row(i)[byte / 8] >> (8 * (byte % 8)));
+        const std::size_t s = byte / 4, first = s / 4 * 4, together = std::min<std::size_t>(4, steps - first);
+        const std::size_t place = layout == diba::TileLayout::kBytes
+                                      ? first * stride + (i / 16 * together + s - first) * 64
+                                      : s * stride + i / 16 * 64;
+        out[place + at] = static_cast<std::uint8_t>(bits.row(i)[byte / 8] >> (8 * (byte % 8)));
       }
     return out;
   }
@@ -88,7 +91,7 @@ void looks_up_the_largest(std::size_t tiles, std::size_t columns) {
   data::Guarded<std::uint8_t> entries(std::vector<std::uint8_t>(steps * diba::kStepEntries, 255));
   data::Guarded<std::uint8_t> weights(std::vector<std::uint8_t>(steps * diba::kStepWeights, diba::kLargestWeight));
   const std::vector<LookupTables> x(columns, {entries.data(), weights.data(), 1.0F, 0, 0.0F});
-  const data::Guarded<std::uint8_t> words(std::vector<std::uint8_t>(tiles * diba::kTileStep, 0x9C));
+  const data::Guarded<std::uint8_t> words(std::vector<std::uint8_t>(tiles * 4 * diba::kTileStep, 0x9C));
   check::for_each_isa([&](const std::string& isa) {
     data::Guarded<std::int32_t> sums(columns * tiles * diba::kTileRows);
     lookup::kernels().look_up(words.data(), 0, tiles, steps, x.data(), columns, sums.data(), tiles * diba::kTileRows);

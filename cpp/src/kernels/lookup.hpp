@@ -36,11 +36,23 @@ inline constexpr std::size_t kLookupMaxCols = std::size_t{1} << 20;
 [[gnu::always_inline]] constexpr std::size_t steps_for(std::size_t cols) { return (cols + kStep - 1) / kStep; }
 [[gnu::always_inline]] constexpr std::size_t tiles_for(std::size_t rows) { return (rows + kTileRows - 1) / kTileRows; }
 
-// How a tile's step lies in memory. A half-word holds the 32 columns of a row, lowest bit first.
+// How a tile's step lies in memory, and the steps of the tiles of a block one after another. A half-word holds the 32
+// columns of a row, lowest bit first. Both are the orders in which they are read.
 enum class TileLayout {
-  kHalfWords,  // the half-words of the 16 rows
-  kBytes,      // the first bytes of the 16 half-words, their second bytes, ...
+  kHalfWords,  // the half-words of the 16 rows; one step of all tiles, the next step of all tiles, ...
+  kBytes,      // the first bytes of the 16 half-words, their second bytes, ...; kStepsTogether steps of the first tile,
+               // the same of the second tile, ..., the next steps of the first tile, ...; at the end fewer steps
 };
+inline constexpr std::size_t kStepsTogether = 4;
+
+// Where step s of tile t begins in a block of `steps` steps; `stride`: bytes of one step of all tiles.
+[[gnu::always_inline]] constexpr std::size_t step_at(TileLayout layout, std::size_t t, std::size_t s, std::size_t steps,
+                                                     std::size_t stride) {
+  if (layout == TileLayout::kHalfWords) return s * stride + t * kTileStep;
+  const std::size_t first = s / kStepsTogether * kStepsTogether;
+  const std::size_t together = steps - first < kStepsTogether ? steps - first : kStepsTogether;
+  return first * stride + (t * together + s - first) * kTileStep;
+}
 
 // A vector as tables. Byte j of a half-word chooses an entry of group 2 j by its low four bits and one of group 2 j + 1
 // by its high four bits.
@@ -77,7 +89,7 @@ struct LookupKernels {
   void (*tabulate)(const float* x, const float* d, std::size_t cols, float* scaled, LookupTables* out);
 
   // sums(c, i) = sum of weight * entry over the groups of row i, for `tiles` tiles of 16 rows and the tables of
-  // `columns` vectors x. words: step s of tile t is at s * stride + t * kTileStep, 64-byte aligned;
+  // `columns` vectors x. words: a block (step_at), 64-byte aligned;
   // sums has rows of `sums_stride`, 64-byte aligned, a multiple of 16.
   void (*look_up)(const std::uint8_t* words, std::size_t stride, std::size_t tiles, std::size_t steps,
                   const LookupTables* x, std::size_t columns, std::int32_t* sums, std::size_t sums_stride);

@@ -27,9 +27,14 @@ void finish(const std::int32_t* sums, std::size_t rows, const LookupFinish& f, f
   }
 }
 
+// Tiles of a block, from `tile` on.
 struct LookupSource {
   const std::uint8_t* words;
-  std::size_t stride, steps;
+  std::size_t stride, steps, tile;
+
+  const std::uint8_t* step(TileLayout layout, std::size_t t, std::size_t s) const {
+    return words + step_at(layout, tile + t, s, steps, stride);
+  }
 };
 
 struct LookupSums {
@@ -53,7 +58,7 @@ template <typename Block, std::size_t kColumns>
 inline void look_up_columns(const LookupSource& b, std::size_t tiles, const LookupTables* x, const LookupSums& y) {
   constexpr std::size_t kTiles = kColumns == 1 ? kBlockTiles : kBlockTiles / 2;
   std::size_t t = 0;
-  const auto at = [&](std::size_t tile) { return LookupSource{b.words + tile * kTileStep, b.stride, b.steps}; };
+  const auto at = [&](std::size_t tile) { return LookupSource{b.words, b.stride, b.steps, b.tile + tile}; };
   const auto sums = [&](std::size_t tile) { return LookupSums{y.data + tile * kTileRows, y.stride}; };
   for (; t + kTiles <= tiles; t += kTiles) Block::template run<kTiles, kColumns>(at(t), x, sums(t));
   last_tiles<Block, kColumns, kTiles - 1>(at(t), tiles - t, x, sums(t));
@@ -66,7 +71,7 @@ void look_up(const std::uint8_t* words, std::size_t stride, std::size_t tiles, s
              std::size_t columns, std::int32_t* sums, std::size_t sums_stride) {
   const std::size_t together = columns == 1 ? tiles : kBlockTiles / 2;
   for (std::size_t t = 0; t < tiles; t += together) {
-    const LookupSource b{words + t * kTileStep, stride, steps};
+    const LookupSource b{words, stride, steps, t};
     const std::size_t count = tiles - t < together ? tiles - t : together;
     std::size_t c = 0;
     const auto to = [&] { return LookupSums{sums + c * sums_stride + t * kTileRows, sums_stride}; };

@@ -117,12 +117,14 @@ struct Narrow {
 };
 
 template <std::size_t kTiles, std::size_t kColumns>
-[[gnu::always_inline]] inline void add_step(const std::uint8_t* words, std::size_t s, const LookupTables* x,
+[[gnu::always_inline]] inline void add_step(const LookupSource& b, std::size_t s, const LookupTables* x,
                                             Narrow (&sums)[kTiles][kColumns]) {
+  const std::uint8_t* words = b.step(TileLayout::kBytes, 0, s);
+  const auto apart = static_cast<std::size_t>(b.step(TileLayout::kBytes, 1, s) - words);
   for (std::size_t j = 0; j < 4; ++j) {
     uint8x16_t low[kTiles], high[kTiles];  // bits of the rows
     for (std::size_t t = 0; t < kTiles; ++t) {
-      const uint8x16_t bytes = vld1q_u8(words + t * kTileStep + 16 * j);
+      const uint8x16_t bytes = vld1q_u8(words + t * apart + 16 * j);
       low[t] = vandq_u8(bytes, vdupq_n_u8(15));
       high[t] = vshrq_n_u8(bytes, 4);
     }
@@ -147,8 +149,8 @@ template <std::size_t kTiles, std::size_t kColumns>
     Narrow sums[kTiles][kColumns];
     for (auto& tile : sums)
       for (Narrow& sum : tile) sum.low = sum.high = vdupq_n_u16(0);
-    add_step(b.words + s * b.stride, s, x, sums);
-    if (s + 1 < b.steps) add_step(b.words + (s + 1) * b.stride, s + 1, x, sums);
+    add_step(b, s, x, sums);
+    if (s + 1 < b.steps) add_step(b, s + 1, x, sums);
     for (std::size_t t = 0; t < kTiles; ++t)
       for (std::size_t c = 0; c < kColumns; ++c) sums[t][c].add_to(y.data + c * y.stride + t * kTileRows);
   }
@@ -158,7 +160,7 @@ struct Block {
   template <std::size_t kTiles, std::size_t kColumns>
   static void run(const LookupSource& b, const LookupTables* x, const LookupSums& y) {
     constexpr std::size_t kTogether = kColumns == 1 ? 4 : (kColumns == 2 ? 2 : 1);
-    const auto at = [&](std::size_t t) { return LookupSource{b.words + t * kTileStep, b.stride, b.steps}; };
+    const auto at = [&](std::size_t t) { return LookupSource{b.words, b.stride, b.steps, b.tile + t}; };
     const auto to = [&](std::size_t t) { return LookupSums{y.data + t * kTileRows, y.stride}; };
     std::size_t t = 0;
     if constexpr (kTogether > 1 && kTiles >= kTogether)

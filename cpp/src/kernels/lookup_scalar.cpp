@@ -73,7 +73,7 @@ struct Block {
       for (std::size_t c = 0; c < kColumns; ++c) {
         std::int32_t sums[kTileRows] = {};
         for (std::size_t s = 0; s < b.steps; ++s) {
-          const std::uint8_t* bytes = b.words + s * b.stride + t * kTileStep;
+          const std::uint8_t* bytes = b.step(TileLayout::kBytes, t, s);
           const std::uint8_t* entries = x[c].entries + s * kStepEntries;
           const std::uint8_t* weights = x[c].weights + s * kStepWeights;
           for (std::size_t j = 0; j < 4; ++j)

@@ -41,6 +41,7 @@ constexpr std::size_t kParts = kTileStep / kSize;
 constexpr std::size_t kPartBytes = 4 / kParts;
 constexpr std::size_t kStepsIn32Bits = 1024;        // of products of q and weight: 1024 * 4 * 32513 * 16 < 2^31
 constexpr std::size_t kStepsIn16Bits = 8 / kParts;  // of products of entry and weight: 8 * 2 * 255 * 16 < 2^16
+static_assert(kStepsIn16Bits % kStepsTogether == 0);
 
 // A shuffle of the eight 16-bit words of each 128-bit lane; 8: zero.
 inline I16 shuffle_words(I16 a, int w0, int w1, int w2, int w3, int w4, int w5, int w6, int w7) {
@@ -150,8 +151,7 @@ struct Block {
         for (std::size_t u = 0; u < count; ++u)
           for (std::size_t p = 0; p < kParts; ++p)
             weights.pairs[c][u][p] = Vector::weight_pairs(x[c].weights + (s + u) * kStepWeights, p);
-      for (std::size_t t = 0; t < kTiles; ++t)
-        add_steps<kColumns>(b.words + s * b.stride + t * kTileStep, b.stride, x, s, count, weights, sums[t]);
+      for (std::size_t t = 0; t < kTiles; ++t) add_steps<kColumns>(b, t, x, s, count, weights, sums[t]);
     }
     for (std::size_t t = 0; t < kTiles; ++t)
       for (std::size_t c = 0; c < kColumns; ++c)
@@ -169,21 +169,27 @@ struct Block {
 
   // Steps [s, s + count) of one tile, summed in 16 bits first.
   template <std::size_t kColumns>
-  static void add_steps(const std::uint8_t* words, std::size_t stride, const LookupTables* x, std::size_t s,
-                        std::size_t count, const Weights<kColumns>& weights, I32 (&sums)[kColumns][4]) {
+  static void add_steps(const LookupSource& b, std::size_t t, const LookupTables* x, std::size_t s, std::size_t count,
+                        const Weights<kColumns>& weights, I32 (&sums)[kColumns][4]) {
     U16 narrow[kColumns][2];  // rows 0 - 7, 8 - 15
     for (auto& column : narrow) column[0] = column[1] = U16{};
-    for (std::size_t u = 0; u < count; ++u) {
-      fetch_ahead<kColumns>(words + u * stride);
-      for (std::size_t p = 0; p < kParts; ++p) {
-        const U8 bytes = Vector::load(words + u * stride + p * kSize);
-        const U8 low = bytes & 15, high = bytes >> 4;
-        for (std::size_t c = 0; c < kColumns; ++c) {
-          const std::uint8_t* entries = x[c].entries + (s + u) * kStepEntries + p * kSize;
-          const U8 even = Vector::shuffle(Vector::load(entries), low);
-          const U8 odd = Vector::shuffle(Vector::load(entries + kOddEntries), high);
-          narrow[c][0] += Vector::multiply_add(Vector::unpack_low(even, odd), weights.pairs[c][u][p]);
-          narrow[c][1] += Vector::multiply_add(Vector::unpack_high(even, odd), weights.pairs[c][u][p]);
+    for (std::size_t g = 0; g < kStepsIn16Bits; g += kStepsTogether) {
+      if (g > 0 && g >= count) break;
+      const std::uint8_t* words = b.step(TileLayout::kBytes, t, s + g);
+      const std::size_t together =
+          kStepsIn16Bits == kStepsTogether || count - g < kStepsTogether ? count - g : kStepsTogether;
+      for (std::size_t u = g; u < g + together; ++u, words += kTileStep) {
+        fetch_ahead<kColumns>(words);
+        for (std::size_t p = 0; p < kParts; ++p) {
+          const U8 bytes = Vector::load(words + p * kSize);
+          const U8 low = bytes & 15, high = bytes >> 4;
+          for (std::size_t c = 0; c < kColumns; ++c) {
+            const std::uint8_t* entries = x[c].entries + (s + u) * kStepEntries + p * kSize;
+            const U8 even = Vector::shuffle(Vector::load(entries), low);
+            const U8 odd = Vector::shuffle(Vector::load(entries + kOddEntries), high);
+            narrow[c][0] += Vector::multiply_add(Vector::unpack_low(even, odd), weights.pairs[c][u][p]);
+            narrow[c][1] += Vector::multiply_add(Vector::unpack_high(even, odd), weights.pairs[c][u][p]);
+          }
         }
       }
     }

@@ -25,9 +25,8 @@ TiledBits::TiledBits(BitView bits, TileLayout layout, std::uint8_t* words)
   if (cols > kLookupMaxCols) throw std::length_error("a matrix of the fast products has at most 2^20 columns");
   std::memset(words, 0, bytes_for(bits));
   for (std::size_t i = 0; i < rows; ++i) {
-    std::size_t stride;
-    std::uint8_t* tile = words + (row(i, &stride) - words_);
-    for (std::size_t s = 0; s < steps_for(cols); ++s, tile += stride) {
+    for (std::size_t s = 0; s < steps_for(cols); ++s) {
+      std::uint8_t* tile = words + (step(i, s) - words_);
       const auto half = static_cast<std::uint32_t>(bits.row(i)[s / 2] >> (kStep * (s % 2)));
       for (std::size_t j = 0; j < 4; ++j)
         tile[byte_at(i % kTileRows, j, layout)] = static_cast<std::uint8_t>(half >> (8 * j));
@@ -42,29 +41,24 @@ TiledBits::Block TiledBits::block(std::size_t b) const {
   return {words_ + first * steps_for(cols) * kTileStep, tiles, from, std::min(tiles * kTileRows, rows - from)};
 }
 
-const std::uint8_t* TiledBits::row(std::size_t i, std::size_t* stride) const {
+const std::uint8_t* TiledBits::step(std::size_t i, std::size_t s) const {
   const Block in = block(i / kBlockRows);
-  *stride = in.tiles * kTileStep;
-  return in.words + i % kBlockRows / kTileRows * kTileStep;
+  return in.words + step_at(layout_, i % kBlockRows / kTileRows, s, steps_for(cols), in.tiles * kTileStep);
 }
 
 BitMatrix TiledBits::unpack() const {
   BitMatrix bits(rows, cols);
   for (std::size_t i = 0; i < rows; ++i) {
-    std::size_t stride;
-    const std::uint8_t* tile = row(i, &stride);
     std::uint64_t* to = bits.mutable_view().row(i);
-    for (std::size_t s = 0; s < steps_for(cols); ++s, tile += stride)
-      to[s / 2] |= std::uint64_t{half_word(tile, i % kTileRows, layout_)} << (kStep * (s % 2));
+    for (std::size_t s = 0; s < steps_for(cols); ++s)
+      to[s / 2] |= std::uint64_t{half_word(step(i, s), i % kTileRows, layout_)} << (kStep * (s % 2));
   }
   return bits;
 }
 
 void TiledBits::unpack_row(std::size_t i, float zero, float* entries) const {
-  std::size_t stride;
-  const std::uint8_t* tile = row(i, &stride);
-  for (std::size_t first = 0; first < cols; first += kStep, tile += stride) {
-    const std::uint32_t bits = half_word(tile, i % kTileRows, layout_);
+  for (std::size_t first = 0; first < cols; first += kStep) {
+    const std::uint32_t bits = half_word(step(i, first / kStep), i % kTileRows, layout_);
     for (std::size_t j = first; j < std::min(first + kStep, cols); ++j)
       entries[j] = (bits >> (j - first) & 1U) != 0 ? 1.0F : zero;
   }
@@ -72,11 +66,9 @@ void TiledBits::unpack_row(std::size_t i, float zero, float* entries) const {
 
 void TiledBits::multiply(const double* a, bool signs, double* y) const {
   for (std::size_t i = 0; i < rows; ++i) {
-    std::size_t stride;
-    const std::uint8_t* tile = row(i, &stride);
     double sum = 0.0;
-    for (std::size_t first = 0; first < cols; first += kStep, tile += stride) {
-      const std::uint32_t bits = half_word(tile, i % kTileRows, layout_);
+    for (std::size_t first = 0; first < cols; first += kStep) {
+      const std::uint32_t bits = half_word(step(i, first / kStep), i % kTileRows, layout_);
       for (std::size_t j = first; j < std::min(first + kStep, cols); ++j)
         sum += (bits >> (j - first) & 1U) != 0 ? a[j] : (signs ? -a[j] : 0.0);
     }

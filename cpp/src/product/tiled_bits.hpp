@@ -12,7 +12,7 @@ namespace diba {
 inline constexpr std::size_t kBlockRows = kBlockTiles * kTileRows;
 
 // Tiles of 16 rows, kBlockTiles of them to a block (the last block may have fewer). A block lies in the order in which
-// it is read: step after step, and in a step tile after tile. Rows past the last are zero.
+// it is read (TileLayout). Rows past the last are zero.
 class TiledBits {
  public:
   // Packs into `words`, bytes_for(bits) of them, 64-byte aligned and not owned. Throws std::length_error above
@@ -40,8 +40,8 @@ class TiledBits {
   void multiply(const double* a, bool signs, double* y) const;
 
  private:
-  // The first step of a row; the next ones are `stride` bytes apart.
-  const std::uint8_t* row(std::size_t i, std::size_t* stride) const;
+  // Step s of the tile of row i.
+  const std::uint8_t* step(std::size_t i, std::size_t s) const;
 
   const TileLayout layout_;
   const std::uint8_t* words_;
