@@ -14,6 +14,7 @@ quality      solvers and baselines on every dense matrix of three models: over a
 models       end metrics of whole models, beside controls: hours
 speed        speed and memory of whole models: half an hour
 decode       exported language models in onnxruntime-genai, beside llama.cpp: minutes
+runtimes     exported models in onnxruntime, beside float32 and int8: minutes
 fetch        download the data of models, speed and objectives
 show         table and figure of a file of results
 pages        write the tables and figures of docs/benchmarks from benchmarks/results
@@ -46,6 +47,7 @@ PLACES = {
     "models": "models.models",
     "speed": "models.speed",
     "decode": "models.decode",
+    "runtimes": "models.runtimes",
     "fetch": "common.data",
     "show": "pages",
     "pages": "pages",
