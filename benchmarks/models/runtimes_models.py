@@ -23,6 +23,7 @@ __all__ = ["contestants"]
 
 BITS = (1, 2)
 PIXELS = 224  # a side of an image, as the network was trained with
+FIRST_BLOCKS = (r"re:_blocks\.[0-3]\..*",)  # half a percent of the weights, most positions: dense
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 About = dict[str, Any]
@@ -190,6 +191,9 @@ PARTS: dict[str, tuple[Callable[[], Any], Export, Callable[[], dict[str, Any]], 
     "minilm": (load_minilm, one_file(lambda: tensors(ids(2, 20))), lambda: two(ids(1, 18), ids(32, 39)), {}),
     "whisper": (load_whisper, whisper_files, sounds, {"convolutions": False}),
     "efficientnet": (
-        load_efficientnet, one_file(lambda: tensors(pictures(2))), lambda: two(pictures(1), pictures(8)), {},
+        load_efficientnet,
+        one_file(lambda: tensors(pictures(2))),
+        lambda: two(pictures(1), pictures(8)),
+        {"skip": FIRST_BLOCKS},
     ),
-}  # fmt: skip
+}
