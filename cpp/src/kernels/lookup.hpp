@@ -31,6 +31,7 @@ inline constexpr int kFineShift = 7;
 inline constexpr std::int32_t kFineSteps = 1
                                            << kFineShift;  // unit * weight over this is what activations are rounded to
 inline constexpr float kSmallestRange = 0x1p-100F;
+inline constexpr std::size_t kFetchAhead = 2048;  // bytes that are fetched before they are read, with one vector
 inline constexpr std::size_t kLookupMaxCols = std::size_t{1} << 20;
 
 [[gnu::always_inline]] constexpr std::size_t steps_for(std::size_t cols) { return (cols + kStep - 1) / kStep; }

@@ -82,12 +82,10 @@ void look_up(const std::uint8_t* words, std::size_t stride, std::size_t tiles, s
   }
 }
 
-// A matrix that is read once is best fetched this far ahead: the processor's own prefetching stops at page ends.
-constexpr std::size_t kPrefetchBytes = 2048;
-
+// A matrix that is read once is best fetched ahead: the processor's own prefetching stops at page ends.
 template <std::size_t kColumns>
 inline void fetch_ahead(const std::uint8_t* words) {
-  if (kColumns == 1) __builtin_prefetch(words + kPrefetchBytes);
+  if (kColumns == 1) __builtin_prefetch(words + kFetchAhead);
 }
 
 // The tables of a vector whose products are all NaN.

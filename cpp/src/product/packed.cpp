@@ -73,6 +73,13 @@ class VectorTables {
   LookupTables tables_[kMostTogether];
 };
 
+// Fetches the beginning of what will be read next. The kernels fetch ahead within a block, but not from one to another.
+void fetch(const TiledBits& matrix, std::size_t b) {
+  const TiledBits::Block block = matrix.block(b);
+  const std::size_t bytes = std::min(kFetchAhead, block.tiles * steps_for(matrix.cols) * kTileStep);
+  for (std::size_t i = 0; i < bytes; i += 64) __builtin_prefetch(block.words + i);
+}
+
 // One block of rows times all vectors; finish(tables, c, first) says how the sums of vector c become results.
 template <typename Finish>
 void multiply_block(const LookupKernels& kernels, const TiledBits& matrix, std::size_t b, const VectorTables& x,
@@ -249,12 +256,23 @@ void Packed::multiply_together(const Pass& pass, const float* x, std::size_t cou
   const bool backwards = executor.threads() == 1 &&
                          backwards_.exchange(!backwards_.load(std::memory_order_relaxed), std::memory_order_relaxed);
   const auto in_order = [=](std::size_t b, const TiledBits& matrix) { return backwards ? matrix.blocks() - 1 - b : b; };
+  const bool alone = executor.threads() == 1 && count < kFewestTogether;  // else the bits are not what takes the time
+  const auto fetch_first = [&](const TiledBits& matrix) {
+    if (alone) fetch(matrix, in_order(0, matrix));
+  };
+  const auto fetch_next = [&](std::size_t b, const TiledBits& matrix) {
+    if (alone && b + 1 < matrix.blocks()) fetch(matrix, in_order(b + 1, matrix));
+  };
+  fetch_first(right_);
   const auto fill_outer = [&](std::size_t c) { outer.fill(kernels, c, x + c * cols(), pass.d3); };
   const auto right = [&](std::size_t b) {
+    fetch_next(b, right_);
+    if (two && b + 1 == right_.blocks()) fetch_first(*left_);
     multiply_block(kernels, right_, in_order(b, right_), outer, count, sums, finish_right);
   };
   const auto fill_middle = [&](std::size_t c) { middle.fill(kernels, c, sums + c * inner(), pass.d2); };
   const auto left = [&](std::size_t b) {
+    fetch_next(b, *left_);
     multiply_block(kernels, *left_, in_order(b, *left_), middle, count, y, finish_left);
   };
   const Stage stages[] = {
