@@ -69,7 +69,7 @@ def main() -> None:
     add("out", type=Path, help="folder for the exported models")
     add("sounds", type=Path, nargs="+", help="recordings: WAV, 16 kHz, one channel of 16 bits")
     add("--model", default="openai/whisper-tiny.en", help="folder or name on the Hub, of English Whisper")
-    add("--bits", type=float, default=2, help="bits per weight")
+    add("--bits", type=float, default=3, help="bits per weight")
     add("--effort", default="normal", choices=("fast", "normal", "best"))
     add("--calibrate", type=Path, nargs="*", default=[], metavar="WAV", help="recordings of the same kind")
     add("--small", action="store_true", help="a tiny model without training, in seconds")
@@ -82,7 +82,7 @@ def main() -> None:
     batches = []  # what the dense model understands is what the compressed one should
     for sound in map(hear, chosen.calibrate):
         with torch.no_grad():
-            answer = model.generate(sound, decoder_input_ids=torch.tensor([begin]), max_new_tokens=64)
+            answer = model.generate(sound, decoder_input_ids=torch.tensor([begin]), max_length=64)
         batches.append({"input_features": sound, "decoder_input_ids": answer})
     effort = "fast" if chosen.small else chosen.effort
     settings = {"bits_per_weight": chosen.bits, "effort": effort, "convolutions": False}
