@@ -15,6 +15,7 @@ from torch import nn
 
 import diba
 import diba.onnx
+import diba.torch
 from arrays import random_factors
 from diba.torch import DibaLinear
 from exported import CONVOLUTIONS, EPS, Everything, as_rows, expected, inputs
@@ -169,3 +170,41 @@ def test_exact_products(tmp_path: Path) -> None:
     [y] = diba.onnx.session(done.path).run(None, {"x": x.numpy()})
     rows = x.double().numpy()
     assert np.all(np.abs(y - rows @ arrays.dense().T) <= 120 * EPS * (np.abs(rows) @ arrays.magnitude().T))
+
+
+class Normalised(nn.Module):
+    """Convolutions with and without a bias, each with a normalisation that has learnt something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential()
+        for width, kernel, bias in ((16, 3, False), (24, 1, True)):
+            self.layers.append(nn.LazyConv2d(width, kernel, bias=bias))
+            self.layers.append(nn.BatchNorm2d(width, eps=0.01))
+            self.layers.append(nn.ReLU())
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.layers(image)
+
+
+def test_normalisations_become_part_of_the_convolutions(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, image = Normalised().train(), torch.randn(4, 5, 12, 12)
+    with torch.no_grad():
+        for _ in range(3):
+            model(3 * torch.randn(4, 5, 12, 12) + 1)
+        for layer in model.layers[1::3]:
+            layer.weight.uniform_(-2, 2)
+            layer.bias.uniform_(-2, 2)
+    model = diba.torch.convert(model.eval(), k=40, effort="fast", progress=False)
+    done = diba.onnx.export(model, image, tmp_path / "model.onnx", progress=False, precision="exact")
+    graph = onnx.load(done.path, load_external_data=False).graph
+    assert [node.op_type for node in graph.node] == ["Conv", "Relu", "Conv", "Relu"]
+    (y,) = results(done, {graph.input[0].name: image}).values()
+    wanted = image.double()
+    for conv, norm in ((model.layers[0], model.layers[1]), (model.layers[3], model.layers[4])):
+        weight = torch.tensor(conv.factorization().to_dense().astype(np.float64)).view(conv.weight_shape)
+        bias = None if conv.bias is None else conv.bias.double()
+        wanted = torch.relu(norm.double()(nn.functional.conv2d(wanted, weight, bias)))
+    # Diagonals of 16 bits: 2^-11 of each row, twice.
+    assert np.linalg.norm(y - wanted.detach().numpy()) <= 2**-10 * np.linalg.norm(wanted.detach().numpy())

@@ -27,10 +27,10 @@ _FLOAT32 = 1e-3
 """Allowed for the float32 sums of the other layers, in any order: some thousand roundings of 2^-24, and what
 softmax and normalisations make of them."""
 
-_INT8_HEAD = 0.01
+_INT8_HEAD = 0.025
 """Allowed for an output layer whose inputs are rounded to 8 bits in blocks of 32 or more: a step is 1/127 of
-the largest of 32 entries, about 2.1 standard deviations, so the error has 2.1 / 127 / sqrt(12) = 0.5 % of
-them; twice that."""
+the largest of 32 entries. Of normal numbers that is 2.1 standard deviations, and the error 2.1 / 127 /
+sqrt(12) = 0.5 % of them; hidden states have entries that are larger by far, so it is five times that."""
 
 
 def outputs_of(model: nn.Module, places: Sequence[Place], how: str, example: Example) -> Any:

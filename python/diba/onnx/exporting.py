@@ -183,6 +183,7 @@ def _planned(model: nn.Module, embeddings: TableBits | None, head: TableBits | N
 
 def _place(graph: onnx_ir.Model, places: list[Place], standard: bool, precision: str) -> list[Place]:
     """Put the nodes of the layers in the place of their placeholders; returns the layers that are used."""
+    from .folding import fold_batch_norms
     from .graph import Editor
     from .nodes import library_node
     from .places import DOMAIN
@@ -195,6 +196,7 @@ def _place(graph: onnx_ir.Model, places: list[Place], standard: bool, precision:
         number = node.attributes["number"].as_int()
         used[number] = places[number]
         edit.replace(node, make(edit, places[number], node.inputs[0], node.outputs[0].dtype))
+    fold_batch_norms(graph)
     edit.finish(DOMAIN)
     return list(used.values())
 
