@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from statistics import mean
+from statistics import mean, median
 
 from .common.results import Report
 from .common.tables import number
-from .models.speed_table import summary
+from .models.decode_table import PROMPT
 from .models.table import METRICS, grouped
 from .products.rows import ONE, Rows
 from .quality.cells import METHODS
@@ -22,7 +22,7 @@ HEAD = ["", "Dense", "diba", "Others"]
 def headline(load: Load) -> tuple[list[str], list[list[str]]]:
     """(head, rows) of a table of at most eight rows: quality at equal bits, products, whole models."""
     rows = [*quality(load("quality")), *products(load("matvec"))]
-    return HEAD, [*rows, *speed(load("speed")), *accuracy(load("models"))]
+    return HEAD, [*rows, *runtime(load("decode")), *accuracy(load("models"))]
 
 
 def quality(report: Report) -> Iterator[list[str]]:
@@ -51,21 +51,19 @@ def products(report: Report) -> Iterator[list[str]]:
     yield [what, dense, f"**{ours}**", f"{best} {number(known[best])}"]
 
 
-def speed(report: Report) -> Iterator[list[str]]:
-    """SmolLM2: prompt and tokens, at 1 bit with embeddings."""
-    found = {
-        row["contestant"]: row for row in report["rows"] if (row["job"], row["threads"]) == ("smollm2", 1)
-    }
-    names = ("float32", "diba 1 bit, tied", "int8, dynamic")
-    for figure, what, inverse in (
-        ("prompt", "SmolLM2-135M at 1 bit in PyTorch, prefill of 32 tokens, one thread, ms", False),
-        ("token", "SmolLM2-135M at 1 bit in PyTorch, decoding, one thread, tokens/s", True),
-    ):
-        medians = [summary(found[name], figure) for name in names]
-        dense, ours, other = (
-            "" if each is None else f"{1 / each[0] if inverse else 1e3 * each[0]:.1f}" for each in medians
-        )
-        yield [what, dense, f"**{ours}**", f"int8 {other}"]
+def runtime(report: Report) -> Iterator[list[str]]:
+    """SmolLM2 exported, beside the fastest type of llama.cpp: reading and writing, and the size of files."""
+    rows = [row for row in report["rows"] if row["threads"] == 1 and row["samples"]]
+    for name, tokens, what in (("prompt", PROMPT, f"reading {PROMPT} tokens"), ("token", 1, "writing")):
+        rates = {
+            row["contestant"]: (tokens / median(sample[name] for sample in row["samples"]), row["bytes"])
+            for row in rows
+        }
+        best = max((x for x in rates if x.startswith("llama.cpp")), key=lambda x: rates[x][0])
+        ours, other = (f"{rates[x][0]:.0f} ({rates[x][1] / 1e6:.0f})" for x in ("diba 2 bits", best))
+        ours = ours.replace(" ", "** ", 1)
+        title = f"SmolLM2-135M at 2 bits in onnxruntime-genai, {what}, one thread, tokens/s (MB of files)"
+        yield [title, "", f"**{ours}", f"{best} {other}"]
 
 
 def accuracy(report: Report) -> Iterator[list[str]]:

@@ -36,12 +36,16 @@ TABLES = {
     "quality": "quality.table",
     "models": "models.table",
     "speed": "models.speed_table",
+    "decode": "models.decode_table",
+    "runtimes": "models.runtimes_table",
+    "streaming": "products.streaming",
 }
 FIGURES = {
     "matvec": "products.figure",
     "minilm": "quality.minilm_figure",
     "quality": "quality.figure",
     "models": "models.figure",
+    "decode": "models.decode_figure",
 }
 METHODS = ("minilm", "minilm-sign", "minilm-greedy", "minilm-greedy-sign")  # the same at other settings
 
