@@ -1,6 +1,7 @@
 // Memory of packed bits: equal bits are packed once, other bits are not mistaken for them, and regions that matrices
 // share keep each matrix apart from its neighbours and go when the last one does.
 
+#include <atomic>
 #include <cstring>
 #include <thread>
 
@@ -47,15 +48,17 @@ void check_what_is_gone_is_packed_anew() {
 
 void check_threads() {
   diba::PackedStore store;
+  std::atomic<int> right{0};
   std::vector<std::thread> threads;
   for (unsigned t = 0; t < 4; ++t)
-    threads.emplace_back([&store] {
+    threads.emplace_back([&] {
       for (unsigned i = 0; i < 200; ++i) {
         const Bits bits(i % 5);
-        CHECK(store.get(bits.left(), bits.right(), true, diba::active())->holds(bits.left(), bits.right(), true));
+        right += store.get(bits.left(), bits.right(), true, diba::active())->holds(bits.left(), bits.right(), true);
       }
     });
   for (std::thread& thread : threads) thread.join();
+  CHECK(right == 800);
 }
 
 void check_shared_with_another_library() {
