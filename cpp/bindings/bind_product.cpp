@@ -230,11 +230,6 @@ void tensor_gradients(const PackedTensors& self, const FactorAddresses& f, Addre
 // Whether it was packed for the instruction set that is selected now.
 bool is_current(const PackedTensors& self) { return self.packed().runs_on(diba::active()); }
 
-// For another library in the process, which is to use the same store: its address, and what both must have in common.
-py::tuple shared_store() {
-  return py::make_tuple(reinterpret_cast<std::uintptr_t>(&diba::packed_store()), std::string(diba::build()));
-}
-
 void bind_packed(py::module_& m) {
   using Factorization = diba::PackedFactorization;
   const auto array = [](const char* name) { return py::arg(name).noconvert(); };
@@ -276,5 +271,7 @@ void bind_product(py::module_& m) {
   m.def("correlate", &correlate, words, py::arg("x"), weights, signs, out, threads);
   m.def("gram", &gram, words, cols, weights, signs, out, threads);
   bind_packed(m);
-  m.def("packed_store", &shared_store);
+  // For another library in the process, which is to use the same store: its address, and what both must have in common.
+  m.attr("packed_store") =
+      py::make_tuple(reinterpret_cast<std::uintptr_t>(&diba::packed_store()), std::string(diba::build()));
 }

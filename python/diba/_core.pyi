@@ -146,7 +146,7 @@ def greedy_rows(
     threads: int,
     pairs: bool,
 ) -> tuple[int, float]: ...
-def packed_store() -> tuple[int, str]: ...
+packed_store: tuple[int, str]
 
 class Packed:
     """A factorization in the layout of the fast kernels; cpp/src/product/packed.hpp."""

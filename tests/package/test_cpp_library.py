@@ -71,6 +71,7 @@ def test_it_holds_the_public_interface_and_nothing_else(prefix: Path) -> None:
         "diba.hpp",
         "diba.pc",
         "libdiba.a",
+        "libdiba_onnxruntime.so",
         "version.hpp",
     }
     assert f'"{diba.__version__}"' in files["version.hpp"].read_text(encoding="utf-8")

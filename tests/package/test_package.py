@@ -53,8 +53,8 @@ def test_it_holds_every_module_and_nothing_else(
         for path in source.rglob("*")
         if path.is_file() and path.suffix not in (".so", ".pyc") and path.parent.name != "__pycache__"
     }
-    extension = f"diba/_core{sysconfig.get_config_var('EXT_SUFFIX')}"
-    assert inside == expected | {extension}
+    compiled = {f"diba/_core{sysconfig.get_config_var('EXT_SUFFIX')}", "diba/lib/libdiba_onnxruntime.so"}
+    assert inside == expected | compiled
     assert {"diba/py.typed", "diba/_core.pyi", "diba/reference.py", "diba/solvers/greedy.py"} <= inside
     assert all((PACKAGE.parent / name).is_file() for name in inside)
     info = f"diba-{diba.__version__}.dist-info/"
@@ -126,6 +126,17 @@ def test_the_extension_exports_its_entry_only() -> None:
     symbols = [line.split(maxsplit=2)[1:] for line in output.splitlines()]
     assert [name for kind, name in symbols if kind not in "WVu"] == ["PyInit__core"]
     assert [name for kind, name in symbols if "diba" in name] == []
+
+
+@pytest.mark.skipif(shutil.which("nm") is None, reason="no nm on this machine")
+@pytest.mark.installation
+def test_the_operators_export_two_functions_and_need_no_runtime() -> None:
+    library = PACKAGE / "lib" / "libdiba_onnxruntime.so"
+    shown = subprocess.run(["nm", "-D", library], capture_output=True, text=True, check=True).stdout
+    symbols = [line.split()[-2:] for line in shown.splitlines()]
+    own = [name for kind, name in symbols if kind not in "UwvWVu"]
+    assert own == ["DibaUsePackedStore", "RegisterCustomOps"]
+    assert [name for _, name in symbols if "Ort" in name or "Py" in name] == []
 
 
 @pytest.mark.slow

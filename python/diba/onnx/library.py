@@ -36,6 +36,6 @@ def share_packed_bits() -> None:
     Raises:
         FileNotFoundError: See :func:`library_path`.
     """
-    store, build = _core.packed_store()
+    store, build = _core.packed_store
     library = ctypes.CDLL(str(library_path()))
     library.DibaUsePackedStore(ctypes.c_void_p(store), ctypes.c_char_p(build.encode()))
