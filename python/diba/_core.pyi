@@ -146,6 +146,7 @@ def greedy_rows(
     threads: int,
     pairs: bool,
 ) -> tuple[int, float]: ...
+
 packed_store: tuple[int, str]
 
 class Packed:
