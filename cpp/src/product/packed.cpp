@@ -73,7 +73,8 @@ class VectorTables {
   LookupTables tables_[kMostTogether];
 };
 
-// Fetches the beginning of what will be read next. The kernels fetch ahead within a block, but not from one to another.
+// Fetches the beginning of what will be read next. The kernels fetch ahead from one block to the one that lies behind
+// it, which is the next one, and behind B2 lies B1, only as long as the order is forwards.
 void fetch(const TiledBits& matrix, std::size_t b) {
   const TiledBits::Block block = matrix.block(b);
   const std::size_t bytes = std::min(kFetchAhead, block.tiles * steps_for(matrix.cols) * kTileStep);
@@ -261,13 +262,13 @@ void Packed::multiply_together(const Pass& pass, const float* x, std::size_t cou
     if (alone) fetch(matrix, in_order(0, matrix));
   };
   const auto fetch_next = [&](std::size_t b, const TiledBits& matrix) {
-    if (alone && b + 1 < matrix.blocks()) fetch(matrix, in_order(b + 1, matrix));
+    if (alone && backwards && b + 1 < matrix.blocks()) fetch(matrix, in_order(b + 1, matrix));
   };
   fetch_first(right_);
   const auto fill_outer = [&](std::size_t c) { outer.fill(kernels, c, x + c * cols(), pass.d3); };
   const auto right = [&](std::size_t b) {
     fetch_next(b, right_);
-    if (two && b + 1 == right_.blocks()) fetch_first(*left_);
+    if (two && backwards && b + 1 == right_.blocks()) fetch_first(*left_);
     multiply_block(kernels, right_, in_order(b, right_), outer, count, sums, finish_right);
   };
   const auto fill_middle = [&](std::size_t c) { middle.fill(kernels, c, sums + c * inner(), pass.d2); };
