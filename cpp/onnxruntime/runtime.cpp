@@ -89,17 +89,16 @@ void Call::run(void* call, const Stage* stages, std::size_t stage_count, int thr
   };
   const auto piece = [](void* data, std::size_t p) {
     auto* work = static_cast<Work*>(data);
-    const std::size_t count = work->stage->count;
     try {
-      for (std::size_t i = count * p / work->pieces; i < count * (p + 1) / work->pieces; ++i) work->stage->fn(i);
+      ops::run_piece(*work->stage, p, work->pieces);
     } catch (...) {
       if (!work->failed.exchange(true)) work->failure = std::current_exception();
     }
   };
   for (std::size_t s = 0; s < stage_count; ++s) {
-    Work work{stages + s, std::min<std::size_t>(stages[s].count, 2 * static_cast<std::size_t>(threads)), {}, {}};
+    Work work{stages + s, ops::pieces_of(stages[s], threads), {}, {}};
     if (work.pieces <= 1) {
-      for (std::size_t i = 0; i < stages[s].count; ++i) stages[s].fn(i);
+      ops::run_piece(stages[s], 0, 1);
       continue;
     }
     const Functions& f = self->functions_;

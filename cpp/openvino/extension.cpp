@@ -99,11 +99,8 @@ class Call : public ops::Call {
  private:
   static void run(void* /*pool*/, const Stage* stages, std::size_t stage_count, int threads) {
     for (std::size_t s = 0; s < stage_count; ++s) {
-      const std::size_t count = stages[s].count;
-      const std::size_t pieces = std::min(count, 2 * static_cast<std::size_t>(threads));
-      tbb::parallel_for(std::size_t{0}, pieces, [&](std::size_t p) {
-        for (std::size_t i = count * p / pieces; i < count * (p + 1) / pieces; ++i) stages[s].fn(i);
-      });
+      const std::size_t pieces = ops::pieces_of(stages[s], threads);
+      tbb::parallel_for(std::size_t{0}, pieces, [&](std::size_t p) { ops::run_piece(stages[s], p, pieces); });
     }
   }
 

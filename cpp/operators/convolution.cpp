@@ -102,7 +102,7 @@ class Convolution : public Kernel {
       multiply(source, across, first, std::min(kTogether, places - first), places, to + image * m * places);
     };
     const Stage stage{images * pieces, piece};
-    stage.count == 1 ? Executor(1).run(&stage, 1) : call.executor().run(&stage, 1);
+    call.executor().run(&stage, 1);
     if (!plain) from_float32(to, images * m * places, x.type, static_cast<std::uint16_t*>(output));
   }
 

@@ -42,7 +42,7 @@ template <class F>
 void in_pieces(std::size_t count, const Call& call, const F& look_up) {
   const auto piece = [&](std::size_t p) { look_up(p * kTogether, std::min(kTogether, count - p * kTogether)); };
   const Stage stage{(count + kTogether - 1) / kTogether, piece};
-  stage.count <= 1 ? Executor(1).run(&stage, 1) : call.executor().run(&stage, 1);
+  call.executor().run(&stage, 1);
 }
 
 Shape output_shape(const Tensor& ids, std::size_t dim) {

@@ -54,6 +54,15 @@ struct Tensor {
   void* data;
 };
 
+// A stage cut into pieces for a runtime's own threads: more than threads, as not all of them may be free.
+inline std::size_t pieces_of(const Stage& stage, int threads) {
+  const std::size_t most = 2 * static_cast<std::size_t>(threads);
+  return stage.count < most ? stage.count : most;
+}
+inline void run_piece(const Stage& stage, std::size_t piece, std::size_t pieces) {
+  for (std::size_t i = stage.count * piece / pieces; i < stage.count * (piece + 1) / pieces; ++i) stage.fn(i);
+}
+
 // A node, when the model is loaded.
 class Node {
  public:

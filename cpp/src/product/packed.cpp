@@ -258,22 +258,19 @@ void Packed::multiply_together(const Pass& pass, const float* x, std::size_t cou
                          backwards_.exchange(!backwards_.load(std::memory_order_relaxed), std::memory_order_relaxed);
   const auto in_order = [=](std::size_t b, const TiledBits& matrix) { return backwards ? matrix.blocks() - 1 - b : b; };
   const bool alone = executor.threads() == 1 && count < kFewestTogether;  // else the bits are not what takes the time
-  const auto fetch_first = [&](const TiledBits& matrix) {
-    if (alone) fetch(matrix, in_order(0, matrix));
+  const auto fetch_block = [&](std::size_t b, const TiledBits& matrix) {
+    if (alone && b < matrix.blocks()) fetch(matrix, in_order(b, matrix));
   };
-  const auto fetch_next = [&](std::size_t b, const TiledBits& matrix) {
-    if (alone && backwards && b + 1 < matrix.blocks()) fetch(matrix, in_order(b + 1, matrix));
-  };
-  fetch_first(right_);
+  fetch_block(0, right_);
   const auto fill_outer = [&](std::size_t c) { outer.fill(kernels, c, x + c * cols(), pass.d3); };
   const auto right = [&](std::size_t b) {
-    fetch_next(b, right_);
-    if (two && backwards && b + 1 == right_.blocks()) fetch_first(*left_);
+    if (backwards) fetch_block(b + 1, right_);
+    if (backwards && two && b + 1 == right_.blocks()) fetch_block(0, *left_);
     multiply_block(kernels, right_, in_order(b, right_), outer, count, sums, finish_right);
   };
   const auto fill_middle = [&](std::size_t c) { middle.fill(kernels, c, sums + c * inner(), pass.d2); };
   const auto left = [&](std::size_t b) {
-    fetch_next(b, *left_);
+    if (backwards) fetch_block(b + 1, *left_);
     multiply_block(kernels, *left_, in_order(b, *left_), middle, count, y, finish_left);
   };
   const Stage stages[] = {

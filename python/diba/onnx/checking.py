@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .inputs import Example
     from .places import Place
 
-__all__ = ["allowed", "check", "outputs_of"]
+__all__ = ["allowed", "check", "outputs_of", "refuse_wrong"]
 
 _FLOAT32 = 1e-3
 """Allowed for the float32 sums of the other layers, in any order: some thousand roundings of 2^-24, and what
@@ -78,6 +78,12 @@ def check(
                 own = (_FLOAT32 if standard else allowed(noise, places)) + _rounding(wanted)
                 most = own if tolerance is None else tolerance
                 found.append(Difference(name, example.shapes(), error, noise, most))
+    refuse_wrong(found)
+    return found
+
+
+def refuse_wrong(found: Sequence[Difference]) -> None:
+    """Raise ExportError for the first output that differs by more than is allowed."""
     for x in found:
         if not x.error <= x.allowed:  # NaN is wrong, too
             raise ExportError(
@@ -86,7 +92,6 @@ def check(
                 f"allowed, and PyTorch is {100 * x.pytorch:.3g} % away. If the model is known to be that "
                 "sensitive, give a larger tolerance"
             )
-    return found
 
 
 def allowed(noise: float, places: Sequence[Place]) -> float:
