@@ -2,11 +2,13 @@
 
     python benchmarks runtimes --json benchmarks/results/runtimes.json
     python benchmarks runtimes --part minilm --threads 1 --rounds 5
+    python benchmarks runtimes --random
 
 runtimes_models.py makes the models: factors are random, of the size that solved ones have, as time does not
 depend on the values. Every contestant is a process of its own, with onnxruntime and without torch, which
 keeps its sessions; they take turns. onnxruntime runs float32 and int8 twice, with all of its fusions and
-without the two that are slow on CPUs: the better one counts.
+without the two that are slow on CPUs: the better one counts. With --random the dense models are untrained,
+too, and none has to be there.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
     add("--part", nargs="+", default=list(PARTS), choices=list(PARTS), help="default: all")
     add("--threads", nargs="+", type=at_least_one, default=[1, 2], metavar="N", help="default: 1 2")
     add("--rounds", type=at_least_one, default=15, metavar="N", help="samples of every contestant (15)")
+    add("--random", action="store_true", help="models of the same shapes with random weights")
     add(
         "--models",
         type=Path,
@@ -179,7 +182,7 @@ def main(arguments: Sequence[str]) -> None:
     report = results.go_on(chosen.json, fresh, ["machine", "onnxruntime"])
     with tempfile.TemporaryDirectory() as temporary:
         for part in chosen.part:
-            about = contestants(part, (chosen.models or Path(temporary)) / part)
+            about = contestants(part, (chosen.models or Path(temporary)) / part, chosen.random)
             for threads in sorted(chosen.threads):
                 print(f"{part}, {plural(threads, 'thread')}", file=sys.stderr, flush=True)
                 same = [row for row in report["rows"] if (row["part"], row["threads"]) != (part, threads)]

@@ -30,23 +30,24 @@ About = dict[str, Any]
 Export = Callable[[Any, Path, str, dict[str, Any]], list[str]]
 
 
-def contestants(part: str, folder: Path) -> list[About]:
+def contestants(part: str, folder: Path, random: bool = False) -> list[About]:
     """The contestants of a part: name, folder, files, and whether fusions are on (None: a model of diba's).
 
-    Models are made where the folder has none.
+    Models are made where the folder has none, with random weights if that is asked for.
     """
     found = folder / "contestants.json"
     if not found.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        about = list(make(part, folder))
+        about = list(make(part, folder, random))
         found.write_text(json.dumps(about), encoding="utf-8")
     return [
         {**facts, "folder": str(folder.resolve())} for facts in json.loads(found.read_text(encoding="utf-8"))
     ]
 
 
-def make(part: str, folder: Path) -> Iterator[About]:
-    load, export, inputs, config = PARTS[part]
+def make(part: str, folder: Path, random: bool) -> Iterator[About]:
+    load, untrained, export, inputs, config = PARTS[part]
+    load = untrained if random else load
     np.savez(folder / "inputs.npz", **inputs())
     dense = export(load(), folder, "float32", {"embeddings": None, "head": None})
     kinds = {"float32": dense, "int8, dynamic": quantized(folder, dense, "dynamic")}
@@ -105,19 +106,38 @@ def load_minilm() -> Any:
     return load_minilm()
 
 
+def untrained_minilm() -> Any:
+    from transformers import BertConfig, BertModel
+
+    sizes = {"hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1536}
+    return BertModel(BertConfig(**sizes), add_pooling_layer=False).eval()
+
+
 def load_whisper() -> Any:
     from . import speech
 
     return speech.load()
 
 
+def untrained_whisper() -> Any:
+    from . import speech
+
+    return speech.untrained()
+
+
 def load_efficientnet() -> Any:
     from ..common.weights import data_file
     from . import vision
 
-    model = vision.EfficientNetLite0().eval()
+    model = untrained_efficientnet()
     model.load_state_dict(torch.load(data_file(*vision.WEIGHTS), map_location="cpu", weights_only=True))
     return model
+
+
+def untrained_efficientnet() -> Any:
+    from . import vision
+
+    return vision.EfficientNetLite0().eval()
 
 
 def one_file(example: Callable[[], dict[str, Any]]) -> Export:
@@ -186,12 +206,20 @@ def sounds() -> dict[str, Any]:
     }
 
 
-# Loading, exporting, inputs of samples, settings of diba.torch.Config.
-PARTS: dict[str, tuple[Callable[[], Any], Export, Callable[[], dict[str, Any]], dict[str, Any]]] = {
-    "minilm": (load_minilm, one_file(lambda: tensors(ids(2, 20))), lambda: two(ids(1, 18), ids(32, 39)), {}),
-    "whisper": (load_whisper, whisper_files, sounds, {"convolutions": False}),
+# Loading, the same with random weights, exporting, inputs of samples, settings of diba.torch.Config.
+Load = Callable[[], Any]
+PARTS: dict[str, tuple[Load, Load, Export, Callable[[], dict[str, Any]], dict[str, Any]]] = {
+    "minilm": (
+        load_minilm,
+        untrained_minilm,
+        one_file(lambda: tensors(ids(2, 20))),
+        lambda: two(ids(1, 18), ids(32, 39)),
+        {},
+    ),
+    "whisper": (load_whisper, untrained_whisper, whisper_files, sounds, {"convolutions": False}),
     "efficientnet": (
         load_efficientnet,
+        untrained_efficientnet,
         one_file(lambda: tensors(pictures(2))),
         lambda: two(pictures(1), pictures(8)),
         {"skip": FIRST_BLOCKS},

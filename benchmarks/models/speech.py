@@ -46,7 +46,7 @@ def whisper(size: Size = "full") -> Task:
     )
 
 
-def load() -> torch.nn.Module:
+def untrained() -> Any:
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
     quiet()
@@ -67,13 +67,17 @@ def load() -> torch.nn.Module:
         suppress_tokens=None,
         begin_suppress_tokens=None,
     )
-    model = WhisperForConditionalGeneration(config)
+    return WhisperForConditionalGeneration(config).eval()
+
+
+def load() -> torch.nn.Module:
+    model = untrained()
     state = {name: torch.from_numpy(np.array(array, np.float32)) for name, array in whisper_tensors()}
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert missing == ["proj_out.weight"], missing  # tied to the embedding
     assert not unexpected, unexpected
     model.tie_weights()
-    return model.eval()
+    return model
 
 
 # ---- data
