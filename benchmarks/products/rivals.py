@@ -159,39 +159,19 @@ def quantized_linear(torch: Any, m: int, n: int) -> Any:
         )
 
 
-# ---------------------------------------------------------------- 4 and 2 bits
+# ---------------------------------------------------------------- onnxruntime
 
 
-def codes(m: int, n: int, bits: int) -> Array:
-    """Random levels, 8 / bits to a byte, the first in the lowest bits: shape (m, n bits / 8)."""
-    if n % GROUP:
-        raise ValueError(f"{n} columns are no multiple of {GROUP}")
-    return np.random.default_rng(2).integers(0, 256, (m, n * bits // 8), dtype=np.uint8)
-
-
-def exact_codes(packed: Array, bits: int, X: Array) -> Array:
-    """X W' in float64 for the weights SCALE * (level - 2^(bits - 1))."""
-    levels = np.stack([(packed >> shift) & (2**bits - 1) for shift in range(0, 8, bits)], axis=-1)
-    return exact_dense(SCALE * (levels.reshape(len(packed), -1).astype(np.float32) - 2 ** (bits - 1)), X)
-
-
-def onnxruntime_nbits(m: int, n: int, threads: int, bits: int) -> Contestant:
-    """MatMulNBits with 8-bit activations (accuracy level 4) and a float32 scale for every 128 weights."""
+def onnxruntime_session(
+    m: int, n: int, threads: int, nodes: list[Any], tensors: dict[str, Array]
+) -> tuple[Callable[[Array], Array], Callable[[Array], list[Call]]]:
+    """A product from x (batch, n) to y (batch, m), and the ways to call it, for a contestant."""
     onnx, runtime = importlib.import_module("onnx"), importlib.import_module("onnxruntime")
     make, kind = onnx.helper, onnx.TensorProto.FLOAT
-    packed, groups = codes(m, n, bits), n // GROUP
-    tensors = {
-        "B": packed.reshape(m, groups, GROUP * bits // 8),
-        "scales": np.full((m, groups), SCALE, np.float32),
-    }
-    node = make.make_node(
-        "MatMulNBits", ["x", *tensors], ["y"], domain="com.microsoft",
-        K=n, N=m, bits=bits, block_size=GROUP, accuracy_level=4,
-    )  # fmt: skip
     ends = [[make.make_tensor_value_info(name, kind, ["batch", size])] for name, size in (("x", n), ("y", m))]
     weights = [onnx.numpy_helper.from_array(array, name) for name, array in tensors.items()]
     model = make.make_model(
-        make.make_graph([node], "product", *ends, weights),
+        make.make_graph(nodes, "product", *ends, weights),
         opset_imports=[make.make_opsetid("", 17), make.make_opsetid("com.microsoft", 1)],
         ir_version=9,
     )
@@ -211,9 +191,63 @@ def onnxruntime_nbits(m: int, n: int, threads: int, bits: int) -> Contestant:
             functools.partial(session.run, ["y"], {"x": X}),
         ]
 
+    return lambda X: session.run(["y"], {"x": X})[0], ways
+
+
+def onnxruntime_int8(m: int, n: int, threads: int) -> Contestant:
+    """What its dynamic quantization makes: activations are rounded in every call; a scale for each output."""
+    onnx, runtime = importlib.import_module("onnx"), importlib.import_module("onnxruntime")
+    node = onnx.helper.make_node
+    W = dense_weights(m, n).T
+    scales = np.abs(W).max(0) / 127
+    rounded = np.rint(W / scales).astype(np.int8)
+    nodes = [
+        node("DynamicQuantizeLinear", ["x"], ["levels", "scale", "zero"]),
+        node("MatMulInteger", ["levels", "W", "zero"], ["sums"]),
+        node("Cast", ["sums"], ["floats"], to=onnx.TensorProto.FLOAT),
+        node("Mul", ["scale", "scales"], ["both"]),
+        node("Mul", ["floats", "both"], ["y"]),
+    ]
+    product, ways = onnxruntime_session(m, n, threads, nodes, {"W": rounded, "scales": scales})
+    return Contestant(
+        "onnxruntime int8, dynamic", 8 + 32 / n, m * n + 4 * m, ways,
+        product, functools.partial(exact_dense, (rounded * scales).T),
+        lambda: onnxruntime_int8(m, n, threads), {"version": runtime.__version__}, max_copies=256,
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------- 4 and 2 bits
+
+
+def codes(m: int, n: int, bits: int) -> Array:
+    """Random levels, 8 / bits to a byte, the first in the lowest bits: shape (m, n bits / 8)."""
+    if n % GROUP:
+        raise ValueError(f"{n} columns are no multiple of {GROUP}")
+    return np.random.default_rng(2).integers(0, 256, (m, n * bits // 8), dtype=np.uint8)
+
+
+def exact_codes(packed: Array, bits: int, X: Array) -> Array:
+    """X W' in float64 for the weights SCALE * (level - 2^(bits - 1))."""
+    levels = np.stack([(packed >> shift) & (2**bits - 1) for shift in range(0, 8, bits)], axis=-1)
+    return exact_dense(SCALE * (levels.reshape(len(packed), -1).astype(np.float32) - 2 ** (bits - 1)), X)
+
+
+def onnxruntime_nbits(m: int, n: int, threads: int, bits: int) -> Contestant:
+    """MatMulNBits with 8-bit activations (accuracy level 4) and a float32 scale for every 128 weights."""
+    onnx, runtime = importlib.import_module("onnx"), importlib.import_module("onnxruntime")
+    packed, groups = codes(m, n, bits), n // GROUP
+    tensors = {
+        "B": packed.reshape(m, groups, GROUP * bits // 8),
+        "scales": np.full((m, groups), SCALE, np.float32),
+    }
+    node = onnx.helper.make_node(
+        "MatMulNBits", ["x", *tensors], ["y"], domain="com.microsoft",
+        K=n, N=m, bits=bits, block_size=GROUP, accuracy_level=4,
+    )  # fmt: skip
+    product, ways = onnxruntime_session(m, n, threads, [node], tensors)
     return Contestant(
         f"onnxruntime {bits}-bit", bits + 32 / GROUP, packed.nbytes + 4 * m * groups, ways,
-        lambda X: session.run(["y"], {"x": X})[0], functools.partial(exact_codes, packed, bits),
+        product, functools.partial(exact_codes, packed, bits),
         lambda: onnxruntime_nbits(m, n, threads, bits),
         {"version": runtime.__version__, "accuracy_level": 4, "block_size": GROUP}, max_copies=256,
     )  # fmt: skip
@@ -269,6 +303,7 @@ RIVALS: dict[str, Callable[[int, int, int], Contestant]] = {
     "torch-bfloat16": functools.partial(torch_dense, dtype="bfloat16"),
     "torch-int8": torch_int8,
     "numpy": numpy_float32,
+    "onnxruntime-8": onnxruntime_int8,
     "onnxruntime-4": functools.partial(onnxruntime_nbits, bits=4),
     "onnxruntime-2": functools.partial(onnxruntime_nbits, bits=2),
     "openvino-4": functools.partial(openvino_nbits, bits=4),

@@ -137,6 +137,15 @@ def test_dense_contestants(benchmark: Callable[[str], ModuleType], name: str, ro
             assert np.all(np.abs(found - exact[: len(found)]) <= bound[: len(found)])
 
 
+def test_int8_weights_are_within_half_a_step(benchmark: Callable[[str], ModuleType]) -> None:
+    rivals = benchmark("products.rivals")
+    contestant = rivals.RIVALS["onnxruntime-8"](48, 64, 1)
+    dense, held = rivals.dense_weights(48, 64), contestant.exact(np.eye(64, dtype=np.float32)).T
+    step = np.abs(dense).max(1, keepdims=True) / 127
+    assert np.all(np.abs(held - dense) <= step * (0.5 + 2.0**-14))
+    assert contestant.product(np.zeros((3, 64), np.float32)).tolist() == np.zeros((3, 48)).tolist()
+
+
 @pytest.mark.parametrize("bits", [2, 4])
 def test_packed_levels(benchmark: Callable[[str], ModuleType], bits: int) -> None:
     rivals = benchmark("products.rivals")
