@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "bindings.hpp"
+#include "product/code_rows.hpp"
 #include "product/exact.hpp"
 #include "product/fingerprint.hpp"
 #include "product/packed_store.hpp"
@@ -230,6 +231,24 @@ void tensor_gradients(const PackedTensors& self, const FactorAddresses& f, Addre
 // Whether it was packed for the instruction set that is selected now.
 bool is_current(const PackedTensors& self) { return self.packed().runs_on(diba::active()); }
 
+// ---- products with 8- and 4-bit rows of tensors, by address: diba/torch/ops/codes.py has checked them
+
+// codes, steps (0 at 8 bits), d1
+using CodeAddresses = std::array<Address, 3>;
+
+// rows, cols, bits, group
+using CodeSizes = std::array<std::size_t, 4>;
+
+void multiply_codes(const CodeAddresses& w, const CodeSizes& sizes, Address x, std::size_t count, Address bias,
+                    Address y, int threads) {
+  const auto [rows, cols, bits, group] = sizes;
+  const diba::CodeRows view{
+      at<const std::uint8_t>(w[0]), at<const std::uint8_t>(w[1]), rows, cols, static_cast<int>(bits), group};
+  const Unlocked unlocked;
+  diba::multiply_codes(view, at<const float>(w[2]), at<const float>(x), count, at<const float>(bias), at<float>(y),
+                       threads);
+}
+
 void bind_packed(py::module_& m) {
   using Factorization = diba::PackedFactorization;
   const auto array = [](const char* name) { return py::arg(name).noconvert(); };
@@ -271,6 +290,7 @@ void bind_product(py::module_& m) {
   m.def("correlate", &correlate, words, py::arg("x"), weights, signs, out, threads);
   m.def("gram", &gram, words, cols, weights, signs, out, threads);
   bind_packed(m);
+  m.def("multiply_codes", &multiply_codes);
   // For another library in the process, which is to use the same store: its address, and what both must have in common.
   m.attr("packed_store") =
       py::make_tuple(reinterpret_cast<std::uintptr_t>(&diba::packed_store()), std::string(diba::build()));

@@ -209,6 +209,16 @@ class PackedTensors:
         threads: int,
     ) -> None: ...
 
+# codes, steps (0 at 8 bits) and d1; rows, columns, bits and group. Arrays are addresses, as above.
+def multiply_codes(
+    matrix: tuple[int, int, int],
+    sizes: tuple[int, int, int, int],
+    x: int,
+    count: int,
+    bias: int,
+    y: int,
+    threads: int,
+) -> None: ...
 def read_seconds(words: NDArray[np.uint64]) -> float: ...
 def tuning() -> tuple[int, int]: ...
 def set_tuning(table_bytes: int, bits_per_thread: int) -> None: ...

@@ -34,7 +34,14 @@ def test_defaults_become_the_settings_of_a_layer() -> None:
 def test_how_matrices_are_factored_is_declared_by_solve_options() -> None:
     names = {f.name for f in dataclasses.fields(SolveOptions)}
     assert names <= {f.name for f in dataclasses.fields(Config)}
-    assert set(OVERRIDES) == names - {"threads"} | {"bits_per_weight", "k", "snr_db", "objective"}
+    assert set(OVERRIDES) == names - {"threads"} | {
+        "bits_per_weight",
+        "k",
+        "snr_db",
+        "objective",
+        "codes",
+        "group",
+    }
     for f in dataclasses.fields(Config):
         if f.name in names:
             assert (f.name, getattr(Config(k=1), f.name)) == (

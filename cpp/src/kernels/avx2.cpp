@@ -2,6 +2,7 @@
 
 #include <immintrin.h>
 
+#include "kernels/codes_256.hpp"
 #include "kernels/integer_256.hpp"
 
 #if !defined(__AVX2__) || !defined(__FMA__)
@@ -83,6 +84,6 @@ struct Vector {
 
 namespace diba {
 
-constexpr Kernels kAvx2 = kernels_named("avx2", integer_tile_256, &kLookupAvx2);
+constexpr Kernels kAvx2 = kernels_named("avx2", integer_tile_256, code_sums_256, &kLookupAvx2);
 
 }  // namespace diba

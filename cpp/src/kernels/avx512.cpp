@@ -2,6 +2,7 @@
 
 #include <immintrin.h>
 
+#include "kernels/codes_256.hpp"
 #include "kernels/integer_256.hpp"
 
 #if !defined(__AVX512F__) || !defined(__AVX512BW__) || !defined(__AVX512DQ__) || !defined(__AVX512VL__)
@@ -68,6 +69,6 @@ struct Vector {
 
 namespace diba {
 
-constexpr Kernels kAvx512 = kernels_named("avx512", integer_tile_256, &kLookupAvx512);
+constexpr Kernels kAvx512 = kernels_named("avx512", integer_tile_256, code_sums_256, &kLookupAvx512);
 
 }  // namespace diba

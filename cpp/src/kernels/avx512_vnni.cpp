@@ -2,10 +2,10 @@
 
 #include <immintrin.h>
 
-#include "kernels/common.hpp"
+#include "kernels/codes_256.hpp"
 
-#if !defined(__AVX512F__) || !defined(__AVX512BW__) || !defined(__AVX512VNNI__)
-#error "avx512_vnni.cpp needs -mavx512f -mavx512bw -mavx512vnni"
+#if !defined(__AVX512F__) || !defined(__AVX512BW__) || !defined(__AVX512VL__) || !defined(__AVX512VNNI__)
+#error "avx512_vnni.cpp needs -mavx512f -mavx512bw -mavx512vl -mavx512vnni"
 #endif
 
 namespace diba {
@@ -44,7 +44,16 @@ inline void integer_block(const std::int8_t* a, std::size_t stride, std::size_t 
   }
 }
 
+struct DotProducts {
+  static __m256i add(__m256i sums, __m256i a, __m256i b) { return _mm256_dpwssd_epi32(sums, a, b); }
+};
+
 }  // namespace
+
+void code_sums_vnni(const CodeRows& rows, std::size_t begin, std::size_t end, const std::int16_t* x, std::size_t count,
+                    std::int32_t* sums, std::size_t stride) {
+  code_sums_of<DotProducts>(rows, begin, end, x, count, sums, stride);
+}
 
 void integer_tile_vnni(const std::int8_t* a, std::size_t rows, std::size_t stride, std::size_t groups,
                        const std::int8_t* x, std::int32_t* y) {

@@ -46,6 +46,20 @@ struct SignRow {
   float* target;  // (k) out: A X + penalty (Z - U)
 };
 
+// Rows of whole numbers e(i, j) of few bits, read where they are stored:
+//   8 bits: e = codes(i, j) - 128;  4 bits: e = (code(i, j) - 8) * (steps(i, j / group) - 128), two codes in a byte,
+//   the first one in the low bits. Unused bits of a row are ignored.
+struct CodeRows {
+  const std::uint8_t* codes;  // (rows, row_bytes())
+  const std::uint8_t* steps;  // (rows, groups()); null at 8 bits
+  std::size_t rows, cols;
+  int bits;           // 8 or 4
+  std::size_t group;  // codes that share a step: a power of two, at least 32
+
+  [[gnu::always_inline]] std::size_t row_bytes() const { return bits == 8 ? cols : (cols + 1) / 2; }
+  [[gnu::always_inline]] std::size_t groups() const { return (cols + group - 1) / group; }
+};
+
 struct Kernels {
   const char* name;
 
@@ -96,6 +110,12 @@ struct Kernels {
   void (*integer_tile)(const std::int8_t* a, std::size_t rows, std::size_t stride, std::size_t groups,
                        const std::int8_t* x, std::int32_t* y);
 
+  // sums(c, i - begin) = sum of e(i, j) * x(c, j) over j, for rows i from `begin` up to `end` and c < count vectors; no
+  // sum exceeds 32 bits. x (count, padded_codes(cols)), zero from `cols` on, in the order of code_place, 64-byte
+  // aligned; sums has rows of `stride`.
+  void (*code_sums)(const CodeRows& rows, std::size_t begin, std::size_t end, const std::int16_t* x, std::size_t count,
+                    std::int32_t* sums, std::size_t stride);
+
   // Fills row.target and row.state (SignRow); returns the sum of correlations * weights * signs.
   // Order: lane l of 16 sums columns l, l + 16, ...; the lanes are then added pairwise, l and l + 8, 4, 2, 1.
   float (*sign_target)(const SignRow& row);
@@ -141,11 +161,22 @@ extern const Kernels kAvx2;
 extern const Kernels kAvx512;
 extern const Kernels kNeon;
 
-// Kernels::integer_tile of tables that dispatch.cpp makes from kAvx512: "avx512vnni" and "avx512vbmi" have the first,
-// "amx" the second.
+// code_sums works on so many columns at a time.
+inline constexpr std::size_t kCodeStep = 64;
+[[gnu::always_inline]] constexpr std::size_t padded_codes(std::size_t cols) {
+  return (cols + kCodeStep - 1) / kCodeStep * kCodeStep;
+}
+// Where column j of a vector lies: at 4 bits, 16 times every fourth column of a step, as four codes fill 16 bits.
+[[gnu::always_inline]] constexpr std::size_t code_place(std::size_t j, int bits) {
+  return bits == 8 ? j : j / kCodeStep * kCodeStep + j % 4 * (kCodeStep / 4) + j % kCodeStep / 4;
+}
+
+// Members of tables that dispatch.cpp makes from kAvx512: those of "avx512vnni" and "avx512vbmi", and of "amx".
 void integer_tile_vnni(const std::int8_t* a, std::size_t rows, std::size_t stride, std::size_t groups,
                        const std::int8_t* x, std::int32_t* y);
 void integer_tile_amx(const std::int8_t* a, std::size_t rows, std::size_t stride, std::size_t groups,
                       const std::int8_t* x, std::int32_t* y);
+void code_sums_vnni(const CodeRows& rows, std::size_t begin, std::size_t end, const std::int16_t* x, std::size_t count,
+                    std::int32_t* sums, std::size_t stride);
 
 }  // namespace diba

@@ -3,7 +3,7 @@
 
 #include <arm_neon.h>
 
-#include "kernels/common.hpp"
+#include "kernels/code_reader.hpp"
 
 #if !defined(__aarch64__) || !defined(__ARM_NEON)
 #error "neon.cpp is for 64-bit Arm with NEON"
@@ -99,6 +99,64 @@ void integer_tile(const std::int8_t* a, std::size_t rows, std::size_t stride, st
   }
 }
 
+using Codes = int16x8_t[8];  // 64 columns, in the order of code_place
+
+inline void decode_8(const std::uint8_t* codes, Codes& e) {
+  for (std::size_t v = 0; v < 4; ++v) {
+    const int8x16_t signed_i8x16 = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(codes + 16 * v), vdupq_n_u8(128)));
+    e[2 * v] = vmovl_s8(vget_low_s8(signed_i8x16));
+    e[2 * v + 1] = vmovl_high_s8(signed_i8x16);
+  }
+}
+
+// Four codes of 16 bits go to four vectors; steps: of the first and of the last 32 columns.
+inline void decode_4(const std::uint8_t* codes, const std::int16_t* steps, Codes& e) {
+  for (std::size_t h = 0; h < 2; ++h) {
+    const int16x8_t four = vreinterpretq_s16_u8(veorq_u8(vld1q_u8(codes + 16 * h), vdupq_n_u8(0x88)));
+    const int16x8_t step = vdupq_n_s16(steps[h]);
+    e[h] = vmulq_s16(vshrq_n_s16(vshlq_n_s16(four, 12), 12), step);
+    e[2 + h] = vmulq_s16(vshrq_n_s16(vshlq_n_s16(four, 8), 12), step);
+    e[4 + h] = vmulq_s16(vshrq_n_s16(vshlq_n_s16(four, 4), 12), step);
+    e[6 + h] = vmulq_s16(vshrq_n_s16(four, 12), step);
+  }
+}
+
+template <std::size_t kVectors>
+inline void code_sums_block(const CodeRows& rows, std::size_t begin, std::size_t end, const std::int16_t* x,
+                            std::int32_t* sums, std::size_t stride) {
+  const std::size_t length = padded_codes(rows.cols);
+  CodeReader read(rows);
+  for (std::size_t i = begin; i < end; ++i) {
+    int32x4_t totals[kVectors][2];
+    for (auto& total : totals) total[0] = total[1] = vdupq_n_s32(0);
+    for (std::size_t j = 0; j < rows.cols; j += kCodeStep) {
+      Codes e;
+      if (rows.bits == 8) {
+        decode_8(read.codes(i, j), e);
+      } else {
+        const std::int16_t steps[2] = {read.step(i, j, 0), read.step(i, j, 1)};
+        decode_4(read.codes(i, j), steps, e);
+      }
+      for (std::size_t c = 0; c < kVectors; ++c)
+        for (std::size_t v = 0; v < 8; ++v) {
+          const int16x8_t x_i16x8 = vld1q_s16(x + c * length + j + 8 * v);
+          totals[c][0] = vmlal_s16(totals[c][0], vget_low_s16(e[v]), vget_low_s16(x_i16x8));
+          totals[c][1] = vmlal_high_s16(totals[c][1], e[v], x_i16x8);
+        }
+    }
+    for (std::size_t c = 0; c < kVectors; ++c)
+      sums[c * stride + i - begin] = vaddvq_s32(vaddq_s32(totals[c][0], totals[c][1]));
+  }
+}
+
+void code_sums(const CodeRows& rows, std::size_t begin, std::size_t end, const std::int16_t* x, std::size_t count,
+               std::int32_t* sums, std::size_t stride) {
+  const std::size_t length = padded_codes(rows.cols);
+  std::size_t c = 0;
+  for (; c + 4 <= count; c += 4) code_sums_block<4>(rows, begin, end, x + c * length, sums + c * stride, stride);
+  for (; c < count; ++c) code_sums_block<1>(rows, begin, end, x + c * length, sums + c * stride, stride);
+}
+
 }  // namespace
 }  // namespace diba
 
@@ -106,6 +164,6 @@ void integer_tile(const std::int8_t* a, std::size_t rows, std::size_t stride, st
 
 namespace diba {
 
-constexpr Kernels kNeon = kernels_named("neon", integer_tile, &kLookupNeon);
+constexpr Kernels kNeon = kernels_named("neon", integer_tile, code_sums, &kLookupNeon);
 
 }  // namespace diba

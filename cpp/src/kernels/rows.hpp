@@ -201,9 +201,11 @@ void fused_tile(const float* a, std::size_t rows, std::size_t stride, std::size_
 
 // The table of the instruction set.
 using IntegerTile = decltype(Kernels::integer_tile);
-constexpr Kernels kernels_named(const char* name, IntegerTile integer_tile, const LookupKernels* lookup) {
-  return {name,         pack_row,     unpack_row,   row_sums,    column_sums,  row_sums_tile, dot_rows, fused_tile,
-          invert_pivot, quantize_row, integer_tile, sign_target, sign_project, flip_rows,     lookup};
+using CodeSums = decltype(Kernels::code_sums);
+constexpr Kernels kernels_named(const char* name, IntegerTile integer_tile, CodeSums code_sums,
+                                const LookupKernels* lookup) {
+  return {name,         pack_row,     unpack_row,   row_sums,  column_sums, row_sums_tile, dot_rows,  fused_tile,
+          invert_pivot, quantize_row, integer_tile, code_sums, sign_target, sign_project,  flip_rows, lookup};
 }
 
 }  // namespace

@@ -134,6 +134,23 @@ void integer_tile(const std::int8_t* a, std::size_t rows, std::size_t stride, st
     }
 }
 
+std::int32_t code_at(const CodeRows& rows, std::size_t i, std::size_t j) {
+  const std::uint8_t* row = rows.codes + i * rows.row_bytes();
+  if (rows.bits == 8) return row[j] - 128;
+  return ((row[j / 2] >> (4 * (j % 2)) & 15) - 8) * (rows.steps[i * rows.groups() + j / rows.group] - 128);
+}
+
+void code_sums(const CodeRows& rows, std::size_t begin, std::size_t end, const std::int16_t* x, std::size_t count,
+               std::int32_t* sums, std::size_t stride) {
+  for (std::size_t c = 0; c < count; ++c)
+    for (std::size_t i = begin; i < end; ++i) {
+      const std::int16_t* vector = x + c * padded_codes(rows.cols);
+      std::int32_t sum = 0;
+      for (std::size_t j = 0; j < rows.cols; ++j) sum += code_at(rows, i, j) * vector[code_place(j, rows.bits)];
+      sums[c * stride + i - begin] = sum;
+    }
+}
+
 void fused_tile(const float* a, std::size_t rows, std::size_t stride, std::size_t inner, const float* x, float* y) {
   for (std::size_t i = 0; i < rows; ++i)
     for (std::size_t l = 0; l < inner; ++l)
@@ -158,8 +175,8 @@ float largest_in(const float* x, std::uint64_t word) {
 
 }  // namespace
 
-const Kernels kScalar = {"scalar",      pack_row,    unpack_row,   row_sums,     column_sums,
-                         row_sums_tile, dot_rows,    fused_tile,   invert_pivot, quantize_row,
-                         integer_tile,  sign_target, sign_project, flip_rows,    &kLookupScalar};
+const Kernels kScalar = {"scalar",    pack_row,     unpack_row,   row_sums,      column_sums,  row_sums_tile,
+                         dot_rows,    fused_tile,   invert_pivot, quantize_row,  integer_tile, code_sums,
+                         sign_target, sign_project, flip_rows,    &kLookupScalar};
 
 }  // namespace diba

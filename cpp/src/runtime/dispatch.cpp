@@ -57,6 +57,7 @@ Kernels with_vnni() {
   Kernels kernels = kAvx512;
   kernels.name = "avx512vnni";
   kernels.integer_tile = integer_tile_vnni;
+  kernels.code_sums = code_sums_vnni;
   return kernels;
 }
 Kernels with_vbmi() {

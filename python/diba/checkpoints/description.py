@@ -13,9 +13,10 @@ the conversion, and ::
     "left_dense": {name: why the layer stayed dense}
     "seconds": of the whole conversion
 
-If a layer shares the factors of another one, which are saved once under that name, its entry has
-``"shared": name`` instead of ``crc32``. A layer in memory has neither. ``recipe`` may be missing, and its
-values may be null, if they are unknown.
+The entry of a layer with codes has ``"codes"``, 8 or 4, and ``"group"`` in place of ``"k"``, ``"alphabet"``
+and ``"diagonal_bits"``, and the CRCs of its own tensors. If a layer shares the tensors of another one, which
+are saved once under that name, its entry has ``"shared": name`` instead of ``crc32``. A layer in memory has
+neither. ``recipe`` may be missing, and its values may be null, if they are unknown.
 
 This module needs neither torch nor transformers. ``integrity`` compares a description with the files of a
 checkpoint.
@@ -38,8 +39,8 @@ if TYPE_CHECKING:
 __all__ = ["FORMAT_VERSION", "Description", "Recipe", "crc32_of_entries", "crc32_of_names"]
 
 FORMAT_VERSION = 1
-"""Version of the checkpoint format: tensors ``<layer>.d1 .d2 .d3 .b1 .b2 .bias`` and an empty
-``<layer>.weight`` for each described layer."""
+"""Version of the checkpoint format: tensors ``<layer>.d1 .d2 .d3 .b1 .b2 .bias``, or ``.d1 .codes .steps
+.bias``, and an empty ``<layer>.weight`` for each described layer."""
 
 _OWN_KEYS = {"quant_method", "format_version", "modules_to_not_convert"}  # beside settings and description
 
@@ -64,7 +65,7 @@ class Description:
     """The description of a compressed model: everything but its tensors.
 
     Attributes:
-        layers: Name -> description of a factored layer.
+        layers: Name -> description of a compressed layer.
         recipe: How the model was compressed.
         crc32_names: Checksum of the names of all tensors that were saved; None if unknown.
     """
@@ -138,7 +139,7 @@ def _layers(factors: Any, where: str) -> dict[str, LayerDescription]:
     for name, layer in layers.items():
         if layer.shared is not None:
             owner = layers.get(layer.shared)
-            facts = ("shape", "k", "alphabet")
+            facts = ("shape", "k", "alphabet", "codes", "group")
             alike = owner is not None and all(getattr(owner, x) == getattr(layer, x) for x in facts)
             if owner is None or owner.shared is not None or not alike:
                 raise FormatError(

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from .._internal import check, disk, tensor_files
-from .._internal.storage import BITS
+from .._internal.storage import DIAGONALS
 from ..errors import FormatError
 from .description import Description, crc32_of_names
 from .entries import Skipped, layer_reports
-from .layers import TENSORS, readable
+from .layers import CODES, TENSORS, readable
 from .report import Report
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def check_stored(layers: Mapping[str, LayerDescription], stored: Stored) -> set[
     elsewhere = check_headers(layers, stored.tensors, stored.where)
     for name, layer in layers.items():
         if layer.shared is None and name not in elsewhere:
-            for own in TENSORS:
+            for own in layer.tensors:
                 layer.check_tensor(name, own, stored.array(f"{name}.{own}"), stored.where)
     return elsewhere
 
@@ -129,7 +129,7 @@ def check_headers(
     """
     elsewhere = set()
     for name, layer in layers.items():
-        found = {own: tensors[key] for own in TENSORS if (key := f"{name}.{own}") in tensors}
+        found = {own: tensors[key] for own in layer.tensors if (key := f"{name}.{own}") in tensors}
         if layer.shared is not None:
             if found:
                 raise FormatError(
@@ -178,9 +178,12 @@ def check_names(names: Iterable[str], crc32: Any, elsewhere: Iterable[str], wher
 
 
 def factored_in(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Names of the layers whose factors are among the tensors, by the tensors' names and dtypes."""
-    names = (key.removesuffix(".b1") for key, tensor in tensors.items() if tensor.dtype == "U8")
-    return [name for name in names if all(f"{name}.{own}" in tensors for own in TENSORS)]
+    """Names of the layers whose factors or codes are among the tensors, by the tensors' names and dtypes."""
+    found = []
+    for last, own in (("b1", TENSORS), ("codes", CODES[:2])):
+        names = (key.removesuffix(f".{last}") for key, tensor in tensors.items() if tensor.dtype == "U8")
+        found += [name for name in names if all(f"{name}.{each}" in tensors for each in own)]
+    return found
 
 
 # ---------------------------------------------------------------- a whole folder
@@ -210,9 +213,17 @@ def inspect(folder: PathLike) -> Report:
     elsewhere = check_stored(description.layers, stored)
     check_names(stored.tensors, description.crc32_names, elsewhere, stored.where)
     layers = layer_reports(description)
-    own = {f"{name}.{own}" for name in description.layers for own in (*TENSORS, "weight")}
+    own = {
+        f"{name}.{own}" for name, layer in description.layers.items() for own in (*layer.tensors, "weight")
+    }
     dense = [name for name in stored.tensors if name not in own]
-    diagonals = sum(sum(layer.shape) + layer.k for layer in layers)
+    diagonals = sum(
+        math.prod(layer.shapes[own])
+        for layer in description.layers.values()
+        if layer.shared is None
+        for own in layer.tensors
+        if own in DIAGONALS
+    )
     plain = sum(math.prod(stored.tensors[name].shape) for name in dense)
     return Report(
         layers=layers,
@@ -268,15 +279,16 @@ def _check_shapes(name: str, layer: LayerDescription, found: dict[str, Tensor], 
         key = f"{readable(name)}.{own}"
         if own not in found:
             raise FormatError(f"{where}: {key} is missing; copy or download the checkpoint again")
-        dtypes = ("U8",) if own in BITS else ("F32", "F64")
+        dtypes = ("F32", "F64") if own in DIAGONALS else ("U8",)
         if found[own].dtype not in dtypes:
             raise FormatError(
                 f"{where}: {key} is {readable(found[own].dtype)}, expected {' or '.join(dtypes)}"
             )
+        size = f"{layer.codes} bits an entry" if layer.codes else f"k = {layer.k}"
         if tuple(found[own].shape) != shape:
             raise FormatError(
                 f"{where}: {key} has shape {tuple(found[own].shape)}, expected {shape} from config.json, "
-                f"where the layer is {' x '.join(map(str, layer.shape))} with k = {layer.k}: is the "
+                f"where the layer is {' x '.join(map(str, layer.shape))} with {size}: is the "
                 "checkpoint damaged?"
             )
 

@@ -1,4 +1,4 @@
-"""The description of one layer with factors: its sizes, its checksums, how it was made; and its JSON form."""
+"""The description of one compressed layer: its sizes, its checksums, how it was made; and its JSON form."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from .._internal import storage
 from .._internal.check import ALPHABETS
+from .._internal.codes import CODE_BITS, STEP_MAX, code_bits, group_count, row_bytes
 from .._internal.storage import BITS, DIAGONALS
 from .._internal.tensor_files import crc32
 from ..errors import FormatError
@@ -25,12 +26,15 @@ if TYPE_CHECKING:
 
     from .._internal.check import Alphabet
 
-__all__ = ["TENSORS", "LayerDescription", "LayerRecipe", "from_json", "is_number", "readable"]
+__all__ = ["CODES", "TENSORS", "LayerDescription", "LayerRecipe", "from_json", "is_number", "readable"]
 
 TENSORS = (*DIAGONALS, *BITS)
+CODES = ("d1", "codes", "steps")
+_FORMS = set(TENSORS), set(CODES), set(CODES[:2])  # tensors of factors, of 4-bit and of 8-bit codes
 OBJECTIVES = ("plain", "importance", "covariance")
 _LARGEST_SIZE = 2**40
-_REQUIRED = {"kind", "shape", "k", "alphabet", "bias", "dtype", "diagonal_bits", "crc32_entry"}
+_REQUIRED = {"kind", "shape", "bias", "dtype", "crc32_entry"}
+_FACTORS, _CODES = {"k", "alphabet", "diagonal_bits"}, {"codes", "group"}
 _CRC = re.compile(r"[0-9a-f]{8}")
 _DTYPE = re.compile(r"b?float(8|16|32|64)\w*")
 
@@ -54,14 +58,16 @@ class LayerRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerDescription:
-    """The description of one factored layer.
+    """The description of one layer with factors, or with codes.
 
     Attributes:
         kind: Kind of the dense layer it replaced: ``"Linear"``, ``"Conv1D"`` (of transformers), ``"Conv1d"``,
             ``"Conv2d"`` or ``"Embedding"``.
         shape: (m, n) of its matrix.
-        k: Inner dimension.
-        alphabet: ``"binary"`` or ``"sign"``.
+        k: Inner dimension; 0 with codes.
+        alphabet: ``"binary"`` or ``"sign"``; None with codes.
+        codes: Bits of an entry, 8 or 4; 0 with factors.
+        group: Entries that share a step, with 4 bits.
         bias: Whether it has a bias.
         dtype: Dtype of the dense weight, as ``"float32"``.
         diagonal_bits: 16 if 16-bit floats hold every diagonal exactly, else 32.
@@ -72,9 +78,11 @@ class LayerDescription:
 
     kind: str
     shape: tuple[int, int]
-    k: int
-    alphabet: Alphabet
     bias: bool
+    k: int = 0
+    alphabet: Alphabet | None = None
+    codes: int = 0
+    group: int = 32
     dtype: str = "float32"
     diagonal_bits: int = 32
     shared: str | None = None
@@ -82,14 +90,24 @@ class LayerDescription:
     recipe: LayerRecipe | None = None
 
     @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of the layer's tensors, without the bias."""
+        return tuple(self.shapes)
+
+    @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the tensors ``d1`` to ``b2``."""
+        """Shapes of these tensors."""
         (m, n), k = self.shape, self.k
+        if self.codes:
+            steps = {"steps": (m, group_count(n, self.group))} if self.codes == 4 else {}
+            return {"d1": (m,), "codes": (m, row_bytes(n, self.codes)), **steps}
         return {"d1": (m,), "d2": (k,), "d3": (n,), "b1": (m, -(-k // 8)), "b2": (k, -(-n // 8))}
 
     @property
     def bits_per_weight(self) -> float:
-        """Stored bits for each weight, diagonals counted at ``diagonal_bits``."""
+        """Stored bits for each weight: diagonals of factors at ``diagonal_bits``, d1 of codes at 32."""
+        if self.codes:
+            return code_bits(*self.shape, self.codes, self.group) / math.prod(self.shape)
         return storage.bits_per_weight(*self.shape, self.k, self.diagonal_bits)
 
     @property
@@ -100,35 +118,40 @@ class LayerDescription:
         return math.prod(self.shape) * int(found[1]) // 8
 
     def bytes(self, diagonal_bits: int) -> int:
-        """Bytes of the factors, with rows of whole bytes and ``diagonal_bits`` for each diagonal entry."""
+        """Bytes of the tensors, with rows of whole bytes; an entry of a diagonal has ``diagonal_bits``."""
+        if self.codes:
+            return code_bits(*self.shape, self.codes, self.group) // 8
         (m, n), k = self.shape, self.k
         return sum(math.prod(self.shapes[own]) for own in BITS) + diagonal_bits * (m + k + n) // 8
 
     def sealed(self, name: str, tensors: Mapping[str, NDArray[Any]]) -> Self:
-        """Add the CRCs of the tensors ``"d1"`` to ``"b2"``, after checking that they can be loaded again.
+        """Add the CRCs of the tensors, after checking that they can be loaded again.
 
         Raises:
             FormatError: A tensor has entries that are not finite, or ones past its last column.
         """
-        crcs = {own: crc32(np.ascontiguousarray(tensors[own]).data) for own in TENSORS}
+        crcs = {own: crc32(np.ascontiguousarray(tensors[own]).data) for own in self.tensors}
         result = dataclasses.replace(self, crc32=crcs)
-        for own in TENSORS:
+        for own in self.tensors:
             result.check_tensor(name, own, tensors[own], "the model")
+        if self.codes:
+            return result
         fit = all(storage.fits_16(tensors[own]) for own in DIAGONALS)
         return dataclasses.replace(result, diagonal_bits=16 if fit else 32)
 
     def check_tensor(self, name: str, own: str, values: NDArray[Any], where: str) -> None:
-        """Check the values of one tensor, ``own`` from ``"d1"`` to ``"b2"``, of the layer ``name``.
+        """Check the values of one of the tensors of the layer ``name``.
 
         Raises:
             FormatError: Its dtype, shape or CRC is wrong, an entry is not finite, or a one is past the last
                 column.
         """
         key, shape = f"{readable(name)}.{own}", self.shapes[own]
-        if values.shape != shape or values.dtype.kind != ("u" if own in BITS else "f"):
+        packed = own not in DIAGONALS
+        if values.shape != shape or values.dtype.kind != ("u" if packed else "f"):
             raise FormatError(
                 f"{where}: {key} is {values.dtype} of shape {values.shape}, expected "
-                f"{'uint8' if own in BITS else 'float32'} of shape {shape}"
+                f"{'uint8' if packed else 'float32'} of shape {shape}"
             )
         expected = None if self.crc32 is None else self.crc32[own]
         if expected is not None and crc32(np.ascontiguousarray(values).data) != expected:
@@ -136,11 +159,15 @@ class LayerDescription:
                 f"{where}: {key} is missing or damaged: its CRC-32 differs from that in config.json; copy or "
                 "download the checkpoint again"
             )
-        if own in DIAGONALS and not np.isfinite(values).all():
+        if not packed and not np.isfinite(values).all():
             raise FormatError(f"{where}: {key} has NaN or infinite entries, expected finite numbers")
         used = (self.k if own == "b1" else self.shape[1]) % 8
         if own in BITS and used and (values[:, -1] >> used).any():
             raise FormatError(f"{where}: {key} has ones past its last column, expected zeros")
+        if own == "steps" and (np.abs(values.astype(np.int16) - 128) > STEP_MAX).any():
+            raise FormatError(
+                f"{where}: {key} has steps beyond {128 - STEP_MAX} to {128 + STEP_MAX}: is it damaged?"
+            )
 
     # ------------------------------------------------------------ JSON
 
@@ -149,12 +176,11 @@ class LayerDescription:
         plain: dict[str, Any] = {
             "kind": self.kind,
             "shape": list(self.shape),
-            "k": self.k,
-            "alphabet": self.alphabet,
             "bias": self.bias,
             "dtype": self.dtype,
-            "diagonal_bits": self.diagonal_bits,
         }
+        own = _CODES if self.codes else _FACTORS
+        plain |= {key: getattr(self, key) for key in sorted(own)}
         if self.shared is not None:
             plain["shared"] = self.shared
         if self.crc32 is not None:
@@ -176,10 +202,11 @@ class LayerDescription:
             )
         here = f"{where}: factors[{readable(name)!r}]"
         keys = set(values) if isinstance(values, Mapping) else set()
-        known = _REQUIRED | {"recipe", "shared" if "shared" in keys else "crc32"}
-        if not _REQUIRED <= keys <= known:
+        required = _REQUIRED | (_CODES if "codes" in keys else _FACTORS)
+        known = required | {"recipe", "shared" if "shared" in keys else "crc32"}
+        if not required <= keys <= known:
             raise FormatError(
-                f"{here} must have {', '.join(sorted(_REQUIRED))}, and crc32 or shared: is it damaged, or "
+                f"{here} must have {', '.join(sorted(required))}, and crc32 or shared: is it damaged, or "
                 "written by another version of diba?"
             )
         for key, good in _GOOD.items():
@@ -195,7 +222,10 @@ class LayerDescription:
             own["crc32"] = dict(own["crc32"])
         if "recipe" in own:
             own["recipe"] = LayerRecipe(**{key: from_json(x) for key, x in own["recipe"].items()})
-        return cls(**{**own, "shape": tuple(own["shape"])})
+        result = cls(**{**own, "shape": tuple(own["shape"])})
+        if result.crc32 is not None and result.crc32.keys() != set(result.tensors):
+            raise FormatError(f"{here}: crc32 is of other tensors: is the checkpoint damaged?")
+        return result
 
 
 def readable(name: str) -> str:
@@ -243,7 +273,7 @@ def _is_recipe(value: Any) -> bool:
 def _is_crcs(value: Any) -> bool:
     return (
         type(value) is dict
-        and value.keys() == set(TENSORS)
+        and set(value) in _FORMS
         and all(type(crc) is str and _CRC.fullmatch(crc) for crc in value.values())
     )
 
@@ -253,6 +283,8 @@ _GOOD: dict[str, Callable[[Any], bool]] = {
     "shape": lambda x: type(x) is list and len(x) == 2 and all(map(_is_size, x)),
     "k": _is_size,
     "alphabet": lambda x: type(x) is str and x in ALPHABETS,
+    "codes": lambda x: type(x) is int and x in CODE_BITS,
+    "group": lambda x: _is_size(x) and x >= 32 and x & (x - 1) == 0,
     "bias": lambda x: type(x) is bool,
     "dtype": lambda x: type(x) is str and _DTYPE.fullmatch(x) is not None,
     "diagonal_bits": lambda x: type(x) is int and x in (16, 32),

@@ -246,7 +246,7 @@ def _by_snr(layer: LayerReport) -> float:
 
 def _cells(layer: LayerReport) -> tuple[str, ...]:
     name = " = ".join((layer.name, *layer.tied))
-    sizes = name, layer.kind, _by(layer.shape), str(layer.k), f"{layer.bits_per_weight:.3f}"
+    sizes = name, layer.kind, _by(layer.shape), str(layer.k or "-"), f"{layer.bits_per_weight:.3f}"
     return *sizes, _number(layer.snr_db), _number(layer.output_snr_db), _number(layer.seconds, 1)
 
 

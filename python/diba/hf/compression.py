@@ -16,7 +16,7 @@ from ..torch.model.fused import UnfusedModule
 from ..torch.model.selection import Target, check_weights
 from ..torch.model.swap import places, settle, unfused
 from ..torch.modules.kinds import dense_matrix, kind_of
-from ..torch.modules.layer import factored_layers
+from ..torch.modules.state import compressed_layers
 
 if TYPE_CHECKING:
     from ..torch.model.config import Config
@@ -133,7 +133,7 @@ class Compression:
     def _put_in(self, part: UnfusedModule) -> None:
         """Replace a fused module that has a compressed weight by its unfused one, with all other values."""
         part.fused._modules.pop(_PART, None)
-        if not factored_layers(part):
+        if not compressed_layers(part):
             return
         for source, parameter in part.fused_parameters().items():
             if parameter is not None and not parameter.is_meta:  # biases, and weights not in the checkpoint

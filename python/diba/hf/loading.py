@@ -11,13 +11,13 @@ from torch import nn
 
 from ..checkpoints.description import Recipe
 from ..checkpoints.integrity import Stored, check_names, check_stored
-from ..checkpoints.layers import TENSORS, LayerDescription
+from ..checkpoints.layers import LayerDescription
 from ..errors import FormatError
 from ..torch.conversion.report import remember, remember_layer
 from ..torch.model.swap import put, retie, unfuse
 from ..torch.modules.kinds import replaceable
-from ..torch.modules.layer import FactoredLayer, Sizes
-from ..torch.modules.state import as_numpy
+from ..torch.modules.layer import Sizes
+from ..torch.modules.state import CodeSizes, CompressedLayer, as_numpy
 
 if TYPE_CHECKING:
     from .config import DibaConfig
@@ -141,7 +141,7 @@ class Loading:
         """Keep ``from_pretrained`` from reporting guards as unexpected and shared factors as missing."""
         guards = {rf"(^|\.){re.escape(name)}\.weight$" for name in {*self._layers, *self._names.values()}}
         shared = {
-            rf"^{re.escape(here)}\.({'|'.join(TENSORS)})$"
+            rf"^{re.escape(here)}\.({'|'.join(self._layers[name].tensors)})$"
             for name, here in self._names.items()
             if self._layers[name].shared is not None
         }
@@ -192,7 +192,7 @@ class Loading:
             owner = self._layers[name].shared
             if owner is None:
                 continue
-            layer = self._model.get_submodule(here)
+            layer: Any = self._model.get_submodule(here)
             if owner not in owners:
                 owners[owner] = here
                 self._read(layer, here, owner)
@@ -202,27 +202,27 @@ class Loading:
                     f"{here} shares its factors with {owners[owner]}, and device_map offloads one of them, "
                     "where they cannot be shared; give a device_map that leaves both on one device"
                 )
-            for own in TENSORS:
+            for own in self._layers[name].tensors:
                 setattr(layer, own, getattr(source, own))
             sharing |= {id(layer), id(source)}
         return sharing
 
-    def _read(self, layer: nn.Module, here: str, owner: str) -> None:
+    def _read(self, layer: CompressedLayer, here: str, owner: str) -> None:
         """Read the factors that are saved under the name ``owner`` into a layer."""
-        for own in TENSORS:
+        for own in layer.tensor_names:
             if f"{owner}.{own}" not in self._stored.tensors:
                 raise FormatError(f"{here} shares the factors of {owner}, and {owner}.{own} is missing")
             getattr(layer, own).copy_(torch.tensor(self._stored.array(f"{owner}.{own}")))
 
 
-def _empty(module: nn.Module, name: str, layer: LayerDescription) -> FactoredLayer:
+def _empty(module: nn.Module, name: str, layer: LayerDescription) -> CompressedLayer:
     """Make the described layer, on the meta device, to replace a dense one.
 
     Raises:
         ValueError: Kind, size or bias of the dense layer differ from the description.
     """
     kind = replaceable(module)
-    if kind is None or kind.name != layer.kind:
+    if kind is None or kind.name != layer.kind or (layer.codes and kind.coded is None):
         raise ValueError(
             f"the checkpoint has a {layer.kind} at {name}, and the model a {type(module).__name__}; load it "
             "with the class that it was saved from, or upgrade diba"
@@ -235,7 +235,11 @@ def _empty(module: nn.Module, name: str, layer: LayerDescription) -> FactoredLay
             f"the checkpoint has {name} as a matrix of {m} x {n} {_with(layer.bias)} bias, and the model of "
             f"{rows} x {columns} {_with(bias)} bias; load it with its own config, or dequantize() it first"
         )
-    new = kind.empty(module, Sizes(layer.shape, layer.k, layer.alphabet))
+    if layer.codes:
+        new: CompressedLayer = kind.empty(module, CodeSizes(layer.shape, layer.codes, layer.group))
+    else:
+        assert layer.alphabet is not None, "checked"
+        new = kind.empty(module, Sizes(layer.shape, layer.k, layer.alphabet))
     remember_layer(new, layer.recipe)
     # A float64 model has float64 diagonals, as when it was saved.
     return new.double() if matrix.dtype == torch.float64 else new
@@ -245,6 +249,6 @@ def _with(bias: bool) -> str:
     return "with" if bias else "without"
 
 
-def _forms(layer: nn.Module) -> Forms:
-    """Shapes and dtypes of the factors of a layer."""
-    return {own: (getattr(layer, own).shape, getattr(layer, own).dtype) for own in TENSORS}
+def _forms(layer: Any) -> Forms:
+    """Shapes and dtypes of the tensors of a layer."""
+    return {own: (getattr(layer, own).shape, getattr(layer, own).dtype) for own in layer.tensor_names}

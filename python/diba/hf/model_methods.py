@@ -30,8 +30,9 @@ from ..torch.conversion.report import describe, recipe_of, remember
 from ..torch.conversion.solving import warn_user
 from ..torch.model.config import Config
 from ..torch.model.sizes import uncounted
+from ..torch.modules.coded_layers import DibaCodedEmbedding
 from ..torch.modules.embedding import DibaEmbedding
-from ..torch.modules.layer import FactoredLayer, factored_layers
+from ..torch.modules.state import CompressedLayer, compressed_layers
 from .config import METHOD, DibaConfig
 from .quantizer import DibaQuantizer, given_tensors, set_quantizer
 
@@ -89,7 +90,7 @@ def teach() -> None:
 def _attach(model: nn.Module, settings: Config | None) -> int:
     attached = 0
     for name, outer in _outermost(model):
-        if not factored_layers(outer):
+        if not compressed_layers(outer):
             continue
         quantizer = getattr(outer, "hf_quantizer", None)
         if quantizer is not None and not isinstance(quantizer, DibaQuantizer):
@@ -154,7 +155,7 @@ def _saving(model: Any, given: Any) -> Iterator[None]:
     if getattr(model, "_hf_peft_config_loaded", False):  # only adapters are saved
         yield
         return
-    if factored_layers(model) and not isinstance(getattr(model, "hf_quantizer", None), DibaQuantizer):
+    if compressed_layers(model) and not isinstance(getattr(model, "hf_quantizer", None), DibaQuantizer):
         _attach(model, None)
     before = getattr(model.config, "quantization_config", None)
     token = given_tensors.set(given)
@@ -210,7 +211,8 @@ def _memory_footprint(original: Callable[..., int]) -> Callable[..., int]:
     """Count the bits as weights, even where buffers are not counted."""
 
     def get_memory_footprint(self: Any, return_buffers: bool = True) -> int:
-        bits = 0 if return_buffers else sum(x.b1.nbytes + x.b2.nbytes for x in factored_layers(self))
+        layers = [] if return_buffers else compressed_layers(self)
+        bits: int = sum(getattr(layer, name).nbytes for layer in layers for name in layer.bit_names)
         return original(self, return_buffers) + bits
 
     return get_memory_footprint
@@ -223,10 +225,10 @@ def _dtype(original: Callable[..., torch.dtype]) -> Callable[..., torch.dtype]:
         holders = (
             m
             for m in self.modules()
-            if isinstance(m, FactoredLayer) or next(m.parameters(False), None) is not None
+            if isinstance(m, CompressedLayer) or next(m.parameters(False), None) is not None
         )
         first = next(holders, None)
-        return first.dtype if isinstance(first, FactoredLayer) else original(self)
+        return first.dtype if isinstance(first, CompressedLayer) else original(self)
 
     return dtype
 
@@ -264,12 +266,12 @@ def _refuse_resizing(model: Any, old: nn.Module, rows: int, size: int) -> None:
     ends = [model.get_input_embeddings(), model.get_output_embeddings(), old]
     inside = {id(part) for end in ends if end is not None for part in end.modules()}
     for name, layer in model.named_modules():
-        table = isinstance(layer, DibaEmbedding) and layer.num_embeddings == rows
-        if isinstance(layer, FactoredLayer) and (table or id(layer) in inside):
+        table = isinstance(layer, (DibaEmbedding, DibaCodedEmbedding)) and layer.num_embeddings == rows
+        if isinstance(layer, CompressedLayer) and (table or id(layer) in inside):
             raise ValueError(
                 f"the vocabulary of {type(model).__name__} cannot be resized from {rows} to {size} rows: "
-                f"{name}, a {type(layer).__name__} of diba, holds packed factors of a fixed size; nothing "
-                "was changed. Make the model dense with model.dequantize(), resize it, and compress it again"
+                f"{name}, a {type(layer).__name__} of diba, holds packed {layer.stored} of a fixed size; "
+                "nothing was changed. Use model.dequantize(), resize the model, and compress it again"
             )
 
 

@@ -17,9 +17,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..torch.model.fused import UnfusedModule
+from ..torch.modules.coded_layers import DibaCodedEmbedding
 from ..torch.modules.embedding import DibaEmbedding
 from ..torch.modules.layer import FactoredLayer
 from ..torch.modules.linear import DibaLinear
+from ..torch.modules.state import CompressedLayer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -109,10 +111,12 @@ def _including(original: Callable[..., Any]) -> Callable[..., Any]:
     return include
 
 
-def _outside(model: nn.Module, of: tuple[type, ...], prefix: str = "") -> Iterator[tuple[str, FactoredLayer]]:
+def _outside(
+    model: nn.Module, of: tuple[type, ...], prefix: str = ""
+) -> Iterator[tuple[str, CompressedLayer]]:
     """Factored layers outside of modules of the given classes, with their names."""
     for name, child in model.named_children():
-        if isinstance(child, FactoredLayer):
+        if isinstance(child, CompressedLayer):
             yield prefix + name, child
         elif not isinstance(child, of):
             yield from _outside(child, of, f"{prefix}{name}.")
@@ -145,7 +149,7 @@ def _heads(peft_config: Any, model: Any) -> set[str]:
     return set([name for name in SEQ_CLS_HEAD_NAMES if hasattr(model, name)][:1]) if classifies else set()
 
 
-def _refuse(peft_config: Any, factored: dict[str, FactoredLayer]) -> None:
+def _refuse(peft_config: Any, factored: dict[str, CompressedLayer]) -> None:
     """Refuse adapters other than LoRA, and LoRA on layers other than ``DibaLinear``.
 
     Raises:
@@ -161,13 +165,13 @@ def _refuse(peft_config: Any, factored: dict[str, FactoredLayer]) -> None:
             what = f"{kind} adapters"
         elif targeted and start in _CHANGING:
             what = f"init_lora_weights={peft_config.init_lora_weights!r}, which changes the weight,"
-        elif tokens and isinstance(layer, DibaEmbedding):
+        elif tokens and isinstance(layer, (DibaEmbedding, DibaCodedEmbedding)):
             what = "trainable_token_indices"
         else:
             continue
         raise ValueError(
             f"PEFT's {what} cannot be put on {name}, a {type(layer).__name__} of diba; no layer was changed. "
-            "Packed factors take LoRA alone, on DibaLinear, and keep their values: use peft.LoraConfig, "
+            "Compressed layers take LoRA alone, on DibaLinear, and keep their values: use peft.LoraConfig, "
             "name other layers, or make the model dense with model.dequantize()"
         )
 
@@ -191,10 +195,11 @@ def _prompting(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(self, adapter_name)
         except AttributeError as error:  # it looks for a parameter with a row for every token
             for name, layer in self.base_model.named_modules():
-                if isinstance(layer, DibaEmbedding):
+                if isinstance(layer, (DibaEmbedding, DibaCodedEmbedding)):
                     raise ValueError(
-                        f"PEFT's prompts need a dense embedding, and {name} is a DibaEmbedding of diba; "
-                        f"compress with skip=[{name!r}], or make the model dense with model.dequantize()"
+                        f"PEFT's prompts need a dense embedding, and {name} is a {type(layer).__name__} of "
+                        f"diba; compress with skip=[{name!r}], or make the model dense with "
+                        "model.dequantize()"
                     ) from error
             raise
 

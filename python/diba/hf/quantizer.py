@@ -19,7 +19,7 @@ from ..errors import FormatError
 from ..torch.conversion.report import describe, forget, recipe_of, remember
 from ..torch.model.layers import named_layers
 from ..torch.model.swap import fuse, put
-from ..torch.modules.layer import factored_layers
+from ..torch.modules.state import compressed_layers
 from . import saving
 from .compression import Compress, Compression
 from .config import METHOD, DibaConfig
@@ -126,7 +126,7 @@ class DibaQuantizer(HfQuantizer):
         """The tensors to save; also updates the description in the config, which transformers writes next."""
         if getattr(model, "_hf_peft_config_loaded", False):  # only adapters are saved
             return None, {}
-        if not factored_layers(model):
+        if not compressed_layers(model):
             if hasattr(model.config, "quantization_config"):
                 del model.config.quantization_config
             return given_tensors.get(), {}
@@ -147,7 +147,7 @@ class DibaQuantizer(HfQuantizer):
         weights: dict[int, nn.Parameter] = {}
         for name, layer in named_layers(model).items():
             dense: Any = layer.to_dense_module().to(dtype=dtype)
-            dense.weight = weights.setdefault(id(layer.b1), dense.weight)
+            dense.weight = weights.setdefault(layer.identity, dense.weight)
             put(model, name, dense)
         fuse(model)
         forget(model)

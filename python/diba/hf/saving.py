@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints.layers import TENSORS, LayerDescription
+from ..checkpoints.layers import LayerDescription
 from ..torch.conversion.report import describe
 from ..torch.model.fused import UnfusedModule
-from ..torch.modules.layer import factored_layers
-from ..torch.modules.state import as_numpy
+from ..torch.modules.state import as_numpy, compressed_layers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,7 +42,7 @@ def state_dict(model: nn.Module, given: Mapping[str, Tensor] | None) -> tuple[di
     description = describe(model)
     layers = dict(description.layers)
     for name, layer in layers.items():
-        own = {own: tensors.get(f"{name}.{own}") for own in TENSORS}
+        own = {own: tensors.get(f"{name}.{own}") for own in layer.tensors}
         if layer.shared is not None:
             for each in own:
                 tensors.pop(f"{name}.{each}", None)
@@ -62,7 +61,7 @@ def _join(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     for name, module in model.named_modules():
         if not isinstance(module, UnfusedModule):
             continue
-        fuse = not factored_layers(module)
+        fuse = not compressed_layers(module)
         for source, parts in module.sources().items():
             keys = [f"{name}.{layer}.{own}" for layer, own in parts]
             if fuse:

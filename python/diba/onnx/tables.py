@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from .._internal.codes import fitted_codes
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -15,9 +17,6 @@ __all__ = ["Table", "TableBits", "rounded"]
 TableBits = Literal[16, 8, 4]
 
 _ROWS = 2**20  # entries rounded at once, so that temporaries stay small
-_SHRINK = {8: (1.0,), 4: tuple(np.linspace(0.6, 1.05, 13))}
-"""Scales to try, relative to the one that represents the largest entry of a block exactly. At 4 bits a
-smaller one wins where the largest entry lies far out; at 8 bits the steps are too fine for it to matter."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,30 +70,8 @@ def rounded(matrix: NDArray[Any], bits: int, block: int) -> Table:
         largest = np.finfo(kind).max
         return Table(bits, np.clip(matrix, -largest, largest).astype(kind))
     step = max(1, _ROWS // matrix.shape[1])
-    parts = [_codes(matrix[i : i + step], bits, block) for i in range(0, len(matrix), step)]
+    parts = [fitted_codes(matrix[i : i + step], bits, block) for i in range(0, len(matrix), step)]
     codes, scales = (np.concatenate(both) for both in zip(*parts, strict=True))
     if bits == 4:
         codes = codes[:, ::2] | codes[:, 1::2] << 4
     return Table(bits, codes, scales)
-
-
-def _codes(matrix: NDArray[Any], bits: int, block: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """One code an entry (rows, columns), and scales (rows, blocks), of small squared error."""
-    zero = 1 << bits - 1
-    w = matrix.astype(np.float32).reshape(len(matrix), -1, block)
-    extreme = np.take_along_axis(w, np.abs(w).argmax(-1)[..., None], -1)
-    scales = extreme / -zero  # the one code without a counterpart, -zero, takes the largest entry
-    best, error = np.zeros_like(w, dtype=np.int8), np.full(extreme.shape, np.inf, np.float32)
-    chosen = np.zeros_like(scales)
-    for shrink in _SHRINK[bits]:
-        inverse = np.divide(1, scales * np.float32(shrink), where=scales != 0, out=np.zeros_like(scales))
-        q = np.clip(np.rint(w * inverse), -zero, zero - 1)
-        power = (q * q).sum(-1, keepdims=True)
-        fitted = np.divide((w * q).sum(-1, keepdims=True), power, where=power > 0, out=np.zeros_like(scales))
-        found = np.square(w - q * fitted).sum(-1, keepdims=True)
-        better = found < error
-        best = np.where(better, q.astype(np.int8), best)
-        error = np.where(better, found, error)
-        chosen = np.where(better, fitted, chosen)
-    codes = (best.astype(np.int16) + zero).astype(np.uint8).reshape(matrix.shape)
-    return codes, chosen[..., 0].astype(np.float32)

@@ -23,6 +23,8 @@ from .conversion.allocation import allocate, keep_best, scores
 from .conversion.convert import convert
 from .conversion.report import LayerReport, Report, report
 from .model.config import Config
+from .modules.coded import CodedLayer
+from .modules.coded_layers import DibaCodedEmbedding, DibaCodedLinear
 from .modules.conv import DibaConv1d, DibaConv2d
 from .modules.embedding import DibaEmbedding
 from .modules.layer import FactoredLayer
@@ -34,7 +36,10 @@ from .retuning.settings import Training, trainable
 
 __all__ = [
     "Calibration",
+    "CodedLayer",
     "Config",
+    "DibaCodedEmbedding",
+    "DibaCodedLinear",
     "DibaConv1d",
     "DibaConv2d",
     "DibaEmbedding",

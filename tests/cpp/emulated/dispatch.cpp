@@ -12,6 +12,7 @@ const Kernels& avx512_vbmi() {
     Kernels kernels = kAvx512;
     kernels.name = "avx512vbmi";
     kernels.integer_tile = integer_tile_vnni;
+    kernels.code_sums = code_sums_vnni;
     kernels.lookup = &kLookupAvx512Vbmi;
     return kernels;
   }();

@@ -73,8 +73,8 @@ def allocate(
     Args:
         model: A dense model; it is not changed.
         bits_per_weight: Stored bits per weight over all of these layers, diagonals counted.
-        config: Selects the layers, and sets alphabet (default ``"sign"``, as in :func:`convert`), method and
-            seed. Its sizes are not used.
+        config: Selects the layers (those that get codes have no part in this), and sets alphabet (default
+            ``"sign"``, as in :func:`convert`), method and seed. Its sizes are not used.
         calibration: Result of :func:`calibrate`, best with ``loss=diba.torch.fisher()``.
         sizes: Sizes at which noise is measured, as multiples of ``bits_per_weight``. Every k lies between the
             smallest and the largest.
@@ -94,7 +94,8 @@ def allocate(
     if config is not None:
         check.instance(config, "config", Config, "use diba.torch.Config(...)")
     with unfused(model), reporting(progress) as report:
-        targets = select(model, config or Config(bits_per_weight=asked)).targets
+        found = select(model, config or Config(bits_per_weight=asked)).targets
+        targets = [target for target in found if target.settings.codes is None]
         if not targets:
             raise ValueError(
                 "config selects no layer of the model; the error of diba.torch.convert names the reasons"

@@ -120,6 +120,7 @@ def _convert(
     if batches is None and calibration is not None:
         warn_unreached(unreached(watched, run.moments), len(targets), _PLAIN)
     order, expected = list(run.pending), {target.name for target in watched if reads(target)}
+    solved = [target.name for target in targets if target.settings.codes is None]
     parts.forget(target.module for target in targets)  # their memory is freed as layers are replaced
     del targets, watched  # these lists would keep the dense layers alive
     try:
@@ -129,7 +130,9 @@ def _convert(
                 run.independently()
             else:
                 known = Calibration(run.moments)  # by the names of the targets
-                propagate.run(model, order, batches, run.factor, calibration=known, loss=loss)
+                if solved:
+                    propagate.run(model, solved, batches, run.factor, calibration=known, loss=loss)
+                run.independently()  # layers with codes, which change nothing that others are fitted to
     except BaseException as error:
         error.add_note(
             f"diba.torch.convert has replaced {len(run.done)} of {len(order)} layers; the model works "

@@ -19,6 +19,7 @@ from ..model.layers import layers_of, named_layers
 from ..model.sizes import skipped_weights, totals
 from ..model.swap import unfused
 from ..modules.layer import FactoredLayer
+from ..modules.state import CompressedLayer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -88,7 +89,7 @@ def report(model: nn.Module) -> Report:
 
 
 def describe(model: nn.Module, recipe: Recipe | None = None) -> Description:
-    """Describe the factored layers of a model, each under all of its names.
+    """Describe the compressed layers of a model, each under all of its names.
 
     Args:
         model: Any module.
@@ -97,13 +98,13 @@ def describe(model: nn.Module, recipe: Recipe | None = None) -> Description:
     layers: dict[str, LayerDescription] = {}
     owners: dict[int, str] = {}
     for name, layer in named_layers(model).items():
-        owner = owners.setdefault(id(layer.b1), name)
+        owner = owners.setdefault(layer.identity, name)
         layers[name] = _described(layer, None if owner == name else owner)
     return Description(layers=layers, recipe=recipe_of(model) if recipe is None else recipe)
 
 
-def report_of_layer(name: str, layer: FactoredLayer, tied: Iterable[str] = ()) -> LayerReport:
-    """Report one layer, with the names of the layers that share its factors."""
+def report_of_layer(name: str, layer: CompressedLayer, tied: Iterable[str] = ()) -> LayerReport:
+    """Report one layer, with the names of the layers that share its tensors."""
     described = {name: _described(layer, None)} | {other: _described(layer, name) for other in tied}
     [found] = layer_reports(Description(layers=described))
     return dataclasses.replace(found, name=name, tied=tuple(tied))
@@ -163,19 +164,22 @@ def peak_memory() -> int:
 # ---------------------------------------------------------------- details
 
 
-def _described(layer: FactoredLayer, shared: str | None) -> LayerDescription:
-    m, n = layer.d1.numel(), layer.d3.numel()
-    return LayerDescription(
-        kind=layer.kind.name,
-        shape=(m, n),
-        k=layer.k,
-        alphabet=layer.alphabet,
-        bias=layer.bias is not None,
-        dtype=str(layer.dtype).removeprefix("torch."),
-        diagonal_bits=layer.diagonal_bits,
-        shared=shared,
-        recipe=vars(layer).get(_RECIPE),
-    )
+def _described(layer: CompressedLayer, shared: str | None) -> LayerDescription:
+    plain: dict[str, Any] = {
+        "kind": layer.kind.name,
+        "bias": layer.bias is not None,
+        "dtype": str(layer.dtype).removeprefix("torch."),
+        "shared": shared,
+        "recipe": vars(layer).get(_RECIPE),
+    }
+    if isinstance(layer, FactoredLayer):
+        shape = layer.d1.numel(), layer.d3.numel()
+        facts: dict[str, Any] = {"k": layer.k, "alphabet": layer.alphabet}
+        facts["diagonal_bits"] = layer.diagonal_bits
+        return LayerDescription(shape=shape, **facts, **plain)
+    coded: Any = layer
+    m, n = coded.weight_shape
+    return LayerDescription(shape=(m, n), codes=coded.bits, group=coded.group, **plain)
 
 
 def _skipped(model: nn.Module, known: Mapping[str, str]) -> list[Skipped]:
@@ -186,7 +190,7 @@ def _skipped(model: nn.Module, known: Mapping[str, str]) -> list[Skipped]:
         or layer.obstacle()
         or NOT_COMPRESSED
         for layer in layers
-        if not isinstance(layer.module, FactoredLayer)
+        if not isinstance(layer.module, CompressedLayer)
     }
     return skipped_weights(model, layers, reasons)
 

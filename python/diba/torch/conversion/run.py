@@ -21,9 +21,9 @@ from ..model.selection import require, select
 from ..model.sizes import CONVERTED
 from ..model.swap import replace
 from ..modules.kinds import dense_matrix
-from ..modules.layer import factored_layers
+from ..modules.state import compressed_layers
 from . import report
-from .solving import factorization, objective, output_snr_db
+from .solving import coded, factorization, objective, output_snr_db
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from ..._internal.codes import Codes
     from ...progress import ProgressOption
     from ..calibration.moments import Moments
     from ..calibration.propagate import LayerTask
@@ -44,9 +45,9 @@ _DB_PER_BIT = 5.0  # rough estimate, to guess the work of layers with a target S
 
 
 class _Solved(NamedTuple):
-    """Factors of one layer, and its recipe."""
+    """Factors or codes of one layer, and its recipe."""
 
-    f: diba.Factorization
+    f: diba.Factorization | Codes
     recipe: LayerRecipe
 
 
@@ -173,6 +174,8 @@ class Conversion:
     def _solve(self, name: str, threads: int) -> _Solved:
         target = self.pending[name]
         dense = dense_matrix(target.module)
+        if target.settings.codes is not None:
+            return _Solved(*coded(dense, target.settings))
         matrix, moments = dense, self.moments.get(name)
         if name in self._given:
             _, matrix, moments = self._given[name]
@@ -247,7 +250,7 @@ class Conversion:
             seconds += before.seconds or 0.0
             recipe = Recipe(settings=self._config.to_dict(), left_dense=left, seconds=seconds)
             report.remember(self._model, recipe, peak_bytes=report.peak_memory())
-        if factored_layers(self._model):
+        if compressed_layers(self._model):
             for hook in self._hooks:
                 hook(self._model)
 
@@ -293,6 +296,8 @@ def _ready(future: Future[_Solved]) -> bool:
 def _work(target: Target) -> float:
     """Estimated work of a solve: m n k."""
     (m, n), settings = target.shape, target.settings
+    if settings.codes is not None:
+        return float(m * n)
     if settings.k is not None:
         return float(m * n * settings.k)
     bits = settings.bits_per_weight

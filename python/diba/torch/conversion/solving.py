@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,10 @@ import diba
 
 from ..._internal import check, storage
 from ..._internal.check import describe
+from ..._internal.codes import Codes, quantize
 from ..._internal.snr import output_energy_and_error, snr_db
 from ...checkpoints.entries import first_names
+from ...checkpoints.layers import LayerRecipe
 from ...solvers.second_moments import missing_power, shrinkage
 from ..modules.kinds import input_size
 
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from ..model.selection import Target
 
 __all__ = [
+    "coded",
     "factorization",
     "moments_of",
     "objective",
@@ -71,6 +75,16 @@ def factorization(
     f = diba.solve(matrix * np.ldexp(rows, -excess)[:, None], **options)
     d1, d2, d3 = storage.spread(f.d1 / rows, f.d2, f.d3, excess)
     return diba.Factorization(d1, f.b1, d2, f.b2, d3).round_diagonals()
+
+
+def coded(matrix: NDArray[Any], settings: Settings) -> tuple[Codes, LayerRecipe]:
+    """Codes of a matrix, which need no data, and their recipe."""
+    assert settings.codes is not None
+    began = time.perf_counter()
+    found = quantize(matrix, settings.codes, settings.group)
+    energy = float(np.square(matrix, dtype=np.float64).sum())
+    error = float(np.square(matrix - found.rows(), dtype=np.float64).sum())
+    return found, LayerRecipe(snr_db=snr_db(energy, error), seconds=time.perf_counter() - began)
 
 
 def output_snr_db(matrix: NDArray[Any], f: diba.Factorization, moments: Moments | None) -> float | None:

@@ -7,17 +7,20 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from ..._internal import check
 from ..._internal.check import Alphabet, describe
+from ..._internal.codes import CODE_BITS, check_group
 from ...solvers.options import SolveOptions
 
-__all__ = ["OBJECTIVES", "OVERRIDES", "Config", "Settings", "suggestion"]
+__all__ = ["OBJECTIVES", "OVERRIDES", "SIZES", "CodeBits", "Config", "Settings", "suggestion"]
 
 OBJECTIVES = ("auto", "plain", "importance", "covariance")
-_SIZES = ("bits_per_weight", "k", "snr_db")
+SIZES = ("bits_per_weight", "k", "snr_db")
 _PATTERN = "re:"
+
+CodeBits = Literal[8, 4]
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
@@ -30,7 +33,7 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 class Settings(SolveOptions):
     """How one layer is compressed: a :class:`Config` with the layer's overrides applied.
 
-    Exactly one of ``bits_per_weight``, ``k`` and ``snr_db`` is given.
+    Exactly one of ``bits_per_weight``, ``k`` and ``snr_db`` is given, unless ``codes`` are.
 
     Attributes:
         bits_per_weight: Stored bits per weight.
@@ -38,6 +41,8 @@ class Settings(SolveOptions):
         snr_db: Signal-to-noise ratio to reach, in dB.
         alphabet: ``"binary"`` or ``"sign"``.
         objective: One of ``OBJECTIVES``.
+        codes: 8 or 4: the matrix is not factored, but stored in so many bits an entry; None: it is factored.
+        group: Entries of a row that share a step, with 4-bit codes.
     """
 
     bits_per_weight: float | None = None
@@ -45,15 +50,22 @@ class Settings(SolveOptions):
     snr_db: float | None = None
     alphabet: Alphabet = "sign"
     objective: str = "auto"
+    codes: CodeBits | None = None
+    group: int = 32
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _size(self.bits_per_weight, self.k, self.snr_db)
+        _code_bits(self.codes, "codes")
+        check_group(self.group)
+        if self.codes is None or any(getattr(self, name) is not None for name in SIZES):
+            _size(self.bits_per_weight, self.k, self.snr_db)
         check.one_of(self.objective, "objective", OBJECTIVES)
 
     def solve_options(self) -> dict[str, Any]:
         """Arguments for :func:`diba.solve`, all but the objective and threads."""
-        return {name: getattr(self, name) for name in OVERRIDES if name != "objective"}
+        return {
+            name: getattr(self, name) for name in OVERRIDES if name not in ("objective", "codes", "group")
+        }
 
 
 OVERRIDES = tuple(f.name for f in dataclasses.fields(Settings) if f.name != "threads")
@@ -86,9 +98,19 @@ class Config(Settings):
         skip: Names of layers that stay dense.
         layers: Name -> dict of overrides (keys in ``OVERRIDES``), or None for a layer that stays dense. An
             exact name also selects an embedding or convolution that the flags below exclude.
-        tied: Whether layers that share their weight, embeddings included, are compressed. They then share
+        codes: 8 or 4: every linear layer and embedding that is compressed is stored in so many bits an entry
+            instead of being factored; no size is needed then. It is mainly of use in ``layers``; for
+            embeddings and output layers there are arguments of their own.
+        group: Entries of a row that share a step, with 4-bit codes: a power of two, at least 32. A step takes
+            8 bits.
+        tied: Whether layers that share their weight, embeddings included, are factored. They then share
             one factorization.
-        embeddings: Whether ``nn.Embedding`` is compressed.
+        embeddings: What becomes of ``nn.Embedding``. 8 or 4: a table of so many bits an entry. True: it is
+            factored. False or None: it stays dense. A layer that shares the weight of a table shares the
+            table.
+        head: 8 or 4: so many bits an entry for the output layer of a language model
+            (``get_output_embeddings()``), and for an embedding that shares its weight; None: it is treated as
+            any other layer.
         convolutions: Whether ``nn.Conv1d`` and ``nn.Conv2d`` are compressed.
         method: See :func:`diba.solve`, also for the following arguments.
         alphabet: Entries of the binary factors: ``"sign"`` (-1/+1) or ``"binary"`` (0/1).
@@ -113,12 +135,16 @@ class Config(Settings):
     skip: Sequence[str] = ()
     layers: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
     tied: bool = False
-    embeddings: bool = False
+    embeddings: bool | CodeBits | None = False
+    head: CodeBits | None = None
     convolutions: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("tied", "embeddings", "convolutions"):
+        if not isinstance(self.embeddings, bool):
+            _code_bits(self.embeddings, "embeddings", "True, False, ")
+        _code_bits(self.head, "head")
+        for name in ("tied", "convolutions"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} is {describe(getattr(self, name))}; it must be True or False")
         object.__setattr__(self, "skip", _names(self.skip))
@@ -184,14 +210,20 @@ class Config(Settings):
 # ---------------------------------------------------------------- checks
 
 
+def _code_bits(value: Any, name: str, others: str = "") -> None:
+    if value is not None and (type(value) is not int or value not in CODE_BITS):
+        kind = ValueError if type(value) is int else TypeError
+        raise kind(f"{name} is {describe(value)}; it must be {others}8, 4 or None")
+
+
 def _size(bits_per_weight: Any, k: Any, snr_db: Any) -> None:
-    asked = dict(zip(_SIZES, (bits_per_weight, k, snr_db), strict=True))
+    asked = dict(zip(SIZES, (bits_per_weight, k, snr_db), strict=True))
     given = {name: value for name, value in asked.items() if value is not None}
     if len(given) != 1:
         found = " and ".join(f"{name}={value!r}" for name, value in given.items()) or "no size"
         raise ValueError(
             f"{found} {'are' if len(given) > 1 else 'is'} given; give exactly one of "
-            f"{', '.join(_SIZES)}, for example bits_per_weight=2"
+            f"{', '.join(SIZES)}, for example bits_per_weight=2"
         )
     (name, value), *_ = given.items()
     if name == "k":
@@ -243,9 +275,10 @@ def _rules(value: Any, default: Settings) -> dict[str, dict[str, Any] | None]:
 
 
 def _override(default: Settings, overrides: Mapping[str, Any]) -> Settings:
-    """The default with overrides applied; an override of the size replaces the default size of any kind."""
-    own = any(overrides.get(name) is not None for name in _SIZES)
-    return dataclasses.replace(default, **{**(dict.fromkeys(_SIZES) if own else {}), **overrides})
+    """The default with overrides applied; an override of the size replaces size and codes."""
+    own = any(overrides.get(name) is not None for name in SIZES)
+    before = dict.fromkeys((*SIZES, "codes")) if own else {}
+    return dataclasses.replace(default, **{**before, **overrides})
 
 
 def _known_keys(values: Mapping[str, Any], known: Sequence[str], what: str) -> None:

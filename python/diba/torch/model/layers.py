@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import nn
 
 from ..modules.kinds import kind_of
-from ..modules.layer import FactoredLayer
+from ..modules.state import CompressedLayer
 
 if TYPE_CHECKING:
     from ..modules.dense import Kind
@@ -19,12 +19,12 @@ READ_BY_ATTENTION = "nn.MultiheadAttention reads its weight itself"
 
 
 class Layer(NamedTuple):
-    """One layer: dense of a known kind, or factored already.
+    """One layer: dense of a known kind, or compressed already.
 
     Attributes:
         names: All of its names in the model, the first one first.
         module: The layer itself.
-        kind: Kind of the dense layer; None: the layer is factored.
+        kind: Kind of the dense layer; None: the layer is compressed.
         in_attention: Whether it is a direct child of an ``nn.MultiheadAttention``, which reads the layer's
             weight without calling the layer.
     """
@@ -47,11 +47,11 @@ class Layer(NamedTuple):
 
 
 def layers_of(model: nn.Module) -> list[Layer]:
-    """All dense layers of known kinds and all factored layers, in module order."""
+    """All dense layers of known kinds and all compressed layers, in module order."""
     names: dict[int, list[str]] = defaultdict(list)
     modules: dict[int, nn.Module] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, FactoredLayer) or kind_of(module) is not None:
+        if isinstance(module, CompressedLayer) or kind_of(module) is not None:
             names[id(module)].append(name)
             modules[id(module)] = module
     attention = [module for module in model.modules() if isinstance(module, nn.MultiheadAttention)]
@@ -61,7 +61,7 @@ def layers_of(model: nn.Module) -> list[Layer]:
     ]
 
 
-def named_layers(model: nn.Module) -> dict[str, FactoredLayer]:
-    """The factored layers of a model, each under all of its names."""
+def named_layers(model: nn.Module) -> dict[str, CompressedLayer]:
+    """The compressed layers of a model, each under all of its names."""
     modules = model.named_modules(remove_duplicate=False)
-    return {name: module for name, module in modules if isinstance(module, FactoredLayer)}
+    return {name: module for name, module in modules if isinstance(module, CompressedLayer)}

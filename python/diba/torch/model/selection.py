@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -14,13 +15,14 @@ from ..._internal import check
 from ...checkpoints.entries import reason_lines
 from ...solvers.size import inner_dimension
 from ..modules.kinds import KINDS, factored_matrix, input_size
+from .coding import coded_weights, settings_of, uncoded
 from .config import Config, Settings, suggestion
 from .layers import layers_of
 from .sizes import CONVERTED, skipped_weights
 from .swap import unfused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence, Sized
+    from collections.abc import Iterable, Mapping, Sequence, Sized
 
     from ...checkpoints.entries import Skipped
     from .layers import Layer
@@ -96,11 +98,12 @@ def _select(model: nn.Module, config: Config) -> Selection:
     layers = layers_of(model)
     _require_layers(model, layers)
     _require_matching_rules(config, [name for layer in layers for name in layer.names])
+    tables = coded_weights(model, layers, config)
     chosen: dict[int, Settings] = {}  # id of a module -> settings
     reasons: dict[int, str] = {}  # id of a module -> why it stays dense
     for layer in layers:
-        found = _settings(layer, config)
-        reason = found if isinstance(found, str) else layer.obstacle()
+        found = _settings(layer, config, tables)
+        reason = found if isinstance(found, str) else layer.obstacle() or uncoded(layer, found)
         if isinstance(found, Settings):
             _refuse_hook_of_accelerate(layer)
         if isinstance(found, Settings) and reason is None:
@@ -223,15 +226,16 @@ def _require_matching_rules(config: Config, names: list[str]) -> None:
 # ---------------------------------------------------------------- reasons
 
 
-def _settings(layer: Layer, config: Config) -> Settings | str:
-    """Settings of a layer by its names, exact rules first; or why it stays dense."""
+def _settings(layer: Layer, config: Config, tables: Mapping[int, Any]) -> Settings | str:
+    """Settings of a layer; or why it stays dense. ``tables``: from ``coded_weights``."""
     if layer.kind is None:
         return CONVERTED
-    exact = [name for name in layer.names if config.rule(name) == name]
-    ruled = [name for name in layer.names if config.rule(name) is not None]
-    settings = config.settings((exact or ruled or layer.names)[0])
-    if settings is None:
-        return f"left out by {config.rule((exact or ruled)[0])!r}"
+    settings = settings_of(layer.names, config)
+    if isinstance(settings, str):
+        return settings
+    codes = tables.get(id(layer.module._parameters.get("weight")))
+    if codes is not None:
+        return dataclasses.replace(settings, codes=codes, objective="plain")
     off = _switched_off(layer, config)
     # With tied=True, an embedding is compressed together with the layer that shares its weight, if any.
     return off if off is not None and not (config.tied and layer.kind.switch == "embeddings") else settings
@@ -255,10 +259,11 @@ def _target(
     """The target of a layer and of those that share its weight, or why they stay dense."""
     members = [other for other in layers if any(other.module is owner for owner in group)]
     others = [other for other in members if other.module is not layer.module]
-    if len(group) > 1 and not config.tied:
+    settings = chosen[id(layer.module)]
+    if len(group) > 1 and not config.tied and settings.codes is None:
         return f"shares its weight with {_listed(others, group, layer)}; tied=True compresses both"
     off = _switched_off(layer, config)
-    if len(group) == 1 and off is not None:
+    if len(group) == 1 and off is not None and settings.codes is None:
         return off
     if any(id(owner) not in chosen for owner in group):
         return f"shares its weight with {_listed(others, group, layer)}, which stays dense"
@@ -270,7 +275,7 @@ def _target(
     ruled = [member for member in members if any(config.rule(name) for name in member.names)]
     settings = chosen[id((ruled or [layer])[0].module)]
     (m, n), *_ = shapes
-    if settings.bits_per_weight is not None:
+    if settings.codes is None and settings.bits_per_weight is not None:
         try:
             inner_dimension(m, n, "bits_per_weight", settings.bits_per_weight)
         except ValueError as error:

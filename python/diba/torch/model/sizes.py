@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ...checkpoints.entries import SPLIT, Skipped
+from ..modules.coded_layers import DibaCodedEmbedding
 from ..modules.embedding import DibaEmbedding
-from ..modules.layer import FactoredLayer, factored_layers
+from ..modules.state import CompressedLayer, compressed_layers
 from .fused import UnfusedModule
 from .layers import READ_BY_ATTENTION, Layer
 
@@ -51,12 +52,12 @@ class _Counter:
         self._seen = {id(p) for module in self._compressed for p in _matrices(module)}
 
     def layer(self, layer: Layer, reason: str) -> Skipped:
-        """The entry of a layer, dense or factored."""
+        """The entry of a layer, dense or compressed."""
         name, kind, module = layer.names[0], layer.kind_name, layer.module
-        if isinstance(module, FactoredLayer):
+        if isinstance(module, CompressedLayer):
             shape = tuple(module.weight_shape)
-            count = 0 if id(module.b1) in self._seen else module.weight_shape.numel()
-            self._seen.add(id(module.b1))
+            count = 0 if module.identity in self._seen else module.weight_shape.numel()
+            self._seen.add(module.identity)
             return Skipped(name, kind, reason, shape, count, count * module.dtype.itemsize)
         matrices = _matrices(module)
         shape = tuple(max(matrices, key=Tensor.numel).shape) if matrices else ()
@@ -67,7 +68,7 @@ class _Counter:
         known = {id(part) for module in layers for part in (module, *_parametrizations(module))}
         named: set[int] = set()
         for module_name, module in model.named_modules():
-            if id(module) in known or isinstance(module, FactoredLayer):
+            if id(module) in known or isinstance(module, CompressedLayer):
                 continue
             kind = type(module).__name__
             if isinstance(module, UnfusedModule):
@@ -85,7 +86,7 @@ class _Counter:
     def _split(self, name: str, part: UnfusedModule) -> Iterator[Skipped]:
         """Entries, without a size, of the fused parameters that were split into layers."""
         done = any(
-            isinstance(m, FactoredLayer) or any(m is x for x in self._compressed) for m in part.modules()
+            isinstance(m, CompressedLayer) or any(m is x for x in self._compressed) for m in part.modules()
         )
         reason = SPLIT if done else "none of its matrices is compressed"
         layers = {f"{layer}.weight" for layer, _ in part.named_modules()}
@@ -139,8 +140,8 @@ class Totals(NamedTuple):
     Attributes:
         parameters: Entries of all parameters.
         bytes: Bytes of all parameters and buffers.
-        dense_parameters: ``parameters`` if all factored layers were dense.
-        dense_bytes: ``bytes`` if all factored layers were dense.
+        dense_parameters: ``parameters`` if all compressed layers were dense.
+        dense_bytes: ``bytes`` if all compressed layers were dense.
     """
 
     parameters: int
@@ -155,21 +156,21 @@ def totals(model: nn.Module) -> Totals:
     size = sum(t.nbytes for t in (*parameters, *model.buffers()))
     count = sum(p.numel() for p in parameters)
     more = sum(
-        layer.weight_shape.numel() * layer.dtype.itemsize - layer.nbytes for layer in factored_layers(model)
+        layer.weight_shape.numel() * layer.dtype.itemsize - layer.nbytes for layer in compressed_layers(model)
     )
     return Totals(count, size, count + uncounted(model), size + more)
 
 
 def uncounted(model: nn.Module, embeddings: bool = True) -> int:
-    """How many parameters the model lacks because layers are factored: dense weights minus diagonals.
+    """How many parameters the model lacks because layers are compressed: dense weights minus diagonals.
 
     Args:
         model: The model.
-        embeddings: Whether to count the weights of embeddings, and of layers that share factors with one.
+        embeddings: Whether to count the weights of embeddings, and of layers that share tensors with one.
     """
     more = 0
-    for layer in factored_layers(model):
+    for layer in compressed_layers(model):
         more -= sum(d.numel() for d in layer.diagonals())
-        if embeddings or not isinstance(layer, DibaEmbedding):
+        if embeddings or not isinstance(layer, (DibaEmbedding, DibaCodedEmbedding)):
             more += layer.weight_shape.numel()
     return more

@@ -10,9 +10,8 @@ import torch
 from torch import nn
 
 from ..._internal import check
-from ..._internal.storage import BITS, DIAGONALS
 from ..modules.kinds import compressed
-from ..modules.layer import factored_layers
+from ..modules.state import CompressedLayer, compressed_layers
 from .attention import Attention
 from .experts import Experts
 from .fused import UnfusedModule
@@ -22,7 +21,8 @@ if TYPE_CHECKING:
 
     import diba
 
-    from ..modules.layer import FactoredLayer
+    from ..._internal.codes import Codes
+
 
 __all__ = [
     "UnfusedModel",
@@ -38,7 +38,6 @@ __all__ = [
 ]
 
 _FORMS: tuple[type[UnfusedModule], ...] = (Experts, Attention)
-_TENSORS = (*DIAGONALS, *BITS)
 _HOOKS = (
     "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs",
@@ -94,15 +93,15 @@ def _keep_padding(model: nn.Module) -> None:
 # ---------------------------------------------------------------- dense layers by factored ones
 
 
-def replace(model: nn.Module, dense: Sequence[nn.Module], f: diba.Factorization) -> FactoredLayer:
-    """Replace a dense layer, or several that share one weight, by factored layers that share the factors.
+def replace(model: nn.Module, dense: Sequence[nn.Module], f: diba.Factorization | Codes) -> CompressedLayer:
+    """Replace a dense layer, or several that share one weight, by compressed layers that share their tensors.
 
     Hooks and biases are kept. The model is changed only after all new layers were made.
 
     Args:
         model: Changed in place.
         dense: The layer, or the layers that are tied.
-        f: Factors of their matrix.
+        f: Factors or codes of their matrix.
 
     Returns:
         The layer that replaced the first one.
@@ -110,7 +109,7 @@ def replace(model: nn.Module, dense: Sequence[nn.Module], f: diba.Factorization)
     with torch.inference_mode(False), torch.no_grad():
         made = [_like(module, f) for module in dense]
     for twin in made[1:]:
-        for name in _TENSORS:
+        for name in made[0].tensor_names:
             setattr(twin, name, getattr(made[0], name))
     for old, new in zip(dense, made, strict=True):
         exchange(model, old, new)
@@ -120,7 +119,7 @@ def replace(model: nn.Module, dense: Sequence[nn.Module], f: diba.Factorization)
     return made[0]
 
 
-def _like(module: Any, f: diba.Factorization) -> FactoredLayer:
+def _like(module: Any, f: diba.Factorization | Codes) -> CompressedLayer:
     new = compressed(module, f)
     if new.bias is not None:
         new.bias = module.bias  # the same object, which an optimizer or another layer may hold
@@ -131,11 +130,11 @@ def retie(model: nn.Module, shared: set[int]) -> None:
     """Rename tied weights to tied factors in the mappings of a transformers model.
 
     ``tie_weights`` and ``save_pretrained`` use mappings ``{tied name: source name}``. An entry of a weight
-    becomes entries of the five tensors of the factors.
+    becomes entries of the tensors that are shared.
 
     Args:
         model: The model.
-        shared: Ids of the layers that share factors.
+        shared: Ids of the layers that share tensors.
     """
     for module in model.modules():
         for attribute in ("_tied_weights_keys", "all_tied_weights_keys"):
@@ -146,14 +145,17 @@ def retie(model: nn.Module, shared: set[int]) -> None:
 
 def _renamed(module: nn.Module, mapping: dict[str, str], shared: set[int]) -> dict[str, str]:
     known = dict(module.named_modules(remove_duplicate=False))
-    result = {}
+    result: dict[str, str] = {}
     for names in mapping.items():
         owners = [name.removesuffix(".weight") for name in names]
         ours = all(name.endswith(".weight") for name in names) and all(
             id(known.get(owner)) in shared for owner in owners
         )
         target, source = owners if ours else names
-        result.update({f"{target}.{t}": f"{source}.{t}" for t in _TENSORS} if ours else {target: source})
+        if isinstance(layer := known.get(source), CompressedLayer) and ours:
+            result |= {f"{target}.{t}": f"{source}.{t}" for t in layer.tensor_names}
+        else:
+            result[target] = source
     return result
 
 
@@ -188,7 +190,7 @@ def unfuse(model: nn.Module, wanted: Callable[[str], bool] = lambda name: True) 
 def fuse(model: nn.Module) -> None:
     """The reverse of :func:`unfuse`, for unfused modules that have no factored layer."""
     for part in [module for module in model.modules() if isinstance(module, UnfusedModule)]:
-        if not factored_layers(part):
+        if not compressed_layers(part):
             exchange(model, part, part.to_fused(part.sources()))
 
 
@@ -237,11 +239,11 @@ class UnfusedModel:
         for part, before in zip(self._observed, self._before, strict=True):
             part.observed = before
         for part in self.parts:
-            if factored_layers(part):
+            if compressed_layers(part):
                 settle(self._model, part)
             else:
                 exchange(self._model, part, self._fused(part))
-        if not factored_layers(self._model):  # otherwise nested tensors must stay off
+        if not compressed_layers(self._model):  # otherwise nested tensors must stay off
             for module, nested in self._padding:
                 module.use_nested_tensor = nested
 

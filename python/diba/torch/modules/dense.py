@@ -14,10 +14,12 @@ from torch.nn.parameter import is_lazy
 import diba
 
 from ..._internal import check
+from ..._internal.codes import Codes
 from .layer import check_factorization
-from .state import as_numpy
+from .state import CodeSizes, as_numpy
 
 if TYPE_CHECKING:
+    from .coded import CodedLayer
     from .layer import FactoredLayer, Sizes
 
 __all__ = ["Kind", "forward_owner", "runs_its_class"]
@@ -29,7 +31,7 @@ _HARMLESS = {  # names in a class that do not change what its layers do
     *("__static_attributes__", "__firstlineno__", "__classdictcell__", "__conditional_annotations__"),
     *("__orig_bases__", "__parameters__", "__abstractmethods__", "_abc_impl", "extra_repr"),
 }
-_TAKEN = {"k", "sign", "fan_in_fan_out"}  # instance attributes of factored layers
+_TAKEN = {"k", "sign", "fan_in_fan_out", "bits", "group", "codes", "steps"}  # attributes of compressed layers
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Kind:
         switch: The field of ``Config`` that leaves layers of this kind dense if it is False; "": none.
         axes: Number of spatial axes of the input, for kinds that multiply patches; 0: the layer multiplies
             the vectors along the last axis.
+        coded: The class of the layer with 8- or 4-bit codes that replaces this kind; None: there is none.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Kind:
     described: str
     switch: str = ""
     axes: int = 0
+    coded: Any = None
 
     # ------------------------------------------------------------ recognition
 
@@ -97,18 +101,21 @@ class Kind:
 
     # ------------------------------------------------------------ from dense to factored, and back
 
-    def empty(self, module: Any, sizes: Sizes | diba.Factorization) -> FactoredLayer:
-        """Make the factored layer on the meta device, with settings, mode and attributes of the dense one."""
-        layer: FactoredLayer = self._built(module, sizes)
+    def empty(
+        self, module: Any, sizes: Sizes | diba.Factorization | CodeSizes | Codes
+    ) -> FactoredLayer | CodedLayer:
+        """Make the compressed layer on the meta device, with settings, mode, attributes of the dense one."""
+        make = self._coded if isinstance(sizes, (CodeSizes, Codes)) else self._built
+        layer: Any = make(module, sizes)  # type: ignore[arg-type]
         kept = _assigned(self, module)
         if kept:
             layer.__dict__.update(kept, _kept=tuple(kept))
-        return layer.train(module.training)
+        return layer.train(module.training)  # type: ignore[no-any-return]
 
     def replacement(
-        self, module: Any, f: diba.Factorization | None = None, **solve_options: Any
-    ) -> FactoredLayer:
-        """Make the factored layer: see :meth:`FactoredLayer.from_dense`."""
+        self, module: Any, f: diba.Factorization | Codes | None = None, **solve_options: Any
+    ) -> FactoredLayer | CodedLayer:
+        """Make the compressed layer: see :meth:`FactoredLayer.from_dense`."""
         reason = self.obstacle(module)
         if reason is not None:
             raise ValueError(f"module cannot be replaced: {reason}; leave this {type(module).__name__} dense")
@@ -118,15 +125,17 @@ class Kind:
         elif solve_options:
             options = ", ".join(solve_options)
             raise TypeError(f"f and {options} are both given; give either factors or options of diba.solve")
-        check_factorization(f)
+        if not isinstance(f, Codes):
+            check_factorization(f)
         check.equal(f.shape, "the shape of f", tuple(matrix.shape), "shape of the layer's matrix")
-        layer, bias = self.empty(module, f), getattr(module, "bias", None)
+        layer: Any = self.empty(module, f)
+        bias = getattr(module, "bias", None)
         layer._fill(f, bias, matrix.device)
         for d in layer.diagonals():
             d.requires_grad_(module.weight.requires_grad)
         if layer.bias is not None and bias is not None:
             layer.bias.requires_grad_(bias.requires_grad)
-        return layer
+        return layer  # type: ignore[no-any-return]
 
     def made(self, layer: Any) -> bool:
         """Whether a layer of class ``factored`` replaced this kind, not another kind with the same class."""
@@ -154,6 +163,10 @@ class Kind:
 
     def _built(self, module: Any, sizes: Sizes | diba.Factorization) -> Any:
         """Make a factored layer on the meta device with the settings of a dense one."""
+        raise NotImplementedError
+
+    def _coded(self, module: Any, sizes: CodeSizes | Codes) -> Any:
+        """Make a layer of class ``coded`` on the meta device with the settings of a dense one."""
         raise NotImplementedError
 
     def _dense(self, layer: Any) -> Any:

@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     import diba
 
     from ..._internal.check import Alphabet
+    from ..._internal.codes import Codes
     from .layer import Sizes
+    from .state import CodeSizes
 
-__all__ = ["DibaEmbedding", "EmbeddingKind"]
+__all__ = ["DibaEmbedding", "EmbeddingKind", "check_ids", "finished_rows", "padding_row"]
 
 _times_bits = torch.ops.diba.times_bits.default
 
@@ -64,7 +66,7 @@ class DibaEmbedding(FactoredLayer):
     ) -> None:
         m = check.positive_int(num_embeddings, "num_embeddings")
         n = check.positive_int(embedding_dim, "embedding_dim")
-        self.padding_idx = _padding_row(padding_idx, m)  # set first: reset_parameters needs it
+        self.padding_idx = padding_row(padding_idx, m)  # set first: reset_parameters needs it
         super().__init__(m, n, k, alphabet=alphabet, bias=False, device=device, dtype=dtype)
         self.num_embeddings, self.embedding_dim = m, n
 
@@ -75,18 +77,13 @@ class DibaEmbedding(FactoredLayer):
             TypeError: ``ids`` is not an int32 or int64 tensor.
             IndexError: An id is not the number of a row.
         """
-        if ids.dtype not in (torch.int64, torch.int32):
-            raise TypeError(f"ids are {ids.dtype}; they must be torch.int64 or torch.int32; use ids.long()")
+        check_ids(ids)
         self._settle()
         bits = functional.embedding(ids, self.b1)
         scale = functional.embedding(ids, self.d1[:, None])
         inner = reference.unpack(bits, self.k, self.sign, self.d2.dtype) * self.d2
         rows: Tensor = _times_bits(inner, self.b2, self.embedding_dim, self.sign, True) * self.d3 * scale
-        largest = torch.finfo(self.dtype).max  # dense rows are finite, so these must be
-        rows = rows.clamp(-largest, largest).to(self.dtype)
-        if self.padding_idx is not None and rows.requires_grad:
-            rows = torch.where((ids == self.padding_idx)[..., None], rows.detach(), rows)
-        return rows
+        return finished_rows(self, ids, rows)
 
     def reset_parameters(self) -> None:
         """Set random factors: rows as large as those of a new ``nn.Embedding``, the padding row zero."""
@@ -118,7 +115,22 @@ class DibaEmbedding(FactoredLayer):
         return cls(*f.shape, f.k, padding_idx=padding_idx, **facts)._fill(f, None, device)
 
 
-def _padding_row(padding_idx: int | None, rows: int) -> int | None:
+def check_ids(ids: Tensor) -> None:
+    """Require numbers of rows."""
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"ids are {ids.dtype}; they must be torch.int64 or torch.int32; use ids.long()")
+
+
+def finished_rows(layer: Any, ids: Tensor, rows: Tensor) -> Tensor:
+    """The rows that an embedding looked up, in its dtype; padding gives no gradients."""
+    largest = torch.finfo(layer.dtype).max  # dense rows are finite, so these must be
+    rows = rows.clamp(-largest, largest).to(layer.dtype)
+    if layer.padding_idx is not None and rows.requires_grad:
+        rows = torch.where((ids == layer.padding_idx)[..., None], rows.detach(), rows)
+    return rows
+
+
+def padding_row(padding_idx: int | None, rows: int) -> int | None:
     """The row number, with negative numbers counted from the end."""
     if padding_idx is None:
         return None
@@ -146,6 +158,10 @@ class EmbeddingKind(Kind):
     def _built(self, module: Any, sizes: Sizes | diba.Factorization) -> Any:
         options: dict[str, Any] = {"alphabet": sizes.alphabet, "dtype": module.weight.dtype}
         return self.factored(*sizes.shape, sizes.k, padding_idx=module.padding_idx, **options, device="meta")
+
+    def _coded(self, module: Any, sizes: CodeSizes | Codes) -> Any:
+        options: dict[str, Any] = {"bits": sizes.bits, "group": sizes.group, "dtype": module.weight.dtype}
+        return self.coded(*sizes.shape, padding_idx=module.padding_idx, **options, device="meta")
 
     def _dense(self, layer: Any) -> Any:
         sizes = layer.num_embeddings, layer.embedding_dim, layer.padding_idx

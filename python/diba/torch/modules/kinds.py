@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from .coded_layers import DibaCodedEmbedding, DibaCodedLinear
 from .conv import ConvolutionKind, DibaConv1d, DibaConv2d
 from .embedding import DibaEmbedding, EmbeddingKind
 from .linear import DibaLinear, LinearKind, TransformersConv1DKind
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
     import diba
 
+    from ..._internal.codes import Codes
+    from .coded import CodedLayer
     from .dense import Kind
     from .layer import FactoredLayer
 
@@ -36,14 +39,23 @@ __all__ = [
 ]
 
 KINDS: tuple[Kind, ...] = (
-    LinearKind("Linear", nn.Linear, DibaLinear, "a torch.nn.Linear"),
+    LinearKind("Linear", nn.Linear, DibaLinear, "a torch.nn.Linear", coded=DibaCodedLinear),
     TransformersConv1DKind("Conv1D", None, DibaLinear, "a Conv1D of transformers"),
     ConvolutionKind("Conv1d", nn.Conv1d, DibaConv1d, "a torch.nn.Conv1d", "convolutions", axes=1),
     ConvolutionKind("Conv2d", nn.Conv2d, DibaConv2d, "a torch.nn.Conv2d", "convolutions", axes=2),
-    EmbeddingKind("Embedding", nn.Embedding, DibaEmbedding, "a torch.nn.Embedding", "embeddings"),
+    EmbeddingKind(
+        "Embedding",
+        nn.Embedding,
+        DibaEmbedding,
+        "a torch.nn.Embedding",
+        "embeddings",
+        coded=DibaCodedEmbedding,
+    ),
 )
 for _kind in KINDS:
     _kind.factored.kinds = (*_kind.factored.kinds, _kind)
+    if _kind.coded is not None:
+        _kind.coded.kinds = (*_kind.coded.kinds, _kind)
 
 
 def kind_of(module: nn.Module) -> Kind | None:
@@ -91,8 +103,10 @@ def input_layout(module: nn.Module) -> object:
     return None if kind is None else kind.input_layout(module)
 
 
-def compressed(module: nn.Module, f: diba.Factorization | None = None, **solve_options: Any) -> FactoredLayer:
-    """Make a factored layer from a dense one of any kind: see :meth:`FactoredLayer.from_dense`.
+def compressed(
+    module: nn.Module, f: diba.Factorization | Codes | None = None, **solve_options: Any
+) -> FactoredLayer | CodedLayer:
+    """Make a compressed layer from a dense one of any kind: see :meth:`FactoredLayer.from_dense`.
 
     Raises:
         TypeError: ``module`` is not a dense layer.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,7 @@ import diba
 from ..._internal import check, storage
 from ..._internal.storage import BITS, DIAGONALS
 from ..ops import reference
-from .state import FactorState, as_numpy
-from .weight import Weight
+from .state import CompressedLayer, as_numpy, compressed_layers, floating
 
 if TYPE_CHECKING:
     from typing import Self
@@ -32,8 +31,8 @@ class Sizes(NamedTuple):
     alphabet: Alphabet
 
 
-class FactoredLayer(FactorState):
-    """A layer whose m x n weight is stored as ``D1 B1 D2 B2 D3``; the base of all layers of ``diba.torch``.
+class FactoredLayer(CompressedLayer):
+    """A layer whose m x n weight is stored as ``D1 B1 D2 B2 D3``; the base of all layers with factors.
 
     Everything is a plain parameter or buffer, so ``state_dict``, safetensors, ``copy.deepcopy``, pickle, the
     meta device, optimizers and trainers treat the layer like any other:
@@ -61,6 +60,13 @@ class FactoredLayer(FactorState):
         ValueError: A size is below 1, or the alphabet is unknown.
     """
 
+    diagonal_names = DIAGONALS
+    stored, _setter = "factors", "set_factorization"
+    d2: nn.Parameter
+    d3: nn.Parameter
+    b1: Tensor
+    b2: Tensor
+
     def __init__(
         self,
         m: int,
@@ -75,7 +81,7 @@ class FactoredLayer(FactorState):
         super().__init__()
         self.k = check.positive_int(k, "k")
         self.sign = check.alphabet(alphabet) == "sign"
-        self._dtype = _floating(dtype)
+        self._dtype = floating(dtype)
         # The bias comes first, because transformers takes a model's dtype from its first parameter.
         values = torch.empty(m, device=device, dtype=self._dtype) if bias else None
         self.register_parameter("bias", None if values is None else nn.Parameter(values))
@@ -95,9 +101,9 @@ class FactoredLayer(FactorState):
         return "sign" if self.sign else "binary"
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the bias and of the dense weight; the diagonals have a dtype of their own."""
-        return self._dtype if self.bias is None else self.bias.dtype
+    def bit_names(self) -> tuple[str, ...]:
+        """``b1`` and ``b2``."""
+        return BITS
 
     @property
     def weight_shape(self) -> torch.Size:
@@ -114,11 +120,6 @@ class FactoredLayer(FactorState):
     def bits_per_weight(self) -> float:
         """Stored bits per weight; diagonals take ``diagonal_bits`` an entry."""
         return storage.bits_per_weight(self.d1.numel(), self.d3.numel(), self.k, self.diagonal_bits)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of bits and diagonals in memory; the bias is not counted."""
-        return sum(t.nbytes for t in (*self.diagonals(), self.b1, self.b2))
 
     def extra_repr(self) -> str:
         """Sizes and dtype for ``print(model)``."""
@@ -205,27 +206,7 @@ class FactoredLayer(FactorState):
         """Reshape the matrix (m, n) to ``weight_shape``."""
         return matrix.view(self.weight_shape)
 
-    @property
-    def weight(self) -> Tensor:
-        """A stand-in for the dense weight: shape, dtype and device cost nothing, any other use builds it.
-
-        The dense values are not kept: to use them more than once, store the result of ``dense_weight()``. The
-        stand-in is not a parameter; it cannot be assigned or written to, and the initialisers of transformers
-        skip it.
-        """
-        if torch.compiler.is_compiling():  # the compiler drops the dense weight where it is not used
-            return self.dense_weight()
-        return Weight.of(self)
-
     # ------------------------------------------------------------ from and to dense layers
-
-    kinds: ClassVar[tuple[Any, ...]] = ()
-    """The kinds of dense layers that this class replaces (``dense.Kind``); filled from ``kinds.KINDS``."""
-
-    @property
-    def kind(self) -> Any:
-        """The kind of dense layer that this layer replaces: a ``dense.Kind``."""
-        return next(kind for kind in self.kinds if kind.made(self))
 
     @classmethod
     def from_dense(cls, module: nn.Module, f: diba.Factorization | None = None, **solve_options: Any) -> Self:
@@ -251,14 +232,6 @@ class FactoredLayer(FactorState):
         result: Self = dataclasses.replace(kind, factored=cls).replacement(module, f, **solve_options)
         return result
 
-    def to_dense_module(self) -> nn.Module:
-        """Make the dense layer, of the class that was replaced, on the same device and in the same dtype."""
-        result: nn.Module = self.kind.restored(self)
-        return result
-
-    _kept: tuple[str, ...] = ()
-    """Names of the attributes that were set on the dense layer and are kept."""
-
     def _fill(self, f: diba.Factorization, bias: Tensor | None, device: torch.device | str | None) -> Self:
         """Move the layer from the meta device to ``device`` and set its values."""
         self.to_empty(device=torch.get_default_device() if device is None else device)
@@ -271,20 +244,9 @@ class FactoredLayer(FactorState):
 
 def factored_layers(model: nn.Module) -> list[FactoredLayer]:
     """The factored layers of a model in module order; of layers that share factors only the first."""
-    found: dict[int, FactoredLayer] = {}
-    for module in model.modules():
-        if isinstance(module, FactoredLayer):
-            found.setdefault(id(module.b1), module)
-    return list(found.values())
+    return [layer for layer in compressed_layers(model) if isinstance(layer, FactoredLayer)]
 
 
 def check_factorization(f: Any) -> None:
     """Require a ``diba.Factorization``."""
     check.instance(f, "f", diba.Factorization, "use diba.solve")
-
-
-def _floating(dtype: Any) -> torch.dtype:
-    found = torch.get_default_dtype() if dtype is None else dtype
-    if isinstance(found, torch.dtype) and found.is_floating_point:
-        return found
-    raise TypeError(f"dtype is {found}; it must be a floating-point dtype, such as torch.bfloat16")

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     import diba
 
     from ..._internal.check import Alphabet
+    from ..._internal.codes import Codes
     from .layer import Sizes
+    from .state import CodeSizes
 
 __all__ = ["DibaLinear", "LinearKind", "TransformersConv1DKind", "multiply"]
 
@@ -148,6 +150,11 @@ class LinearKind(Kind):
         (m, n), bias = sizes.shape, module.bias is not None
         options: dict[str, Any] = {"bias": bias, "alphabet": sizes.alphabet, "dtype": module.weight.dtype}
         return self.factored(n, m, sizes.k, **options, device="meta")
+
+    def _coded(self, module: Any, sizes: CodeSizes | Codes) -> Any:
+        (m, n), bias = sizes.shape, module.bias is not None
+        options: dict[str, Any] = {"bits": sizes.bits, "group": sizes.group, "dtype": module.weight.dtype}
+        return self.coded(n, m, bias=bias, **options, device="meta")
 
     def _dense(self, layer: Any) -> Any:
         bias = layer.bias is not None

@@ -1,15 +1,16 @@
-"""The tensors of a factored layer: how casts, moves, loading, copying and averaging treat them."""
+"""The base class of compressed layers: how casts, moves, loading and copying treat their tensors."""
 
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..._internal.storage import BITS, DIAGONALS
 from ..ops import packed
+from .averaging import Origin
+from .weight import Weight
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,20 +18,117 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["FactorState", "as_numpy"]
+__all__ = ["CodeSizes", "CompressedLayer", "as_numpy", "compressed_layers", "floating"]
 
 
-class FactorState(nn.Module):
-    """The base of ``FactoredLayer``, whose docstring says what the tensors hold and how they are cast."""
+class CodeSizes(NamedTuple):
+    """Sizes of a coded layer to be built; ``codes.Codes`` has the same attributes."""
+
+    shape: tuple[int, int]
+    bits: int
+    group: int
+
+
+class CompressedLayer(nn.Module):
+    """A layer whose m x n weight is stored in few bits, the base of all layers of ``diba.torch``.
+
+    Its tensors are diagonals, trainable and not cast to 16-bit dtypes, packed bits, which are uint8 buffers,
+    and a bias or None.
+
+    Attributes:
+        d1: The diagonal of the rows, (m,).
+        bias: (m,), or None.
+    """
+
+    diagonal_names: ClassVar[tuple[str, ...]]
+    """Names of the diagonals."""
+
+    stored: ClassVar[str]
+    """What the weight is computed from, for messages."""
+
+    _setter: ClassVar[str]
+    """The method that changes it."""
 
     d1: nn.Parameter
-    d2: nn.Parameter
-    d3: nn.Parameter
-    b1: Tensor
-    b2: Tensor
     bias: nn.Parameter | None
     _dtype: torch.dtype  # of the dense weight, where there is no bias to tell it
-    _origin: _Origin  # only copies have one
+    _origin: Origin  # only copies have one
+    _kept: tuple[str, ...] = ()
+    """Names of the attributes that were set on the dense layer and are kept."""
+
+    # ------------------------------------------------------------ facts
+
+    kinds: ClassVar[tuple[Any, ...]] = ()
+    """The kinds of dense layers that this class replaces (``dense.Kind``); filled from ``kinds.KINDS``."""
+
+    @property
+    def kind(self) -> Any:
+        """The kind of dense layer that this layer replaces: a ``dense.Kind``."""
+        return next(kind for kind in self.kinds if kind.made(self))
+
+    @property
+    def bit_names(self) -> tuple[str, ...]:
+        """Names of the packed bits; layers that are tied share these tensors, and the diagonals."""
+        raise NotImplementedError
+
+    @property
+    def tensor_names(self) -> tuple[str, ...]:
+        """Names of all tensors but the bias."""
+        return *self.diagonal_names, *self.bit_names
+
+    @property
+    def identity(self) -> int:
+        """A key: equal for layers that share their tensors."""
+        return id(getattr(self, self.bit_names[0]))
+
+    def diagonals(self) -> tuple[nn.Parameter, ...]:
+        """The trainable diagonals; the first one is d1, (m,)."""
+        return tuple(getattr(self, name) for name in self.diagonal_names)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the bias and of the dense weight; the diagonals have a dtype of their own."""
+        return self._dtype if self.bias is None else self.bias.dtype
+
+    @property
+    def weight_shape(self) -> torch.Size:
+        """Shape of the dense layer's weight."""
+        raise NotImplementedError
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits per weight."""
+        raise NotImplementedError
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of bits and diagonals in memory; the bias is not counted."""
+        return sum(getattr(self, name).nbytes for name in self.tensor_names)
+
+    # ------------------------------------------------------------ dense weight
+
+    def dense_weight(self) -> Tensor:
+        """Build the dense weight in ``dtype``; it is differentiable in the diagonals."""
+        raise NotImplementedError
+
+    @property
+    def weight(self) -> Tensor:
+        """A stand-in for the dense weight: shape, dtype and device cost nothing, any other use builds it.
+
+        The dense values are not kept: to use them more than once, store the result of ``dense_weight()``. The
+        stand-in is not a parameter; it cannot be assigned or written to, and the initialisers of transformers
+        skip it.
+        """
+        if torch.compiler.is_compiling():  # the compiler drops the dense weight where it is not used
+            return self.dense_weight()
+        return Weight.of(self)
+
+    def to_dense_module(self) -> nn.Module:
+        """Make the dense layer, of the class that was replaced, on the same device and in the same dtype."""
+        result: nn.Module = self.kind.restored(self)
+        return result
+
+    # ------------------------------------------------------------ tensors
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move and cast as in ``nn.Module``, except that diagonals and bits are not cast."""
@@ -55,13 +153,13 @@ class FactorState(nn.Module):
         if isinstance(dense, Tensor) and dense.numel() and prefix + "d1" not in state_dict:
             errors.append(
                 f"{prefix}weight is the weight of a dense layer, and this {type(self).__name__} holds "
-                "factors; load it into the dense model, before diba.torch.convert."
+                f"{self.stored}; load it into the dense model, before diba.torch.convert."
             )
-        for name in BITS:
+        for name in self.bit_names:
             bits = state_dict.get(prefix + name)
             if isinstance(bits, Tensor) and bits.dtype != torch.uint8:
                 errors.append(f"{prefix + name} is {bits.dtype}; it must be torch.uint8 (packed bits).")
-        for name in DIAGONALS:
+        for name in self.diagonal_names:
             d = state_dict.get(prefix + name)
             if isinstance(d, Tensor):
                 state_dict[prefix + name] = d.to(_kept(torch.float32, d.dtype))
@@ -73,7 +171,7 @@ class FactorState(nn.Module):
         super()._save_to_state_dict(*args)
 
     def bits_changed(self) -> None:
-        """Tell the layer that ``b1`` or ``b2`` were changed in a way that torch does not notice.
+        """Tell the layer that its bits were changed in a way that torch does not notice.
 
         Call it after writing through ``.data``, NumPy or shared memory. Without the call, a change of a few
         bits of a large layer may be noticed only after up to 128 products with single vectors. All other
@@ -84,7 +182,7 @@ class FactorState(nn.Module):
     def _forget(self) -> None:
         """Drop everything that was computed from the bits, which are about to change or just did."""
         self.__dict__.pop("_origin", None)
-        for name in BITS:
+        for name in self.bit_names:
             packed.forget(getattr(self, name))
 
     # ------------------------------------------------------------ what is refused
@@ -92,8 +190,9 @@ class FactorState(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "weight":
             raise AttributeError(
-                f"weight of {type(self).__name__} cannot be set, because it is computed from the factors; "
-                f"use set_factorization, or replace the layer by the result of its to_dense_module()"
+                f"weight of {type(self).__name__} cannot be set, because it is computed from its "
+                f"{self.stored}; use {self._setter}, or replace the layer by the result of its "
+                "to_dense_module()"
             )
         super().__setattr__(name, value)
 
@@ -102,7 +201,8 @@ class FactorState(nn.Module):
         if name == "weight_orig":
             raise AttributeError(
                 f"weight of {type(self).__name__} cannot be pruned, because it is computed from diba's "
-                "factors; prune the dense layer before diba.torch.convert, or the result of to_dense_module()"
+                f"{self.stored}; prune the dense layer before diba.torch.convert, or the result of "
+                "to_dense_module()"
             )
         super().register_parameter(name, param)
 
@@ -128,12 +228,12 @@ class FactorState(nn.Module):
         new = type(self).__new__(type(self))
         memo[id(self)] = new
         new.__setstate__(copy.deepcopy(self.__getstate__(), memo))  # type: ignore[no-untyped-call]
-        if not any(getattr(self, name).is_meta for name in BITS):
-            object.__setattr__(new, "_origin", _Origin(new, self))
+        if not any(getattr(self, name).is_meta for name in self.bit_names):
+            object.__setattr__(new, "_origin", Origin(new, self))
         return new
 
     def _settle(self) -> None:
-        """Undo what averaging may have done to the bits of a copy: see :class:`_Origin`."""
+        """Undo what averaging may have done to the bits of a copy: see :class:`Origin`."""
         origin = self.__dict__.get("_origin")
         if origin is not None:
             origin.settle(self)
@@ -146,47 +246,28 @@ def _kept(old: torch.dtype, new: torch.dtype) -> torch.dtype:
     return torch.float64 if new == torch.float64 else torch.float32
 
 
-class _Origin:
-    """The bits that a copy of a layer started with, to restore them after they were averaged.
-
-    ``torch.optim.swa_utils.AveragedModel(use_buffers=True)`` averages buffers as numbers: for equal bytes v,
-    ``v * decay + v * (1 - decay)``, rounded down. For many decays, such as 0.9999, some v become v - 1.
-    Averaging is recognised by two signs: bytes of one value all change alike, and at least one in 25 of all
-    bytes decreases. No other change of bits does both.
-    """
-
-    def __init__(self, layer: FactorState, source: FactorState) -> None:
-        self._bits = tuple(getattr(source, name) for name in BITS)
-        self._versions = self._count(layer)
-
-    @staticmethod
-    def _count(layer: FactorState) -> tuple[int, ...]:
-        return tuple(packed.version(getattr(layer, name)) for name in BITS)
-
-    @torch.no_grad()
-    def settle(self, layer: FactorState) -> None:
-        """Restore the bits if they were averaged since the last call."""
-        if self._versions == self._count(layer):
-            return
-        mine = [getattr(layer, name) for name in BITS]
-        theirs = [b.to(m.device) for m, b in zip(mine, self._bits, strict=True)]
-        if [b.shape for b in theirs] == [m.shape for m in mine] and _averaged(mine, theirs):
-            for m, b in zip(mine, theirs, strict=True):
-                m.copy_(b)
-        self._versions = self._count(layer)
-
-
-def _averaged(found: list[Tensor], original: list[Tensor]) -> bool:
-    """Whether the bytes found are averages, rounded down, of equal copies of the original ones."""
-    new, old = (torch.cat([bits.flatten() for bits in both]).int() for both in (found, original))
-    lower = old - new
-    count = int((lower != 0).sum())
-    if count < max(2, len(old) // 25) or int(lower.min()) < 0 or int(lower.max()) > 2:
-        return False
-    return len(torch.unique(old * 256 + new)) == len(torch.unique(old))
-
-
 def as_numpy(t: Tensor) -> NDArray[Any]:
     """The values of a tensor as a NumPy array, 16-bit floats as float32; copied only where necessary."""
     t = t.detach().cpu()
     return (t.float() if t.is_floating_point() and t.itemsize < 4 else t).numpy()
+
+
+def floating(dtype: Any) -> torch.dtype:
+    """A floating-point dtype; None: torch's default.
+
+    Raises:
+        TypeError: it is another one.
+    """
+    found = torch.get_default_dtype() if dtype is None else dtype
+    if isinstance(found, torch.dtype) and found.is_floating_point:
+        return found
+    raise TypeError(f"dtype is {found}; it must be a floating-point dtype, such as torch.bfloat16")
+
+
+def compressed_layers(model: nn.Module) -> list[CompressedLayer]:
+    """The compressed layers of a model in module order; of layers that share their tensors only the first."""
+    found: dict[int, CompressedLayer] = {}
+    for module in model.modules():
+        if isinstance(module, CompressedLayer):
+            found.setdefault(module.identity, module)
+    return list(found.values())

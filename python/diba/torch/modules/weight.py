@@ -97,7 +97,8 @@ class Weight(Tensor):
             if isinstance(written, Weight):
                 raise RuntimeError(
                     f"{func.__name__} would change the weight of {type(written._layer).__name__}, which is "
-                    f"computed from its factors; change its d1, d2, d3, or call set_factorization, "
+                    f"computed from its {written._layer.stored}; change its "
+                    f"{', '.join(written._layer.diagonal_names)}, or call {written._layer._setter}, "
                     f"reset_parameters or requires_grad_ of the layer"
                 )
         return func(*_dense(args), **_dense(kwargs))

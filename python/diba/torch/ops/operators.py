@@ -25,11 +25,11 @@ from torch import Tensor
 from ... import _core
 from . import packed, reference
 
-__all__ = ["linear"]
+__all__ = ["ACTIVATIONS", "check_vectors", "linear", "plain", "under_autocast"]
 
 _FACTORS = "Tensor d1, Tensor b1, Tensor d2, Tensor b2, Tensor d3"
 _modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
-_ACTIVATIONS = (torch.float32, torch.bfloat16, torch.float16)
+ACTIVATIONS = (torch.float32, torch.bfloat16, torch.float16)
 
 _library: Any = torch.library.Library("diba", "DEF")  # type: ignore[no-untyped-call]
 _library.define(f"linear(Tensor x, {_FACTORS}, Tensor? bias, bool sign) -> Tensor")
@@ -46,7 +46,8 @@ _core.hold_threads_at_exit(threading.main_thread().ident or 0)
 # ---- linear
 
 
-def _check_vectors(x: Tensor, length: int) -> None:
+def check_vectors(x: Tensor, length: int) -> None:
+    """Require vectors of that length along the last axis."""
     if not x.dtype.is_floating_point:
         raise TypeError(f"x is of dtype {x.dtype}; it must be floating point: use x.float()")
     if x.dim() == 0 or x.shape[-1] != length:
@@ -54,7 +55,7 @@ def _check_vectors(x: Tensor, length: int) -> None:
 
 
 def _check(x: Tensor, d1: Tensor, d2: Tensor, d3: Tensor, bias: Tensor | None) -> None:
-    _check_vectors(x, d3.shape[0])
+    check_vectors(x, d3.shape[0])
     if not (d1.dtype == d2.dtype == d3.dtype):
         raise TypeError(f"the diagonals are {d1.dtype}, {d2.dtype}, {d3.dtype}; they must be of one dtype")
     if bias is not None and bias.shape != d1.shape:
@@ -63,7 +64,7 @@ def _check(x: Tensor, d1: Tensor, d2: Tensor, d3: Tensor, bias: Tensor | None) -
         )
 
 
-def _plain(t: Tensor) -> Tensor:
+def plain(t: Tensor) -> Tensor:
     """The tensor as the kernels need it: float32 and contiguous."""
     if t.dtype is torch.float32 and t.is_contiguous():
         return t
@@ -71,7 +72,7 @@ def _plain(t: Tensor) -> Tensor:
 
 
 def _is_packed(x: Tensor, d1: Tensor) -> bool:
-    return d1.dtype is torch.float32 and x.dtype in _ACTIVATIONS
+    return d1.dtype is torch.float32 and x.dtype in ACTIVATIONS
 
 
 def _linear(
@@ -83,8 +84,8 @@ def _linear(
     if not _is_packed(x, d1):
         return _linear_elsewhere(x, d1, b1, d2, b2, d3, bias, sign)
     _check(x, d1, d2, d3, bias)
-    shift = None if bias is None else _plain(bias)
-    y = packed.linear(_plain(x), _plain(d1), b1, _plain(d2), b2, _plain(d3), shift, sign)
+    shift = None if bias is None else plain(bias)
+    y = packed.linear(plain(x), plain(d1), b1, plain(d2), b2, plain(d3), shift, sign)
     return y.to(x.dtype)
 
 
@@ -118,7 +119,7 @@ def _linear_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if not _is_packed(x, d1):
         return reference.linear_backward(grad, x, d1, b1, d2, b2, d3, sign, input_needed)
-    rows, above, e1, e2, e3 = (_plain(t) for t in (x, grad, d1, d2, d3))
+    rows, above, e1, e2, e3 = (plain(t) for t in (x, grad, d1, d2, d3))
     of_x, of_d1, of_d2, of_d3 = packed.gradients(above, rows, e1, b1, e2, b2, e3, sign, input_needed)
     return of_x.to(x.dtype), of_d1, of_d2, of_d3
 
@@ -215,19 +216,19 @@ def linear(
 
 
 def _times_bits(x: Tensor, bits: Tensor, columns: int, sign: bool, transposed: bool) -> Tensor:
-    if x.dtype not in _ACTIVATIONS:
+    if x.dtype not in ACTIVATIONS:
         return _times_bits_elsewhere(x, bits, columns, sign, transposed)
-    _check_vectors(x, bits.shape[0] if transposed else columns)
-    return packed.times_bits(_plain(x), bits, columns, sign, transposed).to(x.dtype)
+    check_vectors(x, bits.shape[0] if transposed else columns)
+    return packed.times_bits(plain(x), bits, columns, sign, transposed).to(x.dtype)
 
 
 def _times_bits_elsewhere(x: Tensor, bits: Tensor, columns: int, sign: bool, transposed: bool) -> Tensor:
-    _check_vectors(x, bits.shape[0] if transposed else columns)
+    check_vectors(x, bits.shape[0] if transposed else columns)
     return reference.times_bits(x, bits, columns, sign, transposed)
 
 
 def _times_bits_fake(x: Tensor, bits: Tensor, columns: int, sign: bool, transposed: bool) -> Tensor:
-    _check_vectors(x, bits.shape[0] if transposed else columns)
+    check_vectors(x, bits.shape[0] if transposed else columns)
     return x.new_empty((*x.shape[:-1], columns if transposed else bits.shape[0]))
 
 
@@ -245,14 +246,15 @@ def _times_bits_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 # ---- autocast: casts the activations, not the factors
 
 
-def _autocast(operator: Any, key: str) -> Any:
+def under_autocast(operator: Any, key: str) -> Any:
+    """The operator under autocast, which casts its first argument alone."""
     device = "cpu" if key == "AutocastCPU" else "cuda"
     off = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
 
     def call(x: Tensor, *others: Any) -> Any:
         with torch._C._ExcludeDispatchKeyGuard(off):
             wanted = torch.get_autocast_dtype(device)
-            eligible = x.dtype in _ACTIVATIONS and x.device.type == device
+            eligible = x.dtype in ACTIVATIONS and x.device.type == device
             return operator(x.to(wanted) if eligible else x, *others)
 
     return call
@@ -273,4 +275,4 @@ torch.library.register_autograd(
 )
 for _key in ("AutocastCPU", "AutocastCUDA"):
     for _operator in (torch.ops.diba.linear.default, torch.ops.diba.times_bits.default):
-        _library.impl(_operator, _autocast(_operator, _key), _key)
+        _library.impl(_operator, under_autocast(_operator, _key), _key)
