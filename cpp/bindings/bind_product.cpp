@@ -233,19 +233,20 @@ bool is_current(const PackedTensors& self) { return self.packed().runs_on(diba::
 
 // ---- products with 8- and 4-bit rows of tensors, by address: diba/torch/ops/codes.py has checked them
 
-// codes, steps (0 at 8 bits), d1
-using CodeAddresses = std::array<Address, 3>;
-
-// rows, cols, bits, group
-using CodeSizes = std::array<std::size_t, 4>;
-
-void multiply_codes(const CodeAddresses& w, const CodeSizes& sizes, Address x, std::size_t count, Address bias,
-                    Address y, int threads) {
-  const auto [rows, cols, bits, group] = sizes;
-  const diba::CodeRows view{
-      at<const std::uint8_t>(w[0]), at<const std::uint8_t>(w[1]), rows, cols, static_cast<int>(bits), group};
+// steps: 0 at 8 bits; bias: 0 for none
+void multiply_codes(Address codes, Address steps, Address d1, std::size_t rows, std::size_t columns, int bits,
+                    std::size_t group, Address x, std::size_t count, Address bias, Address y, int threads) {
+  diba::CodeRows view{};
+  view.codes = at<const std::uint8_t>(codes);
+  view.steps = at<const std::uint8_t>(steps);
+  view.rows = rows;
+  view.cols = columns;
+  view.bits = bits;
+  view.group = group;
+  view.code_stride = view.row_bytes();
+  view.step_stride = view.groups();
   const Unlocked unlocked;
-  diba::multiply_codes(view, at<const float>(w[2]), at<const float>(x), count, at<const float>(bias), at<float>(y),
+  diba::multiply_codes(view, at<const float>(d1), at<const float>(x), count, at<const float>(bias), at<float>(y),
                        threads);
 }
 
@@ -290,7 +291,9 @@ void bind_product(py::module_& m) {
   m.def("correlate", &correlate, words, py::arg("x"), weights, signs, out, threads);
   m.def("gram", &gram, words, cols, weights, signs, out, threads);
   bind_packed(m);
-  m.def("multiply_codes", &multiply_codes);
+  m.def("multiply_codes", &multiply_codes, py::arg("codes"), py::arg("steps"), py::arg("d1"), py::arg("rows"),
+        py::arg("columns"), py::arg("bits"), py::arg("group"), py::arg("x"), py::arg("count"), py::arg("bias"),
+        py::arg("y"), threads);
   // For another library in the process, which is to use the same store: its address, and what both must have in common.
   m.attr("packed_store") =
       py::make_tuple(reinterpret_cast<std::uintptr_t>(&diba::packed_store()), std::string(diba::build()));

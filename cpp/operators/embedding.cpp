@@ -6,6 +6,7 @@
 #include "file/factors.hpp"
 #include "file/source.hpp"
 #include "layout/aligned.hpp"
+#include "operators/coded.hpp"
 #include "operators/matrix.hpp"
 #include "operators/operators.hpp"
 #include "runtime/dispatch.hpp"
@@ -156,6 +157,26 @@ class QuantizedTable : public Kernel {
   std::size_t rows_, dim_, blocks_;
 };
 
+// A table of 4-bit numbers whose groups have steps, see CodedTable.
+class SteppedTable : public Kernel {
+ public:
+  explicit SteppedTable(const Node& node) : table_(node, 1, "embedding_dim") {}
+
+  void compute(const Call& call) const override {
+    const Tensor input = call.input(0);
+    const Ids ids(input, table_.rows());
+    auto* y = static_cast<float*>(call.output(0, output_shape(input, table_.cols())));
+    const CodeRows rows = table_.view(call);
+    const float* scales = table_.scales(call);
+    in_pieces(ids.count(), call, [&](std::size_t first, std::size_t count) {
+      for (std::size_t i = first; i < first + count; ++i) decode_row(rows, scales, ids[i], y + i * table_.cols());
+    });
+  }
+
+ private:
+  CodedTable table_;
+};
+
 void infer(const Inference& inference) {
   ElementType type;
   Dimensions dimensions = inference.input(0, &type);
@@ -172,6 +193,7 @@ Definition embedding(ElementType ids) {
           {{ids, kRequired}, {kUint8, kRequired}, {kFloat, kOptional}},
           {{kFloat, kRequired}},
           [](const Node& node) -> std::unique_ptr<Kernel> {
+            if (node.integer("group", 0) != 0) return std::make_unique<SteppedTable>(node);
             if (node.has_input(2)) return std::make_unique<QuantizedTable>(node);
             return std::make_unique<FactoredTable>(node);
           },

@@ -130,6 +130,9 @@ struct Definition {
 // X (..., n), factors, bias (m) or none -> one or several Y (..., out_features[i]): rows of M x + bias.
 Definition linear(ElementType activations);
 
+// X (..., n), table, scales, bias (m) or none -> Y (..., m): rows of M x + bias, M in 8 or 4 bits (coded.hpp).
+Definition coded_linear(ElementType activations);
+
 // ids (...), table, scales or none -> Y (..., embedding_dim): rows of a factored, an 8-bit or a 4-bit table.
 Definition embedding(ElementType ids);
 
@@ -141,6 +144,7 @@ inline std::vector<Definition> definitions() {
   std::vector<Definition> all = {embedding(kInt64), embedding(kInt32)};
   for (const ElementType type : {kFloat, kFloat16, kBfloat16}) {
     all.push_back(linear(type));
+    all.push_back(coded_linear(type));
     all.push_back(convolution(type));
   }
   return all;

@@ -209,10 +209,15 @@ class PackedTensors:
         threads: int,
     ) -> None: ...
 
-# codes, steps (0 at 8 bits) and d1; rows, columns, bits and group. Arrays are addresses, as above.
+# Addresses, as above; 0 for steps at 8 bits, and for no bias.
 def multiply_codes(
-    matrix: tuple[int, int, int],
-    sizes: tuple[int, int, int, int],
+    codes: int,
+    steps: int,
+    d1: int,
+    rows: int,
+    columns: int,
+    bits: int,
+    group: int,
     x: int,
     count: int,
     bias: int,

@@ -22,7 +22,9 @@ struct Table {
   Table(int bits_, std::size_t rows_, std::size_t cols_, std::size_t group_, bool extreme = false)
       : bits(bits_), rows(rows_), cols(cols_), group(group_), codes(data(extreme)), steps(all_steps(extreme)) {}
 
-  CodeRows view() const { return {codes.data(), bits == 4 ? steps.data() : nullptr, rows, cols, bits, group}; }
+  CodeRows view() const {
+    return {codes.data(), bits == 4 ? steps.data() : nullptr, row_bytes(), groups(), rows, cols, bits, group};
+  }
 
   std::size_t row_bytes() const { return bits == 8 ? cols : (cols + 1) / 2; }
   std::size_t groups() const { return (cols + group - 1) / group; }
@@ -57,20 +59,40 @@ struct Table {
   }
 };
 
-void sums(const Table& table, std::size_t count, std::size_t begin, bool extreme) {
-  const std::size_t length = diba::padded_codes(table.cols), stride = table.rows - begin + 3;
+// A vector as kernels.hpp describes it, by the definition.
+void place(const Table& table, const int* x, std::int16_t* to) {
+  std::fill_n(to, diba::CodeVector::length(table.view()), std::int16_t{0});
+  auto* bytes = reinterpret_cast<std::int8_t*>(to);
+  auto* offsets = reinterpret_cast<std::uint32_t*>(to + (table.cols + 63) / 64 * 64);
+  for (std::size_t j = 0; j < table.cols; ++j) {
+    const std::size_t step = j / 64 * 128, within = j % 64;
+    offsets[table.bits == 8 ? 0 : j / table.group] += static_cast<std::uint32_t>((table.bits == 8 ? 128 : 8) * x[j]);
+    if (table.bits == 8) {
+      to[j] = static_cast<std::int16_t>(x[j]);
+      continue;
+    }
+    int low = x[j] & 255;
+    if (low > 127) low -= 256;
+    bytes[step + within % 2 * 32 + within / 2] = static_cast<std::int8_t>((x[j] - low) / 256);
+    bytes[step + 64 + within % 2 * 32 + within / 2] = static_cast<std::int8_t>(low);
+  }
+}
+
+std::int64_t steps_of(const Table& table) {
   const auto most = static_cast<std::int64_t>(table.bits == 8 ? diba::kLargestEntry8 : diba::kLargestEntry4);
-  const std::int64_t steps = std::min<std::int64_t>(
-      32767, std::numeric_limits<std::int32_t>::max() / (most * static_cast<std::int64_t>(table.cols)));
+  const std::int64_t fit = std::numeric_limits<std::int32_t>::max() / (most * static_cast<std::int64_t>(table.cols));
+  return std::min<std::int64_t>(table.bits == 8 ? 32767 : 127 * 256, fit);
+}
+
+void sums(const Table& table, std::size_t count, std::size_t begin, bool extreme) {
+  const std::size_t length = diba::CodeVector::length(table.view()), stride = table.rows - begin + 3;
+  const std::int64_t steps = steps_of(table);
   std::mt19937 random(9);
   std::uniform_int_distribution<int> pick(static_cast<int>(-steps), static_cast<int>(steps));
   std::vector<int> x(count * table.cols);
   for (int& value : x) value = extreme ? static_cast<int>(steps) : pick(random);
-  diba::Aligned<std::int16_t> placed(count * length);
-  std::fill_n(placed.data(), count * length, std::int16_t{0});
-  for (std::size_t c = 0; c < count; ++c)
-    for (std::size_t j = 0; j < table.cols; ++j)
-      placed.data()[c * length + diba::code_place(j, table.bits)] = static_cast<std::int16_t>(x[c * table.cols + j]);
+  const diba::Aligned<std::int16_t> placed(count * length);
+  for (std::size_t c = 0; c < count; ++c) place(table, x.data() + c * table.cols, placed.data() + c * length);
   const std::string what = std::to_string(table.bits) + " bits, " + std::to_string(table.rows) + " x " +
                            std::to_string(table.cols) + ", groups of " + std::to_string(table.group) + ", " +
                            std::to_string(count) + " vectors";
@@ -101,8 +123,7 @@ void products(const Table& table, std::size_t count) {
       CHECK_IN(y.copy() == first, isa + ": the same bytes with " + std::to_string(threads) + " threads");
     }
   });
-  const double most = table.bits == 8 ? diba::kLargestEntry8 : diba::kLargestEntry4;
-  const double steps = std::min(32767.0, std::floor(2147483647.0 / (most * static_cast<double>(table.cols))));
+  const auto steps = static_cast<double>(steps_of(table));
   bool within = true, decoded = true;
   std::vector<float> row(table.cols);
   for (std::size_t i = 0; i < table.rows; ++i) {

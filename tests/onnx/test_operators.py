@@ -18,8 +18,21 @@ onnxruntime = pytest.importorskip("onnxruntime")
 from onnx import TensorProto, helper  # noqa: E402
 
 from arrays import Factors, random_factors, vectors  # noqa: E402
+from diba import _core  # noqa: E402
+from diba._internal.codes import quantize  # noqa: E402
 from diba.onnx.library import library_path  # noqa: E402
-from onnx_models import BFLOAT, FLOAT, HALF, conv, embedding, factors, file_bytes, linear, windows  # noqa: E402
+from onnx_models import (  # noqa: E402
+    BFLOAT,
+    FLOAT,
+    HALF,
+    conv,
+    embedding,
+    factors,
+    file_bytes,
+    linear,
+    model,
+    windows,
+)
 
 
 def session(made: Any, threads: int = 1) -> Any:
@@ -177,6 +190,83 @@ def test_a_number_that_is_no_row_is_refused(wrong):
     run = session(embedding({"table": file_bytes(factors(50, 8, 16))}, embedding_dim=16))
     with pytest.raises(Exception, match=rf"layer\.0\.dense.*{wrong} is not a row .* 50 rows"):
         run.run(None, {"ids": np.array([[1, wrong]])})
+
+
+# ---------------------------------------------------------------- CodedLinear, and look-ups in its table
+
+
+def coded(codes: Any, kind: int = FLOAT, bias: np.ndarray | None = None, **changed: Any) -> Any:
+    constants = {"table": coded_table(codes), "scales": codes.d1[:, None]} | (
+        {} if bias is None else {"bias": bias}
+    )
+    (m, n), group = codes.shape, {} if codes.bits == 8 else {"group": codes.group}
+    attributes = {"in_features": n, "out_features": [m], "bits": codes.bits} | group | changed
+    return model("CodedLinear", {"x": (kind, ["batch", "length", n])}, constants, {"y": kind}, **attributes)
+
+
+def product(codes: Any, x: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+    """That of the core, on tensors as torch has them."""
+    (m, n), y = codes.shape, np.empty((len(x), codes.shape[0]), np.float32)
+    steps, shift = (0 if one is None else one.ctypes.data for one in (codes.steps, bias))
+    where = codes.codes.ctypes.data, steps, codes.d1.ctypes.data
+    _core.multiply_codes(
+        *where, m, n, codes.bits, codes.group, x.ctypes.data, len(x), shift, y.ctypes.data, 1
+    )
+    return y
+
+
+@pytest.mark.parametrize(("bits", "group"), [(8, 32), (4, 32), (4, 64)])
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("n", [64, 99])
+def test_coded_products_have_the_bytes_of_the_core(bits, group, threads, n):
+    codes, x = quantize(vectors(1100, n), bits, group), vectors(21, n, seed=5)
+    for bias in (None, vectors(1, 1100)[0]):
+        (y,) = session(coded(codes, bias=bias), threads).run(None, {"x": x.reshape(3, 7, n)})
+        assert np.array_equal(y.reshape(21, 1100), product(codes, x, bias))
+    narrow = (x / 10000).astype(np.float16)
+    (y,) = session(coded(codes, HALF)).run(None, {"x": narrow[None]})
+    assert np.array_equal(y[0], product(codes, narrow.astype(np.float32), None).astype(np.float16))
+    (y,) = session(coded(codes)).run(None, {"x": x[:0][None]})
+    assert y.shape == (1, 0, 1100)
+    assert session(coded(codes)).get_outputs()[0].shape == ["batch", "length", 1100]
+    ids = np.array([[3, -1, 1099]])
+    group_of = {} if bits == 8 else {"group": group}
+    table = {"table": coded_table(codes), "scales": codes.d1[:, None]}
+    (rows,) = session(embedding(table, embedding_dim=n, bits=bits, **group_of)).run(None, {"ids": ids})
+    assert np.array_equal(rows, codes.rows(ids))
+
+
+def coded_table(codes: Any) -> np.ndarray:
+    return codes.codes if codes.steps is None else np.concatenate([codes.codes, codes.steps], axis=1)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"bits": 3}, "bits is 3; it must be 8 or 4"),
+        ({"bits": 8}, "group is 32.*absent with 8"),
+        ({"group": 48}, "group is 48.*power of two"),
+        ({"in_features": 65}, "table has shape.*uint8 of 36 columns"),
+        ({"in_features": 70000}, "in_features is 70000; it must be from 1 to 65536"),
+    ],
+)
+def test_coded_tables_that_do_not_fit_are_refused(changed, message):
+    with pytest.raises(Exception, match=rf"diba::CodedLinear 'layer\.0\.dense'.*{message}"):
+        session(coded(quantize(vectors(5, 64), 4), **changed))
+
+
+def test_coded_inputs_that_do_not_fit_are_refused():
+    codes = quantize(vectors(5, 64), 8)
+    with pytest.raises(Exception, match=r"bias has shape \(4\).*\(5\)"):
+        session(coded(codes, bias=vectors(1, 4)[0]))
+    made = coded(codes)
+    made.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "any"
+    with pytest.raises(Exception, match=r"X has shape \(1, 2, 63\); its last dimension must be 64"):
+        session(made).run(None, {"x": np.zeros((1, 2, 63), np.float32)})
+    table = {"table": coded_table(quantize(vectors(5, 64), 4)), "scales": codes.d1[:, None]}
+    run = session(embedding(table, embedding_dim=64, bits=4, group=32))
+    with pytest.raises(Exception, match=r"65 is not a row"):
+        run.run(None, {"ids": np.array([[65]])})
 
 
 # ---------------------------------------------------------------- Conv

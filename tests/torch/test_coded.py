@@ -102,7 +102,9 @@ def bound(layer: DibaCodedLinear, x: Tensor) -> Tensor:
     """Half a step of the activations for every weight, and float32's rounding of a product and two scales."""
     w = copy.deepcopy(layer).double().dense_weight()
     most = (128 if layer.bits == 8 else 504) * layer.in_features
-    step = x.double().abs().amax(-1, keepdim=True) / min(32767, (2**31 - 1) // most)
+    step = x.double().abs().amax(-1, keepdim=True) / min(
+        32767 if layer.bits == 8 else 127 * 256, (2**31 - 1) // most
+    )
     sums = functional.linear(x.double().abs(), w.abs())
     return step / 2 * w.abs().sum(1) + 8 * EPS * sums
 

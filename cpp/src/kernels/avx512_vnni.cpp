@@ -45,7 +45,25 @@ inline void integer_block(const std::int8_t* a, std::size_t stride, std::size_t 
 }
 
 struct DotProducts {
-  static __m256i add(__m256i sums, __m256i a, __m256i b) { return _mm256_dpwssd_epi32(sums, a, b); }
+  static __m256i pairs(__m256i sums, __m256i a, __m256i b) { return _mm256_dpwssd_epi32(sums, a, b); }
+
+  struct Sums {
+    __m256i sum = _mm256_setzero_si256();
+    __m256i whole() const { return sum; }
+  };
+  static __m256i steps(std::int32_t first, std::int32_t last) {
+    return _mm256_set_m128i(_mm_set1_epi32(last), _mm_set1_epi32(first));
+  }
+  static __m256i eight(__m256i even_u8x32, __m256i odd_u8x32, const std::int8_t* x) {
+    return _mm256_dpbusd_epi32(_mm256_dpbusd_epi32(_mm256_setzero_si256(), even_u8x32, load(x)), odd_u8x32,
+                               load(x + 32));
+  }
+  static void add_step(Sums& sums, __m256i even_u8x32, __m256i odd_u8x32, __m256i steps_i32x8, const void* x) {
+    const auto* bytes = static_cast<const std::int8_t*>(x);
+    const __m256i high = _mm256_slli_epi32(eight(even_u8x32, odd_u8x32, bytes), 8);
+    const __m256i low = eight(even_u8x32, odd_u8x32, bytes + kCodeStep);
+    sums.sum = _mm256_add_epi32(sums.sum, _mm256_mullo_epi32(_mm256_add_epi32(high, low), steps_i32x8));
+  }
 };
 
 }  // namespace

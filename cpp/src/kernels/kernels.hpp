@@ -47,17 +47,18 @@ struct SignRow {
 };
 
 // Rows of whole numbers e(i, j) of few bits, read where they are stored:
-//   8 bits: e = codes(i, j) - 128;  4 bits: e = (code(i, j) - 8) * (steps(i, j / group) - 128), two codes in a byte,
-//   the first one in the low bits. Unused bits of a row are ignored.
+//   8 bits: e = code(i, j) - 128;  4 bits: e = (code(i, j) - 8) * (step(i, j / group) - 128), two codes in a byte, the
+//   first one in the low bits. Unused bits of a row are ignored.
 struct CodeRows {
-  const std::uint8_t* codes;  // (rows, row_bytes())
-  const std::uint8_t* steps;  // (rows, groups()); null at 8 bits
+  const std::uint8_t* codes;  // rows of row_bytes() that begin code_stride bytes from one another
+  const std::uint8_t* steps;  // rows of groups() that begin step_stride bytes from one another; null at 8 bits
+  std::size_t code_stride, step_stride;
   std::size_t rows, cols;
   int bits;           // 8 or 4
   std::size_t group;  // codes that share a step: a power of two, at least 32
 
   [[gnu::always_inline]] std::size_t row_bytes() const { return bits == 8 ? cols : (cols + 1) / 2; }
-  [[gnu::always_inline]] std::size_t groups() const { return (cols + group - 1) / group; }
+  [[gnu::always_inline]] std::size_t groups() const { return bits == 8 ? 1 : (cols + group - 1) / group; }
 };
 
 struct Kernels {
@@ -111,8 +112,7 @@ struct Kernels {
                        const std::int8_t* x, std::int32_t* y);
 
   // sums(c, i - begin) = sum of e(i, j) * x(c, j) over j, for rows i from `begin` up to `end` and c < count vectors; no
-  // sum exceeds 32 bits. x (count, padded_codes(cols)), zero from `cols` on, in the order of code_place, 64-byte
-  // aligned; sums has rows of `stride`.
+  // sum exceeds 32 bits. x: vectors as CodeVector describes them, 64-byte aligned; sums has rows of `stride`.
   void (*code_sums)(const CodeRows& rows, std::size_t begin, std::size_t end, const std::int16_t* x, std::size_t count,
                     std::int32_t* sums, std::size_t stride);
 
@@ -161,15 +161,22 @@ extern const Kernels kAvx2;
 extern const Kernels kAvx512;
 extern const Kernels kNeon;
 
-// code_sums works on so many columns at a time.
+// A vector of 16-bit numbers x(j) for code_sums. At 8 bits they lie in order; at 4 bits, where |x(j)| <= kCodeMost,
+// each as two bytes, x = 256 high + low: for 64 columns the high bytes of the even columns, then of the odd ones, and
+// the low bytes likewise. All are zero from `cols` up to a multiple of 64. Then come 32-bit numbers modulo 2^32, one
+// for each group and zeros up to a multiple of 8: the sum of x(j) over the group, times the code that stands for zero.
 inline constexpr std::size_t kCodeStep = 64;
-[[gnu::always_inline]] constexpr std::size_t padded_codes(std::size_t cols) {
-  return (cols + kCodeStep - 1) / kCodeStep * kCodeStep;
-}
-// Where column j of a vector lies: at 4 bits, 16 times every fourth column of a step, as four codes fill 16 bits.
-[[gnu::always_inline]] constexpr std::size_t code_place(std::size_t j, int bits) {
-  return bits == 8 ? j : j / kCodeStep * kCodeStep + j % 4 * (kCodeStep / 4) + j % kCodeStep / 4;
-}
+inline constexpr std::int32_t kCodeMost = 127 * 256;
+struct CodeVector {
+  [[gnu::always_inline]] static std::size_t padded(std::size_t cols) {
+    return (cols + kCodeStep - 1) / kCodeStep * kCodeStep;
+  }
+  [[gnu::always_inline]] static std::size_t offsets(const CodeRows& rows) { return (rows.groups() + 7) / 8 * 8; }
+  // In 16-bit numbers; a multiple of 64 bytes.
+  [[gnu::always_inline]] static std::size_t length(const CodeRows& rows) {
+    return padded(rows.cols) + padded(2 * offsets(rows));
+  }
+};
 
 // Members of tables that dispatch.cpp makes from kAvx512: those of "avx512vnni" and "avx512vbmi", and of "amx".
 void integer_tile_vnni(const std::int8_t* a, std::size_t rows, std::size_t stride, std::size_t groups,

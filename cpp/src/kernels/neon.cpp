@@ -3,7 +3,7 @@
 
 #include <arm_neon.h>
 
-#include "kernels/code_reader.hpp"
+#include "kernels/code_rows.hpp"
 
 #if !defined(__aarch64__) || !defined(__ARM_NEON)
 #error "neon.cpp is for 64-bit Arm with NEON"
@@ -99,62 +99,78 @@ void integer_tile(const std::int8_t* a, std::size_t rows, std::size_t stride, st
   }
 }
 
-using Codes = int16x8_t[8];  // 64 columns, in the order of code_place
-
-inline void decode_8(const std::uint8_t* codes, Codes& e) {
-  for (std::size_t v = 0; v < 4; ++v) {
-    const int8x16_t signed_i8x16 = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(codes + 16 * v), vdupq_n_u8(128)));
-    e[2 * v] = vmovl_s8(vget_low_s8(signed_i8x16));
-    e[2 * v + 1] = vmovl_high_s8(signed_i8x16);
-  }
-}
-
-// Four codes of 16 bits go to four vectors; steps: of the first and of the last 32 columns.
-inline void decode_4(const std::uint8_t* codes, const std::int16_t* steps, Codes& e) {
-  for (std::size_t h = 0; h < 2; ++h) {
-    const int16x8_t four = vreinterpretq_s16_u8(veorq_u8(vld1q_u8(codes + 16 * h), vdupq_n_u8(0x88)));
-    const int16x8_t step = vdupq_n_s16(steps[h]);
-    e[h] = vmulq_s16(vshrq_n_s16(vshlq_n_s16(four, 12), 12), step);
-    e[2 + h] = vmulq_s16(vshrq_n_s16(vshlq_n_s16(four, 8), 12), step);
-    e[4 + h] = vmulq_s16(vshrq_n_s16(vshlq_n_s16(four, 4), 12), step);
-    e[6 + h] = vmulq_s16(vshrq_n_s16(four, 12), step);
-  }
-}
-
 template <std::size_t kVectors>
-inline void code_sums_block(const CodeRows& rows, std::size_t begin, std::size_t end, const std::int16_t* x,
-                            std::int32_t* sums, std::size_t stride) {
-  const std::size_t length = padded_codes(rows.cols);
-  CodeReader read(rows);
+inline void code_sums_8(const CodeRows& rows, std::size_t begin, std::size_t end, const std::int16_t* x,
+                        std::int32_t* sums, std::size_t stride) {
+  const std::size_t length = CodeVector::length(rows);
   for (std::size_t i = begin; i < end; ++i) {
+    const std::uint8_t* row = rows.codes + i * rows.code_stride;
     int32x4_t totals[kVectors][2];
-    for (auto& total : totals) total[0] = total[1] = vdupq_n_s32(0);
+    for (auto& both : totals) both[0] = both[1] = vdupq_n_s32(0);
     for (std::size_t j = 0; j < rows.cols; j += kCodeStep) {
-      Codes e;
-      if (rows.bits == 8) {
-        decode_8(read.codes(i, j), e);
-      } else {
-        const std::int16_t steps[2] = {read.step(i, j, 0), read.step(i, j, 1)};
-        decode_4(read.codes(i, j), steps, e);
-      }
-      for (std::size_t c = 0; c < kVectors; ++c)
-        for (std::size_t v = 0; v < 8; ++v) {
-          const int16x8_t x_i16x8 = vld1q_s16(x + c * length + j + 8 * v);
-          totals[c][0] = vmlal_s16(totals[c][0], vget_low_s16(e[v]), vget_low_s16(x_i16x8));
-          totals[c][1] = vmlal_high_s16(totals[c][1], e[v], x_i16x8);
+      for (std::size_t v = 0; v < kCodeStep; v += 8) {
+        const int16x8_t e = vreinterpretq_s16_u16(vsubl_u8(vld1_u8(row + j + v), vdup_n_u8(128)));
+        for (std::size_t c = 0; c < kVectors; ++c) {
+          const int16x8_t x_i16x8 = vld1q_s16(x + c * length + j + v);
+          totals[c][0] = vmlal_s16(totals[c][0], vget_low_s16(e), vget_low_s16(x_i16x8));
+          totals[c][1] = vmlal_high_s16(totals[c][1], e, x_i16x8);
         }
+      }
     }
     for (std::size_t c = 0; c < kVectors; ++c)
       sums[c * stride + i - begin] = vaddvq_s32(vaddq_s32(totals[c][0], totals[c][1]));
   }
 }
 
+// The sum of four products of codes and bytes fits 16 bits; then come the steps.
+template <std::size_t kVectors>
+inline void code_sums_4(const CodeRows& rows, std::size_t begin, std::size_t end, const std::int16_t* x,
+                        std::int32_t* sums, std::size_t stride) {
+  const std::size_t length = CodeVector::length(rows);
+  const int8x16_t middle = vdupq_n_s8(8);
+  const unsigned shift = group_shift(rows);
+  for (std::size_t i = begin; i < end; ++i) {
+    const std::uint8_t* row = rows.codes + i * rows.code_stride;
+    const std::uint8_t* row_steps = rows.steps + i * rows.step_stride;
+    int32x4_t totals[kVectors][2];  // of high and of low bytes
+    for (auto& both : totals) both[0] = both[1] = vdupq_n_s32(0);
+    for (std::size_t j = 0; j < rows.cols; j += kCodeStep) {
+      for (std::size_t h = 0; h < 2; ++h) {
+        const uint8x16_t both = vld1q_u8(row + j / 2 + 16 * h);
+        const int8x16_t even = vsubq_s8(vreinterpretq_s8_u8(vandq_u8(both, vdupq_n_u8(15))), middle);
+        const int8x16_t odd = vsubq_s8(vreinterpretq_s8_u8(vshrq_n_u8(both, 4)), middle);
+        const auto step = static_cast<std::int16_t>(row_steps[(j + 32 * h) >> shift] - 128);
+        for (std::size_t c = 0; c < kVectors; ++c)
+          for (std::size_t part = 0; part < 2; ++part) {
+            const auto* from = reinterpret_cast<const std::int8_t*>(x + c * length + j) + kCodeStep * part + 16 * h;
+            const int8x16_t x_even = vld1q_s8(from), x_odd = vld1q_s8(from + 32);
+            int16x8_t four = vmull_s8(vget_low_s8(even), vget_low_s8(x_even));
+            four = vmlal_high_s8(four, even, x_even);
+            four = vmlal_s8(four, vget_low_s8(odd), vget_low_s8(x_odd));
+            four = vmlal_high_s8(four, odd, x_odd);
+            totals[c][part] = vmlal_n_s16(totals[c][part], vget_low_s16(four), step);
+            totals[c][part] = vmlal_high_n_s16(totals[c][part], four, step);
+          }
+      }
+    }
+    for (std::size_t c = 0; c < kVectors; ++c)
+      sums[c * stride + i - begin] = vaddvq_s32(vaddq_s32(vshlq_n_s32(totals[c][0], 8), totals[c][1]));
+  }
+}
+
 void code_sums(const CodeRows& rows, std::size_t begin, std::size_t end, const std::int16_t* x, std::size_t count,
                std::int32_t* sums, std::size_t stride) {
-  const std::size_t length = padded_codes(rows.cols);
+  const std::size_t length = CodeVector::length(rows);
+  const bool eight = rows.bits == 8;
+  const std::size_t whole = whole_rows(rows, end);
   std::size_t c = 0;
-  for (; c + 4 <= count; c += 4) code_sums_block<4>(rows, begin, end, x + c * length, sums + c * stride, stride);
-  for (; c < count; ++c) code_sums_block<1>(rows, begin, end, x + c * length, sums + c * stride, stride);
+  const auto run = [&](auto block, std::size_t vectors) {
+    for (; c + vectors <= count; c += vectors) block(rows, begin, whole, x + c * length, sums + c * stride, stride);
+  };
+  run(eight ? code_sums_8<4> : code_sums_4<4>, 4);
+  run(eight ? code_sums_8<1> : code_sums_4<1>, 1);
+  for (std::size_t i = whole < begin ? begin : whole; i < end; ++i)
+    code_sums_of_row(rows, i, x, count, sums + i - begin, stride);
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 // The specification: plain loops that state what every kernel computes and in which order it adds.
 
+#include "kernels/code_rows.hpp"
 #include "kernels/dense_rows.hpp"
 #include "kernels/flips.hpp"
 
@@ -134,21 +135,9 @@ void integer_tile(const std::int8_t* a, std::size_t rows, std::size_t stride, st
     }
 }
 
-std::int32_t code_at(const CodeRows& rows, std::size_t i, std::size_t j) {
-  const std::uint8_t* row = rows.codes + i * rows.row_bytes();
-  if (rows.bits == 8) return row[j] - 128;
-  return ((row[j / 2] >> (4 * (j % 2)) & 15) - 8) * (rows.steps[i * rows.groups() + j / rows.group] - 128);
-}
-
 void code_sums(const CodeRows& rows, std::size_t begin, std::size_t end, const std::int16_t* x, std::size_t count,
                std::int32_t* sums, std::size_t stride) {
-  for (std::size_t c = 0; c < count; ++c)
-    for (std::size_t i = begin; i < end; ++i) {
-      const std::int16_t* vector = x + c * padded_codes(rows.cols);
-      std::int32_t sum = 0;
-      for (std::size_t j = 0; j < rows.cols; ++j) sum += code_at(rows, i, j) * vector[code_place(j, rows.bits)];
-      sums[c * stride + i - begin] = sum;
-    }
+  for (std::size_t i = begin; i < end; ++i) code_sums_of_row(rows, i, x, count, sums + i - begin, stride);
 }
 
 void fused_tile(const float* a, std::size_t rows, std::size_t stride, std::size_t inner, const float* x, float* y) {

@@ -18,10 +18,22 @@ constexpr float kSmallest = 0x1p-100F;     // below it lies what is left of smal
 std::int32_t steps_of(const CodeRows& rows) {
   const std::int64_t most = rows.bits == 8 ? kLargestEntry8 : kLargestEntry4;
   const std::int64_t steps = std::numeric_limits<std::int32_t>::max() / (most * static_cast<std::int64_t>(rows.cols));
-  return static_cast<std::int32_t>(std::min<std::int64_t>(steps, 32767));
+  return static_cast<std::int32_t>(std::min<std::int64_t>(steps, rows.bits == 8 ? 32767 : kCodeMost));
 }
 
-// Fills q in the order of code_place; returns the unit.
+void put(std::int16_t* q, std::size_t j, int bits, std::int32_t value) {
+  if (bits == 8) {
+    q[j] = static_cast<std::int16_t>(value);
+    return;
+  }
+  auto* bytes = reinterpret_cast<std::int8_t*>(q + j / kCodeStep * kCodeStep);
+  const std::size_t place = j % 2 * 32 + j % kCodeStep / 2;
+  const std::int32_t high = (value + 128) >> 8;
+  bytes[place] = static_cast<std::int8_t>(high);
+  bytes[kCodeStep + place] = static_cast<std::int8_t>(value - 256 * high);
+}
+
+// Fills q (CodeVector); returns the unit.
 float quantize(const float* x, const CodeRows& rows, std::int32_t steps, std::int16_t* q) {
   float largest = kSmallest;
   bool finite = true;
@@ -30,12 +42,16 @@ float quantize(const float* x, const CodeRows& rows, std::int32_t steps, std::in
     finite = finite && size <= FLT_MAX;
     largest = size > largest ? size : largest;
   }
-  std::fill_n(q, padded_codes(rows.cols), std::int16_t{0});
+  std::fill_n(q, CodeVector::length(rows), std::int16_t{0});
   if (!finite) return std::numeric_limits<float>::quiet_NaN();
+  auto* offsets = reinterpret_cast<std::uint32_t*>(q + CodeVector::padded(rows.cols));
   const float unit = largest / static_cast<float>(steps), inverse = static_cast<float>(steps) / largest;
+  const std::uint32_t zero = rows.bits == 8 ? 128 : 8;
   for (std::size_t j = 0; j < rows.cols; ++j) {
     const float nearest = (x[j] * inverse + 0x1.8p23F) - 0x1.8p23F;  // rounded to an integer, ties to even
-    q[code_place(j, rows.bits)] = static_cast<std::int16_t>(nearest);
+    const auto value = static_cast<std::int32_t>(nearest);
+    put(q, j, rows.bits, value);
+    offsets[rows.bits == 8 ? 0 : j / rows.group] += zero * static_cast<std::uint32_t>(value);
   }
   return unit;
 }
@@ -51,7 +67,7 @@ void finish(const std::int32_t* sums, const float* scale, float unit, const floa
 void multiply_codes(const CodeRows& rows, const float* scale, const float* x, std::size_t count, const float* bias,
                     float* y, const Executor& executor) {
   const std::int32_t steps = steps_of(rows);
-  const std::size_t length = padded_codes(rows.cols), pieces = (rows.rows + kRowsOfPiece - 1) / kRowsOfPiece;
+  const std::size_t length = CodeVector::length(rows), pieces = (rows.rows + kRowsOfPiece - 1) / kRowsOfPiece;
   const Aligned<std::int16_t> q(std::min(count, kVectors) * length);
   float units[kVectors];
   const Kernels& kernels = active();
@@ -73,12 +89,12 @@ void multiply_codes(const CodeRows& rows, const float* scale, const float* x, st
 }
 
 void decode_row(const CodeRows& rows, const float* scale, std::size_t i, float* y) {
-  const std::uint8_t* codes = rows.codes + i * rows.row_bytes();
+  const std::uint8_t* codes = rows.codes + i * rows.code_stride;
   if (rows.bits == 8) {
     for (std::size_t j = 0; j < rows.cols; ++j) y[j] = scale[i] * static_cast<float>(int{codes[j]} - 128);
     return;
   }
-  const std::uint8_t* steps = rows.steps + i * rows.groups();
+  const std::uint8_t* steps = rows.steps + i * rows.step_stride;
   for (std::size_t j = 0; j < rows.cols; ++j)
     y[j] = scale[i] * static_cast<float>(((codes[j / 2] >> (4 * (j % 2)) & 15) - 8) * (steps[j / rows.group] - 128));
 }

@@ -14,9 +14,9 @@ inline constexpr std::int32_t kLargestEntry8 = 128, kLargestEntry4 = 8 * kLarges
 inline constexpr std::size_t kCodeMaxCols = std::size_t{1} << 16;
 
 // y(c, i) = (scale(i) * unit(c)) * float(s(c, i)) + bias(i), s being the exact sum of e(i, j) q(c, j) and q(c, j) the
-// nearest integer (ties to even) to x(c, j) / unit(c), unit(c) = max |x(c, j)| / steps, steps = min(32767,
-// (2^31 - 1) / (cols * kLargestEntry)). All y(c, ...) are NaN where an x(c, j) is not finite.
-// scale (rows), x (count, cols), bias (rows) or null, y (count, rows).
+// nearest integer (ties to even) to x(c, j) / unit(c), unit(c) = max |x(c, j)| / steps, steps = min(most,
+// (2^31 - 1) / (cols * kLargestEntry)) with most = 32767 at 8 bits and kCodeMost at 4. All y(c, ...) are NaN where an
+// x(c, j) is not finite. scale (rows), x (count, cols), bias (rows) or null, y (count, rows).
 void multiply_codes(const CodeRows& rows, const float* scale, const float* x, std::size_t count, const float* bias,
                     float* y, const Executor& executor);
 

@@ -30,13 +30,13 @@ def add_command(commands: Any) -> None:
     parser.add_argument("output", metavar="OUT", help="folder to write")
     parser.add_argument("--genai", action="store_true", help="a language model for onnxruntime-genai")
     parser.add_argument(
-        "--embeddings", choices=_BITS, help="bits of dense embeddings (default: 8; with --genai 4)"
+        "--embeddings", choices=_BITS, default="8", help="bits of dense embeddings (default: 8)"
     )
     parser.add_argument(
         "--head",
         choices=(*_BITS, _FACTORED),
-        help=f"bits of a dense output layer (default: 8; with --genai 4), or {_FACTORED}, with --genai: "
-        "factor it at 2 bits",
+        default="8",
+        help=f"bits of a dense output layer (default: 8), or {_FACTORED}, with --genai: factor it at 2 bits",
     )
     parser.add_argument(
         "--threads", type=int, metavar="N", help="with --genai: threads that OUT asks for (default: all)"
@@ -78,11 +78,9 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
     for name, given in other.items():
         if given:
             raise ValueError(f"{name} is given {'with' if options.genai else 'without'} --genai")
-    usual = "4" if options.genai else "8"
-    head = options.head or usual
     shared: dict[str, Any] = {
-        "embeddings": _BITS[options.embeddings or usual],
-        "head": head if head == _FACTORED else _BITS[head],
+        "embeddings": _BITS[options.embeddings],
+        "head": options.head if options.head == _FACTORED else _BITS[options.head],
         "precision": options.precision,
         "progress": sys.stderr.isatty() and not options.quiet,
     }

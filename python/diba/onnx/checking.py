@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .inputs import flat
-from .places import TableHead, acting
+from .places import acting
 from .results import Difference, ExportError
 from .runtime import session
 
@@ -26,11 +26,6 @@ __all__ = ["allowed", "check", "outputs_of", "refuse_wrong"]
 _FLOAT32 = 1e-3
 """Allowed for the float32 sums of the other layers, in any order: some thousand roundings of 2^-24, and what
 softmax and normalisations make of them."""
-
-_INT8_HEAD = 0.025
-"""Allowed for an output layer whose inputs are rounded to 8 bits in blocks of 32 or more: a step is 1/127 of
-the largest of 32 entries. Of normal numbers that is 2.1 standard deviations, and the error 2.1 / 127 /
-sqrt(12) = 0.5 % of them; hidden states have entries that are larger by far, so it is five times that."""
 
 
 def outputs_of(model: nn.Module, places: Sequence[Place], how: str, example: Example) -> Any:
@@ -52,9 +47,8 @@ def check(
 
     The yardstick is the model with exact products. Both PyTorch's fast products and the exported ones are
     some distance from it, and from each other, since equal rounding starts from slightly different sums. So
-    the exported model may be twice as far from exact products as PyTorch's are, plus ``_FLOAT32``, plus
-    ``_INT8_HEAD`` where there is such a layer. Standard operators do not quantize: for them it is
-    ``_FLOAT32`` alone.
+    the exported model may be twice as far from exact products as PyTorch's are, plus ``_FLOAT32``. Standard
+    operators do not quantize: for them it is ``_FLOAT32`` alone.
 
     Raises:
         ExportError: An output differs by more, or has another shape.
@@ -75,7 +69,7 @@ def check(
                 )
             if wanted.is_floating_point():
                 error, noise = _distance(y, wanted), _distance(run, wanted)
-                own = (_FLOAT32 if standard else allowed(noise, places)) + _rounding(wanted)
+                own = (_FLOAT32 if standard else allowed(noise)) + _rounding(wanted)
                 most = own if tolerance is None else tolerance
                 found.append(Difference(name, example.shapes(), error, noise, most))
     refuse_wrong(found)
@@ -94,10 +88,9 @@ def refuse_wrong(found: Sequence[Difference]) -> None:
             )
 
 
-def allowed(noise: float, places: Sequence[Place]) -> float:
+def allowed(noise: float) -> float:
     """The error that is accepted where PyTorch's fast products have the error ``noise``."""
-    coded = any(isinstance(place, TableHead) and place.table.scales is not None for place in places)
-    return _FLOAT32 + 2 * noise + _INT8_HEAD * coded
+    return _FLOAT32 + 2 * noise
 
 
 def _opened(path: Path, model: nn.Module) -> Any:

@@ -67,10 +67,9 @@ def export(
         example: Arguments of one call: a tensor, a tuple, or a mapping of keyword arguments, such as a
             tokenizer returns.
         path: The file to write, such as ``"model.onnx"``.
-        embeddings: Bits of dense embeddings of 64 KiB or more, 16, 8 or 4, each row or block with a scale of
-            its own; None: float32.
-        head: Bits of a language model's dense output layer (``get_output_embeddings``), likewise. 8 bits need
-            onnxruntime 1.22 or newer.
+        embeddings: Bits of dense embeddings of 64 KiB or more, 16, 8 or 4 (:class:`diba.torch.CodedLayer`);
+            None: float32. Embeddings that were converted to 8 or 4 bits stay as they are.
+        head: Bits of a language model's dense output layer (``get_output_embeddings``), likewise.
         standard: Use the operators of ONNX only, so that no library is needed. Factors still take one bit an
             entry in the file; onnxruntime unpacks them to dense float32 matrices when it opens the model,
             which is then as large and as slow as the dense one.

@@ -51,7 +51,7 @@ def check(folder: Path, source: Source, places: Sequence[Place], tolerance: floa
     for name, rows in _scores(folder, ways, room).items():
         ends = [n - 1 for n in lengths] if name == "whole prompts" else slice(None)
         error, noise = _distance(rows, exact[ends]), _distance(run[ends], exact[ends])
-        most = allowed(noise, places) if tolerance is None else tolerance
+        most = allowed(noise) if tolerance is None else tolerance
         found.append(Difference("logits", f"{len(rows)} tokens, {name}", error, noise, most))
     refuse_wrong(found)
     return found

@@ -1,4 +1,4 @@
-"""Nodes of diba's operators, and of onnxruntime's for dense output layers, in the place of placeholders."""
+"""Nodes of diba's operators in the place of placeholders."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ if TYPE_CHECKING:
 
     from .graph import Editor
 
-__all__ = ["bias_of", "float_product", "float_rows", "library_node", "table_of"]
+__all__ = ["bias_of", "float_product", "float_rows", "library_node"]
 
-_DOMAIN, _RUNTIME = "diba", "com.microsoft"
-_INT8_ACTIVATIONS = 4  # MatMulNBits: products of 8-bit integers, the fastest; errors of about 0.5 %
+_DOMAIN = "diba"
 
 
 def library_node(edit: Editor, place: Place, x: ir.Value, dtype: Any, precision: str) -> ir.Value:
@@ -37,11 +36,10 @@ def library_node(edit: Editor, place: Place, x: ir.Value, dtype: Any, precision:
     if isinstance(place, TableHead):
         return _head(edit, place, x, dtype)
     if isinstance(place, TableRows):
-        if place.table.scales is None:
+        if place.table.source is None:
             return float_rows(edit, place, x, dtype)
-        codes, scales = table_of(edit, place)
-        facts = {"embedding_dim": place.table.columns, "bits": place.table.bits}
-        return _rows(edit, place.name, (x, codes, scales), facts, dtype)
+        facts = {"embedding_dim": place.table.columns, **_form(place)}
+        return _rows(edit, place.name, (x, *_table_of(edit, place)), facts, dtype)
     factors = edit.constant(f"{place.owner}.factors", partial(_factors, place))
     if isinstance(place, EmbeddingPlace):
         return _rows(edit, place.name, (x, factors), {"embedding_dim": place.module.embedding_dim}, dtype)
@@ -71,10 +69,15 @@ def bias_of(edit: Editor, place: Any) -> list[ir.Value]:
     return [] if bias is None else [edit.constant(f"{place.name}.bias", lambda: as_numpy(bias))]
 
 
-def table_of(edit: Editor, place: Any) -> tuple[ir.Value, ir.Value]:
-    """A table of codes, and its scales."""
-    codes = edit.constant(f"{place.owner}.table", lambda: place.table.codes)
-    return codes, edit.constant(f"{place.owner}.scales", lambda: place.table.scales)
+def _table_of(edit: Editor, place: Any) -> tuple[ir.Value, ir.Value]:
+    """A table of codes, and a scale for each row."""
+    table = edit.constant(f"{place.owner}.table", lambda: place.table.packed())
+    return table, edit.constant(f"{place.owner}.scales", lambda: place.table.source.d1[:, None])
+
+
+def _form(place: Any) -> dict[str, int]:
+    source = place.table.source
+    return {"bits": source.bits} | ({"group": source.group} if source.bits == 4 else {})
 
 
 def float_rows(edit: Editor, place: TableRows, x: ir.Value, dtype: Any) -> ir.Value:
@@ -99,8 +102,8 @@ def float_product(edit: Editor, place: TableHead, x: ir.Value, weight: ir.Value 
     return edit.node(place.name, "MatMul", x, turned)
 
 
-def _floats(edit: Editor, place: TableRows | TableHead) -> ir.Value:
-    return edit.constant(f"{place.owner}.table", lambda: place.table.codes)
+def _floats(edit: Editor, place: Any) -> ir.Value:
+    return edit.constant(f"{place.owner}.table", lambda: place.table.floats)
 
 
 def _rows(edit: Editor, name: str, inputs: Any, facts: dict[str, int], dtype: Any) -> ir.Value:
@@ -111,29 +114,14 @@ def _rows(edit: Editor, name: str, inputs: Any, facts: dict[str, int], dtype: An
 
 def _head(edit: Editor, place: TableHead, x: ir.Value, dtype: Any) -> ir.Value:
     table = place.table
-    x = edit.cast(f"{place.name}/input", x, dtype, FLOAT)
-    y = float_product(edit, place, x) if table.scales is None else _product(edit, place, x)
+    if table.source is not None:
+        given = [x, *_table_of(edit, place), *bias_of(edit, place)]
+        sizes = {"in_features": table.columns, "out_features": [table.shape[0]], **_form(place)}
+        return edit.node(place.name, "CodedLinear", *given, domain=_DOMAIN, **sizes)
+    y = float_product(edit, place, edit.cast(f"{place.name}/input", x, dtype, FLOAT))
     for shift in bias_of(edit, place):
         y = edit.node(f"{place.name}/Add", "Add", y, shift)
     return edit.cast(place.name, y, FLOAT, dtype)
-
-
-def _product(edit: Editor, place: TableHead, x: ir.Value) -> ir.Value:
-    """A product with a table of codes."""
-    table: Any = place.table
-    rows, blocks = table.scales.shape
-    # The bytes are those of an embedding with the same table, and are stored once.
-    codes = edit.constant(f"{place.owner}.blocks", lambda: table.codes.reshape(rows, blocks, -1))
-    scales = edit.constant(f"{place.owner}.block_scales", lambda: table.scales.reshape(-1))
-    sizes = {"K": table.columns, "N": rows, "bits": table.bits, "block_size": table.block}
-    return edit.node(
-        place.name,
-        "MatMulNBits",
-        *(x, codes, scales),
-        domain=_RUNTIME,
-        **sizes,
-        accuracy_level=_INT8_ACTIVATIONS,
-    )
 
 
 def _factors(place: Any) -> NDArray[np.uint8]:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DOMAIN",
+    "CodedHead",
+    "CodedRows",
     "ConvPlace",
     "EmbeddingPlace",
     "LinearPlace",
@@ -174,11 +176,11 @@ class TableHead(Place):
 
     def trace(self, x: Tensor) -> Tensor:
         """See :meth:`Place.trace`."""
-        return self.symbol(x, (*x.shape[:-1], len(self.table.codes)), x.dtype)
+        return self.symbol(x, (*x.shape[:-1], self.table.shape[0]), x.dtype)
 
     def run(self, x: Tensor) -> Tensor:
         """See :meth:`Place.run`."""
-        count = len(self.table.codes)
+        count = self.table.shape[0]
         parts = [
             functional.linear(
                 x.float(), torch.from_numpy(self.table.rows(slice(i, i + _HEAD_ROWS))).to(x.device)
@@ -189,6 +191,30 @@ class TableHead(Place):
         return (y if self.module.bias is None else y + self.module.bias).to(x.dtype)
 
     exact = run
+
+
+class CodedRows(TableRows):
+    """An embedding of 8 or 4 bits."""
+
+    def trace(self, x: Tensor) -> Tensor:
+        """See :meth:`Place.trace`."""
+        return self.symbol(x, (*x.shape, self.table.columns), self.module.dtype)
+
+    def run(self, x: Tensor) -> Tensor:
+        """See :meth:`Place.run`."""
+        return Place.run(self, x)
+
+    exact = run
+
+
+class CodedHead(TableHead):
+    """A linear layer of 8 or 4 bits."""
+
+    def run(self, x: Tensor) -> Tensor:
+        """See :meth:`Place.run`."""
+        return Place.run(self, x)
+
+    exact = TableHead.run
 
 
 def _exact(layer: FactoredLayer, x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..torch.modules.state import as_numpy
 from .graph import FLOAT, INT32
-from .nodes import bias_of, float_product, float_rows, table_of
+from .nodes import bias_of, float_product, float_rows
 from .places import ConvPlace, EmbeddingPlace, Place, TableHead, TableRows
 
 if TYPE_CHECKING:
@@ -139,9 +139,9 @@ def _factored_rows(edit: Editor, place: EmbeddingPlace, x: ir.Value, dtype: Any)
 
 
 def _table_rows(edit: Editor, place: TableRows, x: ir.Value, dtype: Any) -> ir.Value:
-    if place.table.scales is None:
+    if place.table.source is None:
         return float_rows(edit, place, x, dtype)
-    all_codes, all_scales = table_of(edit, place)
+    all_codes, all_scales = _table_of(edit, place)
     codes = edit.node(f"{place.name}/codes", "Gather", all_codes, x)
     scales = edit.node(f"{place.name}/scales", "Gather", all_scales, x)
     return edit.cast(f"{place.name}/rows", _scaled(edit, place.name, place, codes, scales), FLOAT, dtype)
@@ -150,8 +150,8 @@ def _table_rows(edit: Editor, place: TableRows, x: ir.Value, dtype: Any) -> ir.V
 def _head(edit: Editor, place: TableHead, x: ir.Value, dtype: Any) -> ir.Value:
     x = edit.cast(f"{place.name}/input", x, dtype, FLOAT)
     weight = None
-    if place.table.scales is not None:
-        weight = _scaled(edit, f"{place.name}/weight", place, *table_of(edit, place))
+    if place.table.source is not None:
+        weight = _scaled(edit, f"{place.name}/weight", place, *_table_of(edit, place))
     y = float_product(edit, place, x, weight)
     for bias in bias_of(edit, place):
         y = edit.node(f"{place.name}/Add", "Add", y, bias)
@@ -159,6 +159,12 @@ def _head(edit: Editor, place: TableHead, x: ir.Value, dtype: Any) -> ir.Value:
 
 
 # ---------------------------------------------------------------- tables
+
+
+def _table_of(edit: Editor, place: Any) -> tuple[ir.Value, ir.Value]:
+    """Codes, and scales of their blocks."""
+    codes = edit.constant(f"{place.owner}.codes", lambda: place.table.source.codes)
+    return codes, edit.constant(f"{place.owner}.block_scales", place.table.block_scales)
 
 
 def _scaled(edit: Editor, name: str, place: Any, codes: ir.Value, scales: ir.Value) -> ir.Value:

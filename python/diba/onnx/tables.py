@@ -1,22 +1,21 @@
-"""Tables of numbers at 32, 16, 8 or 4 bits: dense embeddings and output layers of an exported model."""
+"""Tables of numbers at 32, 16, 8 or 4 bits: embeddings and output layers of an exported model."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from .._internal.codes import fitted_codes
+from .._internal.codes import COLUMNS_MAX, Codes, quantize
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Table", "TableBits", "rounded"]
+__all__ = ["Table", "TableBits", "coded", "rounded"]
 
 TableBits = Literal[16, 8, 4]
-
-_ROWS = 2**20  # entries rounded at once, so that temporaries stay small
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,53 +24,72 @@ class Table:
 
     Attributes:
         bits: Bits of an entry: 32 and 16 are floats, 8 and 4 are codes.
-        codes: (rows, columns) float32 or float16; or uint8, (rows, columns * bits / 8), with the zero point
-            ``2 ** (bits - 1)`` and of two codes in a byte the first one in the low bits.
-        scales: float32, (rows, blocks): what a step of the codes of a block is worth; None for floats.
+        floats: (rows, columns) float32 or float16; None for codes.
+        source: The codes; None for floats.
     """
 
     bits: int
-    codes: NDArray[Any]
-    scales: NDArray[np.float32] | None = None
+    floats: NDArray[Any] | None = None
+    source: Codes | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        if self.source is not None:
+            return self.source.shape
+        assert self.floats is not None
+        rows, columns = self.floats.shape
+        return rows, columns
 
     @property
     def columns(self) -> int:
         """Entries of a row."""
-        return int(self.codes.shape[1]) * (1 if self.scales is None else 8 // self.bits)
-
-    @property
-    def block(self) -> int:
-        """Entries that share a scale."""
-        assert self.scales is not None
-        return self.columns // int(self.scales.shape[1])
+        return self.shape[1]
 
     def rows(self, chosen: Any = slice(None)) -> NDArray[np.float32]:
         """The values of some rows in float32, shape (..., columns)."""
-        codes = self.codes[chosen]
-        if self.scales is None:
-            return np.asarray(codes, np.float32)
-        if self.bits == 4:
-            codes = np.stack((codes & 15, codes >> 4), axis=-1).reshape(*codes.shape[:-1], -1)
-        steps = codes.astype(np.float32) - np.float32(1 << self.bits - 1)
-        blocks = steps.reshape(*steps.shape[:-1], -1, self.block) * self.scales[chosen][..., None]
-        return np.asarray(blocks.reshape(steps.shape))
+        if self.source is not None:
+            return self.source.rows(chosen)
+        assert self.floats is not None
+        return np.asarray(self.floats[chosen], np.float32)
+
+    # ------------------------------------------------------------ codes as operators take them
+
+    @property
+    def block(self) -> int:
+        """Entries that share a scale, for operators that know one scale for a block: divides the columns."""
+        assert self.source is not None
+        return self.columns if self.bits == 8 else math.gcd(self.columns, self.source.group)
+
+    def block_scales(self) -> NDArray[np.float32]:
+        """Scales of the blocks, (rows, blocks)."""
+        source = self.source
+        assert source is not None
+        if source.steps is None:
+            return source.d1[:, None]
+        blocks = self.columns // self.block
+        each = np.repeat(source.steps.astype(np.float32) - 128, source.group // self.block, axis=1)[
+            :, :blocks
+        ]
+        return np.asarray(each * source.d1[:, None])
+
+    def packed(self) -> NDArray[np.uint8]:
+        """The codes of each row and then, with 4 bits, its steps: the table of diba's operators."""
+        source = self.source
+        assert source is not None
+        return source.codes if source.steps is None else np.concatenate((source.codes, source.steps), axis=1)
 
 
-def rounded(matrix: NDArray[Any], bits: int, block: int) -> Table:
-    """Store a matrix (rows, columns) at 32, 16, 8 or 4 bits.
+def coded(source: Codes) -> Table:
+    """A table of codes."""
+    return Table(source.bits, source=source)
 
-    Args:
-        matrix: Finite numbers.
-        bits: Bits of an entry.
-        block: Entries of a row that share a scale; divides the columns. Floats have no scales.
-    """
-    if bits >= 16:
-        kind = np.float16 if bits == 16 else np.float32
-        largest = np.finfo(kind).max
-        return Table(bits, np.clip(matrix, -largest, largest).astype(kind))
-    step = max(1, _ROWS // matrix.shape[1])
-    parts = [fitted_codes(matrix[i : i + step], bits, block) for i in range(0, len(matrix), step)]
-    codes, scales = (np.concatenate(both) for both in zip(*parts, strict=True))
-    if bits == 4:
-        codes = codes[:, ::2] | codes[:, 1::2] << 4
-    return Table(bits, codes, scales)
+
+def rounded(matrix: NDArray[Any], bits: int) -> Table:
+    """Store a matrix (rows, columns) of finite numbers at 32, 16, 8 or 4 bits; very long rows at 16 or 32."""
+    bits = max(bits, 16) if matrix.shape[1] > COLUMNS_MAX else bits
+    if bits < 16:
+        return coded(quantize(np.asarray(matrix, np.float32), bits))
+    kind = np.float16 if bits == 16 else np.float32
+    largest = np.finfo(kind).max
+    return Table(bits, np.clip(matrix, -largest, largest).astype(kind))

@@ -71,8 +71,13 @@ def _cpu(
     m = d1.shape[0]
     y = vectors.new_empty((*x.shape[:-1], m))
     _core.multiply_codes(
-        (codes.data_ptr(), 0 if steps is None else steps.data_ptr(), scale.data_ptr()),
-        (m, columns, 8 if steps is None else 4, group),
+        codes.data_ptr(),
+        0 if steps is None else steps.data_ptr(),
+        scale.data_ptr(),
+        m,
+        columns,
+        8 if steps is None else 4,
+        group,
         vectors.data_ptr(),
         x.numel() // columns,
         0 if shift is None else shift.data_ptr(),
