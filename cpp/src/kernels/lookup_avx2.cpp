@@ -53,11 +53,13 @@ struct Vector {
   static U8 shuffle(U8 a, U8 places) { return (U8)_mm256_shuffle_epi8((Any)a, (Any)places); }
   static U8 broadcast(__m128i a) { return (U8)_mm256_broadcastsi128_si256(a); }
 
-  static __m128i add_lanes(I32 a) {
-    return _mm_add_epi32(_mm256_castsi256_si128((Any)a), _mm256_extracti128_si256((Any)a, 1));
+  static void store_rows(std::int32_t* y, I32 a, I32 b) {
+    const Any low = _mm256_permute2x128_si256((Any)a, (Any)b, 0x20);
+    const Any high = _mm256_permute2x128_si256((Any)a, (Any)b, 0x31);
+    _mm256_store_si256(reinterpret_cast<Any*>(y), _mm256_add_epi32(low, high));
   }
   static std::int32_t sum(I32 a) {
-    const __m128i four = add_lanes(a);
+    const __m128i four = _mm_add_epi32(_mm256_castsi256_si128((Any)a), _mm256_extracti128_si256((Any)a, 1));
     const __m128i two = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4E));
     return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 0xB1)));
   }
@@ -72,6 +74,8 @@ struct Vector {
     const __m128i two = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4E));
     return _mm_cvtsi128_si32(_mm_max_epi32(two, _mm_shuffle_epi32(two, 0xB1)));
   }
+
+  static void keep(U16& a) { asm("" : "+x"(a)); }
 
   static void store_weights(I16 weights, std::uint8_t* to) {
     to[0] = static_cast<std::uint8_t>(weights[0]);
@@ -100,6 +104,6 @@ struct Vector {
 
 namespace diba {
 
-const LookupKernels kLookupAvx2 = {"avx2", TileLayout::kBytes, tabulate<Tabulator>, look_up<Block>, finish};
+const LookupKernels kLookupAvx2 = {"avx2", TileLayout::kBytes, tabulate<Tabulator>, look_up_lanes, finish};
 
 }  // namespace diba

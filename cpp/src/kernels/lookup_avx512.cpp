@@ -52,9 +52,14 @@ struct Vector {
   static U8 shuffle(U8 a, U8 places) { return (U8)_mm512_shuffle_epi8((Any)a, (Any)places); }
   static U8 broadcast(__m128i a) { return (U8)_mm512_broadcast_i32x4(a); }
 
-  static __m128i add_lanes(I32 a) {
-    const __m256i two = _mm256_add_epi32(_mm512_castsi512_si256((Any)a), _mm512_extracti64x4_epi64((Any)a, 1));
-    return _mm_add_epi32(_mm256_castsi256_si128(two), _mm256_extracti128_si256(two, 1));
+  static void store_rows(std::int32_t* y, I32 a, I32 b) {
+    const auto two_lanes = [](Any all) {
+      return _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
+    };
+    const __m256i rows_0 = two_lanes((Any)a), rows_4 = two_lanes((Any)b);
+    const __m256i low = _mm256_permute2x128_si256(rows_0, rows_4, 0x20);
+    const __m256i high = _mm256_permute2x128_si256(rows_0, rows_4, 0x31);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(y), _mm256_add_epi32(low, high));
   }
   static std::int32_t sum(I32 a) { return _mm512_reduce_add_epi32((Any)a); }
   static std::int64_t sum_i64(I32 a) {
@@ -63,6 +68,8 @@ struct Vector {
     return _mm512_reduce_add_epi64(_mm512_add_epi64(low, high));
   }
   static std::int32_t largest(I32 a) { return _mm512_reduce_max_epi32((Any)a); }
+
+  static void keep(U16&) {}  // with 32 registers, compilers do by themselves
 
   static void store_weights(I16 weights, std::uint8_t* to) {
     const Any order = _mm512_castsi128_si512(_mm_setr_epi16(0, 8, 16, 24, 4, 12, 20, 28));
@@ -96,6 +103,6 @@ void tabulate_avx512(const float* x, const float* d, std::size_t cols, float* sc
   tabulate<Tabulator>(x, d, cols, scaled, out);
 }
 
-const LookupKernels kLookupAvx512 = {"avx512", TileLayout::kBytes, tabulate_avx512, look_up<Block>, finish};
+const LookupKernels kLookupAvx512 = {"avx512", TileLayout::kBytes, tabulate_avx512, look_up_lanes, finish};
 
 }  // namespace diba

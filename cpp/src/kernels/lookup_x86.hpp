@@ -18,8 +18,9 @@
 //   repeat_low, repeat_high(a)      the lower or upper halves of 128-bit lanes, twice
 //   shuffle(a, places)              bytes of 128-bit lanes; zero where the place has its highest bit set
 //   broadcast(a)                    in each 128-bit lane
-//   add_lanes(a)                    the sum of the 128-bit lanes
+//   store_rows(y, a, b)             the sums over the 128-bit lanes: four of a, then four of b
 //   sum(a), sum_i64(a), largest(a)  of the elements
+//   keep(a)                         a stays in its register
 //   store_weights(weights, to)      each group's weight, of one part; to: its place in LookupTables::weights
 //   weight_pairs(weights, p)        the weights of part p: of groups 2 j and 2 j + 1 by turns in lane j
 //   Quotients(x).by(weights)        x / weight
@@ -137,69 +138,110 @@ class Tabulator {
   std::size_t steps_ = 0;
 };
 
-struct Block {
-  template <std::size_t kTiles, std::size_t kColumns>
-  static void run(const LookupSource& b, const LookupTables* x, const LookupSums& y) {
-    I32 sums[kTiles][kColumns][4];  // rows 0 - 3, 4 - 7, ...; the 128-bit lanes are added at the end
-    for (auto& tile : sums)
-      for (auto& column : tile)
-        for (I32& four_rows : column) four_rows = I32{};
-    for (std::size_t s = 0; s < b.steps; s += kStepsIn16Bits) {
-      const std::size_t count = s + kStepsIn16Bits < b.steps ? kStepsIn16Bits : b.steps - s;
-      Weights<kColumns> weights;
-      for (std::size_t c = 0; c < kColumns; ++c)
-        for (std::size_t u = 0; u < count; ++u)
-          for (std::size_t p = 0; p < kParts; ++p)
-            weights.pairs[c][u][p] = Vector::weight_pairs(x[c].weights + (s + u) * kStepWeights, p);
-      for (std::size_t t = 0; t < kTiles; ++t) add_steps<kColumns>(b, t, x, s, count, weights, sums[t]);
-    }
-    for (std::size_t t = 0; t < kTiles; ++t)
-      for (std::size_t c = 0; c < kColumns; ++c)
-        for (std::size_t four = 0; four < 4; ++four) {
-          std::int32_t* to = y.data + c * y.stride + t * kTileRows + 4 * four;
-          _mm_store_si128(reinterpret_cast<__m128i*>(to), Vector::add_lanes(sums[t][c][four]));
-        }
+// The tiles of a block times kColumns vectors. The tiles take turns at the same steps, whose tables and weights stay in
+// the first-level cache.
+template <std::size_t kColumns>
+class Product {
+ public:
+  Product(const LookupSource& b, std::size_t tiles, const LookupTables* x, const LookupSums& y)
+      : b_(b), tiles_(tiles), x_(x), y_(y) {}
+
+  void run() {
+    std::size_t s = 0;
+    for (; s + kStepsIn16Bits <= b_.steps; s += kStepsIn16Bits) add_steps(s, kStepsIn16Bits);
+    if (s == 0 || s < b_.steps) add_steps(s, b_.steps - s);
   }
 
  private:
-  template <std::size_t kColumns>
-  struct Weights {
-    U8 pairs[kColumns][kStepsIn16Bits][kParts];
+  struct Tables {
+    const std::uint8_t* entries[kColumns];
+    U8 weights[kColumns][kStepsIn16Bits][kParts];
   };
 
-  // Steps [s, s + count) of one tile, summed in 16 bits first.
-  template <std::size_t kColumns>
-  static void add_steps(const LookupSource& b, std::size_t t, const LookupTables* x, std::size_t s, std::size_t count,
-                        const Weights<kColumns>& weights, I32 (&sums)[kColumns][4]) {
-    U16 narrow[kColumns][2];  // rows 0 - 7, 8 - 15
-    for (auto& column : narrow) column[0] = column[1] = U16{};
-    for (std::size_t g = 0; g < kStepsIn16Bits; g += kStepsTogether) {
-      if (g > 0 && g >= count) break;
-      const std::uint8_t* words = b.step(TileLayout::kBytes, t, s + g);
-      const std::size_t together =
-          kStepsIn16Bits == kStepsTogether || count - g < kStepsTogether ? count - g : kStepsTogether;
-      for (std::size_t u = g; u < g + together; ++u, words += kTileStep) {
-        fetch_ahead<kColumns>(words);
-        for (std::size_t p = 0; p < kParts; ++p) {
-          const U8 bytes = Vector::load(words + p * kSize);
-          const U8 low = bytes & 15, high = bytes >> 4;
-          for (std::size_t c = 0; c < kColumns; ++c) {
-            const std::uint8_t* entries = x[c].entries + (s + u) * kStepEntries + p * kSize;
-            const U8 even = Vector::shuffle(Vector::load(entries), low);
-            const U8 odd = Vector::shuffle(Vector::load(entries + kOddEntries), high);
-            narrow[c][0] += Vector::multiply_add(Vector::unpack_low(even, odd), weights.pairs[c][u][p]);
-            narrow[c][1] += Vector::multiply_add(Vector::unpack_high(even, odd), weights.pairs[c][u][p]);
-          }
+  // Steps [s, s + count) of all tiles, summed in 16 bits first.
+  [[gnu::always_inline]] void add_steps(std::size_t s, std::size_t count) {
+    Tables tables;
+    for (std::size_t c = 0; c < kColumns; ++c) {
+      tables.entries[c] = x_[c].entries + s * kStepEntries;
+      const std::uint8_t* weights = x_[c].weights + s * kStepWeights;
+      for (std::size_t u = 0; u < count; ++u)
+        for (std::size_t p = 0; p < kParts; ++p)
+          tables.weights[c][u][p] = Vector::weight_pairs(weights + u * kStepWeights, p);
+    }
+    const bool last = s + count == b_.steps;
+    for (std::size_t t = 0; t < tiles_; ++t) {
+      U16 narrow[kColumns][2] = {};  // rows 0 - 7, 8 - 15
+      for (std::size_t g = 0; g < kStepsIn16Bits; g += kStepsTogether) {
+        if (g > 0 && g >= count) break;
+        const std::size_t together =
+            kStepsIn16Bits == kStepsTogether || count - g < kStepsTogether ? count - g : kStepsTogether;
+        add_together(b_.step(TileLayout::kBytes, t, s + g), g, together, tables, narrow);
+      }
+      if (s > 0) {
+        last ? widen<false, true>(narrow, t) : widen<false, false>(narrow, t);
+      } else {
+        last ? widen<true, true>(narrow, t) : widen<true, false>(narrow, t);
+      }
+    }
+  }
+
+  [[gnu::always_inline]] static void add_together(const std::uint8_t* words, std::size_t first, std::size_t count,
+                                                  const Tables& tables, U16 (&narrow)[kColumns][2]) {
+    for (std::size_t u = first; u < first + count; ++u, words += kTileStep) {
+      fetch_ahead<kColumns>(words);
+      for (std::size_t p = 0; p < kParts; ++p) {
+        const U8 bytes = Vector::load(words + p * kSize);
+        const U8 low = bytes & 15, high = bytes >> 4;
+        for (std::size_t c = 0; c < kColumns; ++c) {
+          const std::uint8_t* entries = tables.entries[c] + u * kStepEntries + p * kSize;
+          const U8 even = Vector::shuffle(Vector::load(entries), low);
+          const U8 odd = Vector::shuffle(Vector::load(entries + kOddEntries), high);
+          narrow[c][0] += Vector::multiply_add(Vector::unpack_low(even, odd), tables.weights[c][u][p]);
+          narrow[c][1] += Vector::multiply_add(Vector::unpack_high(even, odd), tables.weights[c][u][p]);
+          for (U16& eight_rows : narrow[c]) Vector::keep(eight_rows);  // else products wait to be added to each other
         }
       }
     }
+  }
+
+  // From 16 to 32 bits; the first sums have none before them, the last ones are results.
+  template <bool kFirst, bool kLast>
+  [[gnu::always_inline]] void widen(const U16 (&narrow)[kColumns][2], std::size_t t) {
     for (std::size_t c = 0; c < kColumns; ++c)
       for (std::size_t half = 0; half < 2; ++half) {
-        sums[c][2 * half] += (I32)Vector::unpack_low(narrow[c][half], U16{});
-        sums[c][2 * half + 1] += (I32)Vector::unpack_high(narrow[c][half], U16{});
+        I32 low = (I32)Vector::unpack_low(narrow[c][half], U16{});
+        I32 high = (I32)Vector::unpack_high(narrow[c][half], U16{});
+        I32* sums = sums_[t][c] + 2 * half;
+        if (!kFirst) low += sums[0], high += sums[1];
+        if (kLast) {
+          Vector::store_rows(y_.data + c * y_.stride + t * kTileRows + 8 * half, low, high);
+        } else {
+          sums[0] = low, sums[1] = high;
+        }
       }
   }
+
+  const LookupSource b_;
+  const std::size_t tiles_;
+  const LookupTables* const x_;
+  const LookupSums y_;
+  I32 sums_[kBlockTiles][kColumns][4];  // rows 0 - 3, 4 - 7, ...; the 128-bit lanes are added at the end
 };
+
+// LookupKernels::look_up
+void look_up_lanes(const std::uint8_t* words, std::size_t stride, std::size_t tiles, std::size_t steps,
+                   const LookupTables* x, std::size_t columns, std::int32_t* sums, std::size_t sums_stride) {
+  for (std::size_t t = 0; t < tiles; t += kBlockTiles) {
+    const LookupSource b{words, stride, steps, t};
+    const std::size_t count = tiles - t < kBlockTiles ? tiles - t : kBlockTiles;
+    std::size_t c = 0;
+    const auto to = [&] { return LookupSums{sums + c * sums_stride + t * kTileRows, sums_stride}; };
+    for (; c + 4 <= columns; c += 4) Product<4>(b, count, x + c, to()).run();
+    if (columns - c == 3) Product<3>(b, count, x + c, to()).run();
+    if (columns - c == 2) Product<2>(b, count, x + c, to()).run();
+    if (columns - c == 1) Product<1>(b, count, x + c, to()).run();
+  }
+}
 
 }  // namespace
 }  // namespace diba
