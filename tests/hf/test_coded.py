@@ -142,3 +142,30 @@ def test_a_vocabulary_keeps_its_size_and_other_libraries_notice(tmp_path):
     assert model.num_parameters() == llama(True).num_parameters()
     assert model.dtype == torch.float32
     assert model.half().dtype == torch.float16
+
+
+@torch.no_grad()
+def test_compiled_decoding_with_a_static_cache():
+    """One graph without breaks; the tokens are those of the model as it is."""
+    model = converted(8, True)
+    prompt = IDS[:1]
+    found = {}
+    for name, call in (
+        ("eager", model),
+        ("compiled", torch.compile(model, fullgraph=True, backend="aot_eager")),
+    ):
+        cache = transformers.StaticCache(config=model.config, max_cache_len=16)
+        out = model(prompt, past_key_values=cache, cache_position=torch.arange(6))
+        found[name] = []
+        for position in range(6, 16):
+            token = out.logits[:, -1:].argmax(-1)
+            found[name].append(int(token))
+            out = call(token, past_key_values=cache, cache_position=torch.tensor([position]))
+    assert found["compiled"] == found["eager"]
+
+
+@torch.no_grad()
+def test_exported_as_a_program():
+    model = converted(4, True)
+    program = torch.export.export(model, (), {"input_ids": IDS, "use_cache": False})
+    assert torch.equal(program.module()(input_ids=IDS, use_cache=False)[0], outputs(model))

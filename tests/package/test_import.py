@@ -32,7 +32,7 @@ LAYERS = (
     ),
     ("_internal.check", "_internal.tensor_files", "onnx.files", "onnx.library", "onnx.genai_run"),
     ("progress", "onnx.runtime", "_internal.codes"),
-    ("runtime", "cli.inputs", "_internal.check_arrays", "onnx.tables"),
+    ("runtime", "cli.inputs", "_internal.check_arrays", "_internal.rounding", "onnx.tables"),
     ("operator", "checkpoints.layers"),
     ("bits", "_internal.tuning", "checkpoints.description"),
     ("_internal.snr", "_internal.error_bound", "checkpoints.entries", "file_format"),

@@ -14,6 +14,8 @@ from torch.nn import functional
 
 import diba.torch
 from diba._internal.codes import Codes, quantize
+from diba._internal.rounding import quantize_for
+from diba._internal.snr import output_energy_and_error, snr_db
 from diba.torch import CodedLayer, Config, DibaCodedEmbedding, DibaCodedLinear, DibaLinear, convert, report
 from diba.torch.model.swap import replace
 from diba.torch.ops.codes import code_linear
@@ -76,6 +78,29 @@ def test_codes_follow_the_definition_and_are_as_near_as_rounding(bits: int, grou
     assert codes.d1.nbytes + codes.codes.nbytes + (0 if codes.steps is None else codes.steps.nbytes) == (
         9 * 4 + 9 * math.ceil(n * bits / 8) + (9 * math.ceil(n / group) if bits == 4 else 0)
     )
+
+
+@pytest.mark.parametrize(("n", "group"), [(96, 32), (97, 64), (30, 32), (1, 32)])
+def test_codes_for_given_inputs_lower_the_error_of_products(n: int, group: int) -> None:
+    w = matrix(60, n)
+    mixing = np.random.default_rng(1).standard_normal((n, n)) * np.exp(-np.arange(n) / 12)
+    S = mixing @ mixing.T
+    plain, fitted = quantize(w, 4, group), quantize_for(w, S, group)
+    ridge = S + 0.1 * np.trace(S) / n * np.eye(n)
+
+    def energy(codes: Codes) -> np.ndarray[Any, np.dtype[np.float64]]:
+        errors = decoded(codes) - w
+        return ((errors @ ridge) * errors).sum(1)  # type: ignore[no-any-return]
+
+    before, after = energy(plain), energy(fitted)
+    assert (after <= before * (1 + 1e-4) + 1e-20).all()  # no row is worse, up to float32
+    assert n < 30 or after[1:].sum() < 0.75 * before[1:].sum()
+    assert fitted.steps is not None
+    np.testing.assert_array_equal(fitted.steps, plain.steps)
+    if n % 2:
+        assert (fitted.codes[:, -1] >> 4 == 8).all()  # the unused code is a zero
+    zero = quantize_for(w, np.zeros((n, n)), group)  # inputs that were never seen
+    assert np.isfinite(zero.d1).all()
 
 
 def test_what_codes_cannot_be() -> None:
@@ -323,6 +348,32 @@ def test_codes_with_batches_leave_the_others_as_they_are() -> None:
     assert kinds_of(coded) == CODED
     only = convert(Model(tied=False), codes=8, batches=batches, progress=False, embeddings=8)
     assert kinds_of(only) == ("DibaCodedEmbedding", "DibaCodedLinear", "DibaCodedLinear")
+
+
+def test_output_layers_of_4_bits_are_fitted_to_the_inputs_that_batches_give() -> None:
+    torch.manual_seed(0)
+    batches = [torch.randint(0, 90, (16, 8)) for _ in range(3)]
+    found = {}
+    for name, settings in {
+        "fitted": {"batches": batches},
+        "plain": {"batches": batches, "objective": "plain"},
+        "none": {},
+    }.items():
+        torch.manual_seed(1)
+        model = Model(tied=True)
+        if name == "fitted":
+            moments = diba.torch.calibrate(model, batches, progress=False)
+        convert(model, bits_per_weight=3, embeddings=4, progress=False, **settings)  # type: ignore[arg-type]
+        found[name] = next(layer for layer in report(model).layers if layer.name == "scores")
+        if name == "plain":
+            torch.manual_seed(1)
+            dense, codes = Model(tied=True).scores.weight.detach().numpy(), model.scores.matrix_codes()
+            plain = snr_db(*output_energy_and_error(dense, codes.rows(), moments["scores"].second))
+    assert [layer.objective for layer in found.values()] == ["covariance", "plain", "plain"]
+    assert found["fitted"].output_snr_db > plain + 1  # type: ignore[operator]
+    torch.manual_seed(1)
+    model = convert(Model(tied=True), bits_per_weight=3, embeddings=4, calibration=moments, progress=False)
+    assert next(x for x in report(model).layers if x.name == "scores").objective == "covariance"
 
 
 def test_what_cannot_get_codes() -> None:

@@ -120,7 +120,7 @@ def _convert(
     if batches is None and calibration is not None:
         warn_unreached(unreached(watched, run.moments), len(targets), _PLAIN)
     order, expected = list(run.pending), {target.name for target in watched if reads(target)}
-    solved = [target.name for target in targets if target.settings.codes is None]
+    solved = [target.name for target in targets if target.settings.codes is None or target.name in expected]
     parts.forget(target.module for target in targets)  # their memory is freed as layers are replaced
     del targets, watched  # these lists would keep the dense layers alive
     try:
@@ -132,7 +132,7 @@ def _convert(
                 known = Calibration(run.moments)  # by the names of the targets
                 if solved:
                     propagate.run(model, solved, batches, run.factor, calibration=known, loss=loss)
-                run.independently()  # layers with codes, which change nothing that others are fitted to
+                run.independently()  # layers with codes that no data are needed for
     except BaseException as error:
         error.add_note(
             f"diba.torch.convert has replaced {len(run.done)} of {len(order)} layers; the model works "

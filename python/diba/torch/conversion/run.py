@@ -174,11 +174,11 @@ class Conversion:
     def _solve(self, name: str, threads: int) -> _Solved:
         target = self.pending[name]
         dense = dense_matrix(target.module)
-        if target.settings.codes is not None:
-            return _Solved(*coded(dense, target.settings))
         matrix, moments = dense, self.moments.get(name)
         if name in self._given:
             _, matrix, moments = self._given[name]
+        if target.settings.codes is not None:
+            return _Solved(*coded(dense, target.settings, moments))
         began = time.perf_counter()
         minimised = objective(target.settings, moments)
         watch = self.watch(name)

@@ -16,7 +16,8 @@ import diba
 from ..._internal import check, storage
 from ..._internal.check import describe
 from ..._internal.codes import Codes, quantize
-from ..._internal.snr import output_energy_and_error, snr_db
+from ..._internal.rounding import quantize_for
+from ..._internal.snr import energy_and_error, output_energy_and_error, snr_db
 from ...checkpoints.entries import first_names
 from ...checkpoints.layers import LayerRecipe
 from ...solvers.second_moments import missing_power, shrinkage
@@ -77,17 +78,29 @@ def factorization(
     return diba.Factorization(d1, f.b1, d2, f.b2, d3).round_diagonals()
 
 
-def coded(matrix: NDArray[Any], settings: Settings) -> tuple[Codes, LayerRecipe]:
-    """Codes of a matrix, which need no data, and their recipe."""
+def coded(matrix: NDArray[Any], settings: Settings, moments: Moments | None) -> tuple[Codes, LayerRecipe]:
+    """Codes of a matrix, at 4 bits for the moments of its inputs if there are any, and their recipe."""
     assert settings.codes is not None
     began = time.perf_counter()
-    found = quantize(matrix, settings.codes, settings.group)
-    energy = float(np.square(matrix, dtype=np.float64).sum())
-    error = float(np.square(matrix - found.rows(), dtype=np.float64).sum())
-    return found, LayerRecipe(snr_db=snr_db(energy, error), seconds=time.perf_counter() - began)
+    fitted = settings.codes == 4 and objective(settings, moments) != "plain"
+    if fitted:
+        assert moments is not None
+        found = quantize_for(matrix, moments.second, settings.group)
+    else:
+        found = quantize(matrix, settings.codes, settings.group)
+    seconds, rows = time.perf_counter() - began, found.rows()
+    recipe = LayerRecipe(
+        objective="covariance" if fitted else "plain",
+        snr_db=snr_db(*energy_and_error(matrix, rows)),
+        output_snr_db=output_snr_db(matrix, rows, moments),
+        seconds=seconds,
+    )
+    return found, recipe
 
 
-def output_snr_db(matrix: NDArray[Any], f: diba.Factorization, moments: Moments | None) -> float | None:
+def output_snr_db(
+    matrix: NDArray[Any], f: diba.Factorization | NDArray[Any], moments: Moments | None
+) -> float | None:
     """SNR in dB of the layer's outputs under the moments of its inputs; None without moments."""
     return None if moments is None else snr_db(*output_energy_and_error(matrix, f, moments.second))
 

@@ -235,7 +235,9 @@ def _settings(layer: Layer, config: Config, tables: Mapping[int, Any]) -> Settin
         return settings
     codes = tables.get(id(layer.module._parameters.get("weight")))
     if codes is not None:
-        return dataclasses.replace(settings, codes=codes, objective="plain")
+        # At 8 bits there is nothing to gain from data.
+        objective = settings.objective if codes == 4 else "plain"
+        return dataclasses.replace(settings, codes=codes, objective=objective)
     off = _switched_off(layer, config)
     # With tied=True, an embedding is compressed together with the layer that shares its weight, if any.
     return off if off is not None and not (config.tied and layer.kind.switch == "embeddings") else settings
