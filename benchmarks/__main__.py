@@ -3,6 +3,7 @@
 
 matvec       products beside NumPy, torch, onnxruntime and OpenVINO: a quarter of an hour
 op_overhead  what a call of a layer costs beside its kernel: a minute
+heads        output layers in 8 and 4 bits, beside torch and onnxruntime: minutes
 streaming    products with matrices that no cache holds: a minute
 compare      two installations of diba side by side: five minutes
 solve        the greedy loop in C++ beside the same in vectorised PyTorch: minutes
@@ -36,6 +37,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 PLACES = {
     "matvec": "products.matvec",
     "op_overhead": "products.op_overhead",
+    "heads": "products.heads",
     "streaming": "products.streaming",
     "compare": "products.compare",
     "solve": "solver.solve",

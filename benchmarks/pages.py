@@ -39,6 +39,7 @@ TABLES = {
     "decode": "models.decode_table",
     "runtimes": "models.runtimes_table",
     "streaming": "products.streaming",
+    "heads": "products.heads",
 }
 FIGURES = {
     "matvec": "products.figure",

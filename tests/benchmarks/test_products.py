@@ -176,3 +176,22 @@ def test_a_run(source_root: Path, tmp_path: Path) -> None:
     assert {note["name"] for note in report["notes"]} == {"diba 1 bit, fast"}  # too small to be cold
     assert "48x64, batch 2, 2 threads, warm" in done.stdout
     assert "no cold row" in done.stdout
+
+
+def test_heads_multiply_the_weights_that_they_say(benchmark: Callable[[str], Any]) -> None:
+    """8-bit activations keep 40 dB, those of diba's layers more; every product is of its own weights."""
+    pytest.importorskip("onnxruntime")
+    heads, results = benchmark("products.heads"), benchmark("common.results")
+    row = heads.measure(300, 64, 3, 3)
+    found = {name: product["snr_db"] for name, product in row["products"].items()}
+    assert list(found) == [
+        "torch float32",
+        "diba 8 bits",
+        "MatMulNBits 8 bits",
+        "diba 4 bits",
+        "MatMulNBits 4 bits",
+    ]
+    assert all(snr > 30 for snr in found.values())
+    assert min(found["diba 8 bits"], found["diba 4 bits"]) > 60
+    report = {"machine": results.machine(), "versions": {"onnxruntime": "1"}, "rounds": 3, "rows": [row]}
+    assert "300 x 64" in heads.table(report)

@@ -302,6 +302,8 @@ CODED = "DibaCodedEmbedding", "DibaLinear", "DibaCodedLinear"
         (True, {"embeddings": 8}, CODED),
         (True, {"head": 8}, CODED),
         (True, {"embeddings": 4, "head": 4}, CODED),
+        (True, {"embeddings": "auto"}, CODED),
+        (False, {"embeddings": "auto", "head": "auto"}, CODED),
         (True, {"embeddings": None}, ("Embedding", "DibaLinear", "Linear")),
         (True, {"tied": True, "embeddings": True}, ("DibaEmbedding", "DibaLinear", "DibaLinear")),
         (True, {"layers": {"tokens": {"codes": 8}}}, CODED),
@@ -333,6 +335,12 @@ def test_which_layers_get_codes(tied: bool, settings: dict[str, Any], expected: 
     again = Model(tied)
     assert model(ids).shape == again(ids).shape
     assert Config.from_dict(found.settings or {}).to_dict() == found.settings
+
+
+@pytest.mark.parametrize(("tied", "expected"), [(True, (8, 8)), (False, (4, 8))])
+def test_bits_that_lose_nothing(tied: bool, expected: tuple[int, int]) -> None:
+    model = convert(Model(tied), bits_per_weight=3, embeddings="auto", head="auto", progress=False)
+    assert (model.tokens.bits, model.scores.bits) == expected
 
 
 def test_codes_with_batches_leave_the_others_as_they_are() -> None:
@@ -384,7 +392,7 @@ def test_what_cannot_get_codes() -> None:
     model = nn.Sequential(nn.Conv1d(3, 5, 2), nn.Linear(32, 32))
     convert(model, codes=8, progress=False)
     assert [entry.reason for entry in report(model).skipped] == ["codes=8 is for nn.Linear and nn.Embedding"]
-    for settings in ({"embeddings": 5}, {"head": 16}, {"codes": 2}, {"group": 33}):
+    for settings in ({"embeddings": 5}, {"embeddings": "all"}, {"head": 16}, {"codes": 2}, {"group": 33}):
         with pytest.raises(ValueError, match="must be"):
             Config(bits_per_weight=2, **settings)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="must be"):

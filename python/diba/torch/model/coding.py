@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ..._internal.codes import CODE_BITS, COLUMNS_MAX
-from .config import SIZES
+from .config import AUTO, SIZES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from .layers import Layer
 
 __all__ = ["coded_weights", "output_layer", "settings_of", "uncoded"]
+
+
+_LOSSLESS = {True: 8, False: 4}
+"""Whether a layer multiplies by a weight -> bits that lose nothing that could be measured."""
 
 
 def settings_of(names: Sequence[str], config: Config) -> Settings | str:
@@ -35,13 +39,18 @@ def coded_weights(model: nn.Module, layers: Sequence[Layer], config: Config) -> 
     head = output_layer(model)
     if config.head is not None and head is None:
         raise ValueError(
-            f"head={config.head} is given, and {type(model).__name__} has no output layer that its "
+            f"head={config.head!r} is given, and {type(model).__name__} has no output layer that its "
             "get_output_embeddings() names; leave head out, and name the layer, as in "
             "layers={'classifier': {'codes': 8}}"
         )
     found: dict[int, tuple[int, str]] = {}
+    multiplied = {
+        id(layer.module.weight) for layer in layers if layer.kind is not None and _multiplies(layer)
+    }
     for layer in layers:
         bits = _bits(layer, layer.module is head, config)
+        if bits == AUTO:
+            bits = _LOSSLESS[id(layer.module.weight) in multiplied]
         if bits is None:
             continue
         before, other = found.setdefault(id(layer.module.weight), (bits, layer.names[0]))
@@ -70,8 +79,12 @@ def uncoded(layer: Layer, settings: Settings) -> str | None:
     return None if columns <= COLUMNS_MAX else f"its rows have {columns} entries, codes at most {COLUMNS_MAX}"
 
 
-def _bits(layer: Layer, head: bool, config: Config) -> int | None:
-    """Bits of the codes of a dense layer by itself; None: it gets no codes, or stays dense."""
+def _multiplies(layer: Layer) -> bool:
+    return layer.kind is not None and layer.kind.input_size(layer.module) is not None
+
+
+def _bits(layer: Layer, head: bool, config: Config) -> Any:
+    """Bits of the codes of a dense layer by itself, or AUTO; None: it gets no codes, or stays dense."""
     settings = settings_of(layer.names, config)
     if layer.kind is None or isinstance(settings, str):
         return None
@@ -80,7 +93,7 @@ def _bits(layer: Layer, head: bool, config: Config) -> int | None:
     if rule is None or not any(rule.get(key) is not None for key in (*SIZES, "codes")):
         if head and config.head is not None:
             return config.head
-        if layer.kind.switch == "embeddings" and config.embeddings in CODE_BITS:
+        if layer.kind.switch == "embeddings" and config.embeddings in (*CODE_BITS, AUTO):
             return config.embeddings
     return settings.codes
 

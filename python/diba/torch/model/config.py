@@ -14,13 +14,14 @@ from ..._internal.check import Alphabet, describe
 from ..._internal.codes import CODE_BITS, check_group
 from ...solvers.options import SolveOptions
 
-__all__ = ["OBJECTIVES", "OVERRIDES", "SIZES", "CodeBits", "Config", "Settings", "suggestion"]
+__all__ = ["AUTO", "OBJECTIVES", "OVERRIDES", "SIZES", "CodeBits", "Config", "Settings", "suggestion"]
 
 OBJECTIVES = ("auto", "plain", "importance", "covariance")
 SIZES = ("bits_per_weight", "k", "snr_db")
 _PATTERN = "re:"
 
 CodeBits = Literal[8, 4]
+AUTO = "auto"
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
@@ -106,12 +107,13 @@ class Config(Settings):
             8 bits.
         tied: Whether layers that share their weight, embeddings included, are factored. They then share
             one factorization.
-        embeddings: What becomes of ``nn.Embedding``. 8 or 4: a table of so many bits an entry. True: it is
-            factored. False or None: it stays dense. A layer that shares the weight of a table shares the
-            table.
+        embeddings: What becomes of ``nn.Embedding``. 8 or 4: a table of so many bits an entry. ``"auto"``: 8
+            where a layer multiplies by the same weight, else 4, which loses nothing that could be measured.
+            True: it is factored. False or None: it stays dense. A layer that shares the weight of a table
+            shares the table.
         head: 8 or 4: so many bits an entry for the output layer of a language model
-            (``get_output_embeddings()``), and for an embedding that shares its weight; None: it is treated as
-            any other layer.
+            (``get_output_embeddings()``), and for an embedding that shares its weight. ``"auto"``: 8. None:
+            it is treated as any other layer.
         convolutions: Whether ``nn.Conv1d`` and ``nn.Conv2d`` are compressed.
         method: See :func:`diba.solve`, also for the following arguments.
         alphabet: Entries of the binary factors: ``"sign"`` (-1/+1) or ``"binary"`` (0/1).
@@ -136,15 +138,15 @@ class Config(Settings):
     skip: Sequence[str] = ()
     layers: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
     tied: bool = False
-    embeddings: bool | CodeBits | None = False
-    head: CodeBits | None = None
+    embeddings: bool | CodeBits | Literal["auto"] | None = False
+    head: CodeBits | Literal["auto"] | None = None
     convolutions: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.embeddings, bool):
-            _code_bits(self.embeddings, "embeddings", "True, False, ")
-        _code_bits(self.head, "head")
+            _code_bits(self.embeddings, "embeddings", "True", "False", AUTO)
+        _code_bits(self.head, "head", AUTO)
         for name in ("tied", "convolutions"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} is {describe(getattr(self, name))}; it must be True or False")
@@ -211,10 +213,14 @@ class Config(Settings):
 # ---------------------------------------------------------------- checks
 
 
-def _code_bits(value: Any, name: str, others: str = "") -> None:
-    if value is not None and (type(value) is not int or value not in CODE_BITS):
-        kind = ValueError if type(value) is int else TypeError
-        raise kind(f"{name} is {describe(value)}; it must be {others}8, 4 or None")
+def _code_bits(value: Any, name: str, *others: str) -> None:
+    words = [other for other in others if other not in ("True", "False")]
+    if value is None or (type(value) is int and value in CODE_BITS) or value in words:
+        return
+    known = ", ".join([*(repr(x) if x in words else x for x in others), "8, 4 or None"])
+    raise (ValueError if type(value) in (int, str) else TypeError)(
+        f"{name} is {describe(value)}; it must be {known}"
+    )
 
 
 def _size(bits_per_weight: Any, k: Any, snr_db: Any) -> None:
