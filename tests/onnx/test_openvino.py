@@ -15,7 +15,17 @@ if not LIBRARY:
 import openvino  # noqa: E402
 
 from arrays import random_factors, vectors  # noqa: E402
-from onnx_models import conv, embedding, factors, file_bytes, linear, windows  # noqa: E402
+from diba._internal.codes import quantize  # noqa: E402
+from onnx_models import (  # noqa: E402
+    coded,
+    coded_constants,
+    conv,
+    embedding,
+    factors,
+    file_bytes,
+    linear,
+    windows,
+)
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +86,18 @@ def test_damage_is_refused_when_the_model_is_read(core):
     made.graph.initializer[0].raw_data = bytes(damaged)
     with pytest.raises(RuntimeError, match=r"layer\.0\.dense[\s\S]*diba::Linear[\s\S]*factors"):
         run(core, made, x=np.zeros((1, 1, 99), np.float32))
+
+
+@pytest.mark.parametrize(("bits", "threads"), [(8, 1), (4, 2)])
+def test_coded_tables_have_the_numbers_of_onnxruntime(core, bits, threads):
+    codes = quantize(vectors(600, 64), bits)
+    constants = coded_constants(codes)
+    x, ids = vectors(10, 64, seed=3).reshape(2, 5, 64), np.array([[0, 599, 3], [-1, 41, 3]])
+    (y,) = run(core, coded(codes), threads, x=x)
+    exact = x.astype(np.float64) @ codes.rows().astype(np.float64).T
+    steps = np.abs(x).max(-1, keepdims=True) / (32767 if bits == 8 else 127 * 256)
+    sums = np.abs(codes.rows().astype(np.float64))
+    assert (np.abs(y - exact) <= steps / 2 * sums.sum(1) + 8 * 2.0**-23 * np.abs(x) @ sums.T).all()
+    group = {} if bits == 8 else {"group": codes.group}
+    (rows,) = run(core, embedding(constants, embedding_dim=64, bits=bits, **group), ids=ids)
+    assert np.array_equal(rows, codes.rows(ids))

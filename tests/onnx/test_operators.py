@@ -25,12 +25,13 @@ from onnx_models import (  # noqa: E402
     BFLOAT,
     FLOAT,
     HALF,
+    coded,
+    coded_constants,
     conv,
     embedding,
     factors,
     file_bytes,
     linear,
-    model,
     windows,
 )
 
@@ -195,15 +196,6 @@ def test_a_number_that_is_no_row_is_refused(wrong):
 # ---------------------------------------------------------------- CodedLinear, and look-ups in its table
 
 
-def coded(codes: Any, kind: int = FLOAT, bias: np.ndarray | None = None, **changed: Any) -> Any:
-    constants = {"table": coded_table(codes), "scales": codes.d1[:, None]} | (
-        {} if bias is None else {"bias": bias}
-    )
-    (m, n), group = codes.shape, {} if codes.bits == 8 else {"group": codes.group}
-    attributes = {"in_features": n, "out_features": [m], "bits": codes.bits} | group | changed
-    return model("CodedLinear", {"x": (kind, ["batch", "length", n])}, constants, {"y": kind}, **attributes)
-
-
 def product(codes: Any, x: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
     """That of the core, on tensors as torch has them."""
     (m, n), y = codes.shape, np.empty((len(x), codes.shape[0]), np.float32)
@@ -231,13 +223,9 @@ def test_coded_products_have_the_bytes_of_the_core(bits, group, threads, n):
     assert session(coded(codes)).get_outputs()[0].shape == ["batch", "length", 1100]
     ids = np.array([[3, -1, 1099]])
     group_of = {} if bits == 8 else {"group": group}
-    table = {"table": coded_table(codes), "scales": codes.d1[:, None]}
+    table = coded_constants(codes)
     (rows,) = session(embedding(table, embedding_dim=n, bits=bits, **group_of)).run(None, {"ids": ids})
     assert np.array_equal(rows, codes.rows(ids))
-
-
-def coded_table(codes: Any) -> np.ndarray:
-    return codes.codes if codes.steps is None else np.concatenate([codes.codes, codes.steps], axis=1)
 
 
 @pytest.mark.parametrize(
@@ -263,7 +251,7 @@ def test_coded_inputs_that_do_not_fit_are_refused():
     made.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "any"
     with pytest.raises(Exception, match=r"X has shape \(1, 2, 63\); its last dimension must be 64"):
         session(made).run(None, {"x": np.zeros((1, 2, 63), np.float32)})
-    table = {"table": coded_table(quantize(vectors(5, 64), 4)), "scales": codes.d1[:, None]}
+    table = coded_constants(quantize(vectors(5, 64), 4))
     run = session(embedding(table, embedding_dim=64, bits=4, group=32))
     with pytest.raises(Exception, match=r"65 is not a row"):
         run.run(None, {"ids": np.array([[65]])})

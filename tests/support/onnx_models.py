@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 import diba
 from arrays import random_factors
 from diba import file_format
+from diba._internal.codes import Codes
 
 FLOAT, HALF, BFLOAT = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
 
@@ -55,6 +56,18 @@ def factors(m: int = 70, k: int = 45, n: int = 99, alphabet: str = "sign") -> di
 
 def embedding(constants: dict[str, np.ndarray], kind: int = TensorProto.INT64, **attributes: Any) -> Any:
     return model("Embedding", {"ids": (kind, ["batch", "length"])}, constants, {"y": FLOAT}, **attributes)
+
+
+def coded_constants(codes: Codes) -> dict[str, np.ndarray]:
+    table = codes.codes if codes.steps is None else np.concatenate([codes.codes, codes.steps], axis=1)
+    return {"table": table, "scales": codes.d1[:, None]}
+
+
+def coded(codes: Codes, kind: int = FLOAT, bias: np.ndarray | None = None, **changed: Any) -> Any:
+    constants = coded_constants(codes) | ({} if bias is None else {"bias": bias})
+    (m, n), group = codes.shape, {} if codes.bits == 8 else {"group": codes.group}
+    attributes = {"in_features": n, "out_features": [m], "bits": codes.bits} | group | changed
+    return model("CodedLinear", {"x": (kind, ["batch", "length", n])}, constants, {"y": kind}, **attributes)
 
 
 def conv(
