@@ -169,3 +169,38 @@ def test_exported_as_a_program():
     model = converted(4, True)
     program = torch.export.export(model, (), {"input_ids": IDS, "use_cache": False})
     assert torch.equal(program.module()(input_ids=IDS, use_cache=False)[0], outputs(model))
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
+def test_adapters_beside_tables():
+    peft = pytest.importorskip("peft")
+    model = converted(8, False)
+    with pytest.raises(ValueError, match="lm_head, a DibaCodedLinear of diba; no layer was changed"):
+        peft.get_peft_model(model, peft.LoraConfig(target_modules=["lm_head"], r=2))
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(target_modules="all-linear", r=2))
+    wrapped(input_ids=IDS, labels=IDS).loss.backward()
+    trained = {
+        name for name, p in wrapped.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0
+    }
+    assert trained
+    assert all("lora_" in name for name in trained)
+
+
+def test_experts_in_8_bits(tmp_path):
+    config = transformers.MixtralConfig(
+        vocab_size=60,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_local_experts=2,
+        num_experts_per_tok=1,
+    )
+    model = transformers.MixtralForCausalLM(config).eval()
+    dense = outputs(model)
+    convert(model, codes=8, embeddings=8, progress=False)
+    assert (outputs(model) - dense).norm() < 0.03 * dense.norm()  # 45 dB a layer, and some layers
+    assert not [x for x in report(model).skipped if x.weights > 64]  # the router is a parameter
+    model.save_pretrained(tmp_path)
+    assert torch.equal(outputs(transformers.MixtralForCausalLM.from_pretrained(tmp_path)), outputs(model))
