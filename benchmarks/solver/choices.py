@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import diba
-from diba.solvers import admm, greedy, methods
+from diba.solvers import admm, greedy, methods, stages
 
 from ..common import results
 from ..common.command import finish, parser
@@ -59,13 +59,14 @@ TRIALS: dict[str, tuple[Change, int]] = {
     "sides at once": (setting(admm, "_SEQUENTIAL_BITS", 0), STEPS),
     "first penalty 0.1": (setting(admm, "_FIRST_PENALTY", 0.1), STEPS),
     "first penalty 0.3": (setting(admm, "_FIRST_PENALTY", 0.3), STEPS),
-    "linear ramp from 0.1": (setting(admm, "ramp", lambda part: 0.1 + 0.9 * part), STEPS),
-    "ridge 0": (setting(admm, "_RIDGE", 0.0), STEPS),
-    "ridge 0.1": (setting(admm, "_RIDGE", 0.1), STEPS),
+    "linear ramp from 0.1": (setting(admm, "ramp", lambda part, first: 0.1 + 0.9 * part), STEPS),
+    "ridge 0": (setting(admm, "RIDGE", 0.0), STEPS),
+    "ridge 0.1": (setting(admm, "RIDGE", 0.1), STEPS),
     "balance 0.01": (setting(methods, "BALANCE", 0.01), STEPS),
     "balance 0.03": (setting(methods, "BALANCE", 0.03), STEPS),
     "balance 0.3": (setting(methods, "BALANCE", 0.3), STEPS),
     "balance 1": (setting(methods, "BALANCE", 1.0), STEPS),
+    "one stage": (setting(stages, "_MOST_PARTS", 1), STEPS),
     "single flips only": (without_pairs, STEPS),
     "no greedy steps": (no_polish, STEPS),
     "100 steps": (lambda: None, 100),
@@ -77,7 +78,7 @@ TRIALS: dict[str, tuple[Change, int]] = {
 @contextmanager
 def changed(change: Change) -> Iterator[None]:
     """The change, for a while."""
-    kept = [(module, dict(vars(module))) for module in (admm, methods)]
+    kept = [(module, dict(vars(module))) for module in (admm, methods, stages)]
     start = greedy.Greedy.__init__
     change()
     try:

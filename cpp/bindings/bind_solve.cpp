@@ -10,6 +10,7 @@
 #include "solve/admm.hpp"
 #include "solve/diagonals.hpp"
 #include "solve/greedy.hpp"
+#include "solve/input_side.hpp"
 #include "solve/inverse.hpp"
 #include "solve/quantized.hpp"
 
@@ -28,29 +29,75 @@ void invert_shifted(const Floats& gram, float shift, const std::optional<Floats>
   out.assign(tiles, threads);
 }
 
-void fit_magnitudes(Floats& outer, Floats& inner, const Floats& state) {
+void fit_magnitudes(Floats& outer, Floats& inner, const Floats& state, bool fixed) {
   require(state.ndim() == 2, "state must be two-dimensional");
   const std::size_t rows = extent(state, 0), k = extent(state, 1);
   float* u = elements(outer, rows, "outer must have shape (rows,)");
   float* v = elements(inner, k, "inner must have shape (k,)");
   const float* x = state.data();
   const Unlocked unlocked;
-  diba::fit_magnitudes(u, v, x, rows, k);
+  diba::fit_magnitudes(u, v, x, rows, k, fixed);
 }
 
 double step_sign_side(Words& words, Floats& outer, Floats& inner, Floats& state, const Floats& correlations,
                       const diba::QuantizedMatrix& inverse, const Floats& ratio, const Floats& weights, float penalty,
-                      int threads) {
+                      bool fixed, int threads) {
   const std::size_t k = inverse.size;
   const diba::MutableBitView view = mutable_bit_view(words, k);
   const diba::SignSide side{view, elements(outer, view.rows, "outer must have shape (rows,)"),
                             elements(inner, k, "inner must have shape (k,)"),
-                            elements(state, view.rows, k, "state must have shape (rows, k)")};
+                            elements(state, view.rows, k, "state must have shape (rows, k)"), fixed};
   const float* t = elements(correlations, view.rows, k, "correlations must have shape (rows, k)");
   const float* r = elements(ratio, k, "ratio must have shape (k,)");
   const float* w = elements(weights, k, "weights must have shape (k,)");
   const Unlocked unlocked;
   return diba::step_sign_side(side, t, inverse, r, w, penalty, threads);
+}
+
+// x + shift I + w w^T in 8 bits.
+void quantize_shifted(const Floats& x, float shift, const std::optional<Floats>& w, diba::QuantizedMatrix& out,
+                      int threads) {
+  const std::size_t k = out.size;
+  const float* g = elements(x, k, k, "x must have shape (k, k)");
+  const float* weights = w ? elements(*w, k, "w must have shape (k,)") : nullptr;
+  const Unlocked unlocked;
+  out.assign(g, shift, weights, threads);
+}
+
+double step_input_side(Words& words, Floats& outer, Floats& inner, Floats& state, Floats& solution, Floats& eigen_state,
+                       const Floats& values, const Floats& basis, const diba::QuantizedMatrix& gram,
+                       const Floats& correlations, const Floats& image, const Floats& ratio, const Floats& weights,
+                       float penalty, int iterations, bool fixed, int threads) {
+  const std::size_t k = gram.size, n = length_of(values, "values must have shape (n,)");
+  const diba::MutableBitView view = mutable_bit_view(words, k);
+  require(view.rows == n, "words must have as many rows as values");
+  const diba::SignSide side{view, elements(outer, n, "outer must have shape (n,)"),
+                            elements(inner, k, "inner must have shape (k,)"),
+                            elements(state, n, k, "state must have shape (n, k)"), fixed};
+  const diba::InputVariables variables{elements(solution, n, k, "solution must have shape (n, k)"),
+                                       elements(eigen_state, n, k, "eigen_state must have shape (n, k)")};
+  const diba::InputSystem system{values.data(),
+                                 elements(basis, n, n, "basis must have shape (n, n)"),
+                                 gram,
+                                 elements(correlations, n, k, "correlations must have shape (n, k)"),
+                                 elements(image, n, k, "image must have shape (n, k)"),
+                                 penalty,
+                                 iterations};
+  const float* r = elements(ratio, k, "ratio must have shape (k,)");
+  const float* w = elements(weights, k, "weights must have shape (k,)");
+  const Unlocked unlocked;
+  return diba::step_input_side(side, variables, system, r, w, threads);
+}
+
+void weighted_gram(const Floats& x, const Floats& weights, Floats& out, int threads) {
+  const std::size_t n = length_of(weights, "weights must have shape (n,)");
+  require(out.ndim() == 2, "out must be two-dimensional");
+  const std::size_t k = extent(out, 1);
+  const float* data = elements(x, n, k, "x must have shape (n, k)");
+  float* h = elements(out, k, k, "out must have shape (k, k)");
+  const float* w = weights.data();
+  const Unlocked unlocked;
+  diba::weighted_gram(data, w, n, k, h, threads);
 }
 
 double energy(const Floats& x) {
@@ -128,9 +175,15 @@ void bind_solve(py::module_& m) {
   py::class_<diba::QuantizedMatrix>(m, "QuantizedMatrix").def(py::init<std::size_t>(), py::arg("size"));
   m.def("invert_shifted", &invert_shifted, gram, py::arg("shift"), array("w").none(true), py::arg("tiles"),
         array("out"), threads);
-  m.def("fit_magnitudes", &fit_magnitudes, outer, inner, state);
+  m.def("quantize_shifted", &quantize_shifted, array("x"), py::arg("shift"), array("w").none(true), array("out"),
+        threads);
+  m.def("weighted_gram", &weighted_gram, array("x"), array("weights"), array("out"), threads);
+  m.def("step_input_side", &step_input_side, words, outer, inner, state, array("solution"), array("eigen_state"),
+        array("values"), array("basis"), py::arg("gram"), correlations, array("image"), array("ratio"),
+        array("weights"), py::arg("penalty"), py::arg("iterations"), py::arg("fixed"), threads);
+  m.def("fit_magnitudes", &fit_magnitudes, outer, inner, state, py::arg("fixed"));
   m.def("step_sign_side", &step_sign_side, words, outer, inner, state, correlations, py::arg("inverse"), array("ratio"),
-        array("weights"), py::arg("penalty"), threads);
+        array("weights"), py::arg("penalty"), py::arg("fixed"), threads);
   m.def("energy", &energy, array("x"));
   m.def("product_energy", &product_energy, array("gram_left"), array("gram_right"), array("d"));
   m.def("product_along", &product_along, words, signs, scale, correlations, array("d"));

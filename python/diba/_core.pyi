@@ -83,7 +83,7 @@ def invert_shifted(
     threads: int,
 ) -> None: ...
 def fit_magnitudes(
-    outer: NDArray[np.float32], inner: NDArray[np.float32], state: NDArray[np.float32]
+    outer: NDArray[np.float32], inner: NDArray[np.float32], state: NDArray[np.float32], fixed: bool
 ) -> None: ...
 def step_sign_side(
     words: NDArray[np.uint64],
@@ -95,6 +95,36 @@ def step_sign_side(
     ratio: NDArray[np.float32],
     weights: NDArray[np.float32],
     penalty: float,
+    fixed: bool,
+    threads: int,
+) -> float: ...
+def quantize_shifted(
+    x: NDArray[np.float32],
+    shift: float,
+    w: NDArray[np.float32] | None,
+    out: QuantizedMatrix,
+    threads: int,
+) -> None: ...
+def weighted_gram(
+    x: NDArray[np.float32], weights: NDArray[np.float32], out: NDArray[np.float32], threads: int
+) -> None: ...
+def step_input_side(
+    words: NDArray[np.uint64],
+    outer: NDArray[np.float32],
+    inner: NDArray[np.float32],
+    state: NDArray[np.float32],
+    solution: NDArray[np.float32],
+    eigen_state: NDArray[np.float32],
+    values: NDArray[np.float32],
+    basis: NDArray[np.float32],
+    gram: QuantizedMatrix,
+    correlations: NDArray[np.float32],
+    image: NDArray[np.float32],
+    ratio: NDArray[np.float32],
+    weights: NDArray[np.float32],
+    penalty: float,
+    iterations: int,
+    fixed: bool,
     threads: int,
 ) -> float: ...
 def correlate(

@@ -27,14 +27,15 @@ OUTPUTS = {  # of the others: "out"
     "product_along": (),
     "product_energy": (),
     "residual_correlations": ("scale", "out"),
+    "step_input_side": ("words", "outer", "inner", "state", "solution", "eigen_state"),
     "step_sign_side": ("words", "outer", "inner", "state"),
     "tails_are_zero": (),
 }
-OPTIONAL = {("invert_shifted", "w")}  # arguments that may be None
+OPTIONAL = {("invert_shifted", "w"), ("quantize_shifted", "w")}  # arguments that may be None
 
 
 class Inverse(_core.QuantizedMatrix):
-    """The output of invert_shifted, (k, k), with a way to see what is in it."""
+    """The output of invert_shifted and quantize_shifted, (k, k), with a way to see what is in it."""
 
     def __init__(self, k: int) -> None:
         super().__init__(k)
@@ -45,7 +46,8 @@ class Inverse(_core.QuantizedMatrix):
         state, unit = np.zeros((self.k, self.k), np.float32), np.zeros(self.k, np.float32)
         words = packed(np.zeros((self.k, self.k), np.uint8))
         correlations = np.eye(self.k, dtype=np.float32)
-        _core.step_sign_side(words, unit.copy(), unit.copy(), state, correlations, self, unit, unit, 0.0, 1)
+        given = (words, unit.copy(), unit.copy(), state, correlations, self, unit, unit)
+        _core.step_sign_side(*given, 0.0, False, 1)
         return state.tobytes()
 
 
@@ -119,7 +121,28 @@ def call(name: str, rows: int = 5, cols: int = 70, p: int = 6, threads: int = 1,
         given = {"gram": X.T @ X, "shift": 0.5, "w": floats(cols), "tiles": _core.TiledMatrix(cols, cols)}
         return Call(name, given | {"out": Inverse(cols), "threads": threads})
     if name == "fit_magnitudes":
-        return Call(name, {"outer": floats(rows), "inner": floats(cols), "state": floats(rows, cols)})
+        given = {"outer": floats(rows), "inner": floats(cols), "state": floats(rows, cols)}
+        return Call(name, given | {"fixed": False})
+    if name == "quantize_shifted":
+        given = {"x": floats(cols, cols), "shift": 0.5, "w": floats(cols), "out": Inverse(cols)}
+        return Call(name, given | {"threads": threads})
+    if name == "weighted_gram":
+        given = {"x": floats(rows, cols), "weights": floats(rows), "out": np.ones((cols, cols), np.float32)}
+        return Call(name, given | {"threads": threads})
+    if name == "step_input_side":
+        gram, basis = Inverse(cols), floats(rows, rows)
+        system = floats(cols, 2 * p)
+        _core.quantize_shifted(system @ system.T, 0.5, None, gram, 1)
+        given = {"words": words, "outer": floats(rows), "inner": floats(cols), "state": floats(rows, cols)}
+        for array in ("solution", "eigen_state", "correlations", "image"):
+            given[array] = floats(rows, cols)
+        given |= {
+            "values": np.abs(floats(rows)),
+            "basis": basis,
+            "gram": gram,
+        }
+        given |= {"ratio": floats(cols), "weights": floats(cols), "penalty": 0.4, "iterations": 2}
+        return Call(name, given | {"fixed": False, "threads": threads})
     if name == "product_along":
         given = {"words": words, "signs": False, "scale": floats(rows), "correlations": floats(rows, cols)}
         return Call(name, given | {"d": floats(cols)})
@@ -132,7 +155,9 @@ def call(name: str, rows: int = 5, cols: int = 70, p: int = 6, threads: int = 1,
         _core.invert_shifted(system @ system.T, 0.5, None, tiles, inverse, 1)
         given = {"words": words, "outer": floats(rows), "inner": floats(cols), "state": floats(rows, cols)}
         given |= {"correlations": floats(rows, cols), "inverse": inverse, "ratio": floats(cols)}
-        return Call(name, given | {"weights": floats(cols), "penalty": 0.4, "threads": threads})
+        return Call(
+            name, given | {"weights": floats(cols), "penalty": 0.4, "fixed": False, "threads": threads}
+        )
     if name in ("greedy_rows", "residual_correlations", "fit_inner"):
         X = floats(cols, 2 * p)
         problem = {

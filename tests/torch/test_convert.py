@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 import diba
+from diba.solvers.second_moments import factor_shrinkage
 from diba.torch.calibration.moments import Calibration, Moments
 from diba.torch.conversion import report as reports
 from diba.torch.conversion.convert import convert
@@ -427,9 +428,10 @@ def test_objectives_are_those_of_solve() -> None:
     known = moments(24, 32)
     plain = Moments(known.second, known.count)
     options: dict[str, Any] = {"bits_per_weight": 4, "method": "greedy"}
+    given = known.second, factor_shrinkage(24, known.count, 4)
     expected = {
-        ("auto", "plain moments"): diba.solve(A, covariance=known.second, **options),
-        ("covariance", "plain moments"): diba.solve(A, covariance=known.second, **options),
+        ("auto", "plain moments"): diba.solve(A, covariance=given, **options),
+        ("covariance", "plain moments"): diba.solve(A, covariance=given, **options),
         ("importance", "plain moments"): diba.solve(A, importance=plain.importance, **options),
         ("importance", "gradients"): diba.solve(A, importance=known.importance, **options),
         ("plain", "gradients"): diba.solve(A, **options),
@@ -453,7 +455,7 @@ def test_objectives_are_those_of_solve() -> None:
 def test_few_vectors_are_trusted_less() -> None:
     A = perceptron()[0].weight.detach().numpy()
     S = moments(24).second
-    for count, share in ((10, 24 / 68), (100_000, 0.1)):
+    for count, share in ((10, 0.6), (1000, math.cbrt(24 / 1024)), (100_000, 0.1)):
         model = perceptron()
         quiet(model, calibration=Calibration({"0": Moments(S, count)}), layers={"2": {"objective": "plain"}})
         expected = diba.solve(A, covariance=(S, share), bits_per_weight=4, method="greedy")

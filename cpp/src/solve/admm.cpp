@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <vector>
 
 #include "layout/aligned.hpp"
@@ -21,6 +22,34 @@ float normalize(float* x, std::size_t count) {
   const float length = std::max(static_cast<float>(std::sqrt(squared)), kTiny);
   for (std::size_t i = 0; i < count; ++i) x[i] /= length;
   return length;
+}
+
+// Adds rows [first, first + rows) of `solved`, `stride` floats apart, to the state, and projects it onto signs times a
+// rank-one matrix: the signs, outer unless it is fixed, and sums (k) = sum of outer * |state|. scratch (k).
+void project(const SignSide& side, const float* solved, std::size_t stride, const float* start, std::size_t first,
+             std::size_t rows, float* sums, float* scratch) {
+  const std::size_t k = side.bits.cols;
+  const Kernels& kernels = active();
+  std::fill_n(sums, k, 0.0F);
+  for (std::size_t i = first; i < first + rows; ++i) {
+    float* state = side.state + i * k;
+    const float u = kernels.sign_project(solved + (i - first) * stride, start, k, state, side.fixed ? scratch : sums);
+    kernels.pack_row(state, k, side.bits.words + i * words_for(k));
+    if (side.fixed) {
+      for (std::size_t j = 0; j < k; ++j) sums[j] += side.outer[i] * std::fabs(state[j]);
+    } else {
+      side.outer[i] = u;
+    }
+  }
+}
+
+// Scales outer to length one; inner from the sums of all blocks, in their order.
+void finish(const SignSide& side, const std::vector<float>& sums) {
+  const std::size_t k = side.bits.cols;
+  const float length = side.fixed ? 1.0F : normalize(side.outer, side.bits.rows);
+  std::fill_n(side.inner, k, 0.0F);
+  for (std::size_t i = 0; i < sums.size(); ++i) side.inner[i % k] += sums[i];
+  for (std::size_t j = 0; j < k; ++j) side.inner[j] /= length;
 }
 
 struct Step {
@@ -66,12 +95,7 @@ class Worker {
       along += static_cast<double>(side.outer[first + i] * kernels.sign_target(row));
     }
     step.inverse.multiply(target_.data(), rows, solved_.data(), quantized_.data(), sums_.data());
-    std::fill_n(sums, k, 0.0F);
-    for (std::size_t i = 0; i < rows; ++i) {
-      float* state = side.state + (first + i) * k;
-      side.outer[first + i] = kernels.sign_project(solved_.data() + i * k, step.start, k, state, sums);
-      kernels.pack_row(state, k, side.bits.words + (first + i) * words_for(k));
-    }
+    project(side, solved_.data(), k, step.start, first, rows, sums, signs_.data());
     return along;
   }
 
@@ -83,7 +107,13 @@ class Worker {
 
 }  // namespace
 
-void fit_magnitudes(float* outer, float* inner, const float* state, std::size_t rows, std::size_t k) {
+void fit_magnitudes(float* outer, float* inner, const float* state, std::size_t rows, std::size_t k, bool fixed) {
+  if (fixed) {
+    std::fill_n(inner, k, 0.0F);
+    for (std::size_t i = 0; i < rows; ++i)
+      for (std::size_t j = 0; j < k; ++j) inner[j] += outer[i] * std::fabs(state[i * k + j]);
+    return;
+  }
   std::vector<float> start(inner, inner + k), row(k);
   const std::vector<float> nothing(k);
   normalize(start.data(), k);
@@ -115,15 +145,27 @@ double step_sign_side(const SignSide& side, const float* correlations, const Qua
       along[b] = worker.run(step, b * kBlock, std::min(kBlock, rows - b * kBlock), sums.data() + b * k);
   });
 
-  const float length = normalize(side.outer, rows);
-  double total = 0.0;
-  std::fill_n(side.inner, k, 0.0F);
-  for (std::size_t b = 0; b < blocks; ++b) {
-    total += along[b];
-    for (std::size_t j = 0; j < k; ++j) side.inner[j] += sums[b * k + j];
-  }
-  for (std::size_t j = 0; j < k; ++j) side.inner[j] /= length;
-  return total;
+  finish(side, sums);
+  return std::accumulate(along.begin(), along.end(), 0.0);
+}
+
+void project_sign_side(const SignSide& side, const float* ratio, int threads) {
+  const std::size_t k = side.bits.cols;
+  const std::size_t rows = side.bits.rows;
+  std::vector<float> start(k);
+  for (std::size_t j = 0; j < k; ++j) start[j] = side.inner[j] * ratio[j];
+  normalize(start.data(), k);
+  const std::vector<float> nothing(k);
+  const std::size_t blocks = (rows + kBlock - 1) / kBlock;
+  std::vector<float> sums(blocks * k);
+  const double work = static_cast<double>(rows) * static_cast<double>(k);
+  parallel_for(blocks, 1, work, threads, [&](std::size_t begin, std::size_t end) {
+    std::vector<float> scratch(k);
+    for (std::size_t b = begin; b < end; ++b)
+      project(side, nothing.data(), 0, start.data(), b * kBlock, std::min(kBlock, rows - b * kBlock),
+              sums.data() + b * k, scratch.data());
+  });
+  finish(side, sums);
 }
 
 }  // namespace diba

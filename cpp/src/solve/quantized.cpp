@@ -17,6 +17,36 @@ std::uint32_t low_byte(float x) {
   return pattern & 0xFFU;
 }
 
+// Sums in 16 lanes, in order.
+float root_mean_square(const float* x, std::size_t count) {
+  constexpr std::size_t kLanes = 16;
+  float lanes[kLanes] = {};
+  std::size_t j = 0;
+  for (; j + kLanes <= count; j += kLanes)
+    for (std::size_t l = 0; l < kLanes; ++l) lanes[l] += x[j + l] * x[j + l];
+  for (std::size_t l = 0; j + l < count; ++l) lanes[l] += x[j + l] * x[j + l];
+  float sum = 0.0F;
+  for (const float lane : lanes) sum += lane;
+  return std::sqrt(sum / static_cast<float>(count));
+}
+
+// Columns [0, width) of diag(shares) x, rows of `stride` floats, as Kernels::integer_tile reads them, each with its
+// scale; zero up to kTile.
+void quantize_columns(const float* x, const float* shares, std::size_t rows, std::size_t stride, std::size_t width,
+                      float* scale, std::uint32_t* words) {
+  float largest[kTile] = {}, inverse[kTile];
+  for (std::size_t i = 0; i < rows; ++i)
+    for (std::size_t c = 0; c < width; ++c) largest[c] = std::max(largest[c], std::fabs(x[i * stride + c] * shares[i]));
+  for (std::size_t c = 0; c < kTile; ++c) {
+    inverse[c] = largest[c] > 0.0F ? 127.0F / largest[c] : 0.0F;
+    scale[c] = largest[c] / 127.0F;
+  }
+  std::fill_n(words, (rows + 3) / 4 * kTile, 0U);
+  for (std::size_t i = 0; i < rows; ++i)
+    for (std::size_t c = 0; c < width; ++c)
+      words[i / 4 * kTile + c] |= low_byte(x[i * stride + c] * shares[i] * inverse[c]) << (8 * (i % 4));
+}
+
 }  // namespace
 
 QuantizedMatrix::QuantizedMatrix(std::size_t size_)
@@ -84,6 +114,57 @@ void QuantizedMatrix::multiply(const float* t, std::size_t rows, float* y, std::
       }
     }
   }
+}
+
+void QuantizedMatrix::assign(const float* x, float shift, const float* w, int threads) {
+  TiledMatrix tiles(x, size, size);
+  for (std::size_t t = 0; t < tiles.tiles(); ++t) {
+    float* tile = tiles.tile(t);
+    const std::size_t first = t * kTile;
+    const std::size_t width = std::min(kTile, size - first);
+    for (std::size_t i = 0; w != nullptr && i < size; ++i)
+      for (std::size_t c = 0; c < width; ++c) tile[i * kTile + c] += w[i] * w[first + c];
+    for (std::size_t c = 0; c < width; ++c) tile[(first + c) * kTile + c] += shift;
+  }
+  assign(tiles, threads);
+}
+
+void multiply_rounded(const float* a, const float* x, std::size_t rows, std::size_t cols, std::size_t p, float* y,
+                      int threads) {
+  const std::size_t stride = padded_bytes(cols);
+  const AlignedFloats units(cols), shares(cols), scales(rows);
+  const double work = static_cast<double>(cols) * static_cast<double>(p);
+  parallel_for(cols, 16, work, threads, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t j = begin; j < end; ++j) {
+      units.data()[j] = root_mean_square(x + j * p, p);
+      shares.data()[j] = units.data()[j] > 0.0F ? 1.0F / units.data()[j] : 0.0F;
+    }
+  });
+  const Aligned<std::int8_t> entries(rows * stride);
+  parallel_for(rows, 16, static_cast<double>(rows) * static_cast<double>(cols), threads,
+               [&](std::size_t begin, std::size_t end) {
+                 const AlignedFloats row(cols);
+                 for (std::size_t i = begin; i < end; ++i) {
+                   for (std::size_t j = 0; j < cols; ++j) row.data()[j] = a[i * cols + j] * units.data()[j];
+                   scales.data()[i] = active().quantize_row(row.data(), cols, entries.data() + i * stride);
+                 }
+               });
+  const std::size_t tiles = (p + kTile - 1) / kTile;
+  parallel_for(tiles, 1, work * static_cast<double>(rows) / 16, threads, [&](std::size_t begin, std::size_t end) {
+    const Aligned<std::uint32_t> words((cols + 3) / 4 * kTile);
+    const Aligned<std::int32_t> sums(rows * kTile);
+    float scale[kTile];
+    for (std::size_t t = begin; t < end; ++t) {
+      const std::size_t first = t * kTile;
+      const std::size_t width = std::min(kTile, p - first);
+      quantize_columns(x + first, shares.data(), cols, p, width, scale, words.data());
+      active().integer_tile(entries.data(), rows, stride, (cols + 3) / 4,
+                            reinterpret_cast<const std::int8_t*>(words.data()), sums.data());
+      for (std::size_t i = 0; i < rows; ++i)
+        for (std::size_t c = 0; c < width; ++c)
+          y[i * p + first + c] = static_cast<float>(sums.data()[i * kTile + c]) * (scales.data()[i] * scale[c]);
+    }
+  });
 }
 
 }  // namespace diba

@@ -36,12 +36,12 @@ if TYPE_CHECKING:
     from .._internal.check import Alphabet
     from .schedule import Deadline
 
-__all__ = ["PUBLISHED_STEPS", "Admm"]
+__all__ = ["PUBLISHED_STEPS", "RIDGE", "Admm", "SignSide", "divided"]
 
 PUBLISHED_STEPS = 260
 _PUBLISHED_PROJECTIONS = 3
 _DIVERGED = 1e8  # a run ends when its objective exceeds this many times |A|^2
-_RIDGE = 0.03  # added to the Gram matrix's diagonal of ones, as published
+RIDGE = 0.03  # added to the Gram matrix's diagonal of ones, as published
 _FIRST_PENALTY = 0.2
 _EXCESS = 16  # norms of a component are scaled back when they leave 2^-16 to 2^16
 _SEQUENTIAL_BITS = 1.4  # up to about this many bits per weight, solving one side after the other is better
@@ -49,9 +49,9 @@ _SETTLED = 3  # steps at the end with penalty 1
 _POWER_STEPS = 5  # power iterations of the first projection; later ones start from the one before
 
 
-def ramp(part: float) -> float:
-    """The penalty after this part of the steps; geometric, 1 at the end."""
-    return math.pow(_FIRST_PENALTY, 1 - part)
+def ramp(part: float, first: float) -> float:
+    """The penalty after this part of the steps: geometric, from the first to 1."""
+    return math.pow(first, 1 - part)
 
 
 class SignSide(Side):
@@ -62,8 +62,10 @@ class SignSide(Side):
         k: Inner dimension.
         random: Generator of the normal start.
         balance: Weights w (k,) of the penalty ``(w . y)^2`` on every row y of Y; None for no penalty.
+        outer: u to keep, of length one; None to fit it.
 
     Attributes:
+        fixed: Whether u is kept.
         scale: u (rows,), of length one.
         inner: v (k,).
         state: Y + U (rows, k), of which Z is the projection.
@@ -80,15 +82,17 @@ class SignSide(Side):
         *,
         transposed: bool = False,
         unit: float = 1.0,
+        outer: NDArray[np.float32] | None = None,
     ) -> None:
         rows = A.shape[1 if transposed else 0]
         self.state = random.standard_normal((rows, k), dtype=np.float32)
         words = np.empty((rows, -(-k // 64)), dtype=np.uint64)
         _core.pack(self.state, words, threads)
         super().__init__(
-            BitMatrix(words, k, "sign", copy=False), None, A, threads, transposed=transposed, unit=unit
+            BitMatrix(words, k, "sign", copy=False), outer, A, threads, transposed=transposed, unit=unit
         )
         self.balance = balance
+        self.fixed = outer is not None
         self.inner = np.ones(k, dtype=np.float32)
         self.norms = np.ones(k, dtype=np.float32)
         self._tiles = _core.TiledMatrix(k, k)
@@ -99,12 +103,16 @@ class SignSide(Side):
     def refine(self, steps: int) -> None:
         """Improve the rank-one fit u v' of |Y + U| by power iteration from v."""
         for _ in range(steps):
-            _core.fit_magnitudes(self.scale, self.inner, self.state)
+            _core.fit_magnitudes(self.scale, self.inner, self.state, self.fixed)
         self.scale_changed()
+
+    def as_partner(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """(X'X, A X, lengths of the columns of Z): what the other side's steps take this side X for."""
+        return self.gram, self.correlations, self.column_norms()
 
     def column_norms(self) -> NDArray[np.float32]:
         """Lengths of the columns of Z in the units of A; v was fitted to a unit-length other side."""
-        return _divide(self.inner, self.norms)
+        return divided(self.inner, self.norms)
 
     def projection(self) -> NDArray[np.float32]:
         """Z = diag(u) S diag(v), dense."""
@@ -131,16 +139,16 @@ class SignSide(Side):
             ``<Z diag(norms) X', A>`` of the iterate before the steps.
         """
         d2 = norms * self.column_norms()
-        ratio = _divide(norms, self.norms)
+        ratio = divided(norms, self.norms)
         self.norms = norms
         variables, along = (self.words, self.scale, self.inner, self.state), math.nan
         for step, penalty in enumerate(penalties):
             if step == 0 or penalty != penalties[step - 1]:
                 _core.invert_shifted(
-                    gram, _RIDGE + penalty, self.balance, self._tiles, self._inverse, self.threads
+                    gram, RIDGE + penalty, self.balance, self._tiles, self._inverse, self.threads
                 )
             product = _core.step_sign_side(
-                *variables, correlations, self._inverse, ratio, d2, penalty, self.threads
+                *variables, correlations, self._inverse, ratio, d2, penalty, self.fixed, self.threads
             )
             if power_steps > 1:
                 self.refine(power_steps - 1)
@@ -174,12 +182,14 @@ class Admm:
         threads: Threads of the compiled code.
         published: Run DBF as published: one side after the other, three projections per solve, and a penalty
             that rises from 0 with the third power of the step.
+        outer: d1 and d3 to keep, each of length one; None to fit them.
 
     Attributes:
         energy: ``|A|^2``.
         objective: ``|A - L R'|^2`` of the last iterate.
         best: The best iterate so far.
         pace: Seconds of the last complete step.
+        first_penalty: Where the penalty begins.
     """
 
     def __init__(
@@ -191,23 +201,40 @@ class Admm:
         threads: int,
         *,
         published: bool = False,
+        outer: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None,
     ) -> None:
         random = np.random.default_rng(seed)
         m, n = A.shape
-        self.energy = _core.energy(A)
+        square = _core.energy(A)
         self.published = published
         self.sequential = published or k * (m + n) <= _SEQUENTIAL_BITS * m * n
-        self._unit = np.float32(np.sqrt(self.energy / A.size) or 1.0)  # RMS of A
+        self._unit = np.float32(np.sqrt(square / A.size) or 1.0)  # RMS of A
         # For 0/1 factors, component j gets the sign (-1)^j, which is moved into S1 (see factors). The balance
         # weights are then ones for rows of S1, and alternate in sign for columns of S2.
         weight = np.float32(np.sqrt(balance))
         weights = (np.full(k, weight), weight * _alternating(k)) if balance else (None, None)
-        unit = float(self._unit)
-        self.left = SignSide(A, k, random, weights[0], threads, unit=unit)
-        self.right = SignSide(A, k, random, weights[1], threads, transposed=True, unit=unit)
+        kept = (None, None) if outer is None else outer
+        self.energy, self.left, self.right = self._sides(A, square, k, random, weights, kept, threads)
+        self.first_penalty = _FIRST_PENALTY
         self.objective = math.inf
         self.pace = 0.0
         self.best = self._iterate(np.zeros(k, dtype=np.float32))
+
+    def _sides(
+        self,
+        A: NDArray[np.float32],
+        square: float,
+        k: int,
+        random: np.random.Generator,
+        balance: tuple[NDArray[np.float32] | None, NDArray[np.float32] | None],
+        outer: tuple[NDArray[np.float32] | None, NDArray[np.float32] | None],
+        threads: int,
+    ) -> tuple[float, SignSide, SignSide]:
+        """(objective of the zero matrix, left side, right side); ``square`` is ``|A|^2``."""
+        unit = float(self._unit)
+        left = SignSide(A, k, random, balance[0], threads, unit=unit, outer=outer[0])
+        right = SignSide(A, k, random, balance[1], threads, transposed=True, unit=unit, outer=outer[1])
+        return square, left, right
 
     def iterate(self, steps: int, deadline: Deadline) -> Iterator[int]:
         """Run the steps; yield the number done: 0 for the start, then after each.
@@ -224,7 +251,7 @@ class Admm:
                 penalties = (part**3,) + (1.0,) * (_PUBLISHED_PROJECTIONS - 1)
                 self._step(penalties, _POWER_STEPS, last)
             else:
-                self._step((ramp(part),), 1, last)
+                self._step((ramp(part, self.first_penalty),), 1, last)
             if not self.objective <= _DIVERGED * self.energy:
                 break
             yield step
@@ -237,19 +264,21 @@ class Admm:
         """Measure the iterate and, unless it is the last, make the next."""
         left, right = self.left, self.right
         self._rescale_norms()
-        gram_right, against_right, norms_right = right.gram, right.correlations, right.column_norms()
+        partner = right.as_partner()
         if self.sequential and not last:
-            left.advance(gram_right, against_right, norms_right, penalties, power_steps)
-        gram_left, against_left, norms_left = left.gram, left.correlations, left.column_norms()
-        iterate = self._iterate(norms_left * norms_right)
+            left.advance(*partner, penalties, power_steps)
+        other = left.as_partner()
+        iterate = self._iterate(left.column_norms() * right.column_norms())
+        gram, against, norms = partner
+        d2 = other[2] * norms
         if last:
-            along = _core.product_along(left.words, True, left.scale, against_right, iterate.d2)
+            along = _core.product_along(left.words, True, left.scale, against, d2)
         elif self.sequential:
-            along = right.advance(gram_left, against_left, norms_left, penalties, power_steps)
+            along = right.advance(*other, penalties, power_steps)
         else:
-            along = left.advance(gram_right, against_right, norms_right, penalties, power_steps)
-            right.advance(gram_left, against_left, norms_left, penalties, power_steps)
-        square = _core.product_energy(gram_left, gram_right, iterate.d2)
+            along = left.advance(*partner, penalties, power_steps)
+            right.advance(*other, penalties, power_steps)
+        square = _core.product_energy(other[0], gram, d2)
         # |A|^2 - 2 <L R', A> + |L R'|^2
         self.objective = max(self.energy + float(self._unit) ** 2 * (square - 2 * along), 0.0)
         if self.objective < self.best.objective:
@@ -295,6 +324,6 @@ def _alternating(k: int) -> NDArray[np.float32]:
     return np.where(np.arange(k) % 2, -1, 1).astype(np.float32)
 
 
-def _divide(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
+def divided(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
     """a / b, and 0 where b is 0: a component whose scale has become 0."""
     return np.divide(a, b, out=np.zeros_like(b), where=b > 0)

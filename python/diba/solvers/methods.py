@@ -10,18 +10,21 @@ import numpy as np
 from .._internal import storage
 from .._internal.snr import snr_db
 from ..bits import BitMatrix
-from .admm import PUBLISHED_STEPS, Admm
+from .admm import PUBLISHED_STEPS
 from .greedy import Greedy
+from .stages import part_sizes, ramps
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .._internal.check import Alphabet
     from ..factorization import Factorization
+    from .metric import Metric
     from .options import SolveOptions
     from .schedule import Deadline, Schedule, Stage
+    from .stages import Ramps
 
-__all__ = ["EFFORT_STEPS", "Problem", "factors"]
+__all__ = ["EFFORT_STEPS", "Problem", "factors", "is_small"]
 
 BALANCE = 0.1  # weight lambda of the balance penalty, for alphabet "binary"
 GREEDY_ITERATIONS = 100
@@ -65,6 +68,8 @@ class Problem:
         init: Factors of ``matrix`` to start from; None for a random start.
         weighted: Whether rows or columns of ``matrix`` were scaled by importance, so that a few of them may
             hold most of its energy.
+        metric: Second moments of the inputs, in the scales of ``matrix``, for a ramp on the error of outputs
+            with no greedy steps after it; None for the squared error.
     """
 
     matrix: NDArray[np.float32]
@@ -76,9 +81,15 @@ class Problem:
     deadline: Deadline
     init: Factorization | None = None
     weighted: bool = False
+    metric: Metric | None = None
+
+    def parts(self) -> list[int]:
+        """Inner dimensions of the stages of ADMM."""
+        m, n = self.matrix.shape
+        return [self.k] if self.options.method == "dbf" else part_sizes(m, n, self.k)
 
     def steps(self) -> tuple[int, int]:
-        """(steps of ADMM, greedy iterations) for the method, effort and max_iter asked for."""
+        """(steps of ADMM in each stage, greedy iterations) for the method, effort and max_iter asked for."""
         steps, given = EFFORT_STEPS[self.options.effort], self.options.max_iter
         if self.options.method == "greedy" or self.init is not None:
             return 0, GREEDY_ITERATIONS if given is None else given
@@ -86,16 +97,20 @@ class Problem:
             return PUBLISHED_STEPS if given is None else given, 0
         if given is None:
             given = steps.binary if self.options.alphabet == "binary" else steps.sign
-        return given, steps.polish
+        return given, 0 if self.metric is not None else steps.polish
 
 
 def factors(problem: Problem) -> Factorization:
     """The best factors of ``problem.matrix`` that the method finds."""
-    stage = problem.schedule.stage(problem.deadline, problem.exponent, *problem.steps())
+    steps, polish = problem.steps()
+    stages = len(problem.parts())
+    stage = problem.schedule.stage(problem.deadline, problem.exponent, stages * steps, polish)
     if problem.init is not None:
         return _descend(problem, _from(problem, problem.init), stage)
     if problem.options.method == "greedy":
         return _descend(problem, _random(problem), stage)
+    if problem.metric is not None:
+        return _ramps(problem, stage, problem.deadline).factors
     result = _admm(problem, stage)
     found = result.factors()
     if problem.options.method != "auto" or not _unusual(problem, result):
@@ -107,13 +122,17 @@ def factors(problem: Problem) -> Factorization:
     return max([found, *_by_greedy(problem, seconds)], key=lambda f: _snr_db(problem, f))
 
 
+def is_small(m: int, n: int, k: int) -> bool:
+    """Whether a matrix is so small, or k so large, that ADMM may not do well."""
+    return min(m, n, k) < _SMALL or k * (m + n) > _MANY_BITS * m * n
+
+
 def _unusual(problem: Problem, result: Greedy) -> bool:
     """Whether greedy may do better: ADMM works best with large m, n and k and no dominant entries."""
     m, n = problem.matrix.shape
     bits = problem.k * (m + n) / (m * n)
-    small = min(m, n, problem.k) < _SMALL or bits > _MANY_BITS
     easy = snr_db(result.energy, result.objective) > _USUAL_DB * max(bits, 0.5) and not problem.weighted
-    return small or not result.objective < result.energy or easy
+    return is_small(m, n, problem.k) or not result.objective < result.energy or easy
 
 
 def _by_greedy(problem: Problem, seconds_to_fit: float) -> list[Factorization]:
@@ -136,25 +155,38 @@ def _snr_db(problem: Problem, f: Factorization) -> float:
 
 
 def _admm(problem: Problem, stage: Stage) -> Greedy:
-    """Run ADMM, then greedy from its best iterate."""
+    """Run ADMM, then greedy from its best iterates."""
     steps, polish = problem.steps()
     published = problem.options.method == "dbf"
-    alphabet = problem.options.alphabet
-    balance = BALANCE if alphabet == "binary" else 0.0
-    run = Admm(problem.matrix, problem.k, problem.options.seed, balance, problem.threads, published=published)
-    share = problem.deadline.share(_PUBLISHED_SHARE if published else _ADMM_SHARE)
-    for step in run.iterate(steps, share):
-        stage.report(step, run.energy, run.objective)
-    d1, b1, d2, b2, d3 = run.factors(alphabet)
-    fitted = not published and problem.deadline.leaves(_FIT_STEPS * run.pace)
-    given_d2 = None if fitted or not run.energy else d2
-    del run  # frees its memory
-    result = Greedy(problem.matrix, b1, b2, problem.threads, d1=d1, d2=given_d2, d3=d3, pairs=not published)
+    found = _ramps(problem, stage, problem.deadline.share(_PUBLISHED_SHARE if published else _ADMM_SHARE))
+    f = found.factors
+    fitted = not published and problem.deadline.leaves(_FIT_STEPS * found.pace)
+    d2 = None if fitted or found.empty else f.d2
+    result = Greedy(problem.matrix, f.b1, f.b2, problem.threads, d1=f.d1, d2=d2, d3=f.d3, pairs=not published)
     if published:
         return result
+    before = steps * len(problem.parts())
     for iteration in result.iterate(polish, problem.options.tol, problem.deadline):
-        stage.report(steps + iteration, result.energy, result.objective, result.flips)
+        stage.report(before + iteration, result.energy, result.objective, result.flips)
     return result
+
+
+def _ramps(problem: Problem, stage: Stage, deadline: Deadline) -> Ramps:
+    """Run ADMM, in its stages."""
+    options = problem.options
+    return ramps(
+        problem.matrix,
+        problem.parts(),
+        options.alphabet,
+        options.seed,
+        BALANCE if options.alphabet == "binary" else 0.0,
+        problem.threads,
+        steps=problem.steps()[0],
+        deadline=deadline,
+        stage=stage,
+        metric=problem.metric,
+        published=options.method == "dbf",
+    )
 
 
 def _descend(problem: Problem, result: Greedy, stage: Stage) -> Factorization:

@@ -119,6 +119,13 @@ class Objective:
         """
         return normalised(A, self._rows, self._cols)
 
+    def scaled_covariance(self) -> NDArray[np.float64]:
+        """S in the scales of W: its diagonal is ones, or less for inputs that are nearly always 0."""
+        S = self.covariance
+        assert S is not None
+        scales = second_moments.input_scales(S)
+        return S / np.outer(scales, scales)
+
     def denormalised(self, f: Factorization, exponent: int) -> Factorization:
         """Factors of A, with 16-bit diagonals, from factors of W and its exponent e.
 

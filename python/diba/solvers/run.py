@@ -11,7 +11,8 @@ from .._internal import check
 from ..bits import BitMatrix
 from ..factorization import Factorization
 from .covariance import descend
-from .methods import Problem, factors
+from .methods import Problem, factors, is_small
+from .metric import Metric
 from .schedule import Schedule
 from .size import inner_dimension, sizes_to_try, smallest_k
 
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["Run", "run_for_size"]
 
 # With a covariance:
-_START_SHARE = 0.6  # share of a time limit for the factors that the descent starts from
+_START_SHARE = 0.75  # share of a time limit for the factors that the descent starts from
+_EIGEN_SHARE = 4.0  # a time limit must have room for this many seconds for the eigenvectors of n = 1000
 _FAST_TOL = 2e-3  # tolerance of the descent at effort "fast": a third of the steps, within 0.05 dB
 # With several k under a time limit:
 _TRIAL_SHARE = 1 / 16  # share of the remaining time for each k but the last
@@ -129,22 +131,10 @@ def _best_at(run: Run, k: int, *, only: bool = False) -> Solution:
 def _solve_at(k: int, run: Run) -> Solution:
     """Factors of inner dimension k, with their objective."""
     objective, A = run.objective, run.A
-    f = run.init
-    if f is None or objective.covariance is None:
-        f = _by_method(k, run)
-    candidates = [f]
-    if objective.covariance is not None:
-        options = run.options
-        tol = max(options.tol, _FAST_TOL) if options.effort == "fast" else options.tol
-        candidates = descend(
-            A,
-            f,
-            objective.covariance,
-            schedule=run.schedule,
-            deadline=run.deadline,
-            threads=run.threads,
-            tol=tol,
-        )
+    if objective.covariance is None:
+        candidates = [_by_method(k, run)]
+    else:
+        candidates = [f for start in _starts(k, run) for f in _descended(start, run)]
     measured = min((objective.measured(A, f) for f in candidates), key=lambda solution: solution.error)
     found = objective.no_worse_than_zero(A, measured)
     if run.init is None:
@@ -153,8 +143,39 @@ def _solve_at(k: int, run: Run) -> Solution:
     return found if found.error < before.error else before
 
 
-def _by_method(k: int, run: Run) -> Factorization:
-    """Factors of A by the method asked for, which minimises the squared error for the normalised matrix."""
+def _descended(start: Factorization, run: Run) -> list[Factorization]:
+    """What the descent on the error of outputs makes of a start, and the start."""
+    options, S = run.options, run.objective.covariance
+    assert S is not None
+    tol = max(options.tol, _FAST_TOL) if options.effort == "fast" else options.tol
+    return descend(
+        run.A, start, S, schedule=run.schedule, deadline=run.deadline, threads=run.threads, tol=tol
+    )
+
+
+def _starts(k: int, run: Run) -> list[Factorization]:
+    """Factors for the descent on the error of outputs to start from.
+
+    ADMM in the metric of S, where the method has ADMM and there is time for the eigenvectors of S; else, and
+    for small matrices too, factors for the diagonal of S alone.
+    """
+    if run.init is not None:
+        return [run.init]
+    m, n = run.A.shape
+    in_metric = run.options.method in ("auto", "admm") and run.deadline.leaves(_EIGEN_SHARE * n**3 / 1e9)
+    if not in_metric:
+        return [_by_method(k, run)]
+    small = run.options.method == "auto" and is_small(m, n, k)
+    first = replace(run, deadline=run.deadline.rest(0.5)) if small else run
+    starts = [_by_method(k, first, Metric(run.objective.scaled_covariance()))]
+    return [*starts, _by_method(k, run)] if small else starts
+
+
+def _by_method(k: int, run: Run, metric: Metric | None = None) -> Factorization:
+    """Factors of A by the method asked for, which minimises the squared error for the normalised matrix.
+
+    With a metric, it minimises the error of outputs instead.
+    """
     objective = run.objective
     matrix, exponent = objective.normalised(run.A)
     f = factors(
@@ -168,6 +189,7 @@ def _by_method(k: int, run: Run) -> Factorization:
             run.deadline if objective.covariance is None else run.deadline.share(_START_SHARE),
             None if run.init is None else objective.normalised_factors(run.init, exponent),
             not objective.plain,
+            metric,
         )
     )
     return objective.denormalised(f, exponent)

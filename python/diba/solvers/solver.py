@@ -76,7 +76,8 @@ def solve(
             RMS of each input. SNRs are then those of this objective.
         covariance: Second moments of the inputs, ``S = X'X / len(X)``, shape (n, n): minimise
             ``tr((A - F) S (A - F)')``, the error of the outputs. S is shrunk towards its diagonal by a share
-            of 0.1; ``(S, share)`` sets the share. SNRs are then those of this objective.
+            of 0.2; ``(S, share)`` sets the share: more for small samples. SNRs are then those of this
+            objective.
         init: Factors of A to start from. Greedy steps improve them; if none does, they are returned
             unchanged.
         seed: Seed of the random start. The same seed gives the same factors on every processor.

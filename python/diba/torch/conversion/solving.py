@@ -20,7 +20,7 @@ from ..._internal.rounding import quantize_for
 from ..._internal.snr import energy_and_error, output_energy_and_error, snr_db
 from ...checkpoints.entries import first_names
 from ...checkpoints.layers import LayerRecipe
-from ...solvers.second_moments import missing_power, shrinkage
+from ...solvers.second_moments import factor_shrinkage, missing_power
 from ..modules.kinds import input_size
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ __all__ = [
     "warn_user",
 ]
 
+_DB_OF_A_BIT = 7  # SNR of outputs for each bit per weight, about
 _LARGEST_EXPONENT = 120  # of the entries of a matrix to solve
 
 
@@ -67,7 +68,8 @@ def factorization(
     if minimised == "importance":
         return diba.solve(matrix, importance=(rows, cols), **options)
     S = np.asarray(moments.second, np.float64)
-    options["covariance"] = S + np.diag(missing_power(S)), shrinkage(len(S), moments.count)
+    share = factor_shrinkage(len(S), moments.count, _bits(matrix.shape, settings))
+    options["covariance"] = S + np.diag(missing_power(S)), share
     if rows is None:
         return diba.solve(matrix, **options)
     # sum_i o_i^2 (A - F)_i S (A - F)_i': the covariance objective of o A, whose factors have d1 = o d1.
@@ -76,6 +78,15 @@ def factorization(
     f = diba.solve(matrix * np.ldexp(rows, -excess)[:, None], **options)
     d1, d2, d3 = storage.spread(f.d1 / rows, f.d2, f.d3, excess)
     return diba.Factorization(d1, f.b1, d2, f.b2, d3).round_diagonals()
+
+
+def _bits(shape: tuple[int, ...], settings: Settings) -> float:
+    """Bits per weight that the size asked for takes, about."""
+    if settings.k is not None:
+        return settings.k * sum(shape) / math.prod(shape)
+    if settings.bits_per_weight is not None:
+        return settings.bits_per_weight
+    return max(settings.snr_db or 0.0, 0.0) / _DB_OF_A_BIT
 
 
 def coded(matrix: NDArray[Any], settings: Settings, moments: Moments | None) -> tuple[Codes, LayerRecipe]:
