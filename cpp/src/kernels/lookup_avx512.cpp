@@ -22,13 +22,17 @@ struct Vector {
   static U8 load(const std::uint8_t* x) { return (U8)_mm512_load_si512(x); }
   static void store(std::uint8_t* x, U8 a) { _mm512_store_si512(x, (Any)a); }
   static F32 load(const float* x) { return _mm512_load_ps(x); }
+  static F32 load_any(const float* x) { return _mm512_loadu_ps(x); }
   static void store(float* x, F32 a) { _mm512_store_ps(x, a); }
   static F32 load_first(const float* x, std::size_t count) {
     return _mm512_maskz_loadu_ps(static_cast<__mmask16>(count < 16 ? (1U << count) - 1U : 0xFFFFU), x);
   }
-  static F32 group_sum(F32 a) {
-    const F32 pairs = a + _mm512_permute_ps(a, 0xB1);
-    return pairs + _mm512_permute_ps(pairs, 0x4E);
+  static F32 fold(F32 a, F32 b) { return _mm512_shuffle_ps(a, b, 0x88) + _mm512_shuffle_ps(a, b, 0xDD); }
+  static I32 fold(I32 a, I32 b) {
+    return (I32)_mm512_shuffle_ps((F32)a, (F32)b, 0x88) + (I32)_mm512_shuffle_ps((F32)a, (F32)b, 0xDD);
+  }
+  static F32 spread(F32 a, std::size_t i) {
+    return i == 0 ? _mm512_shuffle_ps(a, a, 0x00) : _mm512_shuffle_ps(a, a, 0x55);
   }
   static F32 even_groups(F32 a, F32 b) { return _mm512_shuffle_f32x4(a, b, 0x88); }
   static F32 odd_groups(F32 a, F32 b) { return _mm512_shuffle_f32x4(a, b, 0xDD); }
@@ -38,7 +42,6 @@ struct Vector {
   static I32 min(I32 a, I32 b) { return (I32)_mm512_min_epi32((Any)a, (Any)b); }
   static I32 max(I32 a, I32 b) { return (I32)_mm512_max_epi32((Any)a, (Any)b); }
   static I16 min(I16 a, I16 b) { return (I16)_mm512_min_epi16((Any)a, (Any)b); }
-  static I32 swap(I32 a) { return (I32)_mm512_shuffle_epi32((Any)a, _MM_PERM_CDAB); }
   static I32 multiply_add(I16 a, I16 b) { return (I32)_mm512_madd_epi16((Any)a, (Any)b); }
   static U16 multiply_add(U8 a, U8 b) { return (U16)_mm512_maddubs_epi16((Any)a, (Any)b); }
   static I16 pack(I32 a, I32 b) { return (I16)_mm512_packs_epi32((Any)a, (Any)b); }
@@ -47,8 +50,7 @@ struct Vector {
   static U8 unpack_high(U8 a, U8 b) { return (U8)_mm512_unpackhi_epi8((Any)a, (Any)b); }
   static U16 unpack_low(U16 a, U16 b) { return (U16)_mm512_unpacklo_epi16((Any)a, (Any)b); }
   static U16 unpack_high(U16 a, U16 b) { return (U16)_mm512_unpackhi_epi16((Any)a, (Any)b); }
-  static I16 repeat_low(I16 a) { return (I16)_mm512_unpacklo_epi64((Any)a, (Any)a); }
-  static I16 repeat_high(I16 a) { return (I16)_mm512_unpackhi_epi64((Any)a, (Any)a); }
+  static U8 upper_bytes(I16 a, I16 b) { return (U8)(((U16)a >> 8) | ((U16)b & 0xFF00)); }
   static U8 shuffle(U8 a, U8 places) { return (U8)_mm512_shuffle_epi8((Any)a, (Any)places); }
   static U8 broadcast(__m128i a) { return (U8)_mm512_broadcast_i32x4(a); }
 
@@ -71,10 +73,10 @@ struct Vector {
 
   static void keep(U16&) {}  // with 32 registers, compilers do by themselves
 
-  static void store_weights(I16 weights, std::uint8_t* to) {
-    const Any order = _mm512_castsi128_si512(_mm_setr_epi16(0, 8, 16, 24, 4, 12, 20, 28));
-    const __m128i eight = _mm512_castsi512_si128(_mm512_permutexvar_epi16(order, (Any)weights));
-    _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packus_epi16(eight, eight));
+  static void store_weights(I32 weights, std::uint8_t* to) {  // 0 and 1, 2 and 3, ..., twice
+    const Any order = _mm512_castsi256_si512(_mm256_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13));
+    const __m128i bytes = _mm512_cvtsepi32_epi8(_mm512_permutexvar_epi32(order, (Any)weights));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(to), bytes);
   }
   static U8 weight_pairs(const std::uint8_t* weights, std::size_t /*p*/) {
     std::int64_t eight;

@@ -101,7 +101,7 @@ inline void tabulate_not_finite(std::size_t steps, LookupTables* out) {
 //   Tabulator::scale(x, d, cols, scaled)         fills `scaled` in an order of its own; returns R, or NaN or infinity
 //                                                if an activation or a group's sum is not finite
 //   Tabulator(weights_per_range, fine)           16 / R and 128 / unit
-//   add_step(scaled, entries, weights)           fills the tables of one step
+//   add_steps(scaled, steps, entries, weights)   fills the tables
 //   zero(), total()                              sum of weight_g z_g, sum of weight_g q_j
 template <typename Tabulator>
 void tabulate(const float* x, const float* d, std::size_t cols, float* scaled, LookupTables* out) {
@@ -110,8 +110,7 @@ void tabulate(const float* x, const float* d, std::size_t cols, float* scaled, L
   if (!(largest <= __FLT_MAX__)) return tabulate_not_finite(steps, out);
   out->unit = largest / (kEntryRange * kLargestWeight);
   Tabulator tables(kLargestWeight / largest, kFineSteps / out->unit);
-  for (std::size_t s = 0; s < steps; ++s)
-    tables.add_step(scaled + s * kStep, out->entries + s * kStepEntries, out->weights + s * kStepWeights);
+  tables.add_steps(scaled, steps, out->entries, out->weights);
   out->zero = tables.zero();
   out->total = static_cast<float>(tables.total()) * (out->unit / kFineSteps);
 }

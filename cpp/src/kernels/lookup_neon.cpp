@@ -54,11 +54,13 @@ class Tabulator {
     return vmaxvq_f32(largest);
   }
 
-  void add_step(const float* scaled, std::uint8_t* entries, std::uint8_t* weights) {
-    const uint16x4_t first = add_half_step(scaled, entries);
-    const uint16x4_t second = add_half_step(scaled + kStep / 2, entries + 32);
-    const uint16x8_t by_parity = vcombine_u16(vuzp1_u16(first, second), vuzp2_u16(first, second));
-    vst1_u8(weights, vmovn_u16(by_parity));
+  void add_steps(const float* scaled, std::size_t steps, std::uint8_t* entries, std::uint8_t* weights) {
+    for (std::size_t s = 0; s < steps; ++s, scaled += kStep, entries += kStepEntries, weights += kStepWeights) {
+      const uint16x4_t first = add_half_step(scaled, entries);
+      const uint16x4_t second = add_half_step(scaled + kStep / 2, entries + 32);
+      const uint16x8_t by_parity = vcombine_u16(vuzp1_u16(first, second), vuzp2_u16(first, second));
+      vst1_u8(weights, vmovn_u16(by_parity));
+    }
   }
 
   std::int32_t zero() const { return vaddvq_s32(zero_); }

@@ -7,21 +7,22 @@
 //
 // Vector: F32, I32, I16, U16 and U8 are vectors of one size and of these elements.
 //   load(x)                         from an address aligned to the vector's size
+//   load_any(x)                     from any address
 //   load_first(x, count)            the first `count` elements, the others zero; nothing past them is read
-//   group_sum(a)                    (a0 + a1) + (a2 + a3) in each element of a group of four
+//   fold(a, b)                      in each 128-bit lane a0 + a1, a2 + a3, b0 + b1, b2 + b3
+//   spread(a, i)                    element i of each 128-bit lane, four times
 //   even_groups, odd_groups(a, b)   every second group of a, then of b
 //   ceiling(a), nearest(a)          as integers; to nearest: ties to even
-//   swap(a)                         elements 0 and 1 exchanged, 2 and 3, ...
 //   multiply_add(a, b)              sums of two neighbouring products
 //   pack(a, b)                      in each 128-bit lane elements of a, then of b, saturated to half their size
 //   unpack_low, unpack_high(a, b)   elements of the lower or upper halves of 128-bit lanes, by turns of a and of b
-//   repeat_low, repeat_high(a)      the lower or upper halves of 128-bit lanes, twice
+//   upper_bytes(a, b)               the upper bytes of elements of a and of b, by turns
 //   shuffle(a, places)              bytes of 128-bit lanes; zero where the place has its highest bit set
 //   broadcast(a)                    in each 128-bit lane
 //   store_rows(y, a, b)             the sums over the 128-bit lanes: four of a, then four of b
 //   sum(a), sum_i64(a), largest(a)  of the elements
 //   keep(a)                         a stays in its register
-//   store_weights(weights, to)      each group's weight, of one part; to: its place in LookupTables::weights
+//   store_weights(weights, to)      the weights of a step; to: their place in LookupTables::weights
 //   weight_pairs(weights, p)        the weights of part p: of groups 2 j and 2 j + 1 by turns in lane j
 //   Quotients(x).by(weights)        x / weight
 #pragma once
@@ -54,75 +55,110 @@ inline I16 shuffle_words(I16 a, int w0, int w1, int w2, int w3, int w4, int w5, 
   return (I16)Vector::shuffle((U8)a, Vector::broadcast(places));
 }
 
-// Makes the tables of one part after the other. In vectors of 16-bit elements, lane l holds group 2 j, then 2 j + 1.
+// Makes the tables. The vectors of a step hold its groups 0 and 2, 1 and 3, 4 and 6, 5 and
+// 7, or the even ones and the odd ones. What a group has one of is computed for all groups at once: element i of lane l
+// belongs to the group of vector i in lane l. In vectors of 16-bit elements, lane l holds group 2 j, then 2 j + 1.
 class Tabulator {
  public:
   Tabulator(float weights_per_range, float fine) : weights_per_range_(weights_per_range), factors_{fine} {}
 
-  // In each part of `scaled` the even groups come before the odd ones.
   static float scale(const float* x, const float* d, std::size_t cols, float* scaled) {
     I32 largest = (I32)(F32{} + kSmallestRange);  // floats, compared as integers: NaN is above all numbers
-    for (std::size_t j = 0; j < steps_for(cols) * kStep; j += 2 * kFloats) {
-      F32 a[2];
-      for (std::size_t v = 0; v < 2; ++v) {
-        const std::size_t first = j + v * kFloats;
-        const std::size_t count = first < cols ? cols - first : 0;
-        a[v] = Vector::load_first(x + first, count);
-        if (d != nullptr) a[v] *= Vector::load_first(d + first, count);
-        largest = Vector::max(largest, (I32)range_of(a[v]));
-      }
-      Vector::store(scaled + j, Vector::even_groups(a[0], a[1]));
-      Vector::store(scaled + j + kFloats, Vector::odd_groups(a[0], a[1]));
-    }
+    std::size_t j = 0;
+    for (; j + kStep <= cols; j += kStep) scale_step<true>(x + j, d == nullptr ? d : d + j, kStep, scaled + j, largest);
+    if (j < cols) scale_step<false>(x + j, d == nullptr ? d : d + j, cols - j, scaled + j, largest);
     return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(Vector::largest(largest))));
   }
 
-  void add_step(const float* scaled, std::uint8_t* entries, std::uint8_t* weights) {
-    for (std::size_t p = 0; p < kParts; ++p)
-      add_part(scaled + p * 2 * kFloats, entries + p * kSize, weights + p * kPartBytes);
-    if (++steps_ % kStepsIn32Bits == 0) take_total();
+  void add_steps(const float* scaled, std::size_t steps, std::uint8_t* entries, std::uint8_t* weights) {
+    for (std::size_t s = 0; s < steps; s += kTogether) {
+      add_some(scaled + s * kStep, steps - s < kTogether ? steps - s : kTogether, entries + s * kStepEntries,
+               weights + s * kStepWeights);
+      if (s / kTogether % (kStepsIn32Bits / kTogether) == kStepsIn32Bits / kTogether - 1) take_total();
+    }
   }
 
-  std::int32_t zero() const { return Vector::sum(zero_) / 2; }
+  std::int32_t zero() const { return Vector::sum(zero_) / kCopies; }
   std::int64_t total() {
     take_total();
-    return total_;
+    return total_ / kCopies;
   }
 
  private:
-  static F32 range_of(F32 a) { return Vector::group_sum((F32)((I32)a & 0x7FFFFFFF)); }
+  static constexpr std::size_t kTogether =
+      8;  // steps that go through each loop: one step is a long chain of operations
+  static constexpr std::size_t kVectors = kStep / kFloats;
+  static constexpr int kCopies = 4 / kVectors;  // of what a group has one of
 
-  void add_part(const float* scaled, std::uint8_t* entries, std::uint8_t* weights) {
-    I32 weight[2], q[2];
-    for (std::size_t h = 0; h < 2; ++h) {
-      const F32 a = Vector::load(scaled + h * kFloats);
-      const I32 ceiling = Vector::ceiling(range_of(a) * weights_per_range_);
-      weight[h] = Vector::max(I32{} + 1, Vector::min(ceiling, I32{} + kLargestWeight));
-      q[h] = Vector::nearest(a * factors_.by(weight[h]));
+  void add_some(const float* scaled, std::size_t steps, std::uint8_t* entries, std::uint8_t* weights) {
+    I32 weight[kTogether];
+    F32 factor[kTogether];
+    for (std::size_t s = 0; s < steps; ++s) {
+      F32 a[kVectors];
+      for (std::size_t v = 0; v < kVectors; ++v) a[v] = Vector::load(scaled + s * kStep + v * kFloats);
+      const I32 ceiling = Vector::ceiling(ranges_of(a) * weights_per_range_);
+      weight[s] = Vector::max(I32{} + 1, Vector::min(ceiling, I32{} + kLargestWeight));
+      factor[s] = factors_.by(weight[s]);
+      Vector::store_weights(weight[s], weights + s * kStepWeights);
     }
-    const I16 q16 = Vector::pack(q[0], q[1]), weight16 = Vector::pack(weight[0], weight[1]);
-    Vector::store_weights(weight16, weights);
-
-    const I32 negative_pairs = Vector::multiply_add(Vector::min(q16, I16{}), I16{} + 1);
-    const I32 negatives = negative_pairs + Vector::swap(negative_pairs);
-    const I32 lift = (kFineSteps - 1 - negatives) >> kFineShift;
-    zero_ += Vector::multiply_add((I16)lift, weight16);
-    total_so_far_ += Vector::multiply_add(q16, weight16);
-
-    // Entry b is low[b & 3] + high[b >> 2].
-    const I16 low = shuffle_words(q16, 8, 0, 8, 0, 8, 4, 8, 4) + shuffle_words(q16, 8, 8, 1, 1, 8, 8, 5, 5);
-    const I16 base = shuffle_words((I16)((lift << kFineShift) + kFineSteps / 2), 0, 0, 0, 0, 4, 4, 4, 4);
-    const I16 chosen = shuffle_words(q16, 8, 2, 8, 2, 8, 6, 8, 6) + shuffle_words(q16, 8, 8, 3, 3, 8, 8, 7, 7);
-    const I16 high = chosen + base;
-    const I16 even = Vector::repeat_low(low), odd = Vector::repeat_high(low);
-    store_table(even + shuffle_words(high, 0, 0, 0, 0, 1, 1, 1, 1), even + shuffle_words(high, 2, 2, 2, 2, 3, 3, 3, 3),
-                entries);
-    store_table(odd + shuffle_words(high, 4, 4, 4, 4, 5, 5, 5, 5), odd + shuffle_words(high, 6, 6, 6, 6, 7, 7, 7, 7),
-                entries + kOddEntries);
+    I16 q[kTogether][kParts], base[kTogether];
+    for (std::size_t s = 0; s < steps; ++s) {
+      I32 sums[kParts], negatives[kParts];
+      for (std::size_t p = 0; p < kParts; ++p) {
+        const float* a = scaled + s * kStep + 2 * p * kFloats;
+        const F32 even = Vector::load(a) * Vector::spread(factor[s], 2 * p);
+        const F32 odd = Vector::load(a + kFloats) * Vector::spread(factor[s], 2 * p + 1);
+        q[s][p] = Vector::pack(Vector::nearest(even), Vector::nearest(odd));
+        sums[p] = Vector::multiply_add(q[s][p], I16{} + 1);
+        negatives[p] = Vector::multiply_add(Vector::min(q[s][p], I16{}), I16{} + 1);
+      }
+      const I32 lift = (kFineSteps - 1 - Vector::fold(negatives[0], negatives[kParts - 1])) >> kFineShift;
+      zero_ += Vector::multiply_add((I16)lift, (I16)weight[s]);
+      total_so_far_ += Vector::fold(sums[0], sums[kParts - 1]) * weight[s];
+      base[s] = (I16)((lift << (kFineShift + 1)) + kFineSteps);
+    }
+    for (std::size_t s = 0; s < steps; ++s)
+      for (std::size_t p = 0; p < kParts; ++p)
+        store_tables(q[s][p], base[s], 4 * static_cast<int>(p), entries + s * kStepEntries + p * kSize);
   }
 
-  static void store_table(I16 to_7, I16 to_15, std::uint8_t* entries) {
-    Vector::store(entries, Vector::pack(to_7 >> kFineShift, to_15 >> kFineShift));
+  template <bool kWhole>
+  [[gnu::always_inline]] static void scale_step(const float* x, const float* d, std::size_t cols, float* scaled,
+                                                I32& largest) {
+    F32 a[kVectors];
+    for (std::size_t v = 0; v < kVectors; ++v) {
+      const std::size_t first = v * kFloats, count = kWhole ? kFloats : first < cols ? cols - first : 0;
+      a[v] = kWhole ? Vector::load_any(x + first) : Vector::load_first(x + first, count);
+      if (d != nullptr) a[v] *= kWhole ? Vector::load_any(d + first) : Vector::load_first(d + first, count);
+    }
+    for (std::size_t v = 0; v < kVectors; v += 2) {
+      const F32 even = Vector::even_groups(a[v], a[v + 1]), odd = Vector::odd_groups(a[v], a[v + 1]);
+      Vector::store(scaled + v * kFloats, even);
+      Vector::store(scaled + (v + 1) * kFloats, odd);
+      a[v] = even, a[v + 1] = odd;
+    }
+    largest = Vector::max(largest, (I32)ranges_of(a));
+  }
+
+  // (|a0| + |a1|) + (|a2| + |a3|) of all groups.
+  static F32 ranges_of(const F32* a) {
+    F32 absolute[kVectors];
+    for (std::size_t v = 0; v < kVectors; ++v) absolute[v] = (F32)((I32)a[v] & 0x7FFFFFFF);
+    const F32 pairs = Vector::fold(absolute[0], absolute[1]);
+    return Vector::fold(pairs, kVectors == 2 ? pairs : Vector::fold(absolute[kVectors - 2], absolute[kVectors - 1]));
+  }
+
+  // The tables of one part, from q and, in words `place` and `place` + 2, half the rounding and the lift of its groups,
+  // all of it twice as large: an entry is the upper byte. Entry b is high[b >> 2], plus q1 and q0 by its lowest bits.
+  [[gnu::always_inline]] static void store_tables(I16 q, I16 base, int place, std::uint8_t* entries) {
+    const int a = place, b = place + 2;
+    const I16 twice = q + q;
+    const I16 high = shuffle_words(twice, 8, 2, 8, 2, 8, 6, 8, 6) + shuffle_words(twice, 8, 8, 3, 3, 8, 8, 7, 7) +
+                     shuffle_words(base, a, a, a, a, b, b, b, b);
+    const I16 even = shuffle_words(high, 0, 0, 1, 1, 2, 2, 3, 3) + shuffle_words(twice, 8, 1, 8, 1, 8, 1, 8, 1);
+    const I16 odd = shuffle_words(high, 4, 4, 5, 5, 6, 6, 7, 7) + shuffle_words(twice, 8, 5, 8, 5, 8, 5, 8, 5);
+    Vector::store(entries, Vector::upper_bytes(even, even + shuffle_words(twice, 0, 0, 0, 0, 0, 0, 0, 0)));
+    Vector::store(entries + kOddEntries, Vector::upper_bytes(odd, odd + shuffle_words(twice, 4, 4, 4, 4, 4, 4, 4, 4)));
   }
 
   void take_total() {
@@ -132,10 +168,9 @@ class Tabulator {
 
   const float weights_per_range_;
   const Vector::Quotients factors_;
-  I32 zero_ = {};  // each group counts twice
+  I32 zero_ = {};
   I32 total_so_far_ = {};
   std::int64_t total_ = 0;
-  std::size_t steps_ = 0;
 };
 
 // The tiles of a block times kColumns vectors. The tiles take turns at the same steps, whose tables and weights stay in
