@@ -164,6 +164,9 @@ class LayerDescription:
         used = (self.k if own == "b1" else self.shape[1]) % 8
         if own in BITS and used and (values[:, -1] >> used).any():
             raise FormatError(f"{where}: {key} has ones past its last column, expected zeros")
+        unused = own == "codes" and self.codes == 4 and self.shape[1] % 2 == 1
+        if unused and (values[:, -1] >> 4 != 8).any():
+            raise FormatError(f"{where}: {key} has codes past its last column, expected zeros")
         if own == "steps" and (np.abs(values.astype(np.int16) - 128) > STEP_MAX).any():
             raise FormatError(
                 f"{where}: {key} has steps beyond {128 - STEP_MAX} to {128 + STEP_MAX}: is it damaged?"

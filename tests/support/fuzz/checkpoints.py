@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import diba
+from diba._internal.codes import Codes, quantize
 from diba.checkpoints.description import Description, crc32_of_entries
 from diba.checkpoints.integrity import Stored, check_stored
 from diba.checkpoints.layers import LayerDescription, LayerRecipe
@@ -26,8 +27,15 @@ CONFIG, FILE = "config.json", "model.safetensors"
 OWN = ("d1", "d2", "d3", "b1", "b2")
 
 
-def example(sizes: dict[str, tuple[int, int, int, str]], shared: dict[str, str]) -> dict[str, bytes]:
-    """A checkpoint of random layers, name -> (m, k, n, alphabet), and of others that share their factors."""
+def example(
+    sizes: dict[str, tuple[int, int, int, str]],
+    shared: dict[str, str],
+    coded: dict[str, tuple[int, int, int]] | None = None,
+) -> dict[str, bytes]:
+    """A checkpoint of random layers, name -> (m, k, n, alphabet), and of others that share their factors.
+
+    ``coded``: name -> (m, n, bits) of layers with codes.
+    """
     from safetensors.numpy import save
 
     rng = np.random.default_rng(len(sizes))
@@ -44,6 +52,12 @@ def example(sizes: dict[str, tuple[int, int, int, str]], shared: dict[str, str])
             kind="Linear", shape=(m, n), k=k, alphabet=alphabet, bias=False, recipe=recipe
         )
         layers[name] = plain.sealed(name, own)
+        tensors |= {f"{name}.{key}": tensor for key, tensor in own.items()}
+    for name, (m, n, bits) in (coded or {}).items():
+        made = quantize(rng.standard_normal((m, n)), bits)
+        own = {"d1": made.d1, "codes": made.codes} | ({} if made.steps is None else {"steps": made.steps})
+        table = LayerDescription(kind="Linear", shape=(m, n), codes=bits, bias=False, recipe=recipe)
+        layers[name] = table.sealed(name, own)
         tensors |= {f"{name}.{key}": tensor for key, tensor in own.items()}
     for name, owner in shared.items():
         m, k, n, alphabet = sizes[owner]
@@ -75,8 +89,8 @@ def fingerprint(layers: dict[str, LayerDescription], stored: Stored) -> dict[str
     found = {}
     for name, layer in layers.items():
         source = layer.shared or name
-        facts = layer.kind, layer.shape, layer.k, layer.alphabet, layer.bias
-        found[name] = facts, source, [stored.array(f"{source}.{own}").tobytes() for own in OWN]
+        facts = layer.kind, layer.shape, layer.k, layer.alphabet, layer.bias, layer.codes, layer.group
+        found[name] = facts, source, [stored.array(f"{source}.{own}").tobytes() for own in layer.tensors]
     return found
 
 
@@ -91,6 +105,7 @@ class CheckpointsDriver(Driver):
             example(
                 {"model.embed": (4, 9, 11, "binary"), "b.é": (3, 16, 8, "sign")}, {"head": "model.embed"}
             ),
+            example({}, {}, {"eight": (3, 5, 8), "four": (2, 35, 4)}),
         ]
 
     def mend(self, mutant: Content) -> Content | None:
@@ -124,7 +139,11 @@ class CheckpointsDriver(Driver):
         layers, stored = found
         for name, layer in layers.items():
             if layer.shared is None:
-                tensors = {own: stored.array(f"{name}.{own}") for own in OWN}
+                tensors = {own: stored.array(f"{name}.{own}") for own in layer.tensors}
+                if layer.codes:
+                    facts = layer.shape, layer.codes, layer.group, tensors["d1"], tensors["codes"]
+                    assert np.isfinite(Codes(*facts, tensors.get("steps")).rows()).all()
+                    continue
                 assert all(np.isfinite(tensors[d]).all() for d in OWN[:3])
                 b1 = diba.BitMatrix.from_packed_rows(tensors["b1"], layer.k, layer.alphabet)
                 b2 = diba.BitMatrix.from_packed_rows(tensors["b2"], layer.shape[1], layer.alphabet)
