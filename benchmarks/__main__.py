@@ -9,6 +9,7 @@ compare      two installations of diba side by side: five minutes
 solve        the greedy loop in C++ beside the same in vectorised PyTorch: minutes
 choices      what each choice in the solver is worth: minutes
 objectives   plain, weighted and covariance objectives on held-out activations: minutes
+outputs      two installations of diba: errors of outputs on held-out inputs: an hour
 large        time and memory of one large matrix: minutes
 minilm       every dense matrix of a small language model: minutes
 quality      solvers and baselines on every dense matrix of three models: over an hour
@@ -43,6 +44,7 @@ PLACES = {
     "solve": "solver.solve",
     "choices": "solver.choices",
     "objectives": "solver.objectives",
+    "outputs": "solver.outputs",
     "large": "solver.large",
     "minilm": "quality.minilm",
     "quality": "quality.quality",

@@ -84,3 +84,35 @@ def test_a_large_matrix_is_announced(
     report = benchmark("common.results").read(path)
     assert report["announced_seconds"] is not None
     assert "96 x 96 at" in capsys.readouterr().out
+
+
+def test_gains_in_outputs_are_of_the_same_matrix(benchmark: Benchmark) -> None:
+    rows = [
+        {"bits": 1.0, "diba": which, "held out": level, "plain": 5.0}
+        | {"outputs_seconds": 1.0, "plain_seconds": 2.0}
+        for level in (8.0, 10.0)
+        for which in ("other", "this")
+    ]
+    rows[1]["held out"], rows[3]["held out"] = 8.25, 11.0
+    machine = {"cpu": "x", "isa": "y", "diba": "1"}
+    text = benchmark("solver.outputs").table(
+        {"rows": rows, "arguments": {"effort": "fast"}, "machine": machine}
+    )
+    assert "| 1 | held out | 9.00 | 9.62 | +0.62 | +0.25 | 2 | 2 |" in text
+    assert "| 1 | plain | 5.00 | 5.00 | +0.00 | +0.00 | 4 | 4 |" in text
+    assert "2 matrices" in text
+    assert "| other |" not in text
+
+
+def test_moments_are_means_over_all_inputs(benchmark: Benchmark) -> None:
+    import torch
+
+    outputs = benchmark("solver.outputs")
+    model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Linear(5, 4))
+    source = outputs.Model(lambda: model, ["0", "1"], lambda model, batch: model(batch), dict)
+    batches = [torch.randn(3, 2, 6), torch.randn(7, 6)]
+    found, counts = outputs.moments(source, model, batches)
+    X = torch.cat([batch.flatten(0, -2) for batch in batches]).double().numpy()
+    assert counts == {"0": 13, "1": 13}
+    np.testing.assert_allclose(found["0"], X.T @ X / 13, rtol=1e-5, atol=1e-6)
+    assert found["1"].shape == (5, 5)

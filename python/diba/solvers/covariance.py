@@ -217,7 +217,7 @@ def descend(
 
     Args:
         A: Checked matrix, shape (m, n).
-        start: Factors of A; those with ``importance=(None, input_scales(S))`` are a good start.
+        start: Factors of A, of :class:`~diba.solvers.metric.MetricAdmm` or for the diagonal of S.
         S: Second moments of the inputs, shrunk, shape (n, n).
         schedule: Counts and reports the iterations.
         deadline: When to stop: no step begins after it.

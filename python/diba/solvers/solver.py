@@ -70,7 +70,8 @@ def solve(
         alphabet: Entries of the binary factors: ``"binary"`` (0/1) or ``"sign"`` (-1/+1).
         effort: ``"fast"``, ``"normal"`` or ``"best"``: number of steps of ``"auto"`` and ``"admm"``, 140, 700
             or 2400 for alphabet "sign" and 200, 1000 or 2400 for "binary", then 3, 10 or 30 greedy
-            iterations.
+            iterations. Above 1.6 bits per weight there are two or three stages of so many steps, each with a
+            part of k.
         importance: Pair ``(o, i)`` of positive weights of shapes (m,) and (n,), either may be None: minimise
             ``sum (o_i (A - F)_ij i_j)^2``. For a layer, o may be the RMS gradient of each output and i the
             RMS of each input. SNRs are then those of this objective.
