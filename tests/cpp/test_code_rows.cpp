@@ -160,6 +160,20 @@ void not_finite() {
   for (const float value : y) CHECK(value == 0.0F);
 }
 
+void beyond_the_range() {
+  const Table table(8, 5, 40, 64);
+  const std::vector<float> scale(5, 1e38F), x(40, 1e38F);
+  std::vector<float> y(5), row(40);
+  diba::multiply_codes(table.view(), scale.data(), x.data(), 1, nullptr, y.data(), 1);
+  for (std::size_t i = 0; i < 5; ++i) {
+    int sum = 0;
+    for (std::size_t j = 0; j < 40; ++j) sum += table.entry(i, j);
+    CHECK(sum == 0 ? y[i] == 0.0F : y[i] == (sum < 0 ? -FLT_MAX : FLT_MAX));
+    diba::decode_row(table.view(), scale.data(), i, row.data());
+    for (std::size_t j = 0; j < 40; ++j) CHECK(std::isfinite(row[j]) && (row[j] < 0) == (table.entry(i, j) < 0));
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -173,5 +187,6 @@ int main() {
       products(Table(bits, 9, 601, group), 1);
     }
   not_finite();
+  beyond_the_range();
   return check::done();
 }

@@ -56,10 +56,19 @@ float quantize(const float* x, const CodeRows& rows, std::int32_t steps, std::in
   return unit;
 }
 
+float within_range(double value) {
+  return static_cast<float>(value > FLT_MAX ? FLT_MAX : value < -FLT_MAX ? -FLT_MAX : value);
+}
+
 void finish(const std::int32_t* sums, const float* scale, float unit, const float* bias, std::size_t count, float* y) {
   for (std::size_t i = 0; i < count; ++i) y[i] = (scale[i] * unit) * static_cast<float>(sums[i]);
-  if (bias == nullptr) return;
-  for (std::size_t i = 0; i < count; ++i) y[i] += bias[i];
+  if (bias != nullptr)
+    for (std::size_t i = 0; i < count; ++i) y[i] += bias[i];
+  bool finite = true;
+  for (std::size_t i = 0; i < count; ++i) finite = finite & (std::fabs(y[i]) <= FLT_MAX);
+  if (finite || std::isnan(unit)) return;
+  for (std::size_t i = 0; i < count; ++i)
+    y[i] = within_range(double{scale[i]} * unit * sums[i] + (bias == nullptr ? 0.0 : double{bias[i]}));
 }
 
 }  // namespace
@@ -91,12 +100,14 @@ void multiply_codes(const CodeRows& rows, const float* scale, const float* x, st
 void decode_row(const CodeRows& rows, const float* scale, std::size_t i, float* y) {
   const std::uint8_t* codes = rows.codes + i * rows.code_stride;
   if (rows.bits == 8) {
-    for (std::size_t j = 0; j < rows.cols; ++j) y[j] = scale[i] * static_cast<float>(int{codes[j]} - 128);
+    for (std::size_t j = 0; j < rows.cols; ++j) y[j] = within_range(double{scale[i]} * (int{codes[j]} - 128));
     return;
   }
   const std::uint8_t* steps = rows.steps + i * rows.step_stride;
-  for (std::size_t j = 0; j < rows.cols; ++j)
-    y[j] = scale[i] * static_cast<float>(((codes[j / 2] >> (4 * (j % 2)) & 15) - 8) * (steps[j / rows.group] - 128));
+  for (std::size_t j = 0; j < rows.cols; ++j) {
+    const int code = (codes[j / 2] >> (4 * (j % 2)) & 15) - 8;
+    y[j] = within_range(double{scale[i]} * (code * (steps[j / rows.group] - 128)));
+  }
 }
 
 }  // namespace diba

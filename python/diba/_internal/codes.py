@@ -105,8 +105,11 @@ class Codes:
         return np.asarray((codes[..., :n].astype(np.int32) - 8) * steps[..., :n])
 
     def rows(self, chosen: Any = slice(None)) -> NDArray[np.float32]:
-        """W of some rows in float32, (..., n)."""
-        return np.asarray(self.entries(chosen).astype(np.float32) * self.d1[chosen][..., None])
+        """W of some rows in float32, within its range, (..., n)."""
+        with np.errstate(over="ignore"):
+            values = self.entries(chosen).astype(np.float32) * self.d1[chosen][..., None]
+        largest = np.finfo(np.float32).max
+        return np.asarray(np.clip(values, -largest, largest))
 
 
 def quantize(matrix: NDArray[Any], bits: int, group: int = 32) -> Codes:
