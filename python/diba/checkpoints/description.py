@@ -12,6 +12,7 @@ the conversion, and ::
     "crc32_names": over the names of all tensors in the files
     "left_dense": {name: why the layer stayed dense}
     "seconds": of the whole conversion
+    "reconstruction": its settings, "blocks": {name of a reconstructed block: {"loss": ..., ...}}
 
 The entry of a layer with codes has ``"codes"``, 8 or 4, and ``"group"`` in place of ``"k"``, ``"alphabet"``
 and ``"diagonal_bits"``, and the CRCs of its own tensors. If a layer shares the tensors of another one, which
@@ -31,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._internal.tensor_files import crc32
 from ..errors import FormatError
+from .blocks import BlockRecipe, blocks_from_json, blocks_to_json
 from .layers import LayerDescription, from_json, is_number, readable
 
 if TYPE_CHECKING:
@@ -53,11 +55,15 @@ class Recipe:
         settings: Settings of the last conversion, the fields of ``diba.torch.Config``.
         left_dense: Name of a dense layer -> why it stays dense.
         seconds: Time of all conversions.
+        reconstruction: Settings of the last reconstruction, the fields of ``diba.torch.Reconstruction``.
+        blocks: Name -> how the block was reconstructed.
     """
 
     settings: Mapping[str, Any] | None = None
     left_dense: Mapping[str, str] = field(default_factory=dict)
     seconds: float | None = None
+    reconstruction: Mapping[str, Any] | None = None
+    blocks: Mapping[str, BlockRecipe] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +86,9 @@ class Description:
         if self.layers:
             factors = {name: layer.to_dict(name) for name, layer in self.layers.items()}
             result |= {"factors": factors, "crc32_factors": crc32_of_entries(factors)}
-        more = {"crc32_names": self.crc32_names, "seconds": self.recipe.seconds}
+        more: dict[str, Any] = {"crc32_names": self.crc32_names, "seconds": self.recipe.seconds}
+        more |= {"reconstruction": self.recipe.reconstruction and dict(self.recipe.reconstruction)}
+        more |= {"blocks": blocks_to_json(self.recipe.blocks) or None}
         result |= {key: value for key, value in more.items() if value is not None}
         if self.recipe.left_dense:
             result["left_dense"] = dict(self.recipe.left_dense)
@@ -113,7 +121,16 @@ class Description:
             raise FormatError(f"{where}: left_dense is {repr(left)[:100]}: is the checkpoint damaged?")
         if not is_number(seconds):
             raise FormatError(f"{where}: seconds is {repr(seconds)[:100]}: is the checkpoint damaged?")
-        recipe = Recipe(settings=settings or None, left_dense=dict(left), seconds=from_json(seconds))
+        how, blocks = settings.pop("reconstruction", None), settings.pop("blocks", {})
+        if how is not None and not isinstance(how, Mapping):
+            raise FormatError(f"{where}: reconstruction is {repr(how)[:100]}: is the checkpoint damaged?")
+        recipe = Recipe(
+            settings=settings or None,
+            left_dense=dict(left),
+            seconds=from_json(seconds),
+            reconstruction=how,
+            blocks=blocks_from_json(blocks, where),
+        )
         return cls(layers=layers, recipe=recipe, crc32_names=names)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._internal import check
 from .._internal.disk import PathLike, replace_file
+from .blocks import BlockRecipe, blocks_to_json
 from .entries import LayerReport, Skipped, first_names, format_bytes, reason_lines
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ class Report:
         seconds: Time of all conversions.
         peak_bytes: Peak memory of the process that converted the model.
         settings: Settings of the last conversion.
+        reconstruction: Settings of the last reconstruction of blocks; None: there was none.
+        blocks: Name -> how the block was reconstructed.
     """
 
     layers: Sequence[LayerReport] = ()
@@ -53,6 +56,8 @@ class Report:
     seconds: float | None = None
     peak_bytes: int | None = field(default=None, compare=False)
     settings: Mapping[str, Any] | None = None
+    reconstruction: Mapping[str, Any] | None = None
+    blocks: Mapping[str, BlockRecipe] = field(default_factory=dict)
 
     # ------------------------------------------------------------ totals of the compressed layers
 
@@ -156,10 +161,22 @@ class Report:
             by_objective.setdefault(layer.objective or "unknown", []).append(layer.name)
         if len(by_objective) > 1:  # e.g. where calibration did not reach some of the layers
             lines += [f"objective {x}: {first_names(names)}" for x, names in sorted(by_objective.items())]
+        lines += [self._reconstructed()] if self.blocks else []
         split = [entry.name for entry in self.skipped if entry.is_split]
         lines += [f"split into layers: {first_names(split)}"] if split else []
         dense = [entry for entry in self.skipped if not entry.is_split]
         return lines + [f"left dense: {line}" for line in reason_lines(dense)]
+
+    def _reconstructed(self) -> str:
+        blocks = self.blocks.values()
+        worst = max(self.blocks, key=lambda name: self.blocks[name].loss)
+        factored = sum(block.loss_factored for block in blocks) / len(blocks)
+        after = sum(block.loss for block in blocks) / len(blocks)
+        moved, seconds = sum(block.flips > 0 for block in blocks), sum(block.seconds for block in blocks)
+        return (
+            f"{len(blocks)} blocks reconstructed, {moved} with moved bits: held-out loss {factored:.3g} -> "
+            f"{after:.3g} in the mean, {self.blocks[worst].loss:.3g} at worst ({worst}), {seconds:.0f} s"
+        )
 
     def _headline(self) -> str:
         dense = sum(not entry.is_split for entry in self.skipped)
@@ -213,6 +230,7 @@ class Report:
         return {
             **{name: _finite(value) for name, value in own.items()},
             **{name: _finite(getattr(self, name)) for name in totals},
+            "blocks": blocks_to_json(self.blocks),
             "layers": [_plain(layer) for layer in self.layers],
             "skipped": [_plain(layer) for layer in self.skipped],
         }

@@ -32,6 +32,8 @@ class DibaConfig(QuantizationConfigMixin):
         factors: Name -> entry of a factored layer, as written by ``save_pretrained``.
         left_dense: Name -> why a layer stays dense, as written by ``save_pretrained``.
         seconds: Time of the conversion, as written by ``save_pretrained``.
+        reconstruction: Settings of the reconstruction of blocks, as written by ``save_pretrained``.
+        blocks: Name -> how a block was reconstructed, as written by ``save_pretrained``.
         modules_to_not_convert: Prefixes, suffixes or patterns of names of layers that stay dense, in addition
             to ``skip``, as for other quantizers of transformers.
         format_version: The checkpoint's.
@@ -55,6 +57,8 @@ class DibaConfig(QuantizationConfigMixin):
         factors: Mapping[str, Mapping[str, Any]] | None = None,
         left_dense: Mapping[str, str] | None = None,
         seconds: float | None = None,
+        reconstruction: Mapping[str, Any] | None = None,
+        blocks: Mapping[str, Mapping[str, Any]] | None = None,
         modules_to_not_convert: list[str] | None = None,
         format_version: int = FORMAT_VERSION,
         quant_method: str = METHOD,
@@ -73,6 +77,7 @@ class DibaConfig(QuantizationConfigMixin):
         self.quant_method = METHOD  # type: ignore[assignment]  # a plain string serves
         self.format_version = format_version
         values = {"factors": factors or {}, "left_dense": left_dense or {}, "seconds": seconds}
+        values |= {"reconstruction": reconstruction, "blocks": blocks or {}}
         self.description = Description.from_dict(values, whole=False)
         self.modules_to_not_convert = _names(modules_to_not_convert)
         if isinstance(settings.get("layers"), list):

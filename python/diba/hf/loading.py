@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..checkpoints.description import Recipe
 from ..checkpoints.integrity import Stored, check_names, check_stored
 from ..checkpoints.layers import LayerDescription
 from ..errors import FormatError
@@ -160,7 +159,9 @@ class Loading:
         found = {self._find(name, modules): reason for name, reason in recipe.left_dense.items()}
         left = {name: reason for name, reason in found.items() if name is not None}
         plain = None if settings is None else settings.to_dict()
-        remember(self._model, Recipe(settings=plain, left_dense=left, seconds=recipe.seconds))
+        places = {self._find(name, modules): block for name, block in recipe.blocks.items()}
+        blocks = {name: block for name, block in places.items() if name is not None}
+        remember(self._model, dataclasses.replace(recipe, settings=plain, left_dense=left, blocks=blocks))
 
     def _check_loaded(self) -> None:
         """Check shapes and dtypes, since transformers 5.0 loads any tensor, and values not checked before."""

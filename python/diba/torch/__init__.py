@@ -29,12 +29,14 @@ from .modules.conv import DibaConv1d, DibaConv2d
 from .modules.embedding import DibaEmbedding
 from .modules.layer import FactoredLayer
 from .modules.linear import DibaLinear
+from .reconstruction.settings import BlockRecipe, Reconstruction
 from .retuning.flips import Flips
 from .retuning.losses import distillation, fisher, model_loss
 from .retuning.retune import RetuneReport, retune
 from .retuning.settings import Training, trainable
 
 __all__ = [
+    "BlockRecipe",
     "Calibration",
     "CodedLayer",
     "Config",
@@ -48,6 +50,7 @@ __all__ = [
     "Flips",
     "LayerReport",
     "Moments",
+    "Reconstruction",
     "Report",
     "RetuneReport",
     "Training",

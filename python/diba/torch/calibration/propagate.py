@@ -9,11 +9,15 @@ done by the caller.
 
 from __future__ import annotations
 
+import copy
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from ..._internal import check
@@ -21,15 +25,18 @@ from ..._internal.check import describe
 from ...solvers.second_moments import missing_power, shrinkage
 from ..model.swap import put
 from ..modules.kinds import dense_matrix, input_size, replaceable
+from ..modules.layer import FactoredLayer
 from ..retuning.batches import MasksOf, call, digest, evaluating, repeatable, token_masks
 from .blocks import Block, Blocks, Group, Groups, plan, together
 from .inputs import InputSums, Item, Stream, captured, correction, recorded, run_block
 from .moments import Calibration, Moments
+from .reconstruct import Reconstructing, block_fit
 from .sensitivity import Sensitivity, measure
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from ..reconstruction.block import BlockFit
     from ..retuning.losses import Loss
 
 __all__ = ["LayerTask", "Solve", "run"]
@@ -55,6 +62,8 @@ def run(
     *,
     calibration: Calibration | None = None,
     loss: Loss | None = None,
+    reconstructing: Reconstructing | None = None,
+    teacher: nn.Module | None = None,
 ) -> None:
     """Call ``solve`` for every layer in execution order, with the moments of its inputs at that time.
 
@@ -71,6 +80,10 @@ def run(
         calibration: Source of ``gradient_rms``.
         loss: ``loss(model, batch)``; its gradients in the dense model weight vectors and outputs, see
             :class:`~diba.torch.calibration.sensitivity.Sensitivity`.
+        reconstructing: Blocks of sequences are reconstructed, see ``reconstruction.block``; None: they are
+            not.
+        teacher: The dense model, with the same names; None: the model with its layers as they were, so it
+            must be dense at the start.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -90,8 +103,15 @@ def run(
     with evaluating(model), token_masks(model) as masks_of:
         order = plan(model, read, data)
         steps = together(model, order.steps)
-        weights = measure(model, read, data, loss) if loss is not None and read else None
-        propagation = _Propagation(model, data, solve, calibration, weights, masks_of)
+        weights = None
+        if loss is not None and read:
+            dense = model if teacher is None else teacher
+            blocks = [block.name for step in steps if isinstance(step, tuple) for block in step]
+            theirs = {name: dense.get_submodule(name) for name in read}
+            weights = measure(dense, theirs, data, loss, blocks if reconstructing is not None else ())
+        propagation = _Propagation(
+            model, data, solve, calibration, weights, masks_of, reconstructing, teacher
+        )
         propagation.without_inputs([name for name in layers if name not in read])
         for number, step in enumerate(steps, 1):
             propagation.keep_dense = number < len(steps)
@@ -124,8 +144,11 @@ class _Propagation:
         calibration: Calibration | None,
         sensitivity: Sensitivity | None,
         masks_of: Callable[[Any], MasksOf],
+        reconstructing: Reconstructing | None,
+        teacher: nn.Module | None,
     ) -> None:
         self.keep_dense = True  # whether later steps need the dense layers
+        self._reconstructing, self._teacher = reconstructing, teacher
         self._model, self._batches, self._call_solve = model, batches, solve
         self._calibration, self._sensitivity, self._masks_of = calibration, sensitivity, masks_of
         self._replaced: dict[str, nn.Module] = {}
@@ -149,9 +172,9 @@ class _Propagation:
 
             now, _ = recorded(self._model, forward, groups, masks, stop=True)
             dense: Sequence[list[Tensor] | None] = [None] * len(groups)
-            if self._replaced:
-                with self._dense():
-                    dense, _ = recorded(self._model, forward, groups, masks, stop=True)
+            if self._differs():
+                with self._dense() as model:
+                    dense, _ = recorded(model, partial(call, model, batch), groups, masks, stop=True)
             for group, total, seen, before in zip(groups, sums, now, dense, strict=True):
                 total.add(seen, before, self._weights(group, key, seen))
         self._solve(self._tasks(groups, sums))
@@ -161,11 +184,51 @@ class _Propagation:
         stream = self._enter(blocks[0].name)
         for block in blocks:
             dense = self._dense_inputs(block, stream)
+            fit = self._fit(block, stream)
             for groups in together(self._model, block.groups):
                 assert isinstance(groups, list)
                 sums = self._statistics(block, groups, stream, dense)
-                self._solve(self._tasks(groups, sums))
+                tasks = self._tasks(groups, sums)
+                if fit is not None:
+                    tasks = self._prepared(fit, tasks)
+                began = time.perf_counter()
+                self._solve(tasks)
+                if fit is not None:
+                    fit.solving(time.perf_counter() - began)
+            if fit is not None and self._reconstructing is not None:
+                self._reconstructing.on_block(block.name, fit.finish())
             stream.now = [run_block(self._model, block.name, item) for item in stream.now]
+
+    # ------------------------------------------------------------ reconstruction
+
+    def _fit(self, block: Block, stream: Stream) -> BlockFit | None:
+        """The reconstruction of a block, or None; the dense model keeps copies of what it trains."""
+        how, channels = self._reconstructing, None
+        if how is None:
+            return None
+        if self._sensitivity is not None:
+            channels = self._sensitivity.channels.get(block.name)
+        fit = block_fit(self._model, block, stream, channels, how)
+        if fit is not None:
+            self._remember(block)
+        return fit
+
+    def _remember(self, block: Block) -> None:
+        """Keep copies of what is dense in a block, which is going to be trained, for the dense model."""
+        if not self.keep_dense or self._teacher is not None:
+            return
+        for name, module in self._model.get_submodule(block.name).named_modules():
+            whole = f"{block.name}.{name}"
+            trained = next(module.parameters(recurse=False), None) is not None
+            if name and trained and not isinstance(module, FactoredLayer) and whole not in self._replaced:
+                self._replaced[whole] = copy.deepcopy(module)
+
+    def _prepared(self, fit: BlockFit, tasks: list[LayerTask]) -> list[LayerTask]:
+        """The tasks of some groups, for the weights that correction and training of what is dense made."""
+        layers = {task.name: self._model.get_submodule(task.name) for task in tasks}
+        fit.correct([(layers[task.name], torch.from_numpy(task.matrix)) for task in tasks])
+        fit.tune()
+        return [task._replace(matrix=dense_matrix(layers[task.name]).astype(np.float32)) for task in tasks]
 
     # ------------------------------------------------------------ statistics
 
@@ -181,9 +244,9 @@ class _Propagation:
             stream.keys.append(self._key(batch))
             stream.masks.append(masks)
             stream.now.append(item)
-            if self._replaced:
-                with self._dense():
-                    stream.dense.append(captured(self._model, block, batch))
+            if self._differs():
+                with self._dense() as model:
+                    stream.dense.append(captured(model, block, batch))
             else:
                 stream.dense.append(item)
         if not self.keep_dense:
@@ -197,8 +260,8 @@ class _Propagation:
             calls: list[list[Tensor]] = [[] for _ in block.groups]
             if item is not None:
                 masks = stream.masks[number]
-                with self._dense():
-                    calls, stream.dense[number] = self._through(block, item, block.groups, masks)
+                with self._dense() as model:
+                    calls, stream.dense[number] = _through(model, block, item, block.groups, masks)
             for group, seen in zip(block.groups, calls, strict=True):
                 inputs[group].append(seen)
         return inputs
@@ -209,19 +272,14 @@ class _Propagation:
         """Sums over the inputs of some groups of a block; their inputs in the dense model are freed."""
         sums = [InputSums(self._input_size(group)) for group in groups]
         before = [dense.pop(group) for group in groups]
+        how = self._reconstructing
         for number, item in enumerate(stream.now):
-            now, _ = self._through(block, item, groups, stream.masks[number], stop=True)
+            if how is not None and how.settings.is_held_out(number, len(stream.now)):
+                continue  # it decides, so nothing is learned from it
+            now, _ = _through(self._model, block, item, groups, stream.masks[number], stop=True)
             for group, total, seen, known in zip(groups, sums, now, before, strict=True):
                 total.add(seen, known[number], self._weights(group, stream.keys[number], seen))
         return sums
-
-    def _through(
-        self, block: Block, item: Item, groups: Sequence[Group], masks: MasksOf, *, stop: bool = False
-    ) -> tuple[list[list[Tensor]], Any]:
-        def forward() -> Item:
-            return run_block(self._model, block.name, item)
-
-        return recorded(self._model, forward, groups, masks, stop=stop)
 
     def _key(self, batch: Any) -> bytes:
         return b"" if self._sensitivity is None else digest(batch)
@@ -274,15 +332,23 @@ class _Propagation:
         self._call_solve(tasks)
         after = dict(self._model.named_modules(remove_duplicate=False))
         for other, module in before.items():  # also other names of the layer, and layers tied to it
-            if after.get(other) is not module and (self.keep_dense or other not in names):
-                self._replaced[other] = module
+            needed = self.keep_dense or other not in names
+            if after.get(other) is not module and needed and self._teacher is None:
+                self._replaced.setdefault(other, module)
+
+    def _differs(self) -> bool:
+        """Whether the model is not dense any more."""
+        return bool(self._replaced) or self._teacher is not None
 
     @contextmanager
-    def _dense(self) -> Iterator[None]:
-        """A context in which the model has its dense layers again."""
+    def _dense(self) -> Iterator[nn.Module]:
+        """A context that yields the dense model: the teacher, or the model with its dense layers again."""
+        if self._teacher is not None:
+            yield self._teacher
+            return
         current = {name: put(self._model, name, layer) for name, layer in self._replaced.items()}
         try:
-            yield
+            yield self._model
         finally:
             for name, layer in reversed(
                 current.items()
@@ -292,3 +358,10 @@ class _Propagation:
 
 def _plain_task(name: str, matrix: NDArray[np.float64]) -> LayerTask:
     return LayerTask(name, matrix.astype(np.float32), None)
+
+
+def _through(
+    model: nn.Module, block: Block, item: Item, groups: Sequence[Group], masks: MasksOf, *, stop: bool = False
+) -> tuple[list[list[Tensor]], Any]:
+    """Inputs of groups of layers while a block runs, and the input of the next block."""
+    return recorded(model, partial(run_block, model, block.name, item), groups, masks, stop=stop)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..modules.vectors import input_of, mark_like, output_rows, sampled
 from ..retuning.batches import differentiable, digest, token_masks
 from ..retuning.losses import Loss, loss_value
+from .blocks import first_tensor
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -104,6 +105,8 @@ class Sensitivity:
         self._totals: dict[str, float] = {}
         self._counts: dict[str, int] = {}
         self._outputs: dict[str, NDArray[np.float64]] = {}
+        self.channels: dict[str, Tensor] = {}
+        """Name of a block -> summed squared gradients of its outputs, shape (channels,), float64."""
 
     def add(self, batch: bytes, name: str, call: int, squares: Tensor, weights: Tensor) -> None:
         """Add the squared gradients of one call, shape (vectors, m), and the sums for each sampled vector."""
@@ -143,13 +146,18 @@ class Sensitivity:
 
 
 def measure(
-    model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable[Any], loss: Loss
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    batches: Iterable[Any],
+    loss: Loss,
+    blocks: Iterable[str] = (),
 ) -> Sensitivity:
     """Measure the gradients of a loss for the outputs of layers, over all batches.
 
     Args:
         model: A dense model; it is not changed.
         layers: Name -> layer with input vectors.
+        blocks: Names of modules for whose outputs ``Sensitivity.channels`` is summed.
         batches: The batches; they are recognised by their content when they are read again.
         loss: ``loss(model, batch)``.
 
@@ -169,9 +177,28 @@ def measure(
     with ExitStack() as stack:
         stack.enter_context(differentiable(model, ()))
         calls = stack.enter_context(output_gradients(layers, take))
+        for name in blocks:
+            after = partial(_watch_channels, result.channels, name)
+            stack.callback(model.get_submodule(name).register_forward_hook(after).remove)
         masks_of = stack.enter_context(token_masks(model))
         for number, data in enumerate(batches):
             calls.clear()
             batch[:] = number, digest(data), masks_of(data)
             backward(loss, model, data, number)
     return result
+
+
+def _watch_channels(
+    channels: dict[str, Tensor], name: str, module: nn.Module, args: Any, output: Any
+) -> None:
+    """Add the squared gradients of a block's output to its channels, when the backward pass reaches it."""
+    y = first_tensor(output)
+
+    def add(gradient: Tensor) -> None:
+        squares = gradient.detach().double().square()
+        rows = squares.movedim(1, -1) if squares.ndim == 4 else squares
+        found = rows.flatten(0, -2).sum(0).cpu()
+        channels[name] = channels[name] + found if name in channels else found
+
+    if y is not None and y.requires_grad:
+        y.register_hook(add)  # type: ignore[no-untyped-call]

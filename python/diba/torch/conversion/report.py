@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ..._internal import check
+from ...checkpoints.blocks import BlockRecipe
 from ...checkpoints.description import Description, Recipe
 from ...checkpoints.entries import LayerReport, Skipped, layer_reports
 from ...checkpoints.layers import LayerDescription, LayerRecipe
@@ -85,6 +86,8 @@ def report(model: nn.Module) -> Report:
         seconds=recipe.seconds,
         peak_bytes=max((vars(m).get(_PEAK, 0) for m in model.modules()), default=0) or None,
         settings=recipe.settings,
+        reconstruction=recipe.reconstruction,
+        blocks=recipe.blocks,
     )
 
 
@@ -141,19 +144,24 @@ def recipe_of(model: nn.Module, prefix: str = "") -> Recipe:
             it.
     """
     settings: Mapping[str, Any] | None = None
+    how: Mapping[str, Any] | None = None
     left: dict[str, str] = {}
+    blocks: dict[str, BlockRecipe] = {}
     seconds: float | None = None
     for name, module in model.named_modules():
         found = vars(module).get(_RECIPE)
         if isinstance(found, Recipe):
             settings = found.settings if settings is None else settings
             seconds = found.seconds if seconds is None else seconds
+            how = found.reconstruction if how is None else how
+            blocks = {_joined(name, own): block for own, block in found.blocks.items()} | blocks
             inner = {_joined(name, own): reason for own, reason in found.left_dense.items()}
             left = inner | left
     if prefix:
         begin = f"{prefix}."
         left = {name.removeprefix(begin): x for name, x in left.items() if name.startswith(begin)}
-    return Recipe(settings=settings, left_dense=left, seconds=seconds)
+        blocks = {name.removeprefix(begin): x for name, x in blocks.items() if name.startswith(begin)}
+    return Recipe(settings=settings, left_dense=left, seconds=seconds, reconstruction=how, blocks=blocks)
 
 
 def peak_memory() -> int:

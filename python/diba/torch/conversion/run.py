@@ -12,10 +12,12 @@ import torch
 
 import diba
 
+from ...checkpoints.blocks import BlockRecipe
 from ...checkpoints.description import Recipe
 from ...checkpoints.layers import LayerRecipe
 from ...progress import Progress, check_progress, reporting
 from ...solvers.size import inner_dimension
+from ..calibration.reconstruct import Reconstructing
 from ..model.layers import layers_of
 from ..model.selection import require, select
 from ..model.sizes import CONVERTED
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from ..calibration.propagate import LayerTask
     from ..model.config import Config
     from ..model.selection import Target
+    from ..reconstruction.settings import Reconstruction
 
 __all__ = ["Conversion"]
 
@@ -67,6 +70,7 @@ class Conversion:
         moments: Name -> moments of the inputs. Layers without moments get the plain objective.
         left_dense: Name -> why a layer stays dense.
         done: Name -> recipe of a layer that was replaced.
+        blocks: Name -> recipe of a block that was reconstructed.
 
     Raises:
         TypeError, ValueError: See :func:`convert`; nothing is changed.
@@ -91,6 +95,8 @@ class Conversion:
             if left.name in layers and left.reason != CONVERTED
         }
         self.done: dict[str, LayerRecipe] = {}
+        self.blocks: dict[str, BlockRecipe] = {}
+        self._reconstruction: Reconstruction | None = None
         self._model, self._config, self._hooks = model, config, tuple(hooks)
         self._before = report.recipe_of(model)
         self._began = time.perf_counter()
@@ -141,6 +147,17 @@ class Conversion:
             else:
                 for layer in layers:
                     self._replace(layer.name, self._solve(layer.name, self._threads))
+
+    def reconstructing(self, how: Reconstruction) -> Reconstructing:
+        """That blocks are reconstructed by these settings, and reported here."""
+        self._reconstruction = how
+
+        def on_block(name: str, recipe: BlockRecipe) -> None:
+            self.blocks[name] = recipe
+            self._remember()
+            self.tell(block=(name, recipe))
+
+        return Reconstructing(how, lambda name: self.tell(item=name), on_block, self._before.blocks)
 
     def leave(self, name: str, reason: str) -> None:
         """Decide that a pending layer stays dense."""
@@ -227,15 +244,24 @@ class Conversion:
 
         return show
 
-    def tell(self, layer: report.LayerReport | None = None) -> None:
-        """Report the progress; ``layer`` was just replaced."""
-        if self._tell is None:
+    def tell(
+        self,
+        layer: report.LayerReport | None = None,
+        block: tuple[str, BlockRecipe] | None = None,
+        item: str | None = None,
+    ) -> None:
+        """Report the progress; ``layer`` was just replaced, ``block`` reconstructed, ``item`` is trained."""
+        if self._tell is None or (item is not None and self._progress is not True):
             return
         elapsed, whole = time.perf_counter() - self._began, sum(self._work.values())
         share = sum(self._work[name] * part for name, part in self._parts.items()) / whole if whole else 1.0
         total, facts = len(self._work), dict[str, Any]()
         if layer is not None:
             facts = {"item": layer.name, "snr_db": layer.snr_db, "detail": layer}
+        elif block is not None:
+            facts = {"item": block[0], "detail": block[1]}
+        elif item is not None:
+            facts = {"item": item}
         done = share * total if self._progress is True else len(self.done)
         remaining = elapsed * (1 - share) / share if share else None
         self._tell(Progress("convert", done, total, elapsed, remaining, **facts))
@@ -248,7 +274,14 @@ class Conversion:
             left = {**before.left_dense, **self.left_dense}
             left = {name: reason for name, reason in left.items() if name not in self._work}
             seconds += before.seconds or 0.0
-            recipe = Recipe(settings=self._config.to_dict(), left_dense=left, seconds=seconds)
+            how = self._reconstruction
+            recipe = Recipe(
+                settings=self._config.to_dict(),
+                left_dense=left,
+                seconds=seconds,
+                reconstruction=before.reconstruction if how is None else how.to_dict(),
+                blocks={**before.blocks, **self.blocks},
+            )
             report.remember(self._model, recipe, peak_bytes=report.peak_memory())
         if compressed_layers(self._model):
             for hook in self._hooks:

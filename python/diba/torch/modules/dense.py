@@ -156,6 +156,11 @@ class Kind:
         result: nn.Module = dense.train(layer.training)
         return result
 
+    def shell(self, layer: Any) -> nn.Module:
+        """Make a dense layer like the one that was replaced, without values: on the meta device."""
+        result: nn.Module = self._dense(layer)
+        return result
+
     def _plain(self) -> nn.Module:
         """Make a dense layer of this kind that has no attributes beyond those of its class."""
         module: nn.Module = self.dense(1, 1, device="meta")

@@ -137,12 +137,13 @@ class Products:
         """Add the pairs of rows of x and y, both of shape (count, n)."""
         bounds = [*range(0, len(x), _ROWS), len(x)]
         for begin, end in pairwise(bounds):
-            self.total += (x[begin:end].T @ y[begin:end]).to("cpu", torch.float64)
+            product = (x[begin:end].T @ y[begin:end]).double()
+            self.total = self.total.to(product.device).add_(product)
         self.count += len(x)
 
     def mean(self) -> Tensor:
         """The mean of x y', float64, shape (n, n)."""
-        return self.total / self.count
+        return (self.total / self.count).cpu()
 
     def finite(self) -> bool:
         """Whether all vectors were finite: one bad entry makes its sum of squares NaN or infinite."""

@@ -1,0 +1,320 @@
+"""One block of a sequence while it is compressed: its data, and the stages that fit it to the dense block.
+
+The block reads what the compressed blocks before it give, and should give what the dense block gave for what
+it read in the dense model. The loss is
+
+    sum_p t_p sum_c w_c (y_pc - y*_pc)^2 / sum_p t_p sum_c w_c y*_pc^2
+
+over positions p and channels c: w_c the mean squared gradient of the model's loss for channel c (1 without a
+loss), and ``t_p = min(1, median power / power)``, so that the few positions with outputs a thousand times
+larger than all others (Sun et al., "Massive activations in large language models", arXiv 2402.17762) do not
+rule. Some batches are held out: nothing is learned from them, and every stage is undone unless it lowers
+their loss.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..modules.kinds import input_size, replaceable
+from ..modules.layer import FactoredLayer, factored_layers
+from ..retuning.batches import differentiable, plain_grad
+from ..retuning.settings import Training, grouped, norms_sized, parameter_groups, typical_size
+from .settings import BlockRecipe, Reconstruction
+from .straight import LatentSteps, movable, stand_ins
+
+if TYPE_CHECKING:
+    from ..retuning.settings import Group
+
+__all__ = ["BlockFit", "Sample"]
+
+_BETAS = 0.9, 0.95  # of Adam; the bits need gradients of few steps only
+_SCHEDULE = Training(warmup_ratio=0.05)
+_PROBES = 8  # batches for second derivatives
+_LEAST_WEIGHT = 1e-4  # of a channel, relative to the mean: no channel is free
+Run = Callable[[nn.Module], Tensor]
+
+
+class Sample:
+    """One batch of a block: how to run the block on it, and what the dense block gave.
+
+    Args:
+        run: Runs a block on the input that it gets from the compressed blocks before it.
+        target: Output of the dense block, (batch, positions, channels), or (batch, channels, *positions) with
+            two axes of positions.
+        masks: True where a token counts, shape (batch, positions) each; those that fit apply.
+    """
+
+    def __init__(self, run: Run, target: Tensor, masks: Sequence[Tensor] = ()) -> None:
+        self.run, self.target = run, target
+        rows = target.shape[:1] + target.shape[2:] if target.ndim == 4 else target.shape[:-1]
+        fitting = [mask.to(target.device) for mask in masks if mask.shape == rows]
+        self.counts = torch.stack(fitting).any(0) if fitting else target.new_ones(rows, dtype=torch.bool)
+
+
+class BlockFit:
+    """Fits one block to the dense block while its layers are compressed, group by group.
+
+    Args:
+        model: The model; only modules of the block are changed.
+        name: Name of the block.
+        samples: Its batches; at least one that is held out and one that is not.
+        held_out: For each of them, whether it is held out.
+        channels: Mean squared gradients of the outputs, shape (channels,); None: all alike.
+        settings: What is done.
+        on_step: Called after every step of training.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        name: str,
+        samples: Sequence[Sample],
+        held_out: Sequence[bool],
+        channels: Tensor | None,
+        settings: Reconstruction,
+        on_step: Callable[[], object] = lambda: None,
+    ) -> None:
+        self.module = model.get_submodule(name)
+        self._settings, self._on_step = settings, on_step
+        self._learned = [s for s, out in zip(samples, held_out, strict=True) if not out]
+        self._held_out = [s for s, out in zip(samples, held_out, strict=True) if out]
+        self._channels = _relative(channels)
+        inside = {id(t) for t in _tensors(self.module)}
+        others = [m for m in model.modules() if m not in set(self.module.modules())]
+        self._elsewhere = {id(t) for m in others for t in _tensors(m, recurse=False)} & inside
+        self._median = _median([self._power(sample) for sample in self._learned])
+        self._energy = self._mean(self._learned, lambda sample: self._error(sample, None))
+        self._generator = torch.Generator().manual_seed(zlib.crc32(f"{settings.seed} {name}".encode()))
+        self._began, self._outside = time.perf_counter(), 0.0
+        self.loss_before = self.loss_factored = self.loss = self.held_out_loss()
+        self.groups = self.corrected = self.tuned = 0
+
+    # ------------------------------------------------------------ the loss
+
+    def held_out_loss(self) -> float:
+        """The loss of the batches that are held out."""
+        with plain_grad(False):
+            return self._mean(self._held_out, self._loss)
+
+    def _mean(self, samples: Iterable[Sample], value: Callable[[Sample], Tensor]) -> float:
+        found = [float(value(sample)) for sample in samples]
+        return sum(found) / len(found)
+
+    def _loss(self, sample: Sample) -> Tensor:
+        return self._error(sample, sample.run(self.module)) / self._energy
+
+    def _error(self, sample: Sample, output: Tensor | None) -> Tensor:
+        """Weighted squares of what an output lacks, a mean over positions; None: of the target itself."""
+        target = sample.target.float()
+        squares = (target if output is None else output.float() - target).square()
+        rows = _positions_first(squares) @ self._weights(squares)
+        return (rows * self._trust(sample)).mean()
+
+    def _trust(self, sample: Sample) -> Tensor:
+        """t_p of every position, 0 for padding."""
+        trust = (self._median / self._power(sample)).clamp(max=1).nan_to_num(1.0)
+        return trust * sample.counts.flatten()
+
+    def _power(self, sample: Sample) -> Tensor:
+        """Weighted power of the dense output at every position."""
+        squares = sample.target.float().square()
+        return _positions_first(squares) @ self._weights(squares)
+
+    def _weights(self, like: Tensor) -> Tensor:
+        count = like.shape[1 if like.ndim == 4 else -1]
+        if self._channels is None or len(self._channels) != count:
+            return like.new_ones(count)
+        return self._channels.to(like)
+
+    # ------------------------------------------------------------ stages
+
+    def correct(self, matrices: Iterable[tuple[nn.Module, Tensor]]) -> None:
+        """Give dense layers other matrices (m, n), if that lowers the held-out loss."""
+        self.groups += 1
+        if self.groups > 1:
+            self.loss = self.held_out_loss()  # the group before was factored
+        if not self._settings.correct:
+            return
+        pairs = [(_matrix(layer), matrix) for layer, matrix in matrices]
+        with self._undone_unless_better([view for view, _ in pairs]) as outcome, torch.no_grad():
+            for view, matrix in pairs:
+                view.copy_(matrix)
+        self.corrected += outcome.kept
+
+    def tune(self) -> None:
+        """Train what is still dense in the block, and norms and biases."""
+        if not self._settings.tune_steps:
+            return
+        dense = [(p, typical_size(p)) for layer in self._dense_layers() for p in (layer.weight, layer.bias)]
+        groups = grouped(self._own(dense), self._settings.tune_lr)
+        groups += grouped(self._own(norms_sized(self.module)), self._settings.lr)
+        if not groups:
+            return
+        parameters = [p for group in groups for p in group["params"]]
+        with self._undone_unless_better(parameters) as outcome:
+            self._train(groups, self._settings.tune_steps)
+        self.tuned += outcome.kept
+
+    def finish(self) -> BlockRecipe:
+        """Train bits, diagonals, norms and biases together; returns what became of the block."""
+        self.loss_factored = self.loss = self.held_out_loss()
+        layers = movable(self.module, self._elsewhere)
+        share, kept = 0.0, False
+        if self._settings.steps and factored_layers(self.module):
+            share, kept = self._train_factors(layers) if layers else (0.0, False)
+            if not kept:  # the first block of a model may be better off with its bits as they are
+                share, kept = self._train_factors({})
+        return BlockRecipe(
+            loss_before=self.loss_before,
+            loss_factored=self.loss_factored,
+            loss=self.loss,
+            corrected=self.corrected,
+            tuned=self.tuned,
+            groups=self.groups,
+            flips=share,
+            kept=kept,
+            seconds=time.perf_counter() - self._began - self._outside,
+        )
+
+    def solving(self, seconds: float) -> None:
+        """Count time that was not spent here."""
+        self._outside += seconds
+
+    def _train_factors(self, layers: dict[str, FactoredLayer]) -> tuple[float, bool]:
+        """Train diagonals, norms, biases and the bits of these layers; the share of flips, and if kept."""
+        groups = parameter_groups(self.module, biases=True, norms=True, lr=self._settings.lr)
+        groups = [group | {"params": self._kept(group["params"])} for group in groups]
+        changing = [p for group in groups for p in group["params"]]
+        changing += [packed for layer in layers.values() for packed in (layer.b1, layer.b2)]
+        flips = bits = 0
+        with (
+            self._undone_unless_better(changing, layers.values()) as outcome,
+            stand_ins(self.module, layers) as standing,
+        ):
+            latents = [latent for stand_in in standing for latent in stand_in.latents]
+            self._train(groups, self._settings.steps, latents)
+            for stand_in in standing:
+                counts = stand_in.harden()
+                flips, bits = flips + counts[0], bits + counts[1]
+        return (flips / bits if outcome.kept and bits else 0.0), outcome.kept
+
+    def _train(self, groups: list[Group], steps: int, latents: Sequence[nn.Parameter] = ()) -> None:
+        groups = [group for group in groups if group["params"]]
+        optimizer = torch.optim.Adam([{**group} for group in groups], lr=0.0, betas=_BETAS)
+        rates = [group["lr"] for group in optimizer.param_groups]
+        factors = [_SCHEDULE.lr_factor(step, steps) for step in range(steps)]
+        order = self._order()
+        with differentiable(self.module, [*latents, *(p for group in groups for p in group["params"])]):
+            moves = LatentSteps(
+                latents, self._second_derivatives(latents), self._settings.reach, self._settings.flips
+            )
+            for factor in factors:
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate * factor
+                optimizer.zero_grad(set_to_none=True)
+                loss = self._loss(self._learned[next(order)])
+                if not loss.requires_grad or not loss.isfinite():
+                    break  # the held-out loss decides what becomes of it
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                moves.step(factor, factor / sum(factors))
+                self._on_step()
+
+    def _second_derivatives(self, latents: Sequence[nn.Parameter]) -> list[Tensor]:
+        """Estimates of the loss's second derivatives: squared gradients of outputs times random signs."""
+        found = [torch.zeros_like(latent) for latent in latents]
+        samples = self._learned[:_PROBES] if latents else []
+        for sample in samples:
+            output = sample.run(self.module)
+            signs = torch.randint(0, 2, output.shape, generator=self._generator).to(output) * 2 - 1
+            roots = self._trust(sample).sqrt()[:, None] * self._weights(output).sqrt()
+            total = (_positions_first(output * signs) * roots).sum()
+            for square, gradient in zip(found, torch.autograd.grad(total, latents), strict=True):
+                square += gradient.square() * (2 / (len(samples) * len(roots) * self._energy))
+        return found
+
+    def _order(self) -> Iterator[int]:
+        """The numbers of the batches in random order, again and again."""
+        while True:
+            yield from torch.randperm(len(self._learned), generator=self._generator).tolist()
+
+    # ------------------------------------------------------------ what is trained
+
+    def _dense_layers(self) -> list[Any]:
+        return [m for m in self.module.modules() if replaceable(m) is not None and input_size(m) is not None]
+
+    def _own(
+        self, sized: Iterable[tuple[nn.Parameter | None, float]]
+    ) -> list[tuple[nn.Parameter | None, float]]:
+        return [(p, size) for p, size in sized if p is not None and id(p) not in self._elsewhere]
+
+    def _kept(self, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+        return [p for p in parameters if id(p) not in self._elsewhere]
+
+    @contextmanager
+    def _undone_unless_better(
+        self, tensors: Sequence[Tensor], layers: Iterable[FactoredLayer] = ()
+    ) -> Iterator[_Outcome]:
+        """A stage that may change these tensors; undone after an error, and if the held-out loss rises."""
+        before = [t.detach().clone() for t in tensors]
+        outcome = _Outcome()
+        try:
+            yield outcome
+            after = self.held_out_loss()
+            outcome.kept = after < self.loss
+            if outcome.kept:
+                self.loss = after
+        finally:
+            if not outcome.kept:
+                with torch.no_grad():
+                    for tensor, old in zip(tensors, before, strict=True):
+                        tensor.copy_(old)
+                for layer in layers:
+                    layer.bits_changed()
+
+
+class _Outcome:
+    """Whether a stage was kept."""
+
+    kept = False
+
+
+# ---------------------------------------------------------------- details
+
+
+def _matrix(layer: nn.Module) -> Tensor:
+    """The matrix of a dense layer, a view of its weight."""
+    kind = replaceable(layer)
+    assert kind is not None, "it is about to be factored"
+    return kind.matrix(layer).detach()
+
+
+def _tensors(module: nn.Module, recurse: bool = True) -> Iterator[Tensor]:
+    yield from module.parameters(recurse)
+    yield from module.buffers(recurse)
+
+
+def _positions_first(values: Tensor) -> Tensor:
+    """Shape (positions, channels)."""
+    return (values.movedim(1, -1) if values.ndim == 4 else values).flatten(0, -2)
+
+
+def _relative(channels: Tensor | None) -> Tensor | None:
+    """Weights of channels with mean 1; None if nothing is known."""
+    if channels is None or not channels.isfinite().all() or not channels.any():
+        return None
+    return (channels / channels.mean()).clamp_min(_LEAST_WEIGHT).float()
+
+
+def _median(values: Sequence[Tensor]) -> float:
+    found = torch.cat([v.flatten() for v in values])
+    found = found[found > 0]
+    return float(found.median()) if len(found) else 1.0

@@ -1,0 +1,205 @@
+"""Straight-through training of bits: a stand-in for a factored layer with a latent number for every bit.
+
+The stand-in multiplies by ``D1 sign(L) D2 sign(R) D3``, with latent matrices L and R that start at the bits
+of the layer, as -1 and 1. The gradients of the signs are given to the latents as they are (Bengio, Leonard
+and Courville, arXiv 1308.3432); where a latent crosses zero, a bit flips.
+
+A flip of an entry s changes the loss by ``-2 s g + 2 h``, with g the gradient and h the second derivative for
+the entry: it pays if ``s g / h > 1``. So latents move by g / h, not by the signs of Adam: entries for which
+much is at stake flip first, and of those for which a flip would overshoot most stay. h is the diagonal of the
+Gauss-Newton matrix, estimated by random signs (Hutchinson) and smoothed: for a product it is nearly the outer
+product of one number for each row and one for each column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..._internal.storage import BITS
+from ..model.swap import put
+from ..modules.layer import FactoredLayer
+from ..ops.reference import unpack
+
+__all__ = ["LatentSteps", "Straight", "movable", "stand_ins"]
+
+
+def movable(module: nn.Module, elsewhere: set[int]) -> dict[str, FactoredLayer]:
+    """The factored layers of a block whose bits can be trained, by their names in it.
+
+    Args:
+        module: The block.
+        elsewhere: Ids of tensors that other modules use too; layers that share their factors with others
+            keep their bits.
+    """
+    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, FactoredLayer)}
+    owners: dict[int, int] = {}
+    for layer in layers.values():
+        owners[id(layer.b1)] = owners.get(id(layer.b1), 0) + 1
+    return {
+        name: layer
+        for name, layer in layers.items()
+        if owners[id(layer.b1)] == 1 and id(layer.b1) not in elsewhere and _multiplies(layer)
+    }
+
+
+def _multiplies(layer: FactoredLayer) -> bool:
+    """Whether it multiplies input vectors; embeddings do not."""
+    return layer.kind.input_size(layer.kind.shell(layer)) is not None
+
+
+_MOMENTUM = 0.9
+_EDGE = 1e-6  # where entries wait
+_FARTHEST = 2.0  # latents stay within this, so that a bit that was right for long can still flip
+
+
+class Straight(nn.Module):
+    """Stands in for a factored layer while its bits are trained.
+
+    Args:
+        layer: Its diagonals and bias are trained in place, its bits are set by :meth:`harden`.
+    """
+
+    def __init__(self, layer: FactoredLayer) -> None:
+        super().__init__()
+        self.d1, self.d2, self.d3, self.bias = *layer.diagonals(), layer.bias
+        columns = layer.d2.numel(), layer.d3.numel()
+        self.left, self.right = (
+            nn.Parameter(unpack(getattr(layer, name), count, True, layer.d1.dtype))
+            for name, count in zip(BITS, columns, strict=True)
+        )
+        # In tuples, so that they are no submodules: the parameters are here under their own names.
+        self._layer, self._shell = (layer,), (layer.kind.shell(layer),)
+        self.train(layer.training)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if "_layer" not in self.__dict__:
+                raise
+            return getattr(self._layer[0], name)  # in_features, and what else a model asks of its layers
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the layer computes, in floating point from the signs of the latents."""
+        layer, left, right = self._layer[0], _signs(self.left), _signs(self.right)
+        if not layer.sign:
+            left, right = (left + 1) / 2, (right + 1) / 2
+        matrix = (left * self.d1[:, None]) @ (right * self.d2[:, None]) * self.d3
+        tensors = {"weight": layer._as_weight(matrix)}
+        if self.bias is not None:
+            tensors["bias"] = self.bias
+        dtype = layer.dtype
+        return torch.func.functional_call(
+            self._shell[0], {name: t.to(dtype) for name, t in tensors.items()}, args, kwargs
+        )
+
+    @property
+    def latents(self) -> tuple[nn.Parameter, nn.Parameter]:
+        """L (m, k) and R (k, n)."""
+        return self.left, self.right
+
+    @torch.no_grad()
+    def harden(self) -> tuple[int, int]:
+        """Set the layer's bits to the signs of the latents; returns the number of flips and of bits."""
+        layer, flips = self._layer[0], 0
+        for name, latent in zip(BITS, self.latents, strict=True):
+            bits = getattr(layer, name)
+            new = packed_signs(latent)
+            flips += int(unpack(bits ^ new, latent.shape[1], False, torch.float32).sum(dtype=torch.float64))
+            bits.copy_(new)
+        layer.bits_changed()
+        return flips, sum(latent.numel() for latent in self.latents)
+
+
+class LatentSteps:
+    """Steps of latents by averaged gradients over second derivatives.
+
+    Args:
+        latents: Matrices with entries of size 1.
+        squares: For each of them the sum of squared gradients of random signs times outputs, see ``h`` above;
+            only its means over rows and columns are used.
+        reach: How far a latent moves in all steps if ``g / h`` is always 1.
+        flips: Share of the entries of a matrix that may flip in a step at the full rate: h knows nothing of
+            the others, which lower the same error.
+    """
+
+    def __init__(
+        self, latents: Sequence[nn.Parameter], squares: Sequence[Tensor], reach: float, flips: float
+    ) -> None:
+        self._latents, self._reach, self._flips = latents, reach, flips
+        self._inverse = [_outer_inverse(square) for square in squares]
+        self._means = [torch.zeros_like(latent) for latent in latents]
+
+    @torch.no_grad()
+    def step(self, rate: float, share: float) -> None:
+        """Take a step at a rate of at most 1, with this share of the whole reach; drop the gradients."""
+        for latent, mean, (rows, columns) in zip(self._latents, self._means, self._inverse, strict=True):
+            if latent.grad is not None:
+                mean.lerp_(latent.grad, 1 - _MOMENTUM)
+            before = latent < 0
+            latent.sub_(mean * (rows * (share * self._reach)) * columns)
+            _let_few_cross(latent, before, max(1, round(rate * self._flips * latent.numel())))
+            latent.clamp_(-_FARTHEST, _FARTHEST)
+            latent.grad = None
+
+
+def _let_few_cross(latent: Tensor, before: Tensor, most: int) -> None:
+    """Let at most so many entries cross zero, those that went farthest; the others wait before it."""
+    values = latent.view(-1)
+    crossed = (latent < 0).ne_(before).view(-1).nonzero().view(-1)
+    if len(crossed) <= most:
+        return
+    order = values[crossed].abs().argsort(descending=True)
+    waiting = crossed[order[most:]]
+    values[waiting] = torch.where(before.view(-1)[waiting], -_EDGE, _EDGE).to(values.dtype)
+
+
+def _outer_inverse(square: Tensor) -> tuple[Tensor, Tensor]:
+    """1 / h of every entry, as (rows, 1) times (1, columns); 0 where nothing is known."""
+    rows, columns, whole = square.mean(1, keepdim=True), square.mean(0, keepdim=True), square.mean()
+    inverse = [torch.where(t > 0, 1 / t, 0.0) for t in (rows, columns)]
+    return inverse[0] * whole, inverse[1]
+
+
+class _Sign(torch.autograd.Function):
+    """The sign of every entry, +1 for 0, with the identity as its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, latent: Tensor) -> Tensor:
+        return torch.where(latent < 0, -1.0, 1.0).to(latent.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+def _signs(latent: Tensor) -> Tensor:
+    result: Tensor = _Sign.apply(latent)  # type: ignore[no-untyped-call]
+    return result
+
+
+def packed_signs(latent: Tensor) -> Tensor:
+    """Rows of bits, 1 where an entry is not negative, low bit first, unused bits zero: uint8."""
+    rows, columns = latent.shape
+    bits = torch.zeros(rows, -(-columns // 8) * 8, dtype=torch.uint8, device=latent.device)
+    bits[:, :columns] = ~(latent < 0)
+    weights = torch.tensor([1 << i for i in range(8)], dtype=torch.uint8, device=latent.device)
+    return (bits.view(rows, -1, 8) * weights).sum(-1, dtype=torch.uint8)
+
+
+@contextmanager
+def stand_ins(module: nn.Module, layers: Mapping[str, FactoredLayer]) -> Iterator[list[Straight]]:
+    """A context in which these layers of a block are replaced by stand-ins."""
+    made = {name: Straight(layer) for name, layer in layers.items()}
+    try:
+        for name, stand_in in made.items():
+            put(module, name, stand_in)
+        yield list(made.values())
+    finally:
+        for name, layer in layers.items():
+            put(module, name, layer)

@@ -1,0 +1,414 @@
+"""Reconstruction of blocks: straight-through stand-ins, stages that are undone, and whole conversions."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import diba
+import diba.torch
+from diba.checkpoints.blocks import blocks_from_json, blocks_to_json
+from diba.torch.modules.kinds import compressed
+from diba.torch.modules.layer import FactoredLayer
+from diba.torch.reconstruction.block import BlockFit, Sample
+from diba.torch.reconstruction.settings import BlockRecipe, Reconstruction
+from diba.torch.reconstruction.straight import LatentSteps, Straight, movable, packed_signs, stand_ins
+
+N = 48
+
+
+class Block(nn.Module):
+    """A residual block with a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(N), nn.Linear(N, 2 * N), nn.Linear(2 * N, N)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.down(torch.relu(self.up(self.norm(x))))
+
+
+class Model(nn.Module):
+    """Three blocks between an embedding and a head that is compressed after them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(64, N)
+        self.blocks = nn.ModuleList(Block() for _ in range(3))
+        self.head = nn.Linear(N, 16)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.embed(ids)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+@pytest.fixture(scope="module")
+def dense() -> Model:
+    """Weights of falling singular values, as trained ones have."""
+    torch.manual_seed(0)
+    model = Model().eval()
+    with torch.no_grad():
+        for layer in model.modules():
+            if isinstance(layer, nn.Linear):
+                u, s, v = torch.linalg.svd(torch.randn_like(layer.weight), full_matrices=False)
+                layer.weight.copy_(0.6 * u @ torch.diag(s / torch.arange(1, len(s) + 1) ** 0.7) @ v)
+    return model
+
+
+@pytest.fixture(scope="module")
+def batches() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(0, 64, (8, 16), generator=generator) for _ in range(8)]
+
+
+def converted(dense: nn.Module, batches: Any, **options: Any) -> Any:
+    options = {"reconstruct": {"steps": 24, "tune_steps": 6}, "loss": diba.torch.fisher()} | options
+    settings = {"bits_per_weight": 1.5, "effort": "fast", "seed": 3, "progress": False}
+    return diba.torch.convert(copy.deepcopy(dense), batches=batches, **(settings | options))
+
+
+def equal(a: nn.Module, b: nn.Module) -> bool:
+    mine, theirs = a.state_dict(), b.state_dict()
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
+
+
+# ---------------------------------------------------------------- straight-through
+
+
+LAYERS = {
+    "linear": (nn.Linear(13, 9), (4, 13)),
+    "no bias": (nn.Linear(13, 9, bias=False), (2, 3, 13)),
+    "convolution": (nn.Conv2d(3, 5, 3, stride=2, padding=1), (2, 3, 8, 8)),
+    "one axis": (nn.Conv1d(3, 5, 3, dilation=2), (2, 3, 12)),
+}
+
+
+@pytest.mark.parametrize("alphabet", ["sign", "binary"])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_stand_in_computes_what_its_layer_does(kind: str, alphabet: str) -> None:
+    module, shape = copy.deepcopy(LAYERS[kind][0]).double(), LAYERS[kind][1]
+    layer = compressed(module, k=6, alphabet=alphabet, effort="fast").double()
+    x = torch.randn(shape, dtype=torch.float64)
+    dense = layer.to_dense_module().double()
+    torch.testing.assert_close(Straight(layer)(x), dense(x), rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_of_latents_are_those_of_the_entries() -> None:
+    """Against autograd on a dense product of the same entries, in float64."""
+    layer = compressed(nn.Linear(10, 7), k=5, alphabet="sign", effort="fast").double()
+    stand_in, x = Straight(layer), torch.randn(6, 10, dtype=torch.float64)
+    (stand_in(x) ** 2).sum().backward()
+    left, right = (latent.detach().clone().requires_grad_() for latent in stand_in.latents)
+    weight = torch.diag(layer.d1.detach()) @ left @ torch.diag(layer.d2.detach()) @ right
+    weight = weight @ torch.diag(layer.d3.detach())
+    ((x @ weight.T + layer.bias.detach()) ** 2).sum().backward()
+    for latent, entries in zip(stand_in.latents, (left, right), strict=True):
+        torch.testing.assert_close(latent.grad, entries.grad, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("shape", [(3, 8), (5, 13), (1, 1), (4, 65)])
+def test_signs_are_packed_as_numpy_packs_them(shape: tuple[int, int]) -> None:
+    values = torch.randn(shape)
+    values[0, 0] = 0.0
+    expected = np.packbits(values.numpy() >= 0, axis=1, bitorder="little")
+    assert np.array_equal(packed_signs(values).numpy(), expected)
+
+
+def test_bits_follow_their_latents_and_products_follow_the_bits() -> None:
+    layer = compressed(nn.Linear(20, 12), k=9, effort="fast")
+    x = torch.randn(3, 20)
+    layer(x)  # packs the bits
+    stand_in = Straight(layer)
+    with torch.no_grad():
+        for latent in stand_in.latents:
+            latent[1::2, ::3].neg_()
+    expected = stand_in(x).detach()
+    flips, bits = stand_in.harden()
+    assert flips == sum(latent[1::2, ::3].numel() for latent in stand_in.latents)
+    assert bits == 12 * 9 + 9 * 20
+    torch.testing.assert_close(layer.dense_weight() @ x.T + layer.bias[:, None], expected.T)
+    assert torch.equal(layer(x), copy.deepcopy(layer)(x))  # no packed bits from before
+
+
+def test_stand_ins_leave_no_trace() -> None:
+    block = Block()
+    block.up = compressed(block.up, k=8, effort="fast")
+    before, place = block.state_dict(), block.up
+    with stand_ins(block, movable(block, set())):
+        assert isinstance(block.up, Straight)
+        assert block.up.in_features == N
+    assert block.up is place
+    assert block.state_dict().keys() == before.keys()
+
+
+def test_shared_factors_keep_their_bits() -> None:
+    block = Block()
+    block.up = compressed(block.up, k=8, effort="fast")
+    assert list(movable(block, set())) == ["up"]
+    assert not movable(block, {id(block.up.b1)})  # another module uses them
+    twins = nn.ModuleList([block.up, copy.deepcopy(block.up)])
+    twins[1].b1 = twins[0].b1
+    assert not movable(twins, set())
+
+
+# ---------------------------------------------------------------- one block
+
+
+def fit(
+    settings: dict[str, Any], module: nn.Module | None = None, dense: nn.Module | None = None
+) -> tuple[BlockFit, nn.Module]:
+    torch.manual_seed(4)
+    model = nn.Sequential(Block() if module is None else module)
+    target = Block() if dense is None else dense
+    basis = torch.randn(6, N)  # correlated inputs, which the plain objective of the factors did not know
+    inputs = [torch.randn(8, 32, 6) @ basis for _ in range(6)]
+    samples = [Sample(lambda block, x=x: block(x), target(x).detach()) for x in inputs]
+    held_out = [False, False, True, False, False, True]
+    return BlockFit(model, "0", samples, held_out, None, Reconstruction(**settings)), model
+
+
+def test_a_stage_that_helps_is_kept_and_one_that_does_not_is_undone() -> None:
+    found, model = fit({"tune_steps": 20, "tune_lr": 0.02})
+    start, before = found.held_out_loss(), copy.deepcopy(model)
+    found.tune()
+    assert found.loss < start
+    assert found.loss == found.held_out_loss()
+    assert not equal(model, before)
+    worse, model = fit({"tune_steps": 3, "tune_lr": 100.0})
+    before = copy.deepcopy(model)
+    worse.tune()
+    assert equal(model, before)
+    layer = model[0].up
+    worse.correct([(layer, 50 * torch.randn(2 * N, N))])
+    assert equal(model, before)
+    assert (worse.corrected, worse.tuned, worse.groups) == (0, 0, 1)
+
+
+def test_an_interrupted_stage_is_undone() -> None:
+    found, model = fit({"tune_steps": 20})
+    before = copy.deepcopy(model)
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    found._on_step = stop
+    with pytest.raises(KeyboardInterrupt):
+        found.tune()
+    assert equal(model, before)
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+def test_joint_training_lowers_the_held_out_loss_and_moves_bits() -> None:
+    torch.manual_seed(7)
+    dense = Block()
+    block = copy.deepcopy(dense)
+    for name in ("up", "down"):
+        layer = compressed(getattr(block, name), bits_per_weight=2, alphabet="sign", effort="fast")
+        setattr(block, name, layer)
+    found, _ = fit({"steps": 40, "flips": 0.004}, block, dense)
+    bits = [layer.b1.clone() for layer in (block.up, block.down)]
+    recipe = found.finish()
+    assert recipe.kept
+    assert recipe.loss < recipe.loss_factored
+    assert recipe.loss == pytest.approx(found.held_out_loss())
+    moved = [not torch.equal(old, layer.b1) for old, layer in zip(bits, (block.up, block.down), strict=True)]
+    assert recipe.flips > 0
+    assert all(moved)
+
+
+def test_the_loss_is_the_one_that_is_stated() -> None:
+    """Against NumPy in float64: channels by gradients, large positions held back, padding left out."""
+    generator = np.random.default_rng(0)
+    target, output = (generator.normal(size=(5, 7, N)) for _ in range(2))
+    target[0, 0] *= 50
+    mask = generator.random((5, 7)) < 0.7
+    mask[:, 0] = True
+    channels = generator.random(N) + 0.1
+    w = channels / channels.mean()
+    power = (target**2) @ w
+    # the median of torch: the lower one of two, over all positions
+    trust = np.minimum(1, np.sort(power.ravel())[(power.size - 1) // 2] / power)
+    expected = (mask * trust * ((output - target) ** 2 @ w)).mean() / (mask * trust * power).mean()
+    model = nn.Sequential(Block())
+    samples = [
+        Sample(lambda block: torch.tensor(output), torch.tensor(target), (torch.tensor(mask),))
+        for _ in range(2)
+    ]
+    found = BlockFit(model, "0", samples, [False, True], torch.tensor(channels), Reconstruction())
+    assert found.held_out_loss() == pytest.approx(expected, rel=1e-5)  # float32 sums of N terms
+
+
+# ---------------------------------------------------------------- whole models
+
+
+def test_a_reconstructed_model_is_nearer_to_the_dense_one(dense: Model, batches: list[torch.Tensor]) -> None:
+    generator = torch.Generator().manual_seed(9)
+    unseen = torch.randint(0, 64, (64, 16), generator=generator)
+
+    def error(model: nn.Module) -> float:
+        with torch.no_grad():
+            return float((model(unseen) - dense(unseen)).square().mean())
+
+    plain = converted(dense, batches, reconstruct=None, skip=["head"])
+    model = converted(dense, batches, reconstruct={"steps": 64, "tune_steps": 8}, skip=["head"])
+    assert error(model) < 0.9 * error(plain)
+    found = diba.torch.report(model)
+    assert list(found.blocks) == ["blocks.0", "blocks.1", "blocks.2"]
+    assert found.reconstruction == Reconstruction(steps=64, tune_steps=8).to_dict()
+    assert all(block.loss <= block.loss_factored and block.groups == 2 for block in found.blocks.values())
+    assert "3 blocks reconstructed" in str(found)
+    assert found.to_dict()["blocks"]["blocks.0"]["groups"] == 2
+    assert not diba.torch.report(plain).blocks
+
+
+def test_same_bytes_again_and_with_a_teacher(dense: Model, batches: list[torch.Tensor]) -> None:
+    """Copies of what was dense serve as well as the dense model itself; neither is changed."""
+    before = copy.deepcopy(dense)
+    teacher = copy.deepcopy(dense)
+    models = [
+        converted(dense, batches),
+        converted(dense, batches),
+        converted(dense, batches, teacher=teacher),
+    ]
+    assert equal(models[0], models[1])
+    assert equal(models[0], models[2])
+    assert equal(dense, before)
+    assert equal(teacher, before)
+    assert isinstance(models[0].head, FactoredLayer)
+
+
+def test_a_second_call_goes_on_after_a_block(dense: Model, batches: list[torch.Tensor]) -> None:
+    whole = converted(dense, batches)
+    model = copy.deepcopy(dense)
+
+    class Enough(Exception):
+        pass
+
+    def stop(state: diba.Progress) -> None:
+        if isinstance(state.detail, BlockRecipe):
+            raise Enough
+
+    options = {"bits_per_weight": 1.5, "effort": "fast", "seed": 3, "batches": batches}
+    options |= {"reconstruct": {"steps": 24, "tune_steps": 6}, "loss": diba.torch.fisher(), "teacher": dense}
+    with pytest.raises(Enough) as stopped:
+        diba.torch.convert(model, progress=stop, **options)
+    assert "goes on" in stopped.value.__notes__[0]
+    assert list(diba.torch.report(model).blocks) == ["blocks.0"]
+    diba.torch.convert(model, progress=False, **(options | {"loss": diba.torch.fisher()}))
+    assert equal(model, whole)
+    assert list(diba.torch.report(model).blocks) == ["blocks.0", "blocks.1", "blocks.2"]
+
+
+def test_convolutions_are_reconstructed() -> None:
+    torch.manual_seed(0)
+    stages = [
+        nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        for _ in range(3)
+    ]
+    model = nn.Sequential(*stages).eval()
+    data = [torch.randn(4, 8, 6, 6) for _ in range(6)]
+    settings = {"bits_per_weight": 3, "effort": "fast", "progress": False}
+    diba.torch.convert(model, batches=data, reconstruct={"steps": 12, "tune_steps": 4}, **settings)
+    blocks = diba.torch.report(model).blocks
+    assert list(blocks) == ["0", "1", "2"]
+    assert all(block.groups == 1 for block in blocks.values())
+
+
+# ---------------------------------------------------------------- bad input, and what is stored
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"reconstruct": True, "batches": None, "loss": None}, "reconstruct is given without batches"),
+        (
+            {"teacher": nn.Linear(2, 2), "batches": None, "reconstruct": None, "loss": None},
+            "teacher is given",
+        ),
+        ({"reconstruct": {"step": 3}}, "unknown key 'step'.*did you mean 'steps'"),
+        ({"reconstruct": {"held_out": 0.7}}, "held_out is 0.7; it must be at most 0.5"),
+        ({"reconstruct": {"steps": -1}}, "steps is -1"),
+        ({"reconstruct": {"flips": 2}}, "flips is 2; it must be at most 1"),
+        ({"batches": [torch.zeros(2, 3, dtype=torch.int64)]}, "batches has one batch; reconstruct needs"),
+    ],
+)
+def test_bad_arguments(dense: Model, batches: Any, options: dict[str, Any], text: str) -> None:
+    model = copy.deepcopy(dense)
+    with pytest.raises(ValueError, match=text):
+        converted(model, options.pop("batches", batches), **options)
+
+
+def test_a_teacher_is_another_model(dense: Model, batches: Any) -> None:
+    model = copy.deepcopy(dense)
+    with pytest.raises(ValueError, match="teacher is the model itself"):
+        diba.torch.convert(model, bits_per_weight=1, batches=batches, teacher=model)
+    with pytest.raises(TypeError, match="reconstruct is"):
+        converted(dense, batches, reconstruct=3)
+
+
+@pytest.mark.parametrize("count", [2, 3, 8, 9, 100])
+def test_held_out_batches_are_spread_and_leave_most(count: int) -> None:
+    settings = Reconstruction()
+    out = [number for number in range(count) if settings.is_held_out(number, count)]
+    assert len(out) == max(1, round(count / 8)) < count
+    gaps = np.diff([-1, *out, count - 1 if out[-1] == count - 1 else count])
+    assert gaps[gaps > 0].max() - gaps[gaps > 0].min() <= count // len(out)
+
+
+def test_blocks_are_stored_and_damage_is_noticed() -> None:
+    block = BlockRecipe(loss_before=0.0, loss_factored=0.5, loss=0.25, groups=4, kept=True, flips=0.01)
+    values = blocks_to_json({"model.layers.0": block})
+    assert blocks_from_json(values, "config.json") == {"model.layers.0": block}
+    for damaged in ("x", {"a": 1}, {"a": {}}, {"a": values["model.layers.0"] | {"loss": "0.25"}}):
+        with pytest.raises(diba.FormatError, match=r"config\.json: blocks\["):
+            blocks_from_json(damaged, "config.json")
+
+
+def test_second_derivatives_are_those_of_the_loss() -> None:
+    """Against the loss with one entry moved by 1 and by -1: exact, as it is quadratic in each entry."""
+    torch.manual_seed(0)
+    dense = nn.Linear(6, 5).double()
+    model = nn.Sequential(compressed(copy.deepcopy(dense), k=4, alphabet="sign", effort="fast").double())
+    inputs = [torch.randn(500, 6, dtype=torch.float64) for _ in range(9)]
+    samples = [Sample(lambda block, x=x: block(x), dense(x).detach()) for x in inputs]
+    held_out = [False] * 8 + [True]
+    found = BlockFit(nn.Sequential(model), "0", samples, held_out, None, Reconstruction())
+    with stand_ins(model, movable(model, set())) as [stand_in]:
+        [square, _] = found._second_derivatives(stand_in.latents)
+        layer, left, right = model[0]._layer[0], *(t.detach().clone() for t in stand_in.latents)
+
+    @torch.no_grad()
+    def loss(i: int, j: int, by: float) -> float:
+        moved = left.clone()
+        moved[i, j] += by
+        matrix = layer.d1[:, None] * moved * layer.d2 @ right * layer.d3
+        pairs = zip(samples[:8], inputs, strict=False)
+        return float(sum(found._error(sample, x @ matrix.T + layer.bias) for sample, x in pairs)) / 8
+
+    around = [[loss(i, j, 1) - 2 * loss(i, j, 0) + loss(i, j, -1) for j in range(4)] for i in range(5)]
+    exact = torch.tensor(around, dtype=torch.float64) / found._energy
+    # Each estimate is a mean of 8 squares of sums of many independent terms. The mean of 4 or 5 of these has
+    # a relative deviation of at most sqrt(2 / 8 / 4) = 0.25: four of them.
+    for axis in (0, 1):
+        ratio = square.mean(axis) / exact.mean(axis)
+        assert float((ratio - 1).abs().max()) < 1
+
+
+def test_few_latents_cross_in_a_step() -> None:
+    """Those that go farthest; the others wait at zero, and cross when there is room."""
+    latent = nn.Parameter(torch.tensor([[1.0, -1.0, 1.0, 1.0, -1.0, 1.0]]))
+    moves = LatentSteps([latent], [torch.ones(1, 6)], reach=1.0, flips=0.34)
+    latent.grad = 10 * torch.tensor([[2.0, -1.5, 3.0, 0.1, 0.5, 1.2]])  # averaged with momentum 0.9
+    moves.step(rate=1.0, share=1.0)
+    assert (latent < 0).tolist() == [[True, True, True, False, True, False]]
+    assert latent[0, [1, 5, 3]].tolist() == pytest.approx([-1e-6, 1e-6, 0.9])
+    assert latent.grad is None
+    moves.step(rate=0.1, share=0.1)  # the averages go on, and one may cross
+    assert (latent < 0).tolist() == [[True, False, True, False, True, False]]
