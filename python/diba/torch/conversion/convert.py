@@ -59,7 +59,7 @@ def convert(
     arguments are checked before the first layer is replaced.
 
     Args:
-        model: Any module on the CPU that contains ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d``,
+        model: Any module that contains ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d``,
             ``nn.Embedding`` or the ``Conv1D`` of transformers.
         config: A :class:`diba.torch.Config`, or a dict for ``Config.from_dict``; None: from ``settings``.
         calibration: Layer name -> moments of its inputs, from :func:`diba.torch.calibrate`. Layers that it
@@ -90,7 +90,7 @@ def convert(
     Raises:
         TypeError: An argument has the wrong type.
         ValueError: A setting is unknown, out of range, names no layer of the model, or needs moments that are
-            missing; a weight is not finite, not on the CPU, or has no values; or nothing would be compressed
+            missing; a weight is not finite or has no values; or nothing would be compressed
             and nothing is compressed already.
         KeyboardInterrupt: Promptly on Ctrl-C.
 
