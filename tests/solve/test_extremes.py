@@ -89,7 +89,7 @@ def objective(error: np.ndarray, importance: Any = None, covariance: Any = None)
         error = importance[0][:, None] * error * importance[1]
     if covariance is None:
         return float(np.square(error).sum())
-    S, share = covariance if isinstance(covariance, tuple) else (covariance, 0.1)
+    S, share = covariance if isinstance(covariance, tuple) else (covariance, 0.2)
     S = (1 - share) * S + share * np.diag(np.diag(S))
     return float(np.vdot(error @ S, error))
 
