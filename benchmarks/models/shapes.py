@@ -86,13 +86,8 @@ def folder(name: str, bits: float) -> Path:
         print(f"making {path}", file=sys.stderr, flush=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         shape = SHAPES[name]
-        export_genai(
-            random_model(shape, bits),
-            path,
-            tokenizer=tokenizer(shape.vocabulary),
-            check=False,
-            progress=False,
-        )
+        model, words = random_model(shape, bits), tokenizer(shape.vocabulary)
+        export_genai(model, path, tokenizer=words, embeddings=4, check=False, progress=False)
     shutil.copyfile(library_path(), path / library_path().name)
     return path
 
