@@ -321,6 +321,20 @@ def test_convolutions_are_reconstructed() -> None:
     assert all(block.groups == 1 for block in blocks.values())
 
 
+def test_a_model_without_a_sequence_of_blocks_is_told_of() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(N, N), nn.Linear(N, N)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(torch.relu(self.a(x)))
+
+    model = Two()
+    with pytest.warns(UserWarning, match="no block was reconstructed"):
+        converted(model, [torch.randn(8, N) for _ in range(4)])
+
+
 # ---------------------------------------------------------------- bad input, and what is stored
 
 

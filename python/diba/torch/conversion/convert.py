@@ -17,8 +17,9 @@ from ..model.swap import unfused
 from ..reconstruction.settings import Reconstruction
 from ..retuning.batches import repeatable, size
 from ..retuning.losses import check_loss
+from .report import recipe_of
 from .run import Conversion
-from .solving import moments_of, reads, unreached, warn_unreached
+from .solving import moments_of, reads, unreached, warn_unreached, warn_user
 
 if TYPE_CHECKING:
     from ...progress import ProgressOption
@@ -184,6 +185,11 @@ def _convert(
     if batches is not None:
         missed = [name for name in order if name in expected and run.done[name].objective == "plain"]
         warn_unreached(missed, len(order), _PLAIN)
+    if how is not None and not (run.blocks or recipe_of(model).blocks):
+        warn_user(
+            "no block was reconstructed: the model runs no sequence of blocks of which each reads the output "
+            "of the one before and the same other arguments; its layers are compressed as without reconstruct"
+        )
 
 
 def _config(config: Any, settings: dict[str, Any]) -> Config:
