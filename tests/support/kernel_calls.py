@@ -12,7 +12,9 @@ from diba import _core
 SETTINGS = {"hold_threads_at_exit", "isa", "select_isa", "supported_isas", "tuning", "set_tuning"}
 FILES = {"ChecksummedFile", "read_factors", "read_header"}
 NOT_KERNELS = (
-    SETTINGS | FILES | {"Packed", "PackedTensors", "QuantizedMatrix", "TiledMatrix", "read_seconds"}
+    SETTINGS
+    | FILES
+    | {"Packed", "PackedTensors", "QuantizedMatrix", "TiledMatrix", "multiply_codes", "read_seconds"}
 )  # for kernel_calls.call
 KERNELS = sorted(
     name
