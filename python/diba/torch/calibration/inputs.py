@@ -12,8 +12,9 @@ also minimises ``tr((A' - F) Ss (A' - F)')``, which differs by a constant, where
 
 So ``diba.solve(A', covariance=(S~, s))``, which shrinks S~ by s, minimises the first expression. A' is the
 target matrix of the layer; it is A if x~ = x. The factors are found for a larger share than that of the
-correction, because they fit the sample more closely (``second_moments.factor_shrinkage``). Source: the normal equations of that expression. The idea to
-correct a layer's target for the errors of earlier layers is from GPTAQ (Li et al., arXiv 2504.02692).
+correction, because they fit the sample more closely (``second_moments.factor_shrinkage``). Source: the normal
+equations of that expression. The idea to correct a layer's target for the errors of earlier layers is from
+GPTAQ (Li et al., arXiv 2504.02692).
 """
 
 from __future__ import annotations
