@@ -21,7 +21,7 @@ KERNEL_FILES = {  # and the symbols that each leaves to the linker
     "scalar": "kScalar",
     "avx2": "kAvx2",
     "avx512": "kAvx512",
-    "avx512_vnni": "integer_tile_vnni",
+    "avx512_vnni": "code_sums_vnni integer_tile_vnni",
     "avx512_amx": "integer_tile_amx",
     "neon": "kNeon",
     "lookup_scalar": "kLookupScalar",

@@ -54,7 +54,7 @@ struct Vector {
   static U8 unpack_high(U8 a, U8 b) { return (U8)_mm256_unpackhi_epi8((Any)a, (Any)b); }
   static U16 unpack_low(U16 a, U16 b) { return (U16)_mm256_unpacklo_epi16((Any)a, (Any)b); }
   static U16 unpack_high(U16 a, U16 b) { return (U16)_mm256_unpackhi_epi16((Any)a, (Any)b); }
-  static U8 upper_bytes(I16 a, I16 b) {
+  static U8 upper_bytes(U16 a, U16 b) {
     return (U8)_mm256_blendv_epi8(_mm256_srli_epi16((Any)a, 8), (Any)b, _mm256_set1_epi16(static_cast<short>(0xFF00)));
   }
   static U8 shuffle(U8 a, U8 places) { return (U8)_mm256_shuffle_epi8((Any)a, (Any)places); }

@@ -50,7 +50,7 @@ struct Vector {
   static U8 unpack_high(U8 a, U8 b) { return (U8)_mm512_unpackhi_epi8((Any)a, (Any)b); }
   static U16 unpack_low(U16 a, U16 b) { return (U16)_mm512_unpacklo_epi16((Any)a, (Any)b); }
   static U16 unpack_high(U16 a, U16 b) { return (U16)_mm512_unpackhi_epi16((Any)a, (Any)b); }
-  static U8 upper_bytes(I16 a, I16 b) { return (U8)(((U16)a >> 8) | ((U16)b & 0xFF00)); }
+  static U8 upper_bytes(U16 a, U16 b) { return (U8)((a >> 8) | (b & 0xFF00)); }
   static U8 shuffle(U8 a, U8 places) { return (U8)_mm512_shuffle_epi8((Any)a, (Any)places); }
   static U8 broadcast(__m128i a) { return (U8)_mm512_broadcast_i32x4(a); }
 

@@ -46,13 +46,13 @@ constexpr std::size_t kStepsIn16Bits = 8 / kParts;  // of products of entry and 
 static_assert(kStepsIn16Bits % kStepsTogether == 0);
 
 // A shuffle of the eight 16-bit words of each 128-bit lane; 8: zero.
-inline I16 shuffle_words(I16 a, int w0, int w1, int w2, int w3, int w4, int w5, int w6, int w7) {
+inline U16 shuffle_words(U16 a, int w0, int w1, int w2, int w3, int w4, int w5, int w6, int w7) {
   const auto two = [](int first, int second) {
     const auto bytes = [](int w) { return w == 8 ? 0x8080U : static_cast<unsigned>((2 * w + 1) << 8 | 2 * w); };
     return static_cast<int>(bytes(first) | bytes(second) << 16);
   };
   const __m128i places = _mm_setr_epi32(two(w0, w1), two(w2, w3), two(w4, w5), two(w6, w7));
-  return (I16)Vector::shuffle((U8)a, Vector::broadcast(places));
+  return (U16)Vector::shuffle((U8)a, Vector::broadcast(places));
 }
 
 // Makes the tables. The vectors of a step hold its groups 0 and 2, 1 and 3, 4 and 6, 5 and
@@ -119,7 +119,7 @@ class Tabulator {
     }
     for (std::size_t s = 0; s < steps; ++s)
       for (std::size_t p = 0; p < kParts; ++p)
-        store_tables(q[s][p], base[s], 4 * static_cast<int>(p), entries + s * kStepEntries + p * kSize);
+        store_tables((U16)q[s][p], (U16)base[s], 4 * static_cast<int>(p), entries + s * kStepEntries + p * kSize);
   }
 
   template <bool kWhole>
@@ -149,14 +149,15 @@ class Tabulator {
   }
 
   // The tables of one part, from q and, in words `place` and `place` + 2, half the rounding and the lift of its groups,
-  // all of it twice as large: an entry is the upper byte. Entry b is high[b >> 2], plus q1 and q0 by its lowest bits.
-  [[gnu::always_inline]] static void store_tables(I16 q, I16 base, int place, std::uint8_t* entries) {
+  // all of it twice as large, modulo 2^16: an entry is the upper byte. Entry b is high[b >> 2], plus q1 and q0 by its
+  // lowest bits.
+  [[gnu::always_inline]] static void store_tables(U16 q, U16 base, int place, std::uint8_t* entries) {
     const int a = place, b = place + 2;
-    const I16 twice = q + q;
-    const I16 high = shuffle_words(twice, 8, 2, 8, 2, 8, 6, 8, 6) + shuffle_words(twice, 8, 8, 3, 3, 8, 8, 7, 7) +
+    const U16 twice = q + q;
+    const U16 high = shuffle_words(twice, 8, 2, 8, 2, 8, 6, 8, 6) + shuffle_words(twice, 8, 8, 3, 3, 8, 8, 7, 7) +
                      shuffle_words(base, a, a, a, a, b, b, b, b);
-    const I16 even = shuffle_words(high, 0, 0, 1, 1, 2, 2, 3, 3) + shuffle_words(twice, 8, 1, 8, 1, 8, 1, 8, 1);
-    const I16 odd = shuffle_words(high, 4, 4, 5, 5, 6, 6, 7, 7) + shuffle_words(twice, 8, 5, 8, 5, 8, 5, 8, 5);
+    const U16 even = shuffle_words(high, 0, 0, 1, 1, 2, 2, 3, 3) + shuffle_words(twice, 8, 1, 8, 1, 8, 1, 8, 1);
+    const U16 odd = shuffle_words(high, 4, 4, 5, 5, 6, 6, 7, 7) + shuffle_words(twice, 8, 5, 8, 5, 8, 5, 8, 5);
     Vector::store(entries, Vector::upper_bytes(even, even + shuffle_words(twice, 0, 0, 0, 0, 0, 0, 0, 0)));
     Vector::store(entries + kOddEntries, Vector::upper_bytes(odd, odd + shuffle_words(twice, 4, 4, 4, 4, 4, 4, 4, 4)));
   }
