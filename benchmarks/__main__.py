@@ -14,6 +14,7 @@ large        time and memory of one large matrix: minutes
 minilm       every dense matrix of a small language model: minutes
 quality      solvers and baselines on every dense matrix of three models: over an hour
 models       end metrics of whole models, beside controls: hours
+reconstruction  what each stage of the reconstruction of blocks is worth: half an hour
 speed        speed and memory of whole models: half an hour
 decode       exported language models in onnxruntime-genai, beside llama.cpp: minutes
 runtimes     exported models in onnxruntime, beside float32 and int8: minutes
@@ -49,6 +50,7 @@ PLACES = {
     "minilm": "quality.minilm",
     "quality": "quality.quality",
     "models": "models.models",
+    "reconstruction": "models.reconstruction",
     "speed": "models.speed",
     "decode": "models.decode",
     "runtimes": "models.runtimes",

@@ -35,6 +35,7 @@ TABLES = {
     "minilm": "quality.minilm_table",
     "quality": "quality.table",
     "models": "models.table",
+    "reconstruction": "models.reconstruction",
     "speed": "models.speed_table",
     "decode": "models.decode_table",
     "runtimes": "models.runtimes_table",

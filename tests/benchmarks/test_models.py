@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import random
+import re
 import struct
 import tarfile
 import wave
@@ -418,3 +419,18 @@ def test_several_seeds_give_a_mean_and_half_the_range(benchmark: Benchmark) -> N
     assert "| + DiBARD | ±1 | 2.00 | 1.00 | 84.0 ± 2.0 |" in text
     assert "5 cells, 3 minutes of one core" in text  # of 40 s each
     assert "torch 2 on A processor (scalar)" in text
+
+
+def test_reconstruction_converts_the_first_blocks(benchmark: Callable[[str], Any]) -> None:
+    found, results = benchmark("models.reconstruction"), benchmark("common.results")
+    pattern = found.outside("smollm2", 2).removeprefix("re:")
+    names = [f"model.layers.{number}.mlp.up_proj" for number in (0, 1, 2, 10, 11)] + ["lm_head"]
+    assert [name for name in names if not re.fullmatch(pattern, name)] == names[:2]
+    rows = {
+        f"minilm | {stage}": {"metrics": {"lee_pearson": 0.5, "x_nats": 1.0}, "seconds": 2.0}
+        for stage in ("dense", *found.STAGES)
+    }
+    facts = {"blocks": 2, "bits": 1.0, "batches": 8, "threads": 2}
+    text = found.table({"machine": results.machine(), "commit": "0", "arguments": facts, "rows": rows})
+    assert "| all-MiniLM-L6-v2, first 2 blocks | lee pearson | last block's loss | s |" in text
+    assert text.count("| 0.5 |") == 6
