@@ -264,6 +264,7 @@ def test_a_reconstructed_model_is_nearer_to_the_dense_one(dense: Model, batches:
     assert found.reconstruction == Reconstruction(steps=64, tune_steps=8).to_dict()
     assert all(block.loss <= block.loss_factored and block.groups == 2 for block in found.blocks.values())
     assert "3 blocks reconstructed" in str(found)
+    assert all(layer.bits_per_weight <= 1.5 for layer in found.layers)  # diagonals still fit 16 bits
     assert found.to_dict()["blocks"]["blocks.0"]["groups"] == 2
     assert not diba.torch.report(plain).blocks
 

@@ -195,15 +195,15 @@ class BlockFit:
         changing = [p for group in groups for p in group["params"]]
         changing += [packed for layer in layers.values() for packed in (layer.b1, layer.b2)]
         flips = bits = 0
-        with (
-            self._undone_unless_better(changing, layers.values()) as outcome,
-            stand_ins(self.module, layers) as standing,
-        ):
-            latents = [latent for stand_in in standing for latent in stand_in.latents]
-            self._train(groups, self._settings.steps, latents)
-            for stand_in in standing:
-                counts = stand_in.harden()
-                flips, bits = flips + counts[0], bits + counts[1]
+        with self._undone_unless_better(changing, layers.values()) as outcome:
+            with stand_ins(self.module, layers) as standing:
+                latents = [latent for stand_in in standing for latent in stand_in.latents]
+                self._train(groups, self._settings.steps, latents)
+                for stand_in in standing:
+                    counts = stand_in.harden()
+                    flips, bits = flips + counts[0], bits + counts[1]
+            for layer in factored_layers(self.module):
+                _round_diagonals(layer)
         return (flips / bits if outcome.kept and bits else 0.0), outcome.kept
 
     def _train(self, groups: list[Group], steps: int, latents: Sequence[nn.Parameter] = ()) -> None:
@@ -295,6 +295,14 @@ def _matrix(layer: nn.Module) -> Tensor:
     kind = replaceable(layer)
     assert kind is not None, "it is about to be factored"
     return kind.matrix(layer).detach()
+
+
+@torch.no_grad()
+def _round_diagonals(layer: FactoredLayer) -> None:
+    """To 16 bits, as solved factors have them, so that the layer stays within its bits."""
+    f = layer.factorization().round_diagonals()
+    for mine, value in zip(layer.diagonals(), (f.d1, f.d2, f.d3), strict=True):
+        mine.copy_(torch.tensor(value))
 
 
 def _tensors(module: nn.Module, recurse: bool = True) -> Iterator[Tensor]:
