@@ -21,7 +21,7 @@ import diba.torch
 from ..common import results
 from ..common.command import at_least_one, finish, parser
 from ..common.tables import markdown, measured
-from .shared import made, teacher
+from .shared import batches, made, teacher
 
 STAGES: dict[str, dict[str, Any] | None] = {
     "layer by layer": None,
@@ -77,7 +77,7 @@ def measure(name: str, stage: str, options: argparse.Namespace) -> dict[str, Any
         bits_per_weight=options.bits,
         effort="fast",
         skip=[outside(name, options.blocks)],
-        batches=task.train()[: options.batches],
+        batches=batches(task)[: options.batches],
         loss=diba.torch.fisher(features=task.loss == "hidden"),
         reconstruct=STAGES[stage],
         progress=False,

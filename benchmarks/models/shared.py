@@ -18,7 +18,18 @@ from . import speech, text, vision
 from .plan import PLAN, Cell
 from .task import Batch, Task
 
-__all__ = ["TASKS", "Made", "keep_converted", "loss_of", "made", "once", "seen", "teacher", "unseen_first"]
+__all__ = [
+    "TASKS",
+    "Made",
+    "batches",
+    "keep_converted",
+    "loss_of",
+    "made",
+    "once",
+    "seen",
+    "teacher",
+    "unseen_first",
+]
 
 TASKS: dict[str, Callable[..., Task]] = {
     "mlp": vision.mlp,
@@ -76,14 +87,19 @@ def loss_of(task: Task) -> Any:
     return _losses[task.name]
 
 
+def batches(task: Task) -> list[Batch]:
+    """All batches, those for calibration first."""
+    return _batches[task.name]
+
+
 def seen(task: Task, quick: bool) -> list[Batch]:
     """The batches for calibration."""
-    return _batches[task.name][: 2 if quick else PLAN[task.name].calibration]
+    return batches(task)[: 2 if quick else PLAN[task.name].calibration]
 
 
 def unseen_first(task: Task) -> list[Batch]:
     """All batches, those for calibration last: a calibrated model answers them better than any others."""
-    count, every = PLAN[task.name].calibration, _batches[task.name]
+    count, every = PLAN[task.name].calibration, batches(task)
     return every[count:] + every[:count]
 
 

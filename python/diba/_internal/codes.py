@@ -26,6 +26,7 @@ __all__ = [
     "code_bits",
     "fitted_codes",
     "group_count",
+    "packed_nibbles",
     "quantize",
     "row_bytes",
 ]
@@ -144,9 +145,15 @@ def _quantized(matrix: NDArray[Any], bits: int, group: int) -> tuple[NDArray[Any
     q = np.clip(q, -8, 7)
     e = (q * steps[..., None]).reshape(m, -1)
     d1 = _projected(w, e)
-    nibbles = (q + 8).astype(np.uint8).reshape(m, -1)[:, : 2 * row_bytes(n, 4)]
-    nibbles[:, n:] = 8
-    return d1, nibbles[:, ::2] | nibbles[:, 1::2] << 4, (steps + 128).astype(np.uint8)
+    return d1, packed_nibbles(q.reshape(m, -1)[:, :n]), (steps + 128).astype(np.uint8)
+
+
+def packed_nibbles(numbers: NDArray[Any]) -> NDArray[np.uint8]:
+    """Numbers from -8 to 7 as codes of 4 bits, (rows, columns) to (rows, bytes); an unused code is a zero."""
+    m, n = numbers.shape
+    nibbles = np.full((m, 2 * row_bytes(n, 4)), 8, np.uint8)
+    nibbles[:, :n] = numbers + 8
+    return np.asarray(nibbles[:, ::2] | nibbles[:, 1::2] << 4, np.uint8)
 
 
 def _projected(w: NDArray[Any], e: NDArray[Any]) -> NDArray[np.float32]:

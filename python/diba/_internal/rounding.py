@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .codes import Codes, quantize
+from .codes import Codes, packed_nibbles, quantize
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -83,9 +83,7 @@ def _round(
     before, after = found.rows(part) - w, e * d1[:, None].astype(np.float32) - w
     better = _energy(after, weights) < _energy(before, weights)
     found.d1[part] = np.where(better, d1, found.d1[part])
-    nibbles = np.full((m, 2 * found.codes.shape[1]), 8, np.uint8)
-    nibbles[:, :n] = codes.T + 8
-    found.codes[part] = np.where(better[:, None], nibbles[:, ::2] | nibbles[:, 1::2] << 4, found.codes[part])
+    found.codes[part] = np.where(better[:, None], packed_nibbles(codes.T), found.codes[part])
 
 
 def _energy(errors: NDArray[np.float32], weights: NDArray[np.float32]) -> NDArray[np.float64]:

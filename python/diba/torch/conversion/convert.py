@@ -185,7 +185,7 @@ def _convert(
     if batches is not None:
         missed = [name for name in order if name in expected and run.done[name].objective == "plain"]
         warn_unreached(missed, len(order), _PLAIN)
-    if how is not None and not (run.blocks or recipe_of(model).blocks):
+    if how is not None and not recipe_of(model).blocks:
         warn_user(
             "no block was reconstructed: the model runs no sequence of blocks of which each reads the output "
             "of the one before and the same other arguments; its layers are compressed as without reconstruct"

@@ -14,7 +14,17 @@ from ..._internal.check import Alphabet, describe
 from ..._internal.codes import CODE_BITS, check_group
 from ...solvers.options import SolveOptions
 
-__all__ = ["AUTO", "OBJECTIVES", "OVERRIDES", "SIZES", "CodeBits", "Config", "Settings", "suggestion"]
+__all__ = [
+    "AUTO",
+    "OBJECTIVES",
+    "OVERRIDES",
+    "SIZES",
+    "CodeBits",
+    "Config",
+    "Settings",
+    "known_keys",
+    "suggestion",
+]
 
 OBJECTIVES = ("auto", "plain", "importance", "covariance")
 SIZES = ("bits_per_weight", "k", "snr_db")
@@ -206,7 +216,7 @@ class Config(Settings):
             raise TypeError(
                 f"values is {describe(values)}; it must be a dict, as returned by Config.to_dict()"
             )
-        _known_keys(values, [f.name for f in dataclasses.fields(cls)], "the configuration")
+        known_keys(values, [f.name for f in dataclasses.fields(cls)], "the configuration")
         return cls(**values)
 
 
@@ -272,7 +282,7 @@ def _rules(value: Any, default: Settings) -> dict[str, dict[str, Any] | None]:
                 f"layers[{name!r}] is {describe(overrides)}; it must be a dict of overrides, or None to skip"
             )
         if overrides is not None:
-            _known_keys(overrides, OVERRIDES, f"layers[{name!r}]")
+            known_keys(overrides, OVERRIDES, f"layers[{name!r}]")
             try:
                 _override(default, overrides)
             except (TypeError, ValueError) as error:
@@ -288,7 +298,8 @@ def _override(default: Settings, overrides: Mapping[str, Any]) -> Settings:
     return dataclasses.replace(default, **{**before, **overrides})
 
 
-def _known_keys(values: Mapping[str, Any], known: Sequence[str], what: str) -> None:
+def known_keys(values: Mapping[str, Any], known: Sequence[str], what: str) -> None:
+    """Refuse keys that are not known; ``what`` holds them, for the message."""
     for key in values:
         if key not in known:
             raise ValueError(

@@ -162,10 +162,6 @@ class CodedLayer(CompressedLayer):
         e = operators.entries(self.codes, self.steps, self._columns, self.group, self.d1.dtype)
         return self._in_dtype(e * self.d1[:, None])
 
-    def _in_dtype(self, rows: Tensor) -> Tensor:
-        largest = torch.finfo(self.dtype).max
-        return rows.clamp(-largest, largest).to(self.dtype)
-
     # ------------------------------------------------------------ from dense layers
 
     @classmethod
@@ -197,12 +193,3 @@ class CodedLayer(CompressedLayer):
             found = quantize(as_numpy(kind.matrix(module)), bits, check_group(group))
         result: Self = kind.replacement(module, found)
         return result
-
-    def _fill(self, found: Codes, bias: Tensor | None, device: torch.device | str | None) -> Self:
-        """Move the layer from the meta device to ``device`` and set its values."""
-        self.to_empty(device=torch.get_default_device() if device is None else device)
-        self.set_codes(found)
-        if bias is not None and self.bias is not None:
-            with torch.no_grad():
-                self.bias.copy_(bias)
-        return self

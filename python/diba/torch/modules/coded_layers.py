@@ -9,7 +9,7 @@ from torch.nn import functional
 from ..._internal import check
 from ..ops import codes as operators
 from .coded import CodedLayer
-from .embedding import check_ids, finished_rows, padding_row
+from .embedding import TableLayer, check_ids, padding_row
 
 __all__ = ["DibaCodedEmbedding", "DibaCodedLinear"]
 
@@ -68,7 +68,7 @@ class DibaCodedLinear(CodedLayer):
         return f"{facts}, bias={self.bias is not None}, {super().extra_repr()}"
 
 
-class DibaCodedEmbedding(CodedLayer):
+class DibaCodedEmbedding(TableLayer, CodedLayer):
     """``nn.Embedding`` with 8 or 4 bits an entry; a look-up widens the rows that it needs and no others.
 
     Args:
@@ -111,19 +111,4 @@ class DibaCodedEmbedding(CodedLayer):
         steps = None if self.steps is None else functional.embedding(ids, self.steps)
         scale = functional.embedding(ids, self.d1[:, None])
         e = operators.entries(codes, steps, self.embedding_dim, self.group, self.d1.dtype)
-        return finished_rows(self, ids, e * scale)
-
-    def reset_parameters(self) -> None:
-        """Set random codes: rows as large as those of a new ``nn.Embedding``, the padding row zero."""
-        super().reset_parameters()
-        if self.padding_idx is not None and not self.d1.is_meta:
-            with torch.no_grad():
-                self.d1[self.padding_idx] = 0
-
-    def _initial_rms(self) -> float:
-        return 1.0
-
-    def extra_repr(self) -> str:
-        """The arguments of the layer and its size."""
-        padding = "" if self.padding_idx is None else f"padding_idx={self.padding_idx}, "
-        return f"{self.num_embeddings}, {self.embedding_dim}, {padding}{super().extra_repr()}"
+        return self._finished(ids, e * scale)

@@ -13,6 +13,7 @@ from ..ops import operators as _operators  # noqa: F401  (registers torch.ops.di
 from ..ops import reference
 from .dense import Kind
 from .layer import FactoredLayer, check_factorization
+from .state import CompressedLayer
 
 if TYPE_CHECKING:
     from typing import Self
@@ -24,12 +25,48 @@ if TYPE_CHECKING:
     from .layer import Sizes
     from .state import CodeSizes
 
-__all__ = ["DibaEmbedding", "EmbeddingKind", "check_ids", "finished_rows", "padding_row"]
+__all__ = ["DibaEmbedding", "EmbeddingKind", "TableLayer", "check_ids", "padding_row"]
 
 _times_bits = torch.ops.diba.times_bits.default
 
 
-class DibaEmbedding(FactoredLayer):
+class TableLayer(CompressedLayer):
+    """What embeddings share, whatever their tables are stored in.
+
+    Attributes:
+        num_embeddings: m, the number of rows.
+        embedding_dim: n, the size of a row.
+        padding_idx: A row whose look-ups give no gradients, or None.
+    """
+
+    num_embeddings: int
+    embedding_dim: int
+    padding_idx: int | None
+
+    def reset_parameters(self) -> None:
+        """Set random rows, as large as those of a new ``nn.Embedding``, the padding row zero."""
+        super().reset_parameters()
+        if self.padding_idx is not None and not self.d1.is_meta:
+            with torch.no_grad():
+                self.d1[self.padding_idx] = 0
+
+    def _initial_rms(self) -> float:
+        return 1.0
+
+    def extra_repr(self) -> str:
+        """The arguments of the layer and its size."""
+        padding = "" if self.padding_idx is None else f"padding_idx={self.padding_idx}, "
+        return f"{self.num_embeddings}, {self.embedding_dim}, {padding}{super().extra_repr()}"
+
+    def _finished(self, ids: Tensor, rows: Tensor) -> Tensor:
+        """The rows that were looked up, in the layer's dtype; padding gives no gradients."""
+        rows = self._in_dtype(rows)
+        if self.padding_idx is not None and rows.requires_grad:
+            rows = torch.where((ids == self.padding_idx)[..., None], rows.detach(), rows)
+        return rows
+
+
+class DibaEmbedding(TableLayer, FactoredLayer):
     """``nn.Embedding`` with a factored table: row i is ``d1[i] * ((B1[i] * d2) B2) * d3``.
 
     A look-up unpacks the requested rows of B1, k entries each. ``F.linear(x, embedding.weight)``, as a tied
@@ -83,22 +120,7 @@ class DibaEmbedding(FactoredLayer):
         scale = functional.embedding(ids, self.d1[:, None])
         inner = reference.unpack(bits, self.k, self.sign, self.d2.dtype) * self.d2
         rows: Tensor = _times_bits(inner, self.b2, self.embedding_dim, self.sign, True) * self.d3 * scale
-        return finished_rows(self, ids, rows)
-
-    def reset_parameters(self) -> None:
-        """Set random factors: rows as large as those of a new ``nn.Embedding``, the padding row zero."""
-        super().reset_parameters()
-        if self.padding_idx is not None and not self.d1.is_meta:
-            with torch.no_grad():
-                self.d1[self.padding_idx] = 0
-
-    def _initial_rms(self) -> float:
-        return 1.0
-
-    def extra_repr(self) -> str:
-        """The arguments of the layer and its size."""
-        padding = "" if self.padding_idx is None else f"padding_idx={self.padding_idx}, "
-        return f"{self.num_embeddings}, {self.embedding_dim}, {padding}{super().extra_repr()}"
+        return self._finished(ids, rows)
 
     @classmethod
     def from_factorization(
@@ -119,15 +141,6 @@ def check_ids(ids: Tensor) -> None:
     """Require numbers of rows."""
     if ids.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"ids are {ids.dtype}; they must be torch.int64 or torch.int32; use ids.long()")
-
-
-def finished_rows(layer: Any, ids: Tensor, rows: Tensor) -> Tensor:
-    """The rows that an embedding looked up, in its dtype; padding gives no gradients."""
-    largest = torch.finfo(layer.dtype).max  # dense rows are finite, so these must be
-    rows = rows.clamp(-largest, largest).to(layer.dtype)
-    if layer.padding_idx is not None and rows.requires_grad:
-        rows = torch.where((ids == layer.padding_idx)[..., None], rows.detach(), rows)
-    return rows
 
 
 def padding_row(padding_idx: int | None, rows: int) -> int | None:

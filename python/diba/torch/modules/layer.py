@@ -199,8 +199,7 @@ class FactoredLayer(CompressedLayer):
         """
         self._settle()
         matrix = reference.to_dense(self.d1, self.b1, self.d2, self.b2, self.d3, self.sign)
-        largest = torch.finfo(self.dtype).max
-        return self._as_weight(matrix.clamp(-largest, largest)).to(self.dtype)
+        return self._in_dtype(self._as_weight(matrix))
 
     def _as_weight(self, matrix: Tensor) -> Tensor:
         """Reshape the matrix (m, n) to ``weight_shape``."""
@@ -231,15 +230,6 @@ class FactoredLayer(CompressedLayer):
             raise TypeError(f"module is a {type(module).__name__}; it must be {possible}")
         result: Self = dataclasses.replace(kind, factored=cls).replacement(module, f, **solve_options)
         return result
-
-    def _fill(self, f: diba.Factorization, bias: Tensor | None, device: torch.device | str | None) -> Self:
-        """Move the layer from the meta device to ``device`` and set its values."""
-        self.to_empty(device=torch.get_default_device() if device is None else device)
-        self.set_factorization(f)
-        if bias is not None and self.bias is not None:
-            with torch.no_grad():
-                self.bias.copy_(bias)
-        return self
 
 
 def factored_layers(model: nn.Module) -> list[FactoredLayer]:

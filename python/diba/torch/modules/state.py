@@ -123,12 +123,30 @@ class CompressedLayer(nn.Module):
             return self.dense_weight()
         return Weight.of(self)
 
+    def _in_dtype(self, values: Tensor) -> Tensor:
+        """Entries of the weight in ``dtype``; those beyond its range become its largest number."""
+        largest = torch.finfo(self.dtype).max
+        return values.clamp(-largest, largest).to(self.dtype)
+
     def to_dense_module(self) -> nn.Module:
         """Make the dense layer, of the class that was replaced, on the same device and in the same dtype."""
         result: nn.Module = self.kind.restored(self)
         return result
 
     # ------------------------------------------------------------ tensors
+
+    def reset_parameters(self) -> None:
+        """Set random bits, and diagonals that make the weights as large as those of a new dense layer."""
+        raise NotImplementedError
+
+    def _fill(self, found: Any, bias: Tensor | None, device: torch.device | str | None) -> Self:
+        """Move the layer from the meta device to ``device`` and set its factors or codes, and its bias."""
+        self.to_empty(device=torch.get_default_device() if device is None else device)
+        getattr(self, self._setter)(found)
+        if bias is not None and self.bias is not None:
+            with torch.no_grad():
+                self.bias.copy_(bias)
+        return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move and cast as in ``nn.Module``, except that diagonals and bits are not cast."""

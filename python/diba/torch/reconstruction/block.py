@@ -91,10 +91,11 @@ class BlockFit:
         others = [m for m in model.modules() if m not in set(self.module.modules())]
         self._elsewhere = {id(t) for m in others for t in _tensors(m, recurse=False)} & inside
         self._median = _median([self._power(sample) for sample in self._learned])
+        self._trusts = {sample: self._trust(sample) for sample in samples}
         self._energy = self._mean(self._learned, lambda sample: self._error(sample, None))
         self._generator = torch.Generator().manual_seed(zlib.crc32(f"{settings.seed} {name}".encode()))
         self._began, self._outside = time.perf_counter(), 0.0
-        self.loss_before = self.loss_factored = self.loss = self.held_out_loss()
+        self.loss_before = self.loss = self.held_out_loss()
         self.groups = self.corrected = self.tuned = 0
 
     # ------------------------------------------------------------ the loss
@@ -116,7 +117,7 @@ class BlockFit:
         target = sample.target.float()
         squares = (target if output is None else output.float() - target).square()
         rows = _positions_first(squares) @ self._weights(squares)
-        return (rows * self._trust(sample)).mean()
+        return (rows * self._trusts[sample]).mean()
 
     def _trust(self, sample: Sample) -> Tensor:
         """t_p of every position, 0 for padding."""
@@ -154,18 +155,18 @@ class BlockFit:
         if not self._settings.tune_steps:
             return
         dense = [(p, typical_size(p)) for layer in self._dense_layers() for p in (layer.weight, layer.bias)]
-        groups = grouped(self._own(dense), self._settings.tune_lr)
-        groups += grouped(self._own(norms_sized(self.module)), self._settings.lr)
-        if not groups:
-            return
+        groups = grouped(dense, self._settings.tune_lr)
+        groups = self._own([*groups, *grouped(norms_sized(self.module), self._settings.lr)])
         parameters = [p for group in groups for p in group["params"]]
+        if not parameters:
+            return
         with self._undone_unless_better(parameters) as outcome:
             self._train(groups, self._settings.tune_steps)
         self.tuned += outcome.kept
 
     def finish(self) -> BlockRecipe:
         """Train bits, diagonals, norms and biases together; returns what became of the block."""
-        self.loss_factored = self.loss = self.held_out_loss()
+        factored = self.loss = self.held_out_loss()
         layers = movable(self.module, self._elsewhere)
         share, kept = 0.0, False
         if self._settings.steps and factored_layers(self.module):
@@ -174,7 +175,7 @@ class BlockFit:
                 share, kept = self._train_factors({})
         return BlockRecipe(
             loss_before=self.loss_before,
-            loss_factored=self.loss_factored,
+            loss_factored=factored,
             loss=self.loss,
             corrected=self.corrected,
             tuned=self.tuned,
@@ -190,8 +191,7 @@ class BlockFit:
 
     def _train_factors(self, layers: dict[str, FactoredLayer]) -> tuple[float, bool]:
         """Train diagonals, norms, biases and the bits of these layers; the share of flips, and if kept."""
-        groups = parameter_groups(self.module, biases=True, norms=True, lr=self._settings.lr)
-        groups = [group | {"params": self._kept(group["params"])} for group in groups]
+        groups = self._own(parameter_groups(self.module, biases=True, norms=True, lr=self._settings.lr))
         changing = [p for group in groups for p in group["params"]]
         changing += [packed for layer in layers.values() for packed in (layer.b1, layer.b2)]
         flips = bits = 0
@@ -235,7 +235,7 @@ class BlockFit:
         for sample in samples:
             output = sample.run(self.module)
             signs = torch.randint(0, 2, output.shape, generator=self._generator).to(output) * 2 - 1
-            roots = self._trust(sample).sqrt()[:, None] * self._weights(output).sqrt()
+            roots = self._trusts[sample].sqrt()[:, None] * self._weights(output).sqrt()
             total = (_positions_first(output * signs) * roots).sum()
             for square, gradient in zip(found, torch.autograd.grad(total, latents), strict=True):
                 square += gradient.square() * (2 / (len(samples) * len(roots) * self._energy))
@@ -251,13 +251,12 @@ class BlockFit:
     def _dense_layers(self) -> list[Any]:
         return [m for m in self.module.modules() if replaceable(m) is not None and input_size(m) is not None]
 
-    def _own(
-        self, sized: Iterable[tuple[nn.Parameter | None, float]]
-    ) -> list[tuple[nn.Parameter | None, float]]:
-        return [(p, size) for p, size in sized if p is not None and id(p) not in self._elsewhere]
-
-    def _kept(self, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-        return [p for p in parameters if id(p) not in self._elsewhere]
+    def _own(self, groups: Iterable[Group]) -> list[Group]:
+        """The groups without parameters that other modules use too."""
+        return [
+            group | {"params": [p for p in group["params"] if id(p) not in self._elsewhere]}
+            for group in groups
+        ]
 
     @contextmanager
     def _undone_unless_better(

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..._internal import check
 from ...checkpoints.blocks import BlockRecipe
-from ..model.config import suggestion
+from ..model.config import known_keys
 
 __all__ = ["BlockRecipe", "Reconstruction"]
 
@@ -74,11 +74,7 @@ class Reconstruction:
         if value is True:
             return cls()
         if isinstance(value, Mapping):
-            known = [field.name for field in dataclasses.fields(cls)]
-            for name in value:
-                if name not in known:
-                    near = suggestion(str(name), known) or f"; settings are {', '.join(known)}"
-                    raise ValueError(f"reconstruct has the unknown key {name!r}{near}")
+            known_keys(value, [field.name for field in dataclasses.fields(cls)], "reconstruct")
             return cls(**value)
         check.instance(value, "reconstruct", cls, "use True, or diba.torch.Reconstruction(steps=128)")
         return value  # type: ignore[no-any-return]

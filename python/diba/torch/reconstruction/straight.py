@@ -17,13 +17,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..._internal.storage import BITS
 from ..model.swap import put
 from ..modules.layer import FactoredLayer
+from ..modules.state import as_numpy
 from ..ops.reference import unpack
+from ..retuning.flips import differing, let_few_cross
 
 __all__ = ["LatentSteps", "Straight", "movable", "stand_ins"]
 
@@ -53,7 +56,6 @@ def _multiplies(layer: FactoredLayer) -> bool:
 
 
 _MOMENTUM = 0.9
-_EDGE = 1e-6  # where entries wait
 _FARTHEST = 2.0  # latents stay within this, so that a bit that was right for long can still flip
 
 
@@ -110,7 +112,7 @@ class Straight(nn.Module):
         for name, latent in zip(BITS, self.latents, strict=True):
             bits = getattr(layer, name)
             new = packed_signs(latent)
-            flips += int(unpack(bits ^ new, latent.shape[1], False, torch.float32).sum(dtype=torch.float64))
+            flips += differing(bits, new)
             bits.copy_(new)
         layer.bits_changed()
         return flips, sum(latent.numel() for latent in self.latents)
@@ -141,22 +143,12 @@ class LatentSteps:
         for latent, mean, (rows, columns) in zip(self._latents, self._means, self._inverse, strict=True):
             if latent.grad is not None:
                 mean.lerp_(latent.grad, 1 - _MOMENTUM)
-            before = latent < 0
+            positive = latent >= 0
             latent.sub_(mean * (rows * (share * self._reach)) * columns)
-            _let_few_cross(latent, before, max(1, round(rate * self._flips * latent.numel())))
+            crossed = (latent >= 0).ne_(positive).view(-1).nonzero().view(-1)
+            let_few_cross(latent, crossed, positive, max(1, round(rate * self._flips * latent.numel())))
             latent.clamp_(-_FARTHEST, _FARTHEST)
             latent.grad = None
-
-
-def _let_few_cross(latent: Tensor, before: Tensor, most: int) -> None:
-    """Let at most so many entries cross zero, those that went farthest; the others wait before it."""
-    values = latent.view(-1)
-    crossed = (latent < 0).ne_(before).view(-1).nonzero().view(-1)
-    if len(crossed) <= most:
-        return
-    order = values[crossed].abs().argsort(descending=True)
-    waiting = crossed[order[most:]]
-    values[waiting] = torch.where(before.view(-1)[waiting], -_EDGE, _EDGE).to(values.dtype)
 
 
 def _outer_inverse(square: Tensor) -> tuple[Tensor, Tensor]:
@@ -185,11 +177,8 @@ def _signs(latent: Tensor) -> Tensor:
 
 def packed_signs(latent: Tensor) -> Tensor:
     """Rows of bits, 1 where an entry is not negative, low bit first, unused bits zero: uint8."""
-    rows, columns = latent.shape
-    bits = torch.zeros(rows, -(-columns // 8) * 8, dtype=torch.uint8, device=latent.device)
-    bits[:, :columns] = ~(latent < 0)
-    weights = torch.tensor([1 << i for i in range(8)], dtype=torch.uint8, device=latent.device)
-    return (bits.view(rows, -1, 8) * weights).sum(-1, dtype=torch.uint8)
+    bits = np.packbits(~(as_numpy(latent) < 0), axis=1, bitorder="little")
+    return torch.from_numpy(bits).to(latent.device)
 
 
 @contextmanager

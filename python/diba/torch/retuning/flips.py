@@ -29,8 +29,9 @@ from ..modules.linear import DibaLinear
 from ..ops import operators as _ops  # noqa: F401  (registers torch.ops.diba)
 from ..ops.reference import unpack
 
-__all__ = ["Flipper", "Flips", "flip"]
+__all__ = ["Flipper", "Flips", "differing", "flip", "let_few_cross"]
 
+_EDGE = 1e-6  # where latents wait
 _DECAYS = 0.9, 0.999  # decays of Adam's two moments
 
 
@@ -76,6 +77,32 @@ def flip(bits: Tensor, entries: Tensor, columns: int) -> None:
     bits.bitwise_xor_(mask.view_as(bits))
 
 
+def differing(bits: Tensor, other: Tensor) -> int:
+    """Number of bits in which two packed matrices differ."""
+    return int(unpack(bits ^ other, 8 * bits.shape[1], False, torch.float64).sum())
+
+
+def let_few_cross(latents: Tensor, crossed: Tensor, positive: Tensor, most: int) -> Tensor:
+    """Let at most so many latents cross zero, those that went farthest; put the others back before it.
+
+    Args:
+        latents: After a step.
+        crossed: Flat numbers of those that crossed zero in it, int64.
+        positive: Whether each was on the upper side before it, as ``latents``.
+        most: How many may cross.
+
+    Returns:
+        Those of ``crossed`` that did.
+    """
+    if len(crossed) <= most:
+        return crossed
+    values = latents.view(-1)
+    order = values[crossed].abs().argsort(descending=True)
+    waiting = crossed[order[most:]]
+    values[waiting] = torch.where(positive.view(-1)[waiting], _EDGE, -_EDGE).to(values.dtype)
+    return crossed[order[:most]]
+
+
 class _Latents:
     """Latent numbers of one bit matrix in a turn, and Adam's state; all have its shape (rows, columns)."""
 
@@ -101,19 +128,14 @@ class _Latents:
         self.gradient.zero_()
         crossed = (self.value > 0).ne_(before).view(-1).nonzero().view(-1)
         most = max(1, int(share * self.value.numel()))
-        values = self.value.view(-1)
-        if len(crossed) > most:
-            order = values[crossed].abs().argsort(descending=True)
-            waiting = crossed[order[most:]]
-            values[waiting] = torch.where(before.view(-1)[waiting], 1e-6, -1e-6).to(values.dtype)
-            crossed = crossed[order[:most]]
+        crossed = let_few_cross(self.value, crossed, before, most)
         if len(crossed):
             flip(self.bits, crossed, self.value.shape[1])
         return len(crossed)
 
     def changed(self) -> int:
         """Number of bits that differ from the start of the turn."""
-        return int(unpack(self.bits ^ self.start, 8 * self.bits.shape[1], False, torch.float64).sum())
+        return differing(self.bits, self.start)
 
 
 class _Turn:
