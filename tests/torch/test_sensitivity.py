@@ -58,6 +58,17 @@ def test_weights_are_the_gradients_of_rows_and_columns() -> None:
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
 
 
+def test_weights_of_a_batch_are_kept_in_one_piece() -> None:
+    """Small tensors that stay among large ones that go make a process grow by far more than their size."""
+    model = perceptron()
+    batches = [torch.randn(n, 12).double() for n in (6, 3)]
+    found = measure(model, {"0": model[0], "2": model[2]}, batches, square)
+    kept = [
+        [of[0].untyped_storage().data_ptr() for of in layers.values()] for layers in found._vectors.values()
+    ]
+    assert [len(set(places)) for places in kept] == [1, 1]
+
+
 def test_layers_of_one_input_are_weighed_by_all_their_outputs() -> None:
     class Fork(nn.Module):
         def __init__(self) -> None:

@@ -110,11 +110,23 @@ class Sensitivity:
 
     def add(self, batch: bytes, name: str, call: int, squares: Tensor, weights: Tensor) -> None:
         """Add the squared gradients of one call, shape (vectors, m), and the sums for each sampled vector."""
-        self._vectors.setdefault(batch, {}).setdefault(name, {})[call] = weights
+        self._vectors.setdefault(batch, {}).setdefault(name, {})[call] = weights.float()
         self._totals[name] = self._totals.get(name, 0.0) + float(weights.sum())
         self._counts[name] = self._counts.get(name, 0) + len(weights)
         sums = squares.sum(0).cpu().numpy()
         self._outputs[name] = self._outputs.get(name, 0) + sums
+
+    def settle(self, batch: bytes) -> None:
+        """Keep the weights of a batch in one piece of memory, after it was measured.
+
+        Many small tensors that stay among large ones that go leave gaps, which later batches cannot use: the
+        process would grow by hundreds of megabytes with every batch.
+        """
+        calls = self._vectors.get(batch, {})
+        found = [weights for of_layer in calls.values() for weights in of_layer.values()]
+        together = iter(torch.cat(found).split([len(weights) for weights in found]) if found else ())
+        for name, of_layer in calls.items():
+            calls[name] = {call: mark_like(next(together), old) for call, old in of_layer.items()}
 
     def weights(self, batch: bytes, names: Sequence[str], call: int) -> Tensor | None:
         """Weights of the vectors that layers of one group read in a call; about 1 on average.
@@ -185,6 +197,7 @@ def measure(
             calls.clear()
             batch[:] = number, digest(data), masks_of(data)
             backward(loss, model, data, number)
+            result.settle(batch[1])
     return result
 
 
