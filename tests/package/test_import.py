@@ -79,6 +79,7 @@ LAYERS = (
     ("torch.modules.conv", "torch.modules.coded_layers"),
     ("torch.modules.kinds",),
     (
+        "torch.calibration.held",
         "torch.modules.vectors",
         "torch.model.attention",
         "torch.model.layers",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import signal
 from typing import Any
 
 import numpy as np
@@ -305,6 +306,52 @@ def test_a_second_call_goes_on_after_a_block(dense: Model, batches: list[torch.T
     diba.torch.convert(model, progress=False, **(options | {"loss": diba.torch.fisher()}))
     assert equal(model, whole)
     assert list(diba.torch.report(model).blocks) == ["blocks.0", "blocks.1", "blocks.2"]
+
+
+def test_every_pass_over_the_batches_is_shown(
+    dense: Model, batches: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the bar; the gradients of the loss come first, and take long."""
+    shown: list[Any] = []
+    monkeypatch.setattr(diba.progress, "_tqdm", lambda: None)
+    monkeypatch.setattr(diba.progress, "_Lines", lambda: Shown(shown))
+    converted(dense, batches, progress=True)
+    items = [state.item for state in shown if isinstance(state.item, str)]
+    assert items[:8] == [f"gradients of the loss, batch {number} of 8" for number in range(1, 9)]
+    for expected in ("inputs of blocks.0, batch 8 of 8", "blocks.2, batch 1 of 8", "blocks.1"):
+        assert expected in items
+    assert items[-8:-1] == [f"inputs of head, batch {number} of 8" for number in range(2, 9)]
+
+
+class Shown:
+    """Keeps what would be printed."""
+
+    def __init__(self, shown: list[Any]) -> None:
+        self._shown = shown
+
+    def __call__(self, state: Any) -> None:
+        self._shown.append(state)
+
+    def end(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("call", [5, 8 + 3])
+def test_ctrl_c_ends_the_pass_that_is_running(dense: Model, batches: list[torch.Tensor], call: int) -> None:
+    """A signal within the gradients of the loss, which come before all layers, and one after them."""
+    model, calls = copy.deepcopy(dense), 0
+
+    def interrupt(module: nn.Module, args: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1 + call:  # the first call looks for the order of the layers
+            signal.raise_signal(signal.SIGINT)
+
+    model.embed.register_forward_pre_hook(interrupt)
+    options: dict[str, Any] = {"loss": diba.torch.fisher(), "reconstruct": True, "progress": False}
+    with pytest.raises(KeyboardInterrupt):
+        diba.torch.convert(model, batches=batches, bits_per_weight=1.5, effort="fast", **options)
+    assert calls == 1 + call
 
 
 def test_convolutions_are_reconstructed() -> None:

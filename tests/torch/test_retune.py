@@ -120,6 +120,7 @@ def test_an_interrupt_keeps_the_last_step(
         retune(model, batches, loss, progress=False)
     after = state(model)
     assert same(before, after) == FREE
+    assert [layer.diagonal_bits for layer in (model[0], model[2])] == [16, 16]
     assert all(torch.isfinite(value).all() for value in after.values())
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
     assert all(module.training for module in model.modules())
@@ -145,6 +146,68 @@ def test_dropout_runs_if_asked_and_batch_statistics_stay(dense: nn.Sequential) -
         retune(trained, [x], loss, progress=False, **options)
         assert (zeros[0] > 0.4) == dropped
         assert bool((trained[1].running_mean == 0.25).all()) == kept
+
+
+# ---------------------------------------------------------------- 16-bit diagonals
+
+
+def rounded(d: Tensor) -> Tensor:
+    """d in float16 times a power of two, by the definition of the file format."""
+    e = np.floor(np.log2(float(d.detach().abs().max())))
+    return ((d.detach().double() * 2.0**-e).half().double() * 2.0**e).float()
+
+
+def test_diagonals_keep_16_bits_and_wide_ones_their_32(model: nn.Sequential, batches: list[Any]) -> None:
+    with torch.no_grad():
+        model[2].d2.mul_(1 + 2**-20)
+    before = [layer.bits_per_weight for layer in (model[0], model[2])]
+    last: dict[str, Tensor] = {}
+
+    def step(state_now: diba.Progress) -> None:
+        last.update(state(model))
+
+    report = retune(model, batches, regression, progress=step)
+    assert [layer.diagonal_bits for layer in (model[0], model[2])] == [16, 32]
+    assert [layer.bits_per_weight for layer in (model[0], model[2])] == before
+    for name in FREE:
+        wide = name.endswith("bias") or name.startswith("2.")
+        assert torch.equal(model.state_dict()[name], last[name] if wide else rounded(last[name]))
+    assert any(not torch.equal(rounded(last[f"0.{name}"]), last[f"0.{name}"]) for name in ("d1", "d2", "d3"))
+    with torch.no_grad():  # what was checked is the model as it is
+        assert report.loss_after == np.mean([regression(model, batch).item() for batch in batches[::4]])
+
+
+def test_an_evaluation_at_the_end_sees_the_model_as_it_stays(
+    model: nn.Sequential, batches: list[Any]
+) -> None:
+    report = retune(model, batches, regression, evaluate=state, bits=Flips(lr=1.0), progress=False)
+    assert same(report.evaluations[-1][1], state(model)) == set()
+
+
+def test_training_in_several_calls_loses_nothing(dense: nn.Sequential, batches: list[Any]) -> None:
+    """Rounding changes an entry by at most 2^-11 of itself, a quarter of one step at the default rate."""
+    losses = []
+    for narrow in (True, False):
+        model = factored(dense)
+        if not narrow:
+            with torch.no_grad():
+                for layer in (model[0], model[2]):
+                    layer.d2.mul_(1 + 2**-20)
+        for _ in range(6):
+            report = retune(model, batches, regression, max_steps=8, progress=False)
+            assert not report.restored
+        losses.append(report.loss_after)
+    assert losses[0] == pytest.approx(losses[1], rel=0.01)
+
+
+def test_diagonals_that_are_not_finite_are_not_rounded(model: nn.Sequential) -> None:
+    with torch.no_grad():
+        model[0].d1[3] = torch.inf
+        model[0].d2.mul_(1 + 2**-20)
+    before = model[0].d1.clone()
+    model[0].round_diagonals()
+    assert torch.equal(model[0].d1, before)
+    assert torch.equal(model[0].d2, rounded(model[0].d2))
 
 
 # ---------------------------------------------------------------- steps

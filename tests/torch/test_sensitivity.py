@@ -16,7 +16,8 @@ import diba.torch
 import tiny_models
 from diba.solvers.second_moments import shrinkage
 from diba.torch.calibration import propagate
-from diba.torch.calibration.sensitivity import LEAST, measure
+from diba.torch.calibration.sensitivity import LEAST, Sensitivity, measure
+from diba.torch.modules.vectors import mark, marked
 from diba.torch.retuning.batches import digest
 
 
@@ -58,15 +59,31 @@ def test_weights_are_the_gradients_of_rows_and_columns() -> None:
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
 
 
-def test_weights_of_a_batch_are_kept_in_one_piece() -> None:
-    """Small tensors that stay among large ones that go make a process grow by far more than their size."""
-    model = perceptron()
-    batches = [torch.randn(n, 12).double() for n in (6, 3)]
-    found = measure(model, {"0": model[0], "2": model[2]}, batches, square)
-    kept = [
-        [of[0].untyped_storage().data_ptr() for of in layers.values()] for layers in found._vectors.values()
-    ]
-    assert [len(set(places)) for places in kept] == [1, 1]
+def test_weights_of_a_batch_lie_together_and_progress_is_told() -> None:
+    """Many small tensors among the large ones of the passes would cut the heap into pieces."""
+    model, batches, told = perceptron(), [torch.randn(n, 12).double() for n in (6, 3)], list[int]()
+    layers = {"0": model[0], "2": model[2]}
+    found = measure(model, layers, batches, square, after_batch=told.append)
+    assert told == [1, 2]
+    places = {
+        weights.untyped_storage().data_ptr()
+        for batch in found._vectors.values()
+        for weights in batch.values()
+    }
+    assert len(places) == 2
+
+
+def test_packed_weights_still_tell_whose_they_are() -> None:
+    """Experts get some of the tokens; the marks of their vectors match them to those of other passes."""
+    found, rows = Sensitivity(), torch.tensor([4, 1, 2])
+    found.add(b"batch", "expert", 0, torch.ones(3, 5).double(), mark(torch.rand(3).double(), rows, 6))
+    found.pack(b"batch")
+    weights = found.weights(b"batch", ["expert"], 0)
+    assert weights is not None
+    known = marked(weights)
+    assert known is not None
+    assert known[0].tolist() == rows.tolist()
+    assert known[1] == 6
 
 
 def test_layers_of_one_input_are_weighed_by_all_their_outputs() -> None:

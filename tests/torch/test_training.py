@@ -88,9 +88,9 @@ class Recorder(torch.optim.SGD):
 def test_rates_follow_the_schedule(
     model: nn.Sequential, batches: list[Any], lr_scheduler: Any, expected: list[float]
 ) -> None:
-    options: dict[str, Any] = {"lr": 1e-3, "warmup_ratio": 0.5, "progress": False}
+    options: dict[str, Any] = {"lr": 0.1, "warmup_ratio": 0.5, "progress": False}
     retune(model, batches[:4], regression, optimizer=Recorder, lr_scheduler=lr_scheduler, **options)
-    assert Recorder.rates == pytest.approx([1e-3 * rate for rate in expected], rel=1e-12)
+    assert Recorder.rates == pytest.approx([0.1 * rate for rate in expected], rel=1e-12)
 
 
 def test_trainable_serves_any_optimizer(model: nn.Sequential, batches: list[Any]) -> None:

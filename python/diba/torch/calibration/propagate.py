@@ -26,7 +26,7 @@ from ...solvers.second_moments import missing_power, shrinkage
 from ..model.swap import put
 from ..modules.kinds import dense_matrix, input_size, replaceable
 from ..modules.layer import FactoredLayer
-from ..retuning.batches import MasksOf, call, digest, evaluating, repeatable, token_masks
+from ..retuning.batches import MasksOf, call, digest, evaluating, repeatable, size, token_masks
 from .blocks import Block, Blocks, Group, Groups, plan, together
 from .inputs import InputSums, Item, Stream, captured, correction, recorded, run_block
 from .moments import Calibration, Moments
@@ -64,6 +64,7 @@ def run(
     loss: Loss | None = None,
     reconstructing: Reconstructing | None = None,
     teacher: nn.Module | None = None,
+    on_batch: Callable[[str], object] = lambda what: None,
 ) -> None:
     """Call ``solve`` for every layer in execution order, with the moments of its inputs at that time.
 
@@ -84,6 +85,7 @@ def run(
             not.
         teacher: The dense model, with the same names; None: the model with its layers as they were, so it
             must be dense at the start.
+        on_batch: Called with a few words about what is done, after every batch that the model ran on.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -99,6 +101,12 @@ def run(
         raise TypeError(f"solve is {describe(solve)}; it must be a callable with a sequence of layers")
     layers = _layers(model, names)
     data = repeatable(batches)
+    total = size(data)
+    of_total = "" if total is None else f" of {total}"
+
+    def tell(what: str, count: int) -> None:
+        on_batch(f"{what}, batch {count}{of_total}")
+
     read = {name: layer for name, layer in layers.items() if input_size(layer) is not None}
     with evaluating(model), token_masks(model) as masks_of:
         order = plan(model, read, data)
@@ -108,9 +116,11 @@ def run(
             dense = model if teacher is None else teacher
             blocks = [block.name for step in steps if isinstance(step, tuple) for block in step]
             theirs = {name: dense.get_submodule(name) for name in read}
-            weights = measure(dense, theirs, data, loss, blocks if reconstructing is not None else ())
+            watched = blocks if reconstructing is not None else ()
+            after_batch = partial(tell, "gradients of the loss")
+            weights = measure(dense, theirs, data, loss, watched, after_batch)
         propagation = _Propagation(
-            model, data, solve, calibration, weights, masks_of, reconstructing, teacher
+            model, data, solve, calibration, weights, masks_of, reconstructing, teacher, tell
         )
         propagation.without_inputs([name for name in layers if name not in read])
         for number, step in enumerate(steps, 1):
@@ -146,12 +156,14 @@ class _Propagation:
         masks_of: Callable[[Any], MasksOf],
         reconstructing: Reconstructing | None,
         teacher: nn.Module | None,
+        tell: Callable[[str, int], object],
     ) -> None:
         self.keep_dense = True  # whether later steps need the dense layers
         self._reconstructing, self._teacher = reconstructing, teacher
         self._model, self._batches, self._call_solve = model, batches, solve
         self._calibration, self._sensitivity, self._masks_of = calibration, sensitivity, masks_of
         self._replaced: dict[str, nn.Module] = {}
+        self._tell = tell
 
     # ------------------------------------------------------------ steps
 
@@ -164,7 +176,7 @@ class _Propagation:
     def outside_of_blocks(self, groups: Groups) -> None:
         """Compress layers outside of blocks, for which the whole model is run."""
         sums = [InputSums(self._input_size(group)) for group in groups]
-        for batch in self._batches:
+        for number, batch in enumerate(self._batches, 1):
             masks, key = self._masks_of(batch), self._key(batch)
 
             def forward(batch: Any = batch) -> Any:
@@ -177,6 +189,7 @@ class _Propagation:
                     dense, _ = recorded(model, partial(call, model, batch), groups, masks, stop=True)
             for group, total, seen, before in zip(groups, sums, now, dense, strict=True):
                 total.add(seen, before, self._weights(group, key, seen))
+            self._tell(f"inputs of {groups[0].names[0]}", number)
         self._solve(self._tasks(groups, sums))
 
     def sequence(self, blocks: Blocks) -> None:
@@ -236,8 +249,9 @@ class _Propagation:
         """Run the batches up to the first block of a sequence."""
         stream = Stream()
         # A loader may shuffle, so both models are run on a batch before the next one is read.
-        for batch in self._batches:
+        for number, batch in enumerate(self._batches, 1):
             masks = self._masks_of(batch)
+            self._tell(f"inputs of {block}", number)
             item = captured(self._model, block, batch)
             if item is None:
                 continue
@@ -264,6 +278,7 @@ class _Propagation:
                     calls, stream.dense[number] = _through(model, block, item, block.groups, masks)
             for group, seen in zip(block.groups, calls, strict=True):
                 inputs[group].append(seen)
+            self._tell(block.name, number + 1)
         return inputs
 
     def _statistics(
@@ -279,6 +294,7 @@ class _Propagation:
             now, _ = _through(self._model, block, item, groups, stream.masks[number], stop=True)
             for group, total, seen, known in zip(groups, sums, now, before, strict=True):
                 total.add(seen, known[number], self._weights(group, stream.keys[number], seen))
+            self._tell(f"inputs of {groups[0].names[0]}", number + 1)
         return sums
 
     def _key(self, batch: Any) -> bytes:

@@ -16,6 +16,7 @@ from ..modules.vectors import input_of, mark_like, output_rows, sampled
 from ..retuning.batches import differentiable, digest, token_masks
 from ..retuning.losses import Loss, loss_value
 from .blocks import first_tensor
+from .held import apart
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -101,7 +102,7 @@ class Sensitivity:
     """
 
     def __init__(self) -> None:
-        self._vectors: dict[bytes, dict[str, dict[int, Tensor]]] = {}  # batch -> layer -> call -> weights
+        self._vectors: dict[bytes, dict[tuple[str, int], Tensor]] = {}  # batch -> layer and call -> weights
         self._totals: dict[str, float] = {}
         self._counts: dict[str, int] = {}
         self._outputs: dict[str, NDArray[np.float64]] = {}
@@ -110,23 +111,20 @@ class Sensitivity:
 
     def add(self, batch: bytes, name: str, call: int, squares: Tensor, weights: Tensor) -> None:
         """Add the squared gradients of one call, shape (vectors, m), and the sums for each sampled vector."""
-        self._vectors.setdefault(batch, {}).setdefault(name, {})[call] = weights.float()
+        self._vectors.setdefault(batch, {})[name, call] = mark_like(weights.float(), weights)
         self._totals[name] = self._totals.get(name, 0.0) + float(weights.sum())
         self._counts[name] = self._counts.get(name, 0) + len(weights)
         sums = squares.sum(0).cpu().numpy()
-        self._outputs[name] = self._outputs.get(name, 0) + sums
+        if name in self._outputs:
+            self._outputs[name] += sums
+        else:
+            self._outputs[name] = sums
 
-    def settle(self, batch: bytes) -> None:
-        """Keep the weights of a batch in one piece of memory, after it was measured.
-
-        Many small tensors that stay among large ones that go leave gaps, which later batches cannot use: the
-        process would grow by hundreds of megabytes with every batch.
-        """
-        calls = self._vectors.get(batch, {})
-        found = [weights for of_layer in calls.values() for weights in of_layer.values()]
-        together = iter(torch.cat(found).split([len(weights) for weights in found]) if found else ())
-        for name, of_layer in calls.items():
-            calls[name] = {call: mark_like(next(together), old) for call, old in of_layer.items()}
+    def pack(self, batch: bytes) -> None:
+        """Move the weights of a batch, which is complete, out of the way of the next one's tensors."""
+        known = self._vectors.get(batch, {})
+        for key, weights in zip(list(known), apart(list(known.values())), strict=True):
+            known[key] = mark_like(weights, known[key])
 
     def weights(self, batch: bytes, names: Sequence[str], call: int) -> Tensor | None:
         """Weights of the vectors that layers of one group read in a call; about 1 on average.
@@ -142,7 +140,7 @@ class Sensitivity:
                 "batches are not the same when they are read again, and the weights of their vectors are "
                 "unknown; they must be: use a list, or a DataLoader without shuffling and random changes"
             )
-        found = [self._vectors[batch].get(name, {}).get(call) for name in names]
+        found = [self._vectors[batch].get((name, call)) for name in names]
         known = [weights for weights in found if weights is not None]
         total = sum(self._totals.get(name, 0.0) for name in names)
         if not known or not total:
@@ -163,6 +161,7 @@ def measure(
     batches: Iterable[Any],
     loss: Loss,
     blocks: Iterable[str] = (),
+    after_batch: Callable[[int], object] = lambda count: None,
 ) -> Sensitivity:
     """Measure the gradients of a loss for the outputs of layers, over all batches.
 
@@ -172,6 +171,7 @@ def measure(
         blocks: Names of modules for whose outputs ``Sensitivity.channels`` is summed.
         batches: The batches; they are recognised by their content when they are read again.
         loss: ``loss(model, batch)``.
+        after_batch: Called after each batch with the number of batches so far.
 
     Raises:
         TypeError, ValueError: See :func:`diba.torch.calibrate`.
@@ -197,7 +197,8 @@ def measure(
             calls.clear()
             batch[:] = number, digest(data), masks_of(data)
             backward(loss, model, data, number)
-            result.settle(batch[1])
+            result.pack(batch[1])
+            after_batch(number + 1)
     return result
 
 
@@ -211,7 +212,10 @@ def _watch_channels(
         squares = gradient.detach().double().square()
         rows = squares.movedim(1, -1) if squares.ndim == 4 else squares
         found = rows.flatten(0, -2).sum(0).cpu()
-        channels[name] = channels[name] + found if name in channels else found
+        if name in channels:
+            channels[name] += found
+        else:
+            channels[name] = found
 
     if y is not None and y.requires_grad:
         y.register_hook(add)  # type: ignore[no-untyped-call]

@@ -174,6 +174,7 @@ def _convert(
                         loss=loss,
                         reconstructing=None if how is None else run.reconstructing(how),
                         teacher=teacher,
+                        on_batch=run.busy,
                     )
                 run.independently()  # layers with codes that no data are needed for
     except BaseException as error:

@@ -157,7 +157,12 @@ class Conversion:
             self._remember()
             self.tell(block=(name, recipe))
 
-        return Reconstructing(how, lambda name: self.tell(item=name), on_block, self._before.blocks)
+        return Reconstructing(how, self.busy, on_block, self._before.blocks)
+
+    def busy(self, what: str) -> None:
+        """Show what is done between two layers, on the bar or in the lines; callables hear of layers only."""
+        if self._progress is True:
+            self.tell(item=what)
 
     def leave(self, name: str, reason: str) -> None:
         """Decide that a pending layer stays dense."""
@@ -250,8 +255,8 @@ class Conversion:
         block: tuple[str, BlockRecipe] | None = None,
         item: str | None = None,
     ) -> None:
-        """Report the progress; ``layer`` was just replaced, ``block`` reconstructed, ``item`` is trained."""
-        if self._tell is None or (item is not None and self._progress is not True):
+        """Report the progress; ``layer`` was just replaced, ``block`` reconstructed, ``item`` under way."""
+        if self._tell is None:
             return
         elapsed, whole = time.perf_counter() - self._began, sum(self._work.values())
         share = sum(self._work[name] * part for name, part in self._parts.items()) / whole if whole else 1.0

@@ -167,6 +167,16 @@ class FactoredLayer(CompressedLayer):
         self._forget()
 
     @torch.no_grad()
+    def round_diagonals(self) -> None:
+        """Round the diagonals in place to what 16 bits an entry hold exactly, as those of solved factors are.
+
+        A diagonal with an entry that is not finite stays as it is.
+        """
+        for d in self.diagonals():
+            if d.isfinite().all():
+                d.copy_(torch.from_numpy(storage.round_to_16(as_numpy(d))))
+
+    @torch.no_grad()
     def reset_parameters(self) -> None:
         """Set random bits, and diagonals that make the weights as large as those of a new dense layer."""
         if self.d1.is_meta:  # there are no values to set, and trying to makes torch import its compiler

@@ -203,7 +203,7 @@ class BlockFit:
                     counts = stand_in.harden()
                     flips, bits = flips + counts[0], bits + counts[1]
             for layer in factored_layers(self.module):
-                _round_diagonals(layer)
+                layer.round_diagonals()  # as solved factors have them, so that it stays within its bits
         return (flips / bits if outcome.kept and bits else 0.0), outcome.kept
 
     def _train(self, groups: list[Group], steps: int, latents: Sequence[nn.Parameter] = ()) -> None:
@@ -294,14 +294,6 @@ def _matrix(layer: nn.Module) -> Tensor:
     kind = replaceable(layer)
     assert kind is not None, "it is about to be factored"
     return kind.matrix(layer).detach()
-
-
-@torch.no_grad()
-def _round_diagonals(layer: FactoredLayer) -> None:
-    """To 16 bits, as solved factors have them, so that the layer stays within its bits."""
-    f = layer.factorization().round_diagonals()
-    for mine, value in zip(layer.diagonals(), (f.d1, f.d2, f.d3), strict=True):
-        mine.copy_(torch.tensor(value))
 
 
 def _tensors(module: nn.Module, recurse: bool = True) -> Iterator[Tensor]:

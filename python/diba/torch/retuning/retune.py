@@ -100,6 +100,9 @@ def retune(
     a callback, the exception passes through and the model keeps the parameters of its last step, which are
     finite; flips of the turn in progress stay.
 
+    At the end, also after an exception, diagonals that 16 bits an entry held before are rounded to 16 bits
+    again, so that bits per weight and files do not grow. Wider ones, and those in float64, stay as they are.
+
     A model does not get worse: if the mean loss of four batches (evenly spaced ones of a list, else the
     first) is larger after the last step than it was before the first, everything is put back, and a warning
     says so.

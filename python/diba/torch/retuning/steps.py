@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..modules.layer import FactoredLayer, factored_layers
 from .batches import batch_norms, evaluating, plain_grad, size, some
 from .flips import Flipper
 from .losses import Loss, loss_value
@@ -78,6 +79,7 @@ class Trainer:
         make = training.optimizer
         self._optimizer = torch.optim.AdamW(copies, weight_decay=0) if make is None else make(copies)
         self._in_a_row = 0
+        self._narrow = [layer for layer in factored_layers(model) if _is_narrow(layer)]
         changing: list[Tensor] = [p for group in groups for p in group["params"]]
         changing += [buffer for norm in batch_norms(model) for buffer in norm.buffers(recurse=False)]
         if flipper is not None:
@@ -92,6 +94,8 @@ class Trainer:
         around_epochs: Callable[[], object] = lambda: None,
     ) -> None:
         """Take all steps; undo them if the mean loss of some batches is larger at the end.
+
+        At the end, also after an exception, diagonals that 16 bits held at the start are rounded to 16 bits.
 
         Args:
             batches: Can be read any number of times.
@@ -108,20 +112,37 @@ class Trainer:
             raise ValueError(_EMPTY)
         around_epochs()
         self.checked, self.loss_before = len(sample), self._mean_loss(sample)
-        while len(self.losses) < steps:
-            done = len(self.losses)
-            for chunk in _chunks(batches, self._training.gradient_accumulation_steps, steps - done):
-                self._step(chunk, self._training.lr_factor(len(self.losses), steps))
-                after_step()
-            if len(self.losses) == done:
-                raise ValueError(_EMPTY)
-            around_epochs()
-        if self._flipper is not None:
-            self._flipper.check(lambda: float(self._loss(self._model, sample[0])), last=True)
+        try:
+            while len(self.losses) < steps:
+                self._epoch(batches, steps, after_step)
+                if len(self.losses) >= steps:
+                    self._settle(sample[0])
+                around_epochs()
+        finally:
+            self._round()
         self.loss_after = self._mean_loss(sample)
         if math.isfinite(self.loss_before) and not self.loss_after <= self.loss_before:
             self._undo()
             self.restored = True
+
+    def _epoch(self, batches: Iterable[Any], steps: int, after_step: Callable[[], object]) -> None:
+        """Go through the batches once, for as many of all steps as are left."""
+        done = len(self.losses)
+        for chunk in _chunks(batches, self._training.gradient_accumulation_steps, steps - done):
+            self._step(chunk, self._training.lr_factor(len(self.losses), steps))
+            after_step()
+        if len(self.losses) == done:
+            raise ValueError(_EMPTY)
+
+    def _settle(self, batch: Any) -> None:
+        """After the last step: end the flips, and make the diagonals what is kept of them."""
+        if self._flipper is not None:
+            self._flipper.check(lambda: float(self._loss(self._model, batch)), last=True)
+        self._round()
+
+    def _round(self) -> None:
+        for layer in self._narrow:
+            layer.round_diagonals()
 
     def training_bytes(self) -> int:
         """Bytes of gradients and of the optimizer's state."""
@@ -229,6 +250,11 @@ class Trainer:
                 f"no finite loss or gradient in {_PATIENCE} steps in a row (the last loss is {value}); the "
                 f"model is as it was before: check loss and data, or use a smaller lr"
             )
+
+
+def _is_narrow(layer: FactoredLayer) -> bool:
+    """Whether 16 bits hold its diagonals; float64 is for checks, and stays."""
+    return layer.d1.dtype == torch.float32 and layer.diagonal_bits == 16
 
 
 def _chunks(batches: Iterable[Any], length: int, count: int) -> Iterator[list[Any]]:
