@@ -111,12 +111,11 @@ def retuned(cell: Cell, task: Task, quick: bool, origin: Maker = calibrated, fli
     return train(cell, task, quick, model, facts, flips)
 
 
-# Every layer has one turn, in which a bit needs 20 steps to flip.
 def train(
     cell: Cell, task: Task, quick: bool, model: nn.Module, facts: dict[str, Any], flips: bool = False
 ) -> Made:
     steps = steps_of(cell, quick)
-    moving = diba.torch.Flips(lr=0.05, every=max(1, steps // 5), layers=0.2) if flips else None
+    moving = diba.torch.Flips(every=max(1, steps // 2)) if flips else None
     options = {"max_steps": steps, "bits": moving, "norms": task.norms, "seed": cell.seed, "progress": False}
     report = diba.torch.retune(model, unseen_first(task), loss_of(task), **options)
     facts |= {

@@ -94,6 +94,7 @@ LAYERS = (
     (
         "torch.retuning.batches",
         "torch.retuning.outputs",
+        "torch.retuning.latents",
     ),
     (
         "torch.calibration.blocks",
@@ -101,6 +102,7 @@ LAYERS = (
     ),
     (
         "torch.retuning.flips",
+        "torch.retuning.curvature",
         "torch.calibration.moments",
         "torch.calibration.sensitivity",
     ),

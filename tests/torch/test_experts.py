@@ -25,7 +25,7 @@ from diba.torch.model.selection import select, targets
 from diba.torch.model.swap import unfuse, unfused
 from diba.torch.modules.layer import FactoredLayer
 from diba.torch.modules.vectors import mark, marked
-from diba.torch.retuning.losses import fisher
+from diba.torch.retuning.curvature import fisher
 
 FAST = {"bits_per_weight": 3, "method": "greedy", "effort": "fast", "threads": 1}
 IDS = torch.arange(3, 19).reshape(2, 8)

@@ -18,7 +18,7 @@ from diba.torch.modules.kinds import compressed
 from diba.torch.modules.layer import FactoredLayer
 from diba.torch.reconstruction.block import BlockFit, Sample
 from diba.torch.reconstruction.settings import BlockRecipe, Reconstruction
-from diba.torch.reconstruction.straight import LatentSteps, Straight, movable, packed_signs, stand_ins
+from diba.torch.reconstruction.straight import Straight, movable, packed_signs, stand_ins
 
 N = 48
 
@@ -461,16 +461,3 @@ def test_second_derivatives_are_those_of_the_loss() -> None:
     for axis in (0, 1):
         ratio = square.mean(axis) / exact.mean(axis)
         assert float((ratio - 1).abs().max()) < 1
-
-
-def test_few_latents_cross_in_a_step() -> None:
-    """Those that go farthest; the others wait at zero, and cross when there is room."""
-    latent = nn.Parameter(torch.tensor([[1.0, -1.0, 1.0, 1.0, -1.0, 1.0]]))
-    moves = LatentSteps([latent], [torch.ones(1, 6)], reach=1.0, flips=0.34)
-    latent.grad = 10 * torch.tensor([[2.0, -1.5, 3.0, 0.1, 0.5, 1.2]])  # averaged with momentum 0.9
-    moves.step(rate=1.0, share=1.0)
-    assert (latent < 0).tolist() == [[True, True, True, False, True, False]]
-    assert latent[0, [1, 5, 3]].tolist() == pytest.approx([-1e-6, 1e-6, 0.9])
-    assert latent.grad is None
-    moves.step(rate=0.1, share=0.1)  # the averages go on, and one may cross
-    assert (latent < 0).tolist() == [[True, False, True, False, True, False]]

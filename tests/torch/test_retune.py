@@ -461,7 +461,7 @@ def test_a_transformer_learns_from_its_dense_self() -> None:
 
 def test_progress_is_told_of_every_step(model: nn.Sequential, batches: list[Any]) -> None:
     seen: list[diba.Progress] = []
-    report = retune(model, batches, regression, max_steps=3, bits=Flips(lr=1.0), progress=seen.append)
+    report = retune(model, batches, regression, max_steps=3, bits=Flips(reach=100.0), progress=seen.append)
     assert [(state.task, state.done, state.total) for state in seen] == [("retune", i, 3) for i in range(4)]
     assert [state.loss for state in seen] == [None, *report.losses]
     assert seen[0].flips is None

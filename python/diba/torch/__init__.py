@@ -30,8 +30,9 @@ from .modules.embedding import DibaEmbedding
 from .modules.layer import FactoredLayer
 from .modules.linear import DibaLinear
 from .reconstruction.settings import BlockRecipe, Reconstruction
+from .retuning.curvature import fisher
 from .retuning.flips import Flips
-from .retuning.losses import distillation, fisher, model_loss
+from .retuning.losses import distillation, model_loss
 from .retuning.retune import RetuneReport, retune
 from .retuning.settings import Training, trainable
 

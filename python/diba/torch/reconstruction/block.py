@@ -26,9 +26,10 @@ from torch import Tensor, nn
 from ..modules.kinds import input_size, replaceable
 from ..modules.layer import FactoredLayer, factored_layers
 from ..retuning.batches import differentiable, plain_grad
+from ..retuning.latents import LatentSteps
 from ..retuning.settings import Training, grouped, norms_sized, parameter_groups, typical_size
 from .settings import BlockRecipe, Reconstruction
-from .straight import LatentSteps, movable, stand_ins
+from .straight import movable, stand_ins
 
 if TYPE_CHECKING:
     from ..retuning.settings import Group
@@ -213,9 +214,10 @@ class BlockFit:
         factors = [_SCHEDULE.lr_factor(step, steps) for step in range(steps)]
         order = self._order()
         with differentiable(self.module, [*latents, *(p for group in groups for p in group["params"])]):
-            moves = LatentSteps(
-                latents, self._second_derivatives(latents), self._settings.reach, self._settings.flips
-            )
+            moves = [
+                LatentSteps(latent.detach(), square, self._settings.reach, self._settings.flips)
+                for latent, square in zip(latents, self._second_derivatives(latents), strict=True)
+            ]
             for factor in factors:
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * factor
@@ -225,7 +227,9 @@ class BlockFit:
                     break  # the held-out loss decides what becomes of it
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
-                moves.step(factor, factor / sum(factors))
+                for latent, move in zip(latents, moves, strict=True):
+                    move.step(latent.grad, factor, factor / sum(factors))
+                    latent.grad = None
                 self._on_step()
 
     def _second_derivatives(self, latents: Sequence[nn.Parameter]) -> list[Tensor]:

@@ -1,19 +1,13 @@
 """Straight-through training of bits: a stand-in for a factored layer with a latent number for every bit.
 
 The stand-in multiplies by ``D1 sign(L) D2 sign(R) D3``, with latent matrices L and R that start at the bits
-of the layer, as -1 and 1. The gradients of the signs are given to the latents as they are (Bengio, Leonard
-and Courville, arXiv 1308.3432); where a latent crosses zero, a bit flips.
-
-A flip of an entry s changes the loss by ``-2 s g + 2 h``, with g the gradient and h the second derivative for
-the entry: it pays if ``s g / h > 1``. So latents move by g / h, not by the signs of Adam: entries for which
-much is at stake flip first, and of those for which a flip would overshoot most stay. h is the diagonal of the
-Gauss-Newton matrix, estimated by random signs (Hutchinson) and smoothed: for a product it is nearly the outer
-product of one number for each row and one for each column.
+of the layer, as -1 and 1. The gradients of the signs are given to the latents as they are; how
+these move: ``retuning.latents``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,9 +20,9 @@ from ..model.swap import put
 from ..modules.layer import FactoredLayer
 from ..modules.state import as_numpy
 from ..ops.reference import unpack
-from ..retuning.flips import differing, let_few_cross
+from ..retuning.flips import differing
 
-__all__ = ["LatentSteps", "Straight", "movable", "stand_ins"]
+__all__ = ["Straight", "movable", "stand_ins"]
 
 
 def movable(module: nn.Module, elsewhere: set[int]) -> dict[str, FactoredLayer]:
@@ -53,10 +47,6 @@ def movable(module: nn.Module, elsewhere: set[int]) -> dict[str, FactoredLayer]:
 def _multiplies(layer: FactoredLayer) -> bool:
     """Whether it multiplies input vectors; embeddings do not."""
     return layer.kind.input_size(layer.kind.shell(layer)) is not None
-
-
-_MOMENTUM = 0.9
-_FARTHEST = 2.0  # latents stay within this, so that a bit that was right for long can still flip
 
 
 class Straight(nn.Module):
@@ -116,46 +106,6 @@ class Straight(nn.Module):
             bits.copy_(new)
         layer.bits_changed()
         return flips, sum(latent.numel() for latent in self.latents)
-
-
-class LatentSteps:
-    """Steps of latents by averaged gradients over second derivatives.
-
-    Args:
-        latents: Matrices with entries of size 1.
-        squares: For each of them the sum of squared gradients of random signs times outputs, see ``h`` above;
-            only its means over rows and columns are used.
-        reach: How far a latent moves in all steps if ``g / h`` is always 1.
-        flips: Share of the entries of a matrix that may flip in a step at the full rate: h knows nothing of
-            the others, which lower the same error.
-    """
-
-    def __init__(
-        self, latents: Sequence[nn.Parameter], squares: Sequence[Tensor], reach: float, flips: float
-    ) -> None:
-        self._latents, self._reach, self._flips = latents, reach, flips
-        self._inverse = [_outer_inverse(square) for square in squares]
-        self._means = [torch.zeros_like(latent) for latent in latents]
-
-    @torch.no_grad()
-    def step(self, rate: float, share: float) -> None:
-        """Take a step at a rate of at most 1, with this share of the whole reach; drop the gradients."""
-        for latent, mean, (rows, columns) in zip(self._latents, self._means, self._inverse, strict=True):
-            if latent.grad is not None:
-                mean.lerp_(latent.grad, 1 - _MOMENTUM)
-            positive = latent >= 0
-            latent.sub_(mean * (rows * (share * self._reach)) * columns)
-            crossed = (latent >= 0).ne_(positive).view(-1).nonzero().view(-1)
-            let_few_cross(latent, crossed, positive, max(1, round(rate * self._flips * latent.numel())))
-            latent.clamp_(-_FARTHEST, _FARTHEST)
-            latent.grad = None
-
-
-def _outer_inverse(square: Tensor) -> tuple[Tensor, Tensor]:
-    """1 / h of every entry, as (rows, 1) times (1, columns); 0 where nothing is known."""
-    rows, columns, whole = square.mean(1, keepdim=True), square.mean(0, keepdim=True), square.mean()
-    inverse = [torch.where(t > 0, 1 / t, 0.0) for t in (rows, columns)]
-    return inverse[0] * whole, inverse[1]
 
 
 class _Sign(torch.autograd.Function):

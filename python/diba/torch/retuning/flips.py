@@ -1,12 +1,10 @@
-"""Flipping bits while the diagonals are retuned, in a few layers at a time.
+"""Flipping bits while the diagonals are retuned, in a share of the layers at a time.
 
 With G the gradient of the loss for a layer's outputs, and u = B2 (d3 * x), the gradient for the entries of
 its factors is ``(d1 * G)' (d2 * u)`` and ``(B1' (d1 * G) * d2)' (d3 * x)``: dense, of m k and k n numbers, so
-it is formed only for the layers whose turn it is. There every entry has a latent number, which starts at -1
-or +1 and follows Adam; where it crosses zero, the bit flips: straight-through training, with packed products.
-Adam moves latents by how much steps agree, not by how large their gradients are: the largest belong to the
-boldest entries, and flipping those does harm. At the end of a turn its flips are undone, exactly, if a batch
-that they have not seen is better off without.
+it is formed only for the layers whose turn it is. Their latent numbers move as ``latents`` says, with packed
+products. At the end of a turn its flips are undone, exactly, if a batch that they have not seen is better off
+without.
 
 Source: Boza and Macko, "Double binary factorization", arXiv 2505.11076, for latents on rotating layers with
 bounded flips; Helwegen et al., "Latent weights do not exist", arXiv 1906.02107, for what latents stand for.
@@ -15,7 +13,7 @@ bounded flips; Helwegen et al., "Latent weights do not exist", arXiv 1906.02107,
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,11 +26,9 @@ from ..modules.layer import FactoredLayer
 from ..modules.linear import DibaLinear
 from ..ops import operators as _ops  # noqa: F401  (registers torch.ops.diba)
 from ..ops.reference import unpack
+from .latents import LatentSteps
 
-__all__ = ["Flipper", "Flips", "differing", "flip", "let_few_cross"]
-
-_EDGE = 1e-6  # where latents wait
-_DECAYS = 0.9, 0.999  # decays of Adam's two moments
+__all__ = ["Flipper", "Flips", "differing", "flip"]
 
 
 @dataclass(frozen=True)
@@ -40,23 +36,24 @@ class Flips:
     """How bits move in ``retune(bits=Flips(...))``; ``bits="flip"`` takes these defaults.
 
     Attributes:
-        share: At most this share of a factor's bits flips in a step; the others have to wait.
-        lr: Learning rate of the latent numbers, scheduled as that of the diagonals. A bit flips after 1 / lr
-            steps at the earliest.
+        flips: At most this share of the bits of a factor flips in a step, when the rate is largest; others
+            wait. Many bits lower the same error: if all flipped that would pay alone, they would overshoot.
+        reach: How far a latent number moves in a turn, in units of its start, if the gradient is always large
+            enough for a flip to pay just so. Larger values flip more bits, and need more steps.
         every: Steps in a turn.
         layers: Share of the layers in each turn, at least one, in random order. Meanwhile each of them takes
-            16 (m + n) k bytes.
+            12 (m + n) k bytes.
     """
 
-    share: float = 1e-4
-    lr: float = 0.03
+    flips: float = 8e-4
+    reach: float = 1.0
     every: int = 100
-    layers: float = 0.1
+    layers: float = 1.0
 
     def __post_init__(self) -> None:
-        check.number(self.lr, "lr", minimum=0, exclusive=True)
+        check.number(self.reach, "reach", minimum=0, exclusive=True)
         check.positive_int(self.every, "every")
-        for name in ("share", "layers"):
+        for name in ("flips", "layers"):
             if check.number(getattr(self, name), name, minimum=0, exclusive=True) > 1:
                 raise ValueError(f"{name} is {getattr(self, name):g}; it must be at most 1, all of them")
 
@@ -82,53 +79,35 @@ def differing(bits: Tensor, other: Tensor) -> int:
     return int(unpack(bits ^ other, 8 * bits.shape[1], False, torch.float64).sum())
 
 
-def let_few_cross(latents: Tensor, crossed: Tensor, positive: Tensor, most: int) -> Tensor:
-    """Let at most so many latents cross zero, those that went farthest; put the others back before it.
-
-    Args:
-        latents: After a step.
-        crossed: Flat numbers of those that crossed zero in it, int64.
-        positive: Whether each was on the upper side before it, as ``latents``.
-        most: How many may cross.
-
-    Returns:
-        Those of ``crossed`` that did.
-    """
-    if len(crossed) <= most:
-        return crossed
-    values = latents.view(-1)
-    order = values[crossed].abs().argsort(descending=True)
-    waiting = crossed[order[most:]]
-    values[waiting] = torch.where(positive.view(-1)[waiting], _EDGE, -_EDGE).to(values.dtype)
-    return crossed[order[:most]]
-
-
 class _Latents:
-    """Latent numbers of one bit matrix in a turn, and Adam's state; all have its shape (rows, columns)."""
+    """Latent numbers of one bit matrix in a turn, and what their steps need; all of shape (rows, columns)."""
 
     def __init__(self, bits: Tensor, columns: int, dtype: torch.dtype) -> None:
         self.bits, self.start = bits, bits.clone()
         self.value = unpack(bits, columns, True, dtype)
-        self.gradient, self.mean, self.square = (torch.zeros_like(self.value) for _ in range(3))
-        self.steps = 0
+        self.gradient, self.square = torch.zeros_like(self.value), torch.zeros_like(self.value)
+        self._steps: LatentSteps | None = None
 
     @property
     def nbytes(self) -> int:
-        return 4 * self.value.nbytes
+        return 3 * self.value.nbytes  # with the average of gradients, which takes the place of the squares
 
-    def step(self, lr: float, share: float) -> int:
-        """Take a step of Adam and flip the bits whose latent crossed zero; returns the number of flips."""
-        self.steps += 1
-        self.mean.lerp_(self.gradient, 1 - _DECAYS[0])
-        self.square.mul_(_DECAYS[1]).addcmul_(self.gradient, self.gradient, value=1 - _DECAYS[1])
-        unbiased = [1 - decay**self.steps for decay in _DECAYS]
-        root = self.square.div(unbiased[1]).sqrt_().clamp_min_(torch.finfo(self.square.dtype).tiny)
-        before = self.value > 0
-        self.value.addcdiv_(self.mean, root, value=-lr / unbiased[0])
+    def probed(self, share: float) -> None:
+        """Add the squares of the gathered gradients to the second derivatives, if they are finite."""
+        if self.gradient.isfinite().all():
+            self.square.addcmul_(self.gradient, self.gradient, value=share)
         self.gradient.zero_()
-        crossed = (self.value > 0).ne_(before).view(-1).nonzero().view(-1)
-        most = max(1, int(share * self.value.numel()))
-        crossed = let_few_cross(self.value, crossed, before, most)
+
+    def ready(self, settings: Flips) -> None:
+        """All second derivatives were added."""
+        self._steps = LatentSteps(self.value, self.square, settings.reach, settings.flips)
+        del self.square
+
+    def step(self, rate: float, share: float) -> int:
+        """Take a step and flip the bits whose latent crossed zero; returns the number of flips."""
+        assert self._steps is not None, "second derivatives come first"
+        crossed = self._steps.step(self.gradient, rate, share)
+        self.gradient.zero_()
         if len(crossed):
             flip(self.bits, crossed, self.value.shape[1])
         return len(crossed)
@@ -155,8 +134,9 @@ class _Turn:
         outer = g.reshape(-1, g.shape[-1]).to(d1.dtype) * d1
         u = torch.ops.diba.times_bits(inner, self.layer.b2, d3.numel(), sign, False) * d2
         v = torch.ops.diba.times_bits(outer, self.layer.b1, d2.numel(), sign, True) * d2
-        self.left.gradient.addmm_(outer.T, u)
-        self.right.gradient.addmm_(v.T, inner)
+        size = 1.0 if sign else 0.5  # of a step of an entry from 0 to 1, in steps of a sign from -1 to 1
+        self.left.gradient.addmm_(outer.T, u, alpha=size)
+        self.right.gradient.addmm_(v.T, inner, alpha=size)
 
 
 @dataclass
@@ -168,7 +148,7 @@ class Flipper:
         turns: Turns that ended with other bits than they began with.
         kept: Those of them whose flips were kept.
         seconds: Time spent on all of it.
-        peak_bytes: Largest memory of latents, gradients and moments.
+        peak_bytes: Largest memory of latents, gradients and their averages.
     """
 
     layers: dict[str, DibaLinear]
@@ -184,12 +164,36 @@ class Flipper:
         self.counts = dict.fromkeys(self.layers, 0)
         self._queue: list[str] = []
         self._turn: dict[str, _Turn] = {}
-        self._steps = 0
+        self._steps, self._share = 0, 0.0
+
+    @property
+    def begins(self) -> bool:
+        """Whether a turn begins with the next step."""
+        return not self._turn
+
+    def begin(self, probes: Iterable[Callable[[], object]], rates: float) -> None:
+        """Begin a turn.
+
+        Args:
+            probes: Each runs a backward pass of a scalar whose squared gradients are second derivatives of
+                the loss on average.
+            rates: Sum of the rates of all steps of the turn.
+        """
+        start, before = time.perf_counter(), self.seconds
+        self._choose()
+        self._share = 1 / rates if rates > 0 else 0.0
+        probes = list(probes)
+        for probe in probes:
+            with self.watch():
+                probe()
+            for latents in self._all():
+                latents.probed(1 / len(probes))
+        for latents in self._all():
+            latents.ready(self.settings)
+        self.seconds = before + time.perf_counter() - start
 
     def watch(self) -> ExitStack:
         """A context whose backward passes add gradients for the bits of the current layers."""
-        if not self._turn:
-            self._begin()
         stack = ExitStack()
         for turn in self._turn.values():
             stack.callback(turn.layer.register_forward_hook(self._hook(turn)).remove)
@@ -197,21 +201,17 @@ class Flipper:
 
     @torch.no_grad()
     def step(self, rate: float) -> int:
-        """Step the current latents at ``rate`` times their learning rate; returns the number of flips."""
+        """Step the current latents at a rate of at most 1; returns the number of flips."""
         start = time.perf_counter()
         self._steps += 1
-        flipped = 0
-        for turn in self._turn.values():
-            for latents in (turn.left, turn.right):
-                flipped += latents.step(self.settings.lr * rate, self.settings.share)
+        flipped = sum(latents.step(rate, rate * self._share) for latents in self._all())
         self.seconds += time.perf_counter() - start
         return flipped
 
     def drop(self) -> None:
         """Drop the gradients of a skipped step."""
-        for turn in self._turn.values():
-            for latents in (turn.left, turn.right):
-                latents.gradient.zero_()
+        for latents in self._all():
+            latents.gradient.zero_()
 
     @torch.no_grad()
     def check(self, loss: Callable[[], float], last: bool = False) -> None:
@@ -219,7 +219,7 @@ class Flipper:
         if not self._turn or (self._steps < self.settings.every and not last):
             return
         start = time.perf_counter()
-        everything = [latents for turn in self._turn.values() for latents in (turn.left, turn.right)]
+        everything = self._all()
         changed = {name: turn.left.changed() + turn.right.changed() for name, turn in self._turn.items()}
         self._turn, self._steps = {}, 0
         if any(changed.values()):
@@ -230,7 +230,10 @@ class Flipper:
                     self.counts[name] += count
         self.seconds += time.perf_counter() - start
 
-    def _begin(self) -> None:
+    def _all(self) -> list[_Latents]:
+        return [latents for turn in self._turn.values() for latents in (turn.left, turn.right)]
+
+    def _choose(self) -> None:
         if not self._queue:
             names = list(self.layers)
             self._queue = [names[i] for i in torch.randperm(len(names), generator=self.generator)]
@@ -238,7 +241,7 @@ class Flipper:
         chosen, self._queue = self._queue[:count], self._queue[count:]
         with torch.no_grad():
             self._turn = {name: _Turn(self.layers[name]) for name in chosen}
-        used = sum(turn.left.nbytes + turn.right.nbytes for turn in self._turn.values())
+        used = sum(latents.nbytes for latents in self._all())
         self.peak_bytes = max(self.peak_bytes, used)
 
     def _hook(self, turn: _Turn) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:

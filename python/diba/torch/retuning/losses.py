@@ -1,6 +1,6 @@
 """The loss of retuning: the distance from a teacher, the model's own loss, or any callable.
 
-A loss is a callable ``loss(model, batch)`` that returns a scalar tensor; ``fisher``, for calibration, too.
+A loss is a callable ``loss(model, batch)`` that returns a scalar tensor.
 Which tensors of a model's output are compared: ``outputs``.
 """
 
@@ -26,7 +26,6 @@ __all__ = [
     "check_loss",
     "chosen_loss",
     "distillation",
-    "fisher",
     "loss_value",
     "model_loss",
 ]
@@ -137,6 +136,7 @@ class Distillation:
     """A loss made by ``distillation``.
 
     Attributes:
+        temperature: That softens logits.
         cached_bytes: Bytes of the teacher's outputs that are kept; 0 unless ``cache`` was asked for.
     """
 
@@ -151,7 +151,8 @@ class Distillation:
     ) -> None:
         self.teacher = teacher
         self.cached_bytes = 0
-        self._temperature, self._weight, self._features = temperature, weight, features
+        self.temperature = temperature
+        self._weight, self._features = weight, features
         self._forward = forward
         self._cache: dict[bytes, list[Answer]] = {}
         self._limit = cache
@@ -164,15 +165,8 @@ class Distillation:
                 "teacher = copy.deepcopy(model)"
             )
         output = self._forward(model, batch)
-        students, teachers = answers(output, model, self._features), self._teach(batch)
-        found, wanted = ([(x.name, tuple(x.values.shape)) for x in side] for side in (teachers, students))
-        if found != wanted:
-            raise ValueError(
-                f"the teacher's output has shape {_shown(found)}; it must be {_shown(wanted)}, "
-                f"the shape of the model's: use the model from before its conversion"
-            )
-        pairs = zip(students, teachers, strict=True)
-        loss = torch.stack([self._distance(*pair, batch, model) for pair in pairs]).sum()
+        pairs = self._compared(output, model, batch)
+        loss = torch.stack([self._distance(*pair) for pair in pairs]).sum()
         if self._weight == 1:
             return loss
         own = field(output, "loss")
@@ -184,14 +178,30 @@ class Distillation:
         total: Tensor = self._weight * loss + (1 - self._weight) * own
         return total
 
-    def _distance(self, student: Answer, teacher: Answer, batch: Any, model: nn.Module) -> Tensor:
-        mine, its = choices(student), choices(teacher).to(student.values.device)
-        chosen = positions(batch, mine, model)
-        between = _relative_error if student.kind == "features" else self._divergence
-        return between(mine[chosen].float(), its[chosen].float())
+    def compared(self, model: nn.Module, batch: Any) -> list[tuple[str, Tensor, Tensor]]:
+        """What is compared, answer by answer: its kind, the model's numbers, the teacher's."""
+        return self._compared(self._forward(model, batch), model, batch)
+
+    def _compared(self, output: Any, model: nn.Module, batch: Any) -> list[tuple[str, Tensor, Tensor]]:
+        students, teachers = answers(output, model, self._features), self._teach(batch)
+        found, wanted = ([(x.name, tuple(x.values.shape)) for x in side] for side in (teachers, students))
+        if found != wanted:
+            raise ValueError(
+                f"the teacher's output has shape {_shown(found)}; it must be {_shown(wanted)}, "
+                f"the shape of the model's: use the model from before its conversion"
+            )
+        result: list[tuple[str, Tensor, Tensor]] = []
+        for student, teacher in zip(students, teachers, strict=True):
+            mine, its = choices(student), choices(teacher).to(student.values.device)
+            chosen = positions(batch, mine, model)
+            result.append((student.kind, mine[chosen].float(), its[chosen].float()))
+        return result
+
+    def _distance(self, kind: str, student: Tensor, teacher: Tensor) -> Tensor:
+        return (_relative_error if kind == "features" else self._divergence)(student, teacher)
 
     def _divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
-        t = self._temperature
+        t = self.temperature
         log_p, log_q = (F.log_softmax(z / t, -1) for z in (teacher, student))
         terms = log_p.exp() * (log_p - log_q)
         terms = terms.masked_fill(log_p == -math.inf, 0)  # classes that are ruled out
@@ -223,63 +233,3 @@ def _relative_error(student: Tensor, teacher: Tensor) -> Tensor:
     return (student - teacher).square().sum() / teacher.square().sum().clamp_min(
         torch.finfo(teacher.dtype).tiny
     )
-
-
-def fisher(*, seed: int = 0, features: bool = False, forward: Forward = call) -> Loss:
-    """A loss for :func:`calibrate` that needs neither labels nor a teacher.
-
-    Distillation is of no use there: the distance of the dense model from itself has no gradient. Here the
-    labels are drawn from the model's own answers, so the mean of the squared gradients is the diagonal of
-    the Fisher information: to second order, what an error costs in nats of
-    ``KL(dense model | compressed model)``. Outputs that are no logits are multiplied by random signs and
-    summed: squared gradients are then, on average, what an error changes in ``|output|^2``. What counts as
-    the output of a model, and as logits, is what :func:`distillation` compares.
-
-    Args:
-        seed: Seed of the draws; the same batches in the same order give the same gradients.
-        features: Take the first output that is not a loss or logits even where there are logits, as in
-            :func:`distillation`.
-        forward: ``forward(model, batch)``, as in :func:`distillation`.
-
-    Returns:
-        A callable ``loss(model, batch)``, a sum over the positions that count (see :func:`distillation`).
-
-    Raises:
-        ValueError: the seed is negative; later, an output with neither logits nor features.
-
-    Source:
-        Martens, "New insights and perspectives on the natural gradient method", arXiv 1412.1193, section 5.
-
-    Example:
-        >>> import torch
-        >>> import diba.torch
-        >>> model = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4))
-        >>> batches = [torch.randn(8, 64) for _ in range(4)]
-        >>> moments = diba.torch.calibrate(model, batches, loss=diba.torch.fisher())
-        >>> moments["0"].gradient_rms.shape
-        (32,)
-    """
-    generator = torch.Generator().manual_seed(check.seed(seed))
-
-    def loss(model: nn.Module, batch: Any) -> Tensor:
-        total = torch.zeros(())
-        for answer in answers(forward(model, batch), model, features):
-            values = choices(answer)
-            chosen = values[positions(batch, values, model)].float()
-            if answer.kind == "features":
-                signs = torch.randint(0, 2, chosen.shape, generator=generator).to(chosen) * 2 - 1
-                total = total + (chosen * signs).sum()
-            else:
-                rows = chosen.reshape(-1, chosen.shape[-1])
-                drawn = _drawn(rows.detach(), generator)
-                total = total + F.cross_entropy(rows, drawn, reduction="sum")
-        return total
-
-    return loss
-
-
-def _drawn(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """One class for every row of logits, by inversion: torch.multinomial takes seconds for a vocabulary."""
-    sums = logits.softmax(-1).cumsum(-1)
-    levels = torch.rand(len(logits), 1, generator=generator).to(logits) * sums[:, -1:]
-    return torch.searchsorted(sums, levels, right=True)[:, 0].clamp_max(logits.shape[-1] - 1)

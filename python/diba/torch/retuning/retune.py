@@ -21,6 +21,7 @@ from ..modules.layer import FactoredLayer
 from ..modules.linear import DibaLinear
 from ..modules.state import as_numpy
 from .batches import differentiable, evaluating, plain_grad, repeatable
+from .curvature import curvature
 from .flips import Flipper, Flips
 from .losses import Loss, chosen_loss
 from .settings import Training, parameter_groups
@@ -136,7 +137,8 @@ def retune(
     groups = parameter_groups(model, biases=training.biases, norms=training.norms, lr=training.lr)
     flipper = _flipper(model, training)
     before = bits_checksum(model)
-    trainer = Trainer(model, chosen_loss(loss, teacher), groups, training, flipper)
+    second = None if flipper is None else curvature(loss, teacher, training.seed)
+    trainer = Trainer(model, chosen_loss(loss, teacher), groups, training, flipper, second)
     parameters = [p for group in groups for p in group["params"]]
     evaluations: list[tuple[int, Any]] = []
 

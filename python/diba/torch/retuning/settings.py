@@ -87,7 +87,7 @@ class Training:
           steps    epochs=1, max_steps=500, gradient_accumulation_steps=1
           rates    lr=0.002, lr_scheduler='cosine', warmup_ratio=0.05, optimizer=None
           limits   max_grad_norm=1.0, max_loss_change=0.25
-          trained  biases=True, norms=False, bits=Flips(share=0.0001, lr=0.03, every=100, layers=0.1)
+          trained  biases=True, norms=False, bits=Flips(flips=0.0008, reach=1.0, every=100, layers=1.0)
           model    dropout=False, batch_statistics=False, seed=0
     """
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -20,6 +22,7 @@ __all__ = ["Trainer", "step_count"]
 
 _EMPTY = "batches is empty; it must have at least one batch each time that it is read"
 _CHECKED = 4  # batches whose loss must not rise
+_PROBES = 8  # batches for second derivatives
 _PATIENCE = 10  # steps in a row without a finite loss or gradient
 
 
@@ -49,6 +52,8 @@ class Trainer:
         groups: Groups of parameters, see ``training.grouped``.
         training: The settings.
         flipper: Flips bits; None: no bit changes.
+        curvature: A scalar whose squared gradients are second derivatives of the loss on average; a flipper
+            needs it.
 
     Attributes:
         losses: The loss of every step before it was taken; NaN where it was skipped.
@@ -67,12 +72,14 @@ class Trainer:
         groups: list[Group],
         training: Training,
         flipper: Flipper | None = None,
+        curvature: Loss | None = None,
     ) -> None:
         self.losses: list[float] = []
         self.skipped = self.flips = self.checked = 0
         self.loss_before = self.loss_after = math.nan
         self.restored = False
         self._model, self._loss, self._groups, self._flipper = model, loss, groups, flipper
+        self._curvature, self._probed = curvature, []  # type: ignore[var-annotated]
         self._training = training
         self._rates = [group["lr"] for group in groups]
         copies = [dict(group) for group in groups]
@@ -108,6 +115,7 @@ class Trainer:
             FloatingPointError: no finite loss or gradient in ten steps in a row; everything is put back.
         """
         sample = some(batches, _CHECKED)
+        self._probed = some(batches, _PROBES) if self._flipper is not None else []
         if not sample:
             raise ValueError(_EMPTY)
         around_epochs()
@@ -129,7 +137,7 @@ class Trainer:
         """Go through the batches once, for as many of all steps as are left."""
         done = len(self.losses)
         for chunk in _chunks(batches, self._training.gradient_accumulation_steps, steps - done):
-            self._step(chunk, self._training.lr_factor(len(self.losses), steps))
+            self._step(chunk, len(self.losses), steps)
             after_step()
         if len(self.losses) == done:
             raise ValueError(_EMPTY)
@@ -152,18 +160,21 @@ class Trainer:
         gradients: int = sum(p.nbytes for group in self._groups for p in group["params"])
         return gradients + sum(int(t.nbytes) for t in state)
 
-    def _step(self, chunk: list[Any], rate: float) -> None:
-        """One step on some batches at ``rate`` times each group's learning rate."""
+    def _step(self, chunk: list[Any], step: int, steps: int) -> None:
+        """Step number ``step`` of all steps, on some batches."""
+        rate = self._training.lr_factor(step, steps)
+        self.flips = 0
+        if self._flipper is not None:
+            self._flipper.check(lambda: float(self._loss(self._model, chunk[0])))
+            if self._flipper.begins:
+                turn = range(step, min(step + self._flipper.settings.every, steps))
+                rates = sum(self._training.lr_factor(i, steps) for i in turn)
+                self._flipper.begin([partial(self._probe, batch) for batch in self._probed], rates)
         for group, lr in zip(self._optimizer.param_groups, self._rates, strict=True):
             group["lr"] = lr * rate
         self._optimizer.zero_grad(set_to_none=True)
-        self.flips = 0
-        if self._flipper is None:
+        with nullcontext() if self._flipper is None else self._flipper.watch():
             value = self._gradients(chunk)
-        else:
-            self._flipper.check(lambda: float(self._loss(self._model, chunk[0])))
-            with self._flipper.watch():
-                value = self._gradients(chunk)
         if math.isfinite(value) and self._clip_gradients():
             self._move(value)
             self._in_a_row = 0
@@ -177,6 +188,11 @@ class Trainer:
         """The mean loss of the model as it is."""
         with plain_grad(False), evaluating(self._model):
             return sum(loss_value(self._loss, self._model, batch).item() for batch in batches) / len(batches)
+
+    def _probe(self, batch: Any) -> None:
+        """Gradients whose squares are second derivatives."""
+        assert self._curvature is not None, "a flipper needs it"
+        loss_value(self._curvature, self._model, batch).backward()  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def _undo(self) -> None:

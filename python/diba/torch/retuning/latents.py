@@ -1,0 +1,90 @@
+"""How the latent numbers of bits move while bits are trained.
+
+Every bit, as s = -1 or +1, has a latent number, which starts at s and gets the gradient g for s as it is
+(straight-through: Bengio, Leonard and Courville, arXiv 1308.3432); where it crosses zero, the bit flips. A
+flip changes the loss by ``-2 s g + 2 h``, with h the second derivative for the entry: it pays if
+``s g / h > 1``. So latents move by g / h, not by the signs of Adam: entries for which much is at stake flip
+first, and of those for which a flip would overshoot most stay. h is the diagonal of the Gauss-Newton matrix,
+estimated by squared gradients of random signs or draws (Hutchinson) and smoothed: for a product it is nearly
+the outer product of one number for each row and one for each column.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["LatentSteps"]
+
+_MOMENTUM = 0.9
+_EDGE = 1e-6  # where latents wait
+_FARTHEST = 2.0  # latents stay within this, so that a bit that was right for long can still flip
+
+
+class LatentSteps:
+    """Steps of the latents of one matrix by averaged gradients over second derivatives.
+
+    Args:
+        latents: Shape (rows, columns), entries of size 1; changed by :meth:`step`.
+        square: Estimates of h, as ``latents``; only its means over rows and columns are used.
+        reach: How far a latent moves in all steps if ``g / h`` is always 1.
+        flips: Share of the entries that may flip in a step at the full rate: h knows nothing of the others,
+            which lower the same error.
+    """
+
+    def __init__(self, latents: Tensor, square: Tensor, reach: float, flips: float) -> None:
+        self._latents, self._reach, self._flips = latents, reach, flips
+        self._rows, self._columns = _outer_inverse(square)
+        self._mean = torch.zeros_like(latents)
+
+    @torch.no_grad()
+    def step(self, gradient: Tensor | None, rate: float, share: float) -> Tensor:
+        """Take a step.
+
+        Args:
+            gradient: As the latents; None: the average stays as it is.
+            rate: Relative to the largest: fewer entries may flip at a small one.
+            share: What this step takes of the whole way.
+
+        Returns:
+            The entries that flipped, int64, as ``row * columns + column``.
+        """
+        latents = self._latents
+        if gradient is not None:
+            self._mean.lerp_(gradient, 1 - _MOMENTUM)
+        positive = latents >= 0
+        latents.sub_(self._mean * (self._rows * (share * self._reach)) * self._columns)
+        crossed = (latents >= 0).ne_(positive).view(-1).nonzero().view(-1)
+        crossed = _let_few_cross(
+            latents, crossed, positive, max(1, round(rate * self._flips * latents.numel()))
+        )
+        latents.clamp_(-_FARTHEST, _FARTHEST)
+        return crossed
+
+
+def _outer_inverse(square: Tensor) -> tuple[Tensor, Tensor]:
+    """1 / h of every entry, as (rows, 1) times (1, columns); 0 where nothing is known."""
+    rows, columns, whole = square.mean(1, keepdim=True), square.mean(0, keepdim=True), square.mean()
+    inverse = [torch.where(t > 0, 1 / t, 0.0) for t in (rows, columns)]
+    return inverse[0] * whole, inverse[1]
+
+
+def _let_few_cross(latents: Tensor, crossed: Tensor, positive: Tensor, most: int) -> Tensor:
+    """Let at most so many latents cross zero, those that went farthest; put the others back before it.
+
+    Args:
+        latents: After a step.
+        crossed: Flat numbers of those that crossed zero in it, int64.
+        positive: Whether each was on the upper side before it, as ``latents``.
+        most: How many may cross.
+
+    Returns:
+        Those of ``crossed`` that did.
+    """
+    if len(crossed) <= most:
+        return crossed
+    values = latents.view(-1)
+    order = values[crossed].abs().argsort(descending=True)
+    waiting = crossed[order[most:]]
+    values[waiting] = torch.where(positive.view(-1)[waiting], _EDGE, -_EDGE).to(values.dtype)
+    return crossed[order[:most]]
