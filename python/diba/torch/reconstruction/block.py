@@ -3,12 +3,13 @@
 The block reads what the compressed blocks before it give, and should give what the dense block gave for what
 it read in the dense model. The loss is
 
-    sum_p t_p sum_c w_c (y_pc - y*_pc)^2 / sum_p t_p sum_c w_c y*_pc^2
+    sum_p t_p sum_c w_c (y_pc - y*_pc)^2 / sum_p t*_p sum_c w_c y*_pc^2
 
 over positions p and channels c: w_c the mean squared gradient of the model's loss for channel c (1 without a
-loss), and ``t_p = min(1, median power / power)``, so that the few positions with outputs a thousand times
-larger than all others (Sun et al., "Massive activations in large language models", arXiv 2402.17762) do not
-rule. Some batches are held out: nothing is learned from them, and every stage is undone unless it lowers
+loss), and ``t_p = min(1, median power / power)`` with the larger of the powers of y and y* (t* by y* alone),
+so that the few positions with outputs ten thousand times larger than all others (Sun et al., "Massive
+activations in large language models", arXiv 2402.17762) do not rule, nor those where the compressed model
+makes such outputs and the dense one does not: one of them would outweigh all else. Some batches are held out: nothing is learned from them, and every stage is undone unless it lowers
 their loss.
 """
 
@@ -91,8 +92,8 @@ class BlockFit:
         inside = {id(t) for t in _tensors(self.module)}
         others = [m for m in model.modules() if m not in set(self.module.modules())]
         self._elsewhere = {id(t) for m in others for t in _tensors(m, recurse=False)} & inside
-        self._median = _median([self._power(sample) for sample in self._learned])
-        self._trusts = {sample: self._trust(sample) for sample in samples}
+        self._median = _median([self._power(sample.target) for sample in self._learned])
+        self._trusts = {sample: self._trust(sample, sample.target) for sample in samples}
         self._energy = self._mean(self._learned, lambda sample: self._error(sample, None))
         self._generator = torch.Generator().manual_seed(zlib.crc32(f"{settings.seed} {name}".encode()))
         self._began, self._outside = time.perf_counter(), 0.0
@@ -118,16 +119,19 @@ class BlockFit:
         target = sample.target.float()
         squares = (target if output is None else output.float() - target).square()
         rows = _positions_first(squares) @ self._weights(squares)
-        return (rows * self._trusts[sample]).mean()
+        trust = self._trusts[sample]
+        if output is not None:
+            trust = trust.minimum(self._trust(sample, output.detach()))
+        return (rows * trust).mean()
 
-    def _trust(self, sample: Sample) -> Tensor:
-        """t_p of every position, 0 for padding."""
-        trust = (self._median / self._power(sample)).clamp(max=1).nan_to_num(1.0)
+    def _trust(self, sample: Sample, output: Tensor) -> Tensor:
+        """t_p of every position by the power of an output, 0 for padding."""
+        trust = (self._median / self._power(output)).clamp(max=1).nan_to_num(1.0)
         return trust * sample.counts.flatten()
 
-    def _power(self, sample: Sample) -> Tensor:
-        """Weighted power of the dense output at every position."""
-        squares = sample.target.float().square()
+    def _power(self, output: Tensor) -> Tensor:
+        """Weighted power of an output at every position."""
+        squares = output.float().square()
         return _positions_first(squares) @ self._weights(squares)
 
     def _weights(self, like: Tensor) -> Tensor:
