@@ -225,18 +225,23 @@ def test_joint_training_lowers_the_held_out_loss_and_moves_bits() -> None:
 
 
 def test_the_loss_is_the_one_that_is_stated() -> None:
-    """Against NumPy in float64: channels by gradients, large positions held back, padding left out."""
+    """Against NumPy in float64: channels by gradients, padding left out, large positions held back: one that
+    is large in the dense model (0, 0), one that is so in the other alone (1, 0).
+    """
     generator = np.random.default_rng(0)
     target, output = (generator.normal(size=(5, 7, N)) for _ in range(2))
     target[0, 0] *= 50
+    output[1, 0] *= 1000
     mask = generator.random((5, 7)) < 0.7
     mask[:, 0] = True
     channels = generator.random(N) + 0.1
     w = channels / channels.mean()
-    power = (target**2) @ w
-    # the median of torch: the lower one of two, over all positions
-    trust = np.minimum(1, np.sort(power.ravel())[(power.size - 1) // 2] / power)
-    expected = (mask * trust * ((output - target) ** 2 @ w)).mean() / (mask * trust * power).mean()
+    power, larger = target**2 @ w, np.maximum(target**2 @ w, output**2 @ w)
+    median = np.sort(power.ravel())[
+        (power.size - 1) // 2
+    ]  # as torch: the lower one of two, over all positions
+    trust, known = (np.minimum(1, median / of) for of in (larger, power))
+    expected = (mask * trust * ((output - target) ** 2 @ w)).mean() / (mask * known * power).mean()
     model = nn.Sequential(Block())
     samples = [
         Sample(lambda block: torch.tensor(output), torch.tensor(target), (torch.tensor(mask),))
@@ -451,8 +456,9 @@ def test_second_derivatives_are_those_of_the_loss() -> None:
         moved = left.clone()
         moved[i, j] += by
         matrix = layer.d1[:, None] * moved * layer.d2 @ right * layer.d3
-        pairs = zip(samples[:8], inputs, strict=False)
-        return float(sum(found._error(sample, x @ matrix.T + layer.bias) for sample, x in pairs)) / 8
+        pairs = list(zip(samples[:8], inputs, strict=False))
+        errors = [(x @ matrix.T + layer.bias - s.target).square().sum(1) for s, x in pairs]
+        return float(sum((e * found._trusts[s]).mean() for e, (s, _) in zip(errors, pairs, strict=True))) / 8
 
     around = [[loss(i, j, 1) - 2 * loss(i, j, 0) + loss(i, j, -1) for j in range(4)] for i in range(5)]
     exact = torch.tensor(around, dtype=torch.float64) / found._energy

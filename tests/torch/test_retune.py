@@ -180,7 +180,7 @@ def test_diagonals_keep_16_bits_and_wide_ones_their_32(model: nn.Sequential, bat
 def test_an_evaluation_at_the_end_sees_the_model_as_it_stays(
     model: nn.Sequential, batches: list[Any]
 ) -> None:
-    report = retune(model, batches, regression, evaluate=state, bits=Flips(lr=1.0), progress=False)
+    report = retune(model, batches, regression, evaluate=state, bits=Flips(reach=100.0), progress=False)
     assert same(report.evaluations[-1][1], state(model)) == set()
 
 

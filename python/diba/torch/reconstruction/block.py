@@ -6,11 +6,11 @@ it read in the dense model. The loss is
     sum_p t_p sum_c w_c (y_pc - y*_pc)^2 / sum_p t*_p sum_c w_c y*_pc^2
 
 over positions p and channels c: w_c the mean squared gradient of the model's loss for channel c (1 without a
-loss), and ``t_p = min(1, median power / power)`` with the larger of the powers of y and y* (t* by y* alone),
-so that the few positions with outputs ten thousand times larger than all others (Sun et al., "Massive
-activations in large language models", arXiv 2402.17762) do not rule, nor those where the compressed model
-makes such outputs and the dense one does not: one of them would outweigh all else. Some batches are held out: nothing is learned from them, and every stage is undone unless it lowers
-their loss.
+loss), and ``t_p = min(1, median power / power)`` with the larger of the powers of y and y* (t* by y* alone).
+So the few positions with outputs ten thousand times larger than all others (Sun et al., "Massive activations
+in large language models", arXiv 2402.17762) do not rule, nor those where the compressed model makes such
+outputs and the dense one does not: one of them would outweigh all else. Some batches are held out: nothing is
+learned from them, and every stage is undone unless it lowers their loss.
 """
 
 from __future__ import annotations
