@@ -15,6 +15,7 @@ minilm       every dense matrix of a small language model: minutes
 quality      solvers and baselines on every dense matrix of three models: over an hour
 models       end metrics of whole models, beside controls: hours
 reconstruction  what each stage of the reconstruction of blocks is worth: half an hour
+curves       end metrics of whole models at equal bytes, beside llama.cpp, GPTQ, onnxruntime: hours
 speed        speed and memory of whole models: half an hour
 decode       exported language models in onnxruntime-genai, beside llama.cpp: minutes
 runtimes     exported models in onnxruntime, beside float32 and int8: minutes
@@ -51,6 +52,7 @@ PLACES = {
     "quality": "quality.quality",
     "models": "models.models",
     "reconstruction": "models.reconstruction",
+    "curves": "models.curves",
     "speed": "models.speed",
     "decode": "models.decode",
     "runtimes": "models.runtimes",

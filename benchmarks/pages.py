@@ -36,6 +36,7 @@ TABLES = {
     "quality": "quality.table",
     "models": "models.table",
     "reconstruction": "models.reconstruction",
+    "curves": "models.curves_table",
     "speed": "models.speed_table",
     "decode": "models.decode_table",
     "runtimes": "models.runtimes_table",
@@ -47,6 +48,7 @@ FIGURES = {
     "minilm": "quality.minilm_figure",
     "quality": "quality.figure",
     "models": "models.figure",
+    "curves": "models.curves_figure",
     "decode": "models.decode_figure",
 }
 METHODS = ("minilm", "minilm-sign", "minilm-greedy", "minilm-greedy-sign")  # the same at other settings

@@ -15,7 +15,6 @@ one core reads memory and does nothing else, which is what a step that reads eve
 from __future__ import annotations
 
 import argparse
-import ctypes
 import functools
 import importlib
 import importlib.util
@@ -28,12 +27,12 @@ from typing import Any
 
 from ..common import BenchmarkError, results
 from ..common.command import arguments_of, at_least_one, finish, needs, parser
-from ..common.data import data_folder
 from ..common.process import forget_peak, memory
 from ..common.tables import plural
 from ..common.turns import Reader, Runner, serve, settle, take_turns
 from ..common.weights import data_file
 from .decode_table import table
+from .llama_files import quantized
 from .shapes import SHAPES, folder, gguf_file, step_bytes
 
 TYPES = ("Q4_0", "Q2_K", "TQ2_0")
@@ -165,36 +164,6 @@ def smollm2_file() -> Path:
     from .text import SMOLLM2  # imported here: it brings torch, which contestants do without
 
     return data_file(*SMOLLM2, ".gguf")
-
-
-def quantized(source: Path, name: str, pure: bool = False) -> Path:
-    """A GGUF file as a type of llama.cpp, kept between runs. It goes by way of 16-bit floats.
-
-    Args:
-        source: The file.
-        name: The type.
-        pure: Whether every matrix is of this type, also those that llama.cpp would give more bits.
-    """
-    import llama_cpp
-
-    kinds = {key.removeprefix("LLAMA_FTYPE_MOSTLY_"): key for key in dir(llama_cpp) if "_FTYPE_" in key}
-    if name not in kinds:
-        raise BenchmarkError(f"llama.cpp has no type {name}; it has {', '.join(sorted(kinds))}")
-    path = data_folder() / "gguf" / f"{source.stem.removesuffix('-F16')}-{name}{'-pure' * pure}.gguf"
-    if not path.exists():
-        print(f"making {path}", file=sys.stderr, flush=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        floats = source if name == "F16" or source.stem.endswith("-F16") else quantized(source, "F16")
-        settings = llama_cpp.llama_model_quantize_default_params()
-        settings.ftype = getattr(llama_cpp, kinds[name])
-        settings.allow_requantize, settings.pure = True, pure
-        silent = llama_cpp.llama_log_callback(lambda *_: None)  # it prints a line for each tensor
-        llama_cpp.llama_log_set(silent, ctypes.c_void_p(0))
-        if llama_cpp.llama_model_quantize(os.fsencode(floats), os.fsencode(part), settings):
-            raise BenchmarkError(f"llama.cpp cannot make {name} of {floats}")
-        part.replace(path)
-    return path
 
 
 def versions(about: Sequence[dict[str, Any]]) -> dict[str, str]:

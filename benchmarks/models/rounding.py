@@ -17,7 +17,9 @@ from diba.torch.retuning.batches import differentiable
 from diba.torch.retuning.settings import Training, grouped, norms_sized, typical_size
 from diba.torch.retuning.steps import Trainer
 
-__all__ = ["Rounded", "convert_rounded", "retune_scales", "round_groups"]
+__all__ = ["Codes", "Rounded", "convert_rounded", "retune_scales", "round_groups", "stored"]
+
+Codes = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # codes, scales and offsets of ``round_groups``
 
 FLOATS = 2  # a group has a scale and an offset ...
 FLOAT_BITS = 16  # ... of 16 bits each
@@ -34,14 +36,15 @@ class Rounded(nn.Module):
         dense: A linear layer (also transformers' Conv1D) or a convolution.
         bits: Of a code.
         group: Neighbouring inputs that share scale and offset; the last group of a row may be smaller.
+        found: Codes, scales and offsets; None: those of ``round_groups``.
     """
 
-    def __init__(self, dense: nn.Module, bits: int, group: int = 64) -> None:
+    def __init__(self, dense: nn.Module, bits: int, group: int = 64, found: Codes | None = None) -> None:
         super().__init__()
         matrix = factored_matrix(dense).detach().float()
         self.shape, self.group = matrix.shape, min(group, matrix.shape[1])
         self.levels = 2**bits - 1
-        codes, scale, offset = round_groups(matrix, bits, self.group)
+        codes, scale, offset = found or round_groups(matrix, bits, self.group)
         self.register_buffer("codes", codes)
         self.scale, self.offset = nn.Parameter(scale), nn.Parameter(offset)
         self.bias = dense.bias
@@ -77,9 +80,7 @@ def stored(x: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def round_groups(
-    matrix: torch.Tensor, bits: int, group: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def round_groups(matrix: torch.Tensor, bits: int, group: int) -> Codes:
     """Codes, shape (m, groups, group), uint8; scales and offsets, shape (m, groups), float32 of 16 bits.
 
     The range of a group, from its smallest to its largest weight, is shrunk about its middle where that makes

@@ -1,0 +1,110 @@
+"""A cell of the curves benchmark that diba makes; it goes on where an earlier run was stopped."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import diba.hf  # so that converted models of transformers can be saved
+import diba.torch
+
+from ..common import BenchmarkError
+from .curves_plan import EMBEDDINGS, Cell
+from .curves_work import Clock, Facts, Work
+
+__all__ = ["converted"]
+
+UNFINISHED = "unfinished.pt"
+
+
+def converted(cell: Cell, work: Work, clock: Clock) -> Facts:
+    """Converted by everything that data can do, block by block, then retuned, and saved."""
+    task, recipe = work.task, work.recipe
+    folder = work.folder / f"{cell.task}-{cell.form.replace(' ', '-')}-{cell.seed}"
+    settings = {
+        "bits_per_weight": cell.bits, "effort": "fast", "embeddings": EMBEDDINGS, "seed": cell.seed,
+        **task.config,
+    }  # fmt: skip
+    reconstruct = {"seed": cell.seed, **recipe.reconstruct}
+    about = {"settings": settings, "reconstruct": reconstruct, "batches": len(work.seen)}
+    model, facts = unfinished(folder, about) or (task.load(), {"about": about})
+    for name in ("seconds", "cpu_seconds"):
+        setattr(clock, name, facts.get(name, 0.0))
+    if "metrics" not in facts:
+        with clock:
+            diba.torch.convert(
+                model, **settings, threads=work.threads, batches=work.seen,
+                loss=diba.torch.fisher(seed=cell.seed, features=task.loss == "hidden"),
+                reconstruct=reconstruct, teacher=task.load(),
+                progress=functools.partial(after_block, folder, model, facts, clock),
+            )  # fmt: skip
+        facts |= {"seconds": clock.seconds, "cpu_seconds": clock.cpu_seconds, "metrics": task.metrics(model)}
+        keep(folder, model, facts)
+    with clock:
+        options: dict[str, Any] = {"max_steps": recipe.steps, "norms": True, "seed": cell.seed}
+        retuned = diba.torch.retune(model, work.unseen_first, work.loss, progress=False, **options)
+    return {
+        "model": model,
+        "bytes": saved(model, folder),
+        "bits": diba.torch.report(model).bits_per_weight,
+        "before_retuning": facts["metrics"],
+        "losses": [retuned.loss_before, retuned.loss_after],
+        "recipe": f"blocks reconstructed on {len(work.seen)} batches, retuned for {recipe.steps} steps",
+    }
+
+
+def after_block(folder: Path, model: nn.Module, facts: Facts, clock: Clock, state: diba.Progress) -> None:
+    """For ``progress`` of ``convert``: keep the model whenever a block is done."""
+    if isinstance(state.detail, diba.torch.BlockRecipe):
+        facts |= clock.lap()
+        print(f"{folder.name}: {state.item}, loss {state.detail.loss:.4f}", file=sys.stderr, flush=True)
+        keep(folder, model, facts)
+
+
+def keep(folder: Path, model: nn.Module, facts: Facts) -> None:
+    """Write a model whole, or not at all; without hooks, by which conversion watches its modules."""
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f"{UNFINISHED}.part"
+    watched = [(module, module._forward_pre_hooks) for module in model.modules()]
+    try:
+        for module, hooks in watched:
+            module._forward_pre_hooks = type(hooks)()
+        torch.save((model, facts), part)
+    finally:
+        for module, hooks in watched:
+            module._forward_pre_hooks = hooks
+    part.replace(folder / UNFINISHED)
+
+
+def unfinished(folder: Path, about: Facts) -> tuple[nn.Module, Facts] | None:
+    """What an earlier run kept.
+
+    Raises:
+        BenchmarkError: it was made by other settings.
+    """
+    path = folder / UNFINISHED
+    if not path.exists():
+        return None
+    model, facts = torch.load(path, weights_only=False)  # a whole model, which this script has written
+    if facts["about"] != about:
+        raise BenchmarkError(f"{path} was made by {facts['about']}, now it is {about}; use another --keep")
+    return model, facts
+
+
+def saved(model: nn.Module, folder: Path) -> int:
+    """Bytes of the tensors' files of the saved model; the unfinished one is deleted."""
+    whole = folder / "model"
+    if hasattr(model, "save_pretrained"):
+        model.save_pretrained(whole)
+    else:
+        from safetensors.torch import save_model
+
+        whole.mkdir(parents=True, exist_ok=True)
+        save_model(model, str(whole / "model.safetensors"))
+    (folder / UNFINISHED).unlink(missing_ok=True)
+    return sum(path.stat().st_size for path in whole.glob("*.safetensors"))

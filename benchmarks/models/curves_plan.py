@@ -1,0 +1,111 @@
+"""What the curves benchmark measures, and by which settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+__all__ = ["EMBEDDINGS", "GROUP", "IMPORTANCE", "RECIPES", "Cell", "Recipe", "cells", "recipe_of"]
+
+GROUP = 64  # neighbouring weights that share scale and offset in GPTQ
+EMBEDDINGS = 8  # bits an entry, in the arms that choose them here
+IMPORTANCE = 16  # batches that the mean squares of inputs are taken over, for llama.cpp
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings of one task, the same for every arm that sees data.
+
+    Attributes:
+        task: Its name.
+        joined: Batches of the task that make one batch here.
+        calibration: Batches that conversion sees; retuning begins with the others.
+        steps: Of retuning, which trains normalisation too.
+        bits: Per weight, of diba's models.
+        rounded: Bits of GPTQ's codes.
+        files: Types of llama.cpp's files.
+        types: Types of llama.cpp, one on every matrix.
+        onnx: Kinds of onnxruntime's models.
+        reconstruct: Settings of the reconstruction of blocks, where they are not the defaults.
+    """
+
+    task: str
+    calibration: int
+    steps: int
+    joined: int = 1
+    bits: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0)
+    rounded: tuple[int, ...] = (2, 3, 4)
+    files: tuple[str, ...] = ()
+    types: tuple[str, ...] = ()
+    onnx: tuple[str, ...] = ()
+    reconstruct: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model to measure; ``form`` is its size or type."""
+
+    task: str
+    arm: str
+    form: str
+    seed: int = 0
+
+    @property
+    def key(self) -> str:
+        """Its name in the results."""
+        return " | ".join((self.task, self.arm, self.form, str(self.seed)))
+
+    @property
+    def bits(self) -> float:
+        """The number that the form begins with."""
+        return float(self.form.split()[0])
+
+
+RECIPES = {
+    recipe.task: recipe
+    for recipe in (
+        Recipe("minilm", calibration=96, steps=160, onnx=("int8, dynamic", "int4")),
+        Recipe("efficientnet", calibration=64, steps=160, onnx=("int8, static",)),
+        Recipe("whisper", calibration=48, steps=128),
+        Recipe(
+            "smollm2",
+            joined=2,  # of two windows of 256 tokens each
+            calibration=64,
+            steps=96,
+            files=(
+                "IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "Q2_K", "IQ3_XXS", "IQ3_S", "Q3_K_S", "IQ4_XS", "Q4_0",
+                "Q8_0",
+            ),
+            types=("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "Q2_K", "IQ3_XXS", "IQ3_S", "IQ4_XS"),
+            onnx=("int8, dynamic", "int4"),
+        ),
+    )
+}  # fmt: skip
+
+
+def recipe_of(task: str, quick: bool) -> Recipe:
+    """The recipe of a task; ``quick`` cuts it down to what shows that every arm works."""
+    whole = RECIPES[task]
+    if not quick:
+        return whole
+    small = replace(whole, calibration=8, steps=8, reconstruct={"steps": 16, "tune_steps": 4})
+    if whole.files:  # the other arms of a language model take long with any data
+        return replace(small, files=("Q2_K",), types=("IQ2_XXS",), bits=(), rounded=(), onnx=())
+    return replace(small, bits=(1.0,), rounded=(2,))
+
+
+def cells(recipe: Recipe, seeds: int) -> Iterator[Cell]:
+    """All of a task, those that cost least first; only what has a seed is measured several times."""
+    task = recipe.task
+    for arm, forms in (
+        ("dense", ("float32", "float16")),
+        ("onnxruntime", recipe.onnx),
+        ("llama.cpp", recipe.files),
+        ("llama.cpp's types", recipe.types),
+        ("GPTQ", tuple(f"{bits} bits" for bits in recipe.rounded)),
+    ):
+        yield from (Cell(task, arm, form) for form in forms)
+    for bits in recipe.bits:
+        name = "1 bit" if bits == 1 else f"{bits:g} bits"
+        yield from (Cell(task, "diba", name, seed) for seed in range(seeds))

@@ -1,0 +1,75 @@
+"""What the cells of one task of the curves benchmark share, and the time that one of them takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+import diba.torch
+
+from .curves_plan import Recipe
+from .shared import batches, teacher
+from .task import Batch, Task
+
+__all__ = ["Clock", "Facts", "Work", "joined"]
+
+Facts = dict[str, Any]
+
+
+class Work:
+    """Data and settings of a task.
+
+    Args:
+        task: The task, of ``shared.made``.
+        recipe: Its settings.
+        folder: Where models are kept, also those that are not ready.
+        threads: Of conversion.
+
+    Attributes:
+        seen: The batches that conversion sees.
+        unseen_first: All batches, those that conversion has seen last.
+    """
+
+    def __init__(self, task: Task, recipe: Recipe, folder: Path, threads: int) -> None:
+        self.task, self.recipe, self.folder, self.threads = task, recipe, folder, threads
+        every = batches(task)
+        data = [joined(every[i : i + recipe.joined]) for i in range(0, len(every), recipe.joined)]
+        self.seen = data[: recipe.calibration]
+        self.unseen_first = data[recipe.calibration :] + self.seen
+
+    @property
+    def loss(self) -> Any:
+        """The distance from the dense model, which retuning lowers."""
+        return diba.torch.distillation(teacher(self.task), features=self.task.loss == "hidden")
+
+
+def joined(parts: Sequence[Batch]) -> Batch:
+    """One batch of several whose tensors differ in their first size only."""
+    return {key: torch.cat([batch[key] for batch in parts]) for key in parts[0]}
+
+
+class Clock:
+    """Seconds of making a model, wall-clock and of all cores; it runs inside ``with``."""
+
+    def __init__(self, seconds: float = 0.0, cpu_seconds: float = 0.0) -> None:
+        self.seconds, self.cpu_seconds = seconds, cpu_seconds
+        self._since = (0.0, 0.0)
+
+    def __enter__(self) -> Self:
+        self._since = time.perf_counter(), time.process_time()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.lap()
+
+    def lap(self) -> Facts:
+        """Add the time until now; what it is then."""
+        now = time.perf_counter(), time.process_time()
+        self.seconds += now[0] - self._since[0]
+        self.cpu_seconds += now[1] - self._since[1]
+        self._since = now
+        return {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
