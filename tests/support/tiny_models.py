@@ -6,7 +6,7 @@ import torch
 import transformers
 from torch import nn
 
-NAMES = ("bert", "llama", "gpt2", "whisper", "mlp")
+NAMES = ("bert", "llama", "gpt2", "whisper", "t5", "mlp")
 TOKENS = {"vocab_size": 50, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
@@ -25,6 +25,8 @@ def build(name):
         batches.append(
             {"input_features": sound, "decoder_input_ids": ids}
             if name == "whisper"
+            else {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": ids[:, :5]}
+            if name == "t5"
             else {"input": image}
             if name == "mlp"
             else {"input_ids": ids, "attention_mask": mask}
@@ -95,8 +97,21 @@ def _whisper():
     )
 
 
+def _t5():
+    """Its first blocks compute position biases, which all blocks read."""
+    shape = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
+    config = transformers.T5Config(
+        **TOKENS,
+        **shape,
+        relative_attention_num_buckets=8,
+        decoder_start_token_id=0,
+        tie_word_embeddings=False,
+    )
+    return transformers.T5ForConditionalGeneration(config)
+
+
 def _mlp():
     return nn.Sequential(nn.Linear(12, 10), nn.Tanh(), nn.Linear(10, 8), nn.Tanh(), nn.Linear(8, 4))
 
 
-_BUILDERS = {"bert": _bert, "llama": _llama, "gpt2": _gpt2, "whisper": _whisper, "mlp": _mlp}
+_BUILDERS = {"bert": _bert, "llama": _llama, "gpt2": _gpt2, "whisper": _whisper, "t5": _t5, "mlp": _mlp}

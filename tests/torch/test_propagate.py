@@ -146,6 +146,7 @@ def test_sequences_are_found():
         "llama": [[f"model.layers.{i}" for i in range(3)]],
         "gpt2": [["transformer.h.0", "transformer.h.1"]],
         "whisper": [[f"model.{part}.layers.{i}" for i in range(2)] for part in ("encoder", "decoder")],
+        "t5": [[f"{part}.block.{i}" for i in range(2)] for part in ("encoder", "decoder")],
         "mlp": [["0", "1", "2", "3", "4"]],
     }
     for name, sequences in expected.items():
@@ -214,11 +215,17 @@ class Blocks(nn.Module):
 def test_what_is_no_sequence_is_run_as_a_whole(kind):
     torch.manual_seed(0)
     model = Blocks(kind).double().eval()
+    names = ["blocks.0.0", "blocks.1.0", "blocks.2.0", "head"]
+    check_targets(model, names, sequences=0)
+
+
+def check_targets(model, names, sequences):
+    """Whether the sequences are found, and targets are the closed form for the inputs of whole runs."""
     dense = copy.deepcopy(model)
     batches = [{"ids": torch.randint(20, (3, 5))} for _ in range(2)]
-    names = ["blocks.0.0", "blocks.1.0", "blocks.2.0", "head"]
     layers = {name: model.get_submodule(name) for name in names}
-    assert not any(isinstance(step, tuple) for step in blocks.plan(model, layers, batches).steps)
+    steps = blocks.plan(model, layers, batches).steps
+    assert sum(isinstance(step, tuple) for step in steps) == sequences
 
     def factor(layer, matrix, moments):
         C, S, count = moments_between(dense, model, layer, batches)
@@ -229,6 +236,55 @@ def test_what_is_no_sequence_is_run_as_a_whole(kind):
         replace(model, layer, 0.3)
 
     propagate.run(model, names, batches, each(factor))
+
+
+def test_a_sequence_that_is_an_element_of_another_is_run_once():
+    torch.manual_seed(0)
+    inner = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
+    layers = [nn.Embedding(20, 6), inner, nn.Linear(6, 6), nn.Linear(6, 2)]
+    check_targets(Named(*layers).double().eval(), ["1.0", "1.2", "2", "3"], sequences=1)
+
+
+class Named(nn.Sequential):
+    """Its input has a name."""
+
+    def forward(self, ids):
+        return super().forward(ids)
+
+
+class Passing(nn.Module):
+    """A block that gives more than its output, for the next block."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x, scale, trail=None):
+        y = torch.tanh(self.linear(x))
+        trail = y if trail is None else trail + y
+        return x + scale * y + trail.mean(), {"trail": trail, "size": len(x)}
+
+
+class Passed(Blocks):
+    """Blocks that read what the block before has passed on; ``written``: which is written to between."""
+
+    def __init__(self, kind):
+        super().__init__(kind)
+        self.blocks = nn.ModuleList(Passing() for _ in range(3))
+
+    def forward(self, ids):
+        x, trail, scale = self.embed(ids), None, torch.tensor(0.5)
+        for block in self.blocks:
+            x, more = block(x, scale, trail=trail)
+            trail = more["trail"].add_(1) if self.kind == "written" else more["trail"]
+        return self.head(x)
+
+
+@pytest.mark.parametrize(("kind", "sequences"), [("passed", 1), ("written", 0)])
+def test_values_that_blocks_pass_on_beside_their_outputs(kind, sequences):
+    torch.manual_seed(0)
+    names = [*(f"blocks.{i}.linear" for i in range(3)), "head"]
+    check_targets(Passed(kind).double().eval(), names, sequences)
 
 
 class InPlace(nn.Module):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import io
 import signal
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,10 @@ from torch import nn
 
 import diba
 import diba.torch
+import tiny_models
 from diba.checkpoints.blocks import blocks_from_json, blocks_to_json
+from diba.torch.calibration import propagate
+from diba.torch.calibration.held import Memory
 from diba.torch.modules.kinds import compressed
 from diba.torch.modules.layer import FactoredLayer
 from diba.torch.reconstruction.block import BlockFit, Sample
@@ -374,6 +380,65 @@ def test_convolutions_are_reconstructed() -> None:
     assert all(block.groups == 1 for block in blocks.values())
 
 
+def test_t5_is_reconstructed() -> None:
+    """Encoder and decoder; their first blocks compute what the others add to attention."""
+    model, batches = tiny_models.build("t5")
+    data = [{key: value.repeat(2, 1) for key, value in batch.items()} for batch in batches] * 2
+    options: dict[str, Any] = {"loss": diba.torch.fisher(), "reconstruct": {"steps": 3, "tune_steps": 2}}
+    diba.torch.convert(model, batches=data, bits_per_weight=4, effort="fast", progress=False, **options)
+    found = diba.torch.report(model).blocks
+    assert list(found) == [f"{part}.block.{i}" for part in ("encoder", "decoder") for i in range(2)]
+    assert [block.groups for block in found.values()] == [4, 4, 7, 7]
+
+
+# ---------------------------------------------------------------- memory
+
+
+def open_files(folder: Path) -> list[str]:
+    """Those that this process has open in a folder, also without a name."""
+    links = [entry.readlink() for entry in Path("/proc/self/fd").iterdir() if entry.exists()]
+    return [str(link) for link in links if str(link).startswith(str(folder))]
+
+
+def test_activations_in_a_file_give_the_same_bytes(
+    dense: Model, batches: list[torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    settings = {"steps": 6, "tune_steps": 2}
+    whole = converted(dense, batches, reconstruct=settings)
+    memories: list[Memory] = []
+    monkeypatch.setattr(propagate, "Memory", lambda limit: memories.append(Memory(limit)) or memories[-1])
+    assert equal(converted(dense, batches, reconstruct=settings | {"memory": 2**16}), whole)
+    (memory,) = memories
+    rows = 8 * 8 * 16  # of all batches: at least inputs and outputs of N numbers
+    assert 2 * rows * N * 4 - 2**16 < memory.file_bytes
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_stays_of_a_file_after_an_interrupt_or_on_a_full_disk(
+    dense: Model, batches: list[torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    seen: list[list[str]] = []
+
+    def stop(state: diba.Progress) -> None:
+        seen.append(open_files(tmp_path))
+        if isinstance(state.detail, BlockRecipe):
+            raise KeyboardInterrupt
+
+    options: dict[str, Any] = {"bits_per_weight": 1.5, "effort": "fast", "batches": batches}
+    options["reconstruct"] = {"steps": 2, "tune_steps": 0, "memory": 0}
+    with pytest.raises(KeyboardInterrupt):
+        diba.torch.convert(copy.deepcopy(dense), progress=stop, **options)
+    assert len(seen[-1]) == 1
+    assert not open_files(tmp_path)
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: io.FileIO("/dev/full", "r+"))
+    model = copy.deepcopy(dense)
+    with pytest.raises(OSError, match=r"No space left.*TMPDIR.*Reconstruction\.memory"):
+        diba.torch.convert(model, progress=False, **options)
+    assert equal(model, dense)
+
+
 def test_a_model_without_a_sequence_of_blocks_is_told_of() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
@@ -383,9 +448,9 @@ def test_a_model_without_a_sequence_of_blocks_is_told_of() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.b(torch.relu(self.a(x)))
 
-    model = Two()
-    with pytest.warns(UserWarning, match="no block was reconstructed"):
-        converted(model, [torch.randn(8, N) for _ in range(4)])
+    for model in (Two(), nn.Sequential(nn.Linear(N, N), nn.ReLU(), nn.Linear(N, N))):  # layers are no blocks
+        with pytest.warns(UserWarning, match="no block was reconstructed"):
+            converted(model, [torch.randn(8, N) for _ in range(4)])
 
 
 # ---------------------------------------------------------------- bad input, and what is stored
@@ -402,6 +467,7 @@ def test_a_model_without_a_sequence_of_blocks_is_told_of() -> None:
         ({"reconstruct": {"step": 3}}, "unknown key 'step'.*did you mean 'steps'"),
         ({"reconstruct": {"held_out": 0.7}}, "held_out is 0.7; it must be at most 0.5"),
         ({"reconstruct": {"steps": -1}}, "steps is -1"),
+        ({"reconstruct": {"memory": -1}}, "memory is -1"),
         ({"reconstruct": {"flips": 2}}, "flips is 2; it must be at most 1"),
         ({"batches": [torch.zeros(2, 3, dtype=torch.int64)]}, "batches has one batch; reconstruct needs"),
     ],

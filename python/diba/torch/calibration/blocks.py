@@ -2,27 +2,25 @@
 
 They are found by running the model on one batch, or on more until all layers are reached. Layers that read
 the same tensor form a group. The elements of an ``nn.ModuleList`` or ``nn.Sequential`` form a sequence if
-each is called once, on the output of the one before, with the same other arguments. A sequence can be run
-block by block from its own inputs, without the rest of the model (see ``inputs``).
+each is called once, on the output of the one before; its other arguments are those of the one before, or come
+from that one's output, too. A sequence can be run block by block from its own inputs, without the rest of the
+model (see ``stream``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..model.fused import Parallel
 from ..modules.kinds import input_layout, input_size
-from ..modules.vectors import input_of
-from ..retuning.batches import call, plain_grad
+from .trace import Call, Seen, Tensors, Trace, first_tensor, path_to, same, traced
 
-__all__ = ["Block", "Blocks", "Group", "Groups", "Plan", "first_tensor", "is_cache", "plan", "together"]
+__all__ = ["Block", "Blocks", "Group", "Groups", "Links", "Plan", "plan", "together"]
 
 _TOGETHER = 2**30  # most bytes of the sums of layers that are compressed together
 
@@ -43,12 +41,18 @@ class Group:
     together: str | None = None
 
 
+Links = tuple[tuple[int | str, tuple[Any, ...]], ...]
+"""(argument of a block, path to its value in the output of the block before) for values that are passed on
+beside the first tensor, such as the position bias of T5, which its first block computes."""
+
+
 @dataclass(frozen=True)
 class Block:
-    """One element of a sequence, and the groups of layers inside it."""
+    """One element of a sequence, the groups of layers inside it, and what is passed on to it."""
 
     name: str
     groups: tuple[Group, ...]
+    links: Links = ()
 
 
 Groups = list[Group]
@@ -61,54 +65,6 @@ class Plan:
 
     steps: tuple[Group | Blocks, ...]
     unreached: tuple[str, ...]
-
-
-@dataclass
-class _Call:
-    """One call of a module: its number among all calls, its arguments and its output."""
-
-    number: float
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    version: int | None = None
-    output: Tensor | None = None
-    output_version: int | None = None
-    changed: bool = False
-
-
-@dataclass
-class _Trace:
-    """All calls of some modules during one run."""
-
-    calls: dict[str, list[_Call]] = field(default_factory=dict)
-    count: int = 0
-
-    def before(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
-        made = _Call(self.count, args, kwargs, _version(args))
-        self.calls.setdefault(name, []).append(made)
-        self.count += 1
-
-    def after(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        made = self.calls[name][-1]
-        made.output = first_tensor(output)
-        made.output_version = _version((made.output,))
-        made.changed = _version(args) != made.version
-
-    def extend(self, later: _Trace, names: Sequence[str]) -> None:
-        """Add calls of layers that only a later run reached, each after the known call that preceded it."""
-        known = {name: calls[0].number for name, calls in self.calls.items()}
-        step, place = 1 / (later.count + 1), -1.0
-        for name, made in sorted(later.each(), key=lambda entry: entry[1].number):
-            if name in known:
-                place = known[name]
-            elif name in names:
-                place += step
-                made.number = place
-                self.calls.setdefault(name, []).append(made)
-
-    def each(self) -> Iterator[tuple[str, _Call]]:
-        """Every call with the name of its module."""
-        return ((name, made) for name, calls in self.calls.items() for made in calls)
 
 
 def plan(model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable[Any]) -> Plan:
@@ -124,9 +80,9 @@ def plan(model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable[An
     """
     candidates = _containers(model, layers)
     modules = {name: model.get_submodule(name) for blocks in candidates.values() for name in blocks}
-    trace, missing = None, list(layers)
+    trace, missing, tensors = None, list(layers), Tensors()
     for batch in batches:
-        run = _traced(model, {**modules, **layers}, batch)
+        run = traced(model, {**modules, **layers}, batch, tensors)
         if trace is None:
             trace = run
         else:
@@ -139,10 +95,14 @@ def plan(model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable[An
     steps: list[tuple[float, Group | Blocks]] = []
     inside: set[str] = set()
     for container, names in candidates.items():
-        if not any(container.startswith(f"{taken}.") for taken in inside) and _is_sequence(
-            names, layers, trace
-        ):
-            blocks = tuple(Block(name, _groups(_within(name, layers), trace, model)) for name in names)
+        if any(_is_within(container, taken) for taken in inside):
+            continue
+        links = _links(names, layers, trace)
+        if links is not None:
+            blocks = tuple(
+                Block(name, _groups(_within(name, layers), trace, model), read)
+                for name, read in zip(names, links, strict=True)
+            )
             steps.append((trace.calls[names[0]][0].number, blocks))
             inside.update(names)
     outside = [name for name in layers if not any(_is_within(name, block) for block in inside)]
@@ -175,18 +135,6 @@ def together(model: nn.Module, steps: Iterable[Group | Blocks]) -> list[Groups |
     return found
 
 
-def _traced(model: nn.Module, modules: Mapping[str, nn.Module], batch: Any) -> _Trace:
-    """All calls of these modules while the model runs on a batch."""
-    trace = _Trace()
-    with ExitStack() as stack, plain_grad(False):
-        for name, module in modules.items():
-            before, after = partial(trace.before, name), partial(trace.after, name)
-            stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
-            stack.callback(module.register_forward_hook(after, with_kwargs=True).remove)
-        call(model, batch)
-    return trace
-
-
 def _containers(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, list[str]]:
     """Name of a container -> names of its elements, outer containers first; at least two must hold layers."""
     found = {}
@@ -206,20 +154,39 @@ def _within(block: str, layers: Mapping[str, nn.Module]) -> list[str]:
     return [name for name in layers if _is_within(name, block)]
 
 
-def _is_sequence(names: list[str], layers: Mapping[str, nn.Module], trace: _Trace) -> bool:
-    """Whether the model only runs the elements in turn, each on the output of the one before."""
+def _links(names: list[str], layers: Mapping[str, nn.Module], trace: Trace) -> list[Links] | None:
+    """For each element, what it reads of the output of the one before; None: they are no sequence."""
     inner = [layer for name in names for layer in _within(name, layers) if layer in trace.calls]
     if any(len(trace.calls.get(name, [])) != 1 for name in [*names, *inner]):
-        return False
+        return None
     blocks = [trace.calls[name][0] for name in names]
-    if any(block.changed or not block.args or not isinstance(block.args[0], Tensor) for block in blocks):
-        return False
-    chained = all(b.args[0] is a.output and b.version == a.output_version for a, b in pairwise(blocks))
-    rest = [(block.args[1:], block.kwargs) for block in blocks]
-    return chained and all(_same(rest[0], other) for other in rest)
+    if any(block.changed or not block.args or not isinstance(block.args[0], Seen) for block in blocks):
+        return None
+    found = [(), *(_links_of(a, b) for a, b in pairwise(blocks))]
+    return None if None in found else [links for links in found if links is not None]
 
 
-def _groups(names: Sequence[str], trace: _Trace, model: nn.Module) -> tuple[Group, ...]:
+def _links_of(before: Call, block: Call) -> Links | None:
+    """What a block reads of the output of the one before; None: it reads something else that is new."""
+    if block.args[0] != first_tensor(before.output):
+        return None
+    if len(block.args) != len(before.args) or block.kwargs.keys() != before.kwargs.keys():
+        return None
+    links: list[tuple[int | str, tuple[Any, ...]]] = []
+    places: list[int | str] = [*range(1, len(block.args)), *block.kwargs]
+    for place in places:
+        old, new = (
+            made.args[place] if isinstance(place, int) else made.kwargs[place] for made in (before, block)
+        )
+        if not same(old, new):
+            path = path_to(new, before.output)
+            if path is None:
+                return None
+            links.append((place, path))
+    return tuple(links)
+
+
+def _groups(names: Sequence[str], trace: Trace, model: nn.Module) -> tuple[Group, ...]:
     """Group the called layers by the tensor they read, in the order of first calls.
 
     Groups of one list are moved next to the first of them, since they do not depend on those between.
@@ -229,10 +196,8 @@ def _groups(names: Sequence[str], trace: _Trace, model: nn.Module) -> tuple[Grou
     )
     found: dict[object, list[str]] = {}
     for name in called:
-        inputs = [input_of(made.args, made.kwargs) for made in trace.calls[name]]
-        versions = [made.version for made in trace.calls[name]]
-        layer = model.get_submodule(name)
-        found.setdefault((tuple(map(id, inputs)), tuple(versions), input_layout(layer)), []).append(name)
+        inputs = tuple(made.input for made in trace.calls[name])
+        found.setdefault((inputs, input_layout(model.get_submodule(name))), []).append(name)
     groups = [
         Group(tuple(names), len(trace.calls[names[0]]), _list(names[0], model)) for names in found.values()
     ]
@@ -244,31 +209,3 @@ def _groups(names: Sequence[str], trace: _Trace, model: nn.Module) -> tuple[Grou
 def _list(name: str, model: nn.Module) -> str | None:
     parent = name.rpartition(".")[0]
     return parent if isinstance(model.get_submodule(parent), Parallel) else None
-
-
-def _version(args: tuple[Any, ...]) -> int | None:
-    x = args[0] if args else None
-    return x._version if isinstance(x, Tensor) and not x.is_inference() else None
-
-
-def first_tensor(output: Any) -> Tensor | None:
-    """The output of a block, or its first element; None if that is not a tensor."""
-    if isinstance(output, (tuple, list)) and output:
-        output = output[0]
-    return output if isinstance(output, Tensor) else None
-
-
-def is_cache(value: Any) -> bool:
-    """Whether a value is a key-value cache of transformers, recognised by its methods without an import."""
-    return hasattr(value, "get_seq_length") and hasattr(value, "update")
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Whether two blocks got the same arguments: the same tensors and equal values, caches ignored."""
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        return a is b
-    if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
-        return len(a) == len(b) and all(map(_same, a, b))
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
-    return a is b or (is_cache(a) and is_cache(b)) or (isinstance(a, (bool, int, float, str)) and a == b)

@@ -19,9 +19,8 @@ GPTAQ (Li et al., arXiv 2504.02692).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -32,74 +31,17 @@ from torch import Tensor, nn
 from ...solvers.second_moments import shrunk
 from ..modules.kinds import input_size
 from ..modules.vectors import Products, input_of, marked, vectors
-from ..retuning.batches import MasksOf, call, plain_grad
-from .blocks import Group, first_tensor, is_cache
+from ..retuning.batches import MasksOf
+from .blocks import Group
+from .stream import Stop, stopped
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["InputSums", "Item", "Stream", "captured", "correction", "recorded", "run_block"]
+__all__ = ["InputSums", "correction", "recorded"]
 
 
 # ---------------------------------------------------------------- recording
-
-
-@dataclass(frozen=True)
-class Item:
-    """The input of a block: the tensor that passes from block to block, and the other arguments."""
-
-    hidden: Tensor
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-
-
-@dataclass
-class Stream:
-    """The batches that reach a sequence of blocks, at the block that is compressed next.
-
-    Attributes:
-        keys: Digests of the batches, the keys of the weights of their vectors.
-        masks: Masks of their tokens.
-        now: Inputs of the block.
-        dense: Inputs of the block in the dense model; None: the batch does not reach it there.
-    """
-
-    keys: list[bytes] = field(default_factory=list)
-    masks: list[MasksOf] = field(default_factory=list)
-    now: list[Item] = field(default_factory=list)
-    dense: list[Item | None] = field(default_factory=list)
-
-
-class _Stop(Exception):
-    """Ends a run of the model after everything needed was recorded."""
-
-
-def captured(model: nn.Module, block: str, batch: Any) -> Item | None:
-    """Run the model on a batch up to a block; returns the input of the block, None if it is not called.
-
-    Only some batches may reach a block, such as an expert.
-    """
-    found: list[Item] = []
-
-    def take(module: nn.Module, args: Any, kwargs: Any) -> None:
-        rest = tuple(None if is_cache(value) else value for value in args[1:])
-        named = {key: None if is_cache(value) else value for key, value in kwargs.items()}
-        found.append(Item(args[0], rest, named))
-        raise _Stop
-
-    hook = model.get_submodule(block).register_forward_pre_hook(take, with_kwargs=True)
-    with _stopped(hook.remove):
-        call(model, batch)
-    return found[0] if found else None
-
-
-def run_block(model: nn.Module, block: str, item: Item) -> Item:
-    """Run a block; returns the input of the next block."""
-    with plain_grad(False):
-        output = first_tensor(model.get_submodule(block)(item.hidden, *item.args, **item.kwargs))
-    if output is None:
-        raise TypeError(f"block {block!r} returned no tensor, which it did when it was first called")
-    return replace(item, hidden=output)
 
 
 def recorded(
@@ -123,7 +65,7 @@ def recorded(
     def take(number: int, module: nn.Module, args: Any, kwargs: Any) -> None:
         seen[number].append(vectors(module, input_of(args, kwargs), masks(groups[number].names[0])))
         if stop and all(len(got) >= group.calls for got, group in zip(seen, groups, strict=True)):
-            raise _Stop
+            raise Stop
 
     with ExitStack() as stack:
         hooks = []
@@ -131,22 +73,9 @@ def recorded(
             module = model.get_submodule(group.names[0])
             assert input_size(module) is not None, "a group is read before it is replaced"
             hooks.append(module.register_forward_pre_hook(partial(take, number), with_kwargs=True))
-        stack.enter_context(_stopped(*(hook.remove for hook in hooks)))
+        stack.enter_context(stopped(*(hook.remove for hook in hooks)))
         result = run()
     return seen, result
-
-
-@contextmanager
-def _stopped(*removals: Callable[[], None]) -> Iterator[None]:
-    """A context without gradients that ends at _Stop, and removes hooks in any case."""
-    try:
-        with plain_grad(False):
-            yield
-    except _Stop:
-        pass
-    finally:
-        for remove in removals:
-            remove()
 
 
 # ---------------------------------------------------------------- sums

@@ -9,10 +9,9 @@ done by the caller.
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,15 +22,16 @@ from torch import Tensor, nn
 from ..._internal import check
 from ..._internal.check import describe
 from ...solvers.second_moments import missing_power, shrinkage
-from ..model.swap import put
 from ..modules.kinds import dense_matrix, input_size, replaceable
-from ..modules.layer import FactoredLayer
 from ..retuning.batches import MasksOf, call, digest, evaluating, repeatable, size, token_masks
 from .blocks import Block, Blocks, Group, Groups, plan, together
-from .inputs import InputSums, Item, Stream, captured, correction, recorded, run_block
+from .dense import DenseModel
+from .held import Held, Memory
+from .inputs import InputSums, correction, recorded
 from .moments import Calibration, Moments
 from .reconstruct import Reconstructing, block_fit
 from .sensitivity import Sensitivity, measure
+from .stream import HeldItem, Stream, captured, run_block
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,6 +40,10 @@ if TYPE_CHECKING:
     from ..retuning.losses import Loss
 
 __all__ = ["LayerTask", "Solve", "run"]
+
+
+_Inputs = dict[Group, list[list[Held]]]
+"""Input vectors by group, batch and call."""
 
 
 class LayerTask(NamedTuple):
@@ -92,9 +96,10 @@ def run(
         ValueError: A name is not that of a dense layer, or inputs are not finite.
 
     Notes:
-        Memory in a sequence, for all batches: the inputs of one block (dense and compressed), and the inputs
-        of every group of layers in it, float32. Layers outside of sequences keep only sums. Dense layers are
-        kept while later steps need the dense model.
+        Held in a sequence, for all batches: the inputs of one block (dense and compressed), and the inputs of
+        every group of layers in it, float32, or bfloat16 where that is exact; past a limit in a file, see
+        ``held.Memory``. Layers outside of sequences keep only sums. Dense layers are kept while later steps
+        need the dense model.
     """
     check.instance(model, "model", nn.Module, "use the torch model itself")
     if not callable(solve):
@@ -108,7 +113,9 @@ def run(
         on_batch(f"{what}, batch {count}{of_total}")
 
     read = {name: layer for name, layer in layers.items() if input_size(layer) is not None}
-    with evaluating(model), token_masks(model) as masks_of:
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(model))
+        masks_of = stack.enter_context(token_masks(model))
         order = plan(model, read, data)
         steps = together(model, order.steps)
         weights = None
@@ -119,12 +126,13 @@ def run(
             watched = blocks if reconstructing is not None else ()
             after_batch = partial(tell, "gradients of the loss")
             weights = measure(dense, theirs, data, loss, watched, after_batch)
+        memory = stack.enter_context(Memory(None if reconstructing is None else reconstructing.memory))
         propagation = _Propagation(
-            model, data, solve, calibration, weights, masks_of, reconstructing, teacher, tell
+            model, data, solve, calibration, weights, masks_of, reconstructing, teacher, tell, memory
         )
         propagation.without_inputs([name for name in layers if name not in read])
         for number, step in enumerate(steps, 1):
-            propagation.keep_dense = number < len(steps)
+            propagation.dense.needed = number < len(steps)
             if isinstance(step, list):
                 propagation.outside_of_blocks(step)
             else:
@@ -144,7 +152,7 @@ def _layers(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
 
 
 class _Propagation:
-    """A partly compressed model, with the dense layers that were replaced."""
+    """A partly compressed model, beside the dense one."""
 
     def __init__(
         self,
@@ -157,12 +165,12 @@ class _Propagation:
         reconstructing: Reconstructing | None,
         teacher: nn.Module | None,
         tell: Callable[[str, int], object],
+        memory: Memory,
     ) -> None:
-        self.keep_dense = True  # whether later steps need the dense layers
-        self._reconstructing, self._teacher = reconstructing, teacher
+        self.dense = DenseModel(model, teacher)
+        self._reconstructing, self._memory = reconstructing, memory
         self._model, self._batches, self._call_solve = model, batches, solve
         self._calibration, self._sensitivity, self._masks_of = calibration, sensitivity, masks_of
-        self._replaced: dict[str, nn.Module] = {}
         self._tell = tell
 
     # ------------------------------------------------------------ steps
@@ -184,8 +192,8 @@ class _Propagation:
 
             now, _ = recorded(self._model, forward, groups, masks, stop=True)
             dense: Sequence[list[Tensor] | None] = [None] * len(groups)
-            if self._differs():
-                with self._dense() as model:
+            if self.dense.differs():
+                with self.dense.there() as model:
                     dense, _ = recorded(model, partial(call, model, batch), groups, masks, stop=True)
             for group, total, seen, before in zip(groups, sums, now, dense, strict=True):
                 total.add(seen, before, self._weights(group, key, seen))
@@ -195,8 +203,8 @@ class _Propagation:
     def sequence(self, blocks: Blocks) -> None:
         """Compress a sequence of blocks, from the inputs of the first block on."""
         stream = self._enter(blocks[0].name)
-        for block in blocks:
-            dense = self._dense_inputs(block, stream)
+        for block, following in zip(blocks, [*blocks[1:], None], strict=True):
+            dense = self._dense_inputs(block, following, stream)
             fit = self._fit(block, stream)
             for groups in together(self._model, block.groups):
                 assert isinstance(groups, list)
@@ -210,7 +218,10 @@ class _Propagation:
                     fit.solving(time.perf_counter() - began)
             if fit is not None and self._reconstructing is not None:
                 self._reconstructing.on_block(block.name, fit.finish())
-            stream.now = [run_block(self._model, block.name, item) for item in stream.now]
+            fit = None  # it holds the inputs and outputs of this block
+            for number, item in enumerate(stream.now):
+                output = run_block(self._model, block.name, item.get())
+                stream.now[number] = item.next(output, following, self._memory)
 
     # ------------------------------------------------------------ reconstruction
 
@@ -223,18 +234,8 @@ class _Propagation:
             channels = self._sensitivity.channels.get(block.name)
         fit = block_fit(self._model, block, stream, channels, how)
         if fit is not None:
-            self._remember(block)
+            self.dense.remember(block.name)
         return fit
-
-    def _remember(self, block: Block) -> None:
-        """Keep copies of what is dense in a block, which is going to be trained, for the dense model."""
-        if not self.keep_dense or self._teacher is not None:
-            return
-        for name, module in self._model.get_submodule(block.name).named_modules():
-            whole = f"{block.name}.{name}"
-            trained = next(module.parameters(recurse=False), None) is not None
-            if name and trained and not isinstance(module, FactoredLayer) and whole not in self._replaced:
-                self._replaced[whole] = copy.deepcopy(module)
 
     def _prepared(self, fit: BlockFit, tasks: list[LayerTask]) -> list[LayerTask]:
         """The tasks of some groups, for the weights that correction and training of what is dense made."""
@@ -257,45 +258,52 @@ class _Propagation:
                 continue
             stream.keys.append(self._key(batch))
             stream.masks.append(masks)
-            stream.now.append(item)
-            if self._differs():
-                with self._dense() as model:
-                    stream.dense.append(captured(model, block, batch))
-            else:
-                stream.dense.append(item)
-        if not self.keep_dense:
-            self._replaced.clear()
+            stream.now.append(HeldItem.of(item, self._memory))
+            other: HeldItem | None = stream.now[-1]
+            if self.dense.differs():
+                with self.dense.there() as model:
+                    found = captured(model, block, batch)
+                other = None if found is None else HeldItem.of(found, self._memory)
+            stream.dense.append(other)
+        self.dense.forget()
         return stream
 
-    def _dense_inputs(self, block: Block, stream: Stream) -> dict[Group, list[list[Tensor]]]:
-        """Inputs in the dense model by group, batch and call; ``stream.dense`` moves on to the next block."""
-        inputs: dict[Group, list[list[Tensor]]] = {group: [] for group in block.groups}
+    def _dense_inputs(self, block: Block, following: Block | None, stream: Stream) -> _Inputs:
+        """Inputs of groups in the dense model; ``stream.dense`` moves on to the next block."""
+        inputs: _Inputs = {group: [] for group in block.groups}
         for number, item in enumerate(stream.dense):
+            groups = () if self._decides(number, stream) else block.groups
             calls: list[list[Tensor]] = [[] for _ in block.groups]
             if item is not None:
-                masks = stream.masks[number]
-                with self._dense() as model:
-                    calls, stream.dense[number] = _through(model, block, item, block.groups, masks)
-            for group, seen in zip(block.groups, calls, strict=True):
-                inputs[group].append(seen)
+                with self.dense.there() as model:
+                    run = partial(run_block, model, block.name, item.get())
+                    seen, output = recorded(model, run, groups, stream.masks[number], stop=False)
+                calls = seen or calls
+                stream.dense[number] = item.next(output, following, self._memory)
+            for group, tensors in zip(block.groups, calls, strict=True):
+                inputs[group].append([self._memory.hold(tensor) for tensor in tensors])
             self._tell(block.name, number + 1)
         return inputs
 
-    def _statistics(
-        self, block: Block, groups: Groups, stream: Stream, dense: dict[Group, list[list[Tensor]]]
-    ) -> list[InputSums]:
+    def _statistics(self, block: Block, groups: Groups, stream: Stream, dense: _Inputs) -> list[InputSums]:
         """Sums over the inputs of some groups of a block; their inputs in the dense model are freed."""
         sums = [InputSums(self._input_size(group)) for group in groups]
         before = [dense.pop(group) for group in groups]
-        how = self._reconstructing
         for number, item in enumerate(stream.now):
-            if how is not None and how.settings.is_held_out(number, len(stream.now)):
-                continue  # it decides, so nothing is learned from it
-            now, _ = _through(self._model, block, item, groups, stream.masks[number], stop=True)
+            if self._decides(number, stream):
+                continue
+            run = partial(run_block, self._model, block.name, item.get())
+            now, _ = recorded(self._model, run, groups, stream.masks[number], stop=True)
             for group, total, seen, known in zip(groups, sums, now, before, strict=True):
-                total.add(seen, known[number], self._weights(group, stream.keys[number], seen))
+                weights = self._weights(group, stream.keys[number], seen)
+                total.add(seen, [held.get() for held in known[number]], weights)
             self._tell(f"inputs of {groups[0].names[0]}", number + 1)
         return sums
+
+    def _decides(self, number: int, stream: Stream) -> bool:
+        """Whether a batch is held out: nothing is learned from it."""
+        how = self._reconstructing
+        return how is not None and how.settings.is_held_out(number, len(stream.now))
 
     def _key(self, batch: Any) -> bytes:
         return b"" if self._sensitivity is None else digest(batch)
@@ -342,42 +350,9 @@ class _Propagation:
     # ------------------------------------------------------------ solve
 
     def _solve(self, tasks: list[LayerTask]) -> None:
-        """Let the caller compress layers, and keep the dense ones while they are needed."""
-        names = {task.name for task in tasks}
-        before = dict(self._model.named_modules(remove_duplicate=False))
-        self._call_solve(tasks)
-        after = dict(self._model.named_modules(remove_duplicate=False))
-        for other, module in before.items():  # also other names of the layer, and layers tied to it
-            needed = self.keep_dense or other not in names
-            if after.get(other) is not module and needed and self._teacher is None:
-                self._replaced.setdefault(other, module)
-
-    def _differs(self) -> bool:
-        """Whether the model is not dense any more."""
-        return bool(self._replaced) or self._teacher is not None
-
-    @contextmanager
-    def _dense(self) -> Iterator[nn.Module]:
-        """A context that yields the dense model: the teacher, or the model with its dense layers again."""
-        if self._teacher is not None:
-            yield self._teacher
-            return
-        current = {name: put(self._model, name, layer) for name, layer in self._replaced.items()}
-        try:
-            yield self._model
-        finally:
-            for name, layer in reversed(
-                current.items()
-            ):  # if a place has two names, the first one holds the old layer
-                put(self._model, name, layer)
+        """Let the caller compress layers."""
+        self.dense.replacing(lambda: self._call_solve(tasks), {task.name for task in tasks})
 
 
 def _plain_task(name: str, matrix: NDArray[np.float64]) -> LayerTask:
     return LayerTask(name, matrix.astype(np.float32), None)
-
-
-def _through(
-    model: nn.Module, block: Block, item: Item, groups: Sequence[Group], masks: MasksOf, *, stop: bool = False
-) -> tuple[list[list[Tensor]], Any]:
-    """Inputs of groups of layers while a block runs, and the input of the next block."""
-    return recorded(model, partial(run_block, model, block.name, item), groups, masks, stop=stop)

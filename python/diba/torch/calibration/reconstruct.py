@@ -7,16 +7,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from ..modules.layer import factored_layers
 from ..reconstruction.block import BlockFit, Sample
 from ..reconstruction.settings import BlockRecipe, Reconstruction
-from .blocks import first_tensor
+from .trace import first_tensor
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from .blocks import Block
-    from .inputs import Item, Stream
+    from .stream import HeldItem, Stream
 
 __all__ = ["Reconstructing", "block_fit"]
 
@@ -37,6 +39,11 @@ class Reconstructing:
     on_block: Callable[[str, BlockRecipe], object]
     done: Container[str] = ()
 
+    @property
+    def memory(self) -> int | None:
+        """Bytes of memory for activations; None: by what is available."""
+        return self.settings.memory
+
 
 def block_fit(
     model: nn.Module, block: Block, stream: Stream, channels: Tensor | None, how: Reconstructing
@@ -51,15 +58,21 @@ def block_fit(
         how: What is done.
 
     Returns:
-        None if the block is done already, if nothing in it is compressed, or if no batch is held out or none
-        is not.
+        None if the block is done already or is a single layer, if nothing in it is compressed, or if no batch
+        is held out or none is not.
     """
-    if block.name in how.done or not (block.groups or factored_layers(model.get_submodule(block.name))):
+    module = model.get_submodule(block.name)
+    if (
+        block.name in how.done
+        or not (block.groups or factored_layers(module))
+        or next(module.children(), None) is None
+    ):
         return None
     samples, held_out = [], []
     for number, (item, target) in enumerate(zip(stream.now, stream.dense, strict=True)):
         if target is not None:
-            samples.append(Sample(partial(_output, item), target.hidden, stream.masks[number](block.name)))
+            masks = stream.masks[number](block.name)
+            samples.append(Sample(partial(_output, item), target.hidden.get, masks))
             held_out.append(how.settings.is_held_out(number, len(stream.now)))
     if all(held_out) or not any(held_out):
         return None
@@ -67,8 +80,9 @@ def block_fit(
     return BlockFit(model, block.name, samples, held_out, channels, how.settings, on_step)
 
 
-def _output(item: Item, block: nn.Module) -> Tensor:
+def _output(held: HeldItem, block: nn.Module) -> Tensor:
     """The output of a block for an input, with gradients where they are on."""
+    item = held.get()
     output = first_tensor(block(item.hidden, *item.args, **item.kwargs))
-    assert output is not None, "as when it was first called"
+    assert isinstance(output, Tensor), "as when it was first called"
     return output

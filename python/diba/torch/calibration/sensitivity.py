@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ..modules.vectors import input_of, mark_like, output_rows, sampled
 from ..retuning.batches import differentiable, digest, token_masks
 from ..retuning.losses import Loss, loss_value
-from .blocks import first_tensor
 from .held import apart
+from .trace import first_tensor
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -218,4 +218,4 @@ def _watch_channels(
             channels[name] = found
 
     if y is not None and y.requires_grad:
-        y.register_hook(add)  # type: ignore[no-untyped-call]
+        y.register_hook(add)

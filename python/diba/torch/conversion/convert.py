@@ -93,6 +93,8 @@ def convert(
         ValueError: A setting is unknown, out of range, names no layer of the model, or needs moments that are
             missing; a weight is not finite or has no values; or nothing would be compressed
             and nothing is compressed already.
+        OSError: Activations take more than the memory allowed, and the temporary file for the rest cannot be
+            made or the disk is full.
         KeyboardInterrupt: Promptly on Ctrl-C.
 
     Notes:
@@ -188,8 +190,9 @@ def _convert(
         warn_unreached(missed, len(order), _PLAIN)
     if how is not None and not recipe_of(model).blocks:
         warn_user(
-            "no block was reconstructed: the model runs no sequence of blocks of which each reads the output "
-            "of the one before and the same other arguments; its layers are compressed as without reconstruct"
+            "no block was reconstructed: the model runs no sequence of blocks, other than single layers, of "
+            "which each reads the output of the one before, and else the same arguments or more of it; "
+            "its layers are compressed as without reconstruct"
         )
 
 

@@ -50,15 +50,21 @@ class Sample:
     Args:
         run: Runs a block on the input that it gets from the compressed blocks before it.
         target: Output of the dense block, (batch, positions, channels), or (batch, channels, *positions) with
-            two axes of positions.
+            two axes of positions; or what returns it whenever it is needed.
         masks: True where a token counts, shape (batch, positions) each; those that fit apply.
     """
 
-    def __init__(self, run: Run, target: Tensor, masks: Sequence[Tensor] = ()) -> None:
-        self.run, self.target = run, target
+    def __init__(self, run: Run, target: Tensor | Callable[[], Tensor], masks: Sequence[Tensor] = ()) -> None:
+        self.run, self._target = run, target
+        target = self.target
         rows = target.shape[:1] + target.shape[2:] if target.ndim == 4 else target.shape[:-1]
         fitting = [mask.to(target.device) for mask in masks if mask.shape == rows]
         self.counts = torch.stack(fitting).any(0) if fitting else target.new_ones(rows, dtype=torch.bool)
+
+    @property
+    def target(self) -> Tensor:
+        """Output of the dense block."""
+        return self._target if isinstance(self._target, Tensor) else self._target()
 
 
 class BlockFit:

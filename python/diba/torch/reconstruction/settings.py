@@ -32,6 +32,10 @@ class Reconstruction:
         lr: Learning rate of diagonals, norms and biases, relative to their median entries.
         tune_lr: Learning rate of dense weights, relative to their median entries.
         held_out: Share of the batches that decides, and from which nothing is learned; at least one batch.
+        memory: Bytes of memory for activations of all batches: inputs of a block, what the dense block gave,
+            and inputs of its layers. What is more lies in a temporary file without a name, in the folder that
+            the environment variable ``TMPDIR`` names. None: half of the memory that is available at the
+            start. The results are the same bytes.
         seed: Seed of the order of the batches.
 
     Raises:
@@ -47,6 +51,7 @@ class Reconstruction:
     lr: float = 0.004
     tune_lr: float = 0.01
     held_out: float = 0.125
+    memory: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -58,6 +63,8 @@ class Reconstruction:
             raise ValueError(f"flips is {self.flips:g}; it must be at most 1, all bits")
         if self.held_out > 0.5:
             raise ValueError(f"held_out is {self.held_out:g}; it must be at most 0.5, half of the batches")
+        if self.memory is not None:
+            check.integer(self.memory, "memory", minimum=0, maximum=2**62)
         check.instance(self.correct, "correct", bool, "use True or False")
         check.seed(self.seed)
 
@@ -85,5 +92,5 @@ class Reconstruction:
         return (number + 1) * wanted // count > number * wanted // count
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; :meth:`of` takes them back."""
-        return dataclasses.asdict(self)
+        """What the results depend on, as plain values for JSON; :meth:`of` takes them back."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if key != "memory"}
