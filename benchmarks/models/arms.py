@@ -48,6 +48,7 @@ def run(cell: Cell, quick: bool) -> dict[str, Any]:
     return facts | {"primary": task.primary, "higher_is_better": task.higher_is_better, "title": task.title}
 
 
+HELD_OUT = 4  # batches that calibration has not seen, on which losses are measured to share out bits
 MORE = 1.5  # bits of the model whose components are scored, over those that stay
 
 
@@ -132,20 +133,23 @@ def train(
     return model, facts
 
 
-def allocated(cell: Cell, task: Task, quick: bool) -> Made:
-    """As calibrated, with bits where they lower most noise at the model's answers."""
+def allocated(cell: Cell, task: Task, quick: bool, by: str = "fisher") -> Made:
+    """As calibrated, with bits where they lower most noise at the model's answers, or most of its loss."""
 
     def make() -> Made:
         chosen = config(cell, task)
-        options = {"loss": fisher(cell, task), "progress": False}
+        options: dict[str, Any] = {"loss": fisher(cell, task), "progress": False}
         moments = diba.torch.calibrate(teacher(task), seen(task, quick), config=chosen, **options)
+        options = {"config": chosen, "calibration": moments, "by": by, "progress": False}
+        if by == "loss":
+            options |= {"loss": loss_of(task), "batches": unseen_first(task)[: 2 if quick else HELD_OUT]}
         began = time.perf_counter()
-        shares = diba.allocate(teacher(task), cell.bits, config=chosen, calibration=moments)
+        shares = diba.torch.allocate(teacher(task), cell.bits, **options)
         spent = time.perf_counter() - began
         model, facts = convert_seeing(cell, task, quick, shares.k)
         return model, facts | {"allocate_seconds": spent}
 
-    return once(cell, "allocated", make)
+    return once(cell, "allocated" if by == "fisher" else "by loss", make)
 
 
 def scored(cell: Cell, task: Task, quick: bool) -> Made:
@@ -188,6 +192,8 @@ MAKERS: dict[str, Maker] = {
     "random": random,
     "allocated": allocated,
     "allocated, retuned": partial(retuned, origin=allocated),
+    "by loss": partial(allocated, by="loss"),
+    "by loss, retuned": partial(retuned, origin=partial(allocated, by="loss")),
     "scored": scored,
     "scored, retuned": partial(retuned, origin=scored),
     "rounded": rounded,

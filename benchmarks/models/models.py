@@ -9,9 +9,9 @@ them stand two controls: random binaries of the same shape, their diagonals fitt
     python benchmarks models --json benchmarks/results/models.json
 
 Where the plan (plan.py) says so, bits are also shared out between layers: by noise ("allocated"), by
-scores ("scored"). Each cell is written when it is done, and a second call goes on where the first one
-stopped. Sizes, steps and data are cut down, and all of it still takes hours on two cores; --quick
-takes small subsets of everything, to try it out.
+measured loss ("by loss"), by scores ("scored"). Each cell is written when it is done, and a second call goes
+on where the first one stopped. Sizes, steps and data are cut down, and all of it still takes hours on two
+cores; --quick takes small subsets of everything, to try it out.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ class Plan:
         plain: Sizes at which the factors that know no data are measured.
         random: Sizes of the control.
         unweighted: Sizes at which all inputs count alike in calibration.
-        shared: Where bits are shared out between layers, by noise and by scores.
+        shared: Where bits are shared out between layers, by noise, by loss and by scores.
         rounded: Bits of round-to-nearest.
     """
 
@@ -150,7 +150,7 @@ def arms(plan: Plan, bits: float, alphabet: str) -> Iterator[str]:
     if bits in plan.random:
         yield "random"
     if (bits, alphabet) in plan.shared:
-        for way in ("allocated", "scored"):
+        for way in ("allocated", "by loss", "scored"):
             yield way
             yield f"{way}, retuned"
 

@@ -30,6 +30,8 @@ ARMS = {
     "flips": "+ flips",
     "allocated": "calibrated, bits shared out by noise",
     "allocated, retuned": "+ DiBARD",
+    "by loss": "calibrated, bits shared out by measured loss",
+    "by loss, retuned": "+ DiBARD",
     "scored": "calibrated, bits shared out by scores",
     "scored, retuned": "+ DiBARD",
     "random": "random binaries, retuned alike",

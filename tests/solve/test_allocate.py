@@ -10,7 +10,7 @@ from torch import nn
 import diba
 import diba.torch
 from diba.solvers.size import stored_bits
-from diba.torch.conversion.allocation import keep_best
+from diba.torch.allocation.scores import keep_best
 
 RANDOM = np.random.default_rng(0)
 NORMAL = RANDOM.standard_normal((48, 64))

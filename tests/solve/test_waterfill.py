@@ -11,7 +11,7 @@ import pytest
 
 import diba
 from diba._internal import storage
-from diba.allocation.waterfill import waterfill
+from diba.allocation.waterfill import shared_k, waterfill
 from diba.solvers.size import stored_bits
 
 
@@ -138,6 +138,84 @@ def test_sensitivity_draws_bits() -> None:
     )
     found = waterfill({"plain": plain, "heavy": heavy}, bits_per_weight=3)
     assert found.k["heavy"] > curve.k[1] > found.k["plain"]
+
+
+# ---------------------------------------------------------------- groups that share k
+
+
+def test_the_shared_size_is_the_largest_that_fits_all_together() -> None:
+    shapes = [(24, 16), (8, 16), (8, 16)]
+    entries = sum(m * n for m, n in shapes)
+    for bits in (3.0, 4.5, 5.0, 6.25):
+        k = shared_k(shapes, bits)
+        assert sum(stored_bits(*shape, k) for shape in shapes) <= bits * entries
+        assert sum(stored_bits(*shape, k + 1) for shape in shapes) > bits * entries
+    assert shared_k(shapes, 0.1) == 1
+    assert shared_k([(40, 60)], 2) == 27  # as in the uniform budget
+
+
+def test_groups_are_solved_as_one_matrix() -> None:
+    shapes = {"a": (8, 10), "b": (20, 10), "c": (12, 20), "d": (6, 10)}
+    spec = {"a": (6.0, 0.8), "b": (3.0, 0.3), "c": (8.0, 0.4), "d": (2.0, 0.6)}
+    sizes = list(range(2, 15))
+    curves = {name: exponential(shapes[name], sizes, *spec[name]) for name in spec}
+    steps = [8 + 20 + 6 + 3 * (10 + 16), 12 + 20 + 16]  # bits of one more k: m + n + 16 for each matrix
+
+    def value(name: str, k: int) -> float:
+        energy, rate = spec[name]
+        return energy * 10 ** (-rate * k / 10)
+
+    for total in range(2600, 5000, 200):
+        found = waterfill(curves, total_bits=total, groups=[["b", "d", "a"]])
+        assert list(found.k) == list(curves)
+        assert found.k["a"] == found.k["b"] == found.k["d"]
+        assert found.total_bits == sum(stored_bits(*shapes[name], k) for name, k in found.k.items()) <= total
+        fitting = [
+            (value("a", k) + value("b", k) + value("d", k) + value("c", c))
+            for k, c in itertools.product(sizes, repeat=2)
+            if sum(stored_bits(*shapes[x], c if x == "c" else k) for x in shapes) <= total
+        ]
+        left = total - found.total_bits
+        slopes = [
+            sum(curves[x].noise[found.k[x] - 2] - curves[x].noise[found.k[x] - 1] for x in names) / step
+            for names, step in zip(("abd", "c"), steps, strict=True)
+            if found.k[names[0]] < sizes[-1]
+        ]
+        assert min(fitting) <= found.noise * (1 + 1e-12)
+        assert found.noise <= min(fitting) + left * max(slopes, default=0) + 1e-12
+
+
+def test_a_group_stays_within_all_of_its_curves() -> None:
+    shape = (16, 16)
+    curves = {"a": exponential(shape, [2, 9], 1.0, 0.1), "b": exponential(shape, [4, 12], 1.0, 0.1)}
+    few = waterfill(curves, total_bits=2 * stored_bits(*shape, 4), groups=[("a", "b")])
+    many = waterfill(curves, total_bits=2 * stored_bits(*shape, 30), groups=[("a", "b")])
+    assert (few.k, many.k) == ({"a": 4, "b": 4}, {"a": 9, "b": 9})
+
+
+def test_other_budgets_need_no_other_curves() -> None:
+    curves = {name: exponential((16, 24), [1, 12], 1.0 + len(name), 0.2) for name in ("a", "bb", "ccc")}
+    found = waterfill(curves, bits_per_weight=2, groups=[["a", "ccc"]])
+    assert found.at(2) == found
+    smaller = found.at(1.5)
+    assert smaller == waterfill(curves, bits_per_weight=1.5, groups=[["a", "ccc"]])
+    assert smaller.total_bits < found.total_bits
+    assert smaller.k["a"] == smaller.k["ccc"]
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ([["a", "z"]], "'z'; it must be one of curves"),
+        ([["a", "b"], ["b", "c"]], "'b' twice"),
+        ([["a", "c"]], "a, c have no k in common"),
+    ],
+)
+def test_bad_groups(groups: list[list[str]], message: str) -> None:
+    sizes = {"a": [1, 2], "b": [1, 3], "c": [4, 5]}
+    curves = {name: exponential((16, 16), k, 1.0, 0.1) for name, k in sizes.items()}
+    with pytest.raises(ValueError, match=message):
+        waterfill(curves, total_bits=10**5, groups=groups)
 
 
 ONE = {"a": curve_of((4, 4), [1], [1.0])}

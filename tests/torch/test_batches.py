@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 import diba.torch
-from diba.torch.conversion.allocation import scores
+from diba.torch.allocation.scores import scores
 from diba.torch.retuning.batches import digest, repeatable, some
 from diba.torch.retuning.losses import model_loss
 from diba.torch.retuning.retune import retune

@@ -18,9 +18,9 @@ import diba
 import diba.torch
 import diba.torch.calibration.propagate
 from diba.solvers.size import uniform_k
+from diba.torch.allocation.scores import scores
 from diba.torch.calibration import blocks
 from diba.torch.calibration.moments import Calibration, Moments
-from diba.torch.conversion.allocation import scores
 from diba.torch.conversion.convert import convert
 from diba.torch.conversion.report import report
 from diba.torch.conversion.solving import warn_unreached

@@ -14,9 +14,9 @@ import transformers
 from torch import nn
 
 import tiny_experts
+from diba.torch.allocation.allocate import allocate
 from diba.torch.calibration.collect import calibrate
 from diba.torch.calibration.inputs import InputSums
-from diba.torch.conversion.allocation import allocate
 from diba.torch.conversion.convert import convert
 from diba.torch.conversion.report import report
 from diba.torch.model.config import Config

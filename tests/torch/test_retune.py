@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import diba
-from diba.torch.conversion.allocation import scores
+from diba.torch.allocation.scores import scores
 from diba.torch.modules.layer import FactoredLayer
 from diba.torch.modules.linear import DibaLinear
 from diba.torch.retuning.flips import Flips

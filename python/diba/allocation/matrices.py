@@ -35,21 +35,23 @@ def allocate(
     bits_per_weight: float,
     *,
     weights: Mapping[str, float] | None = None,
-    sizes: tuple[float, ...] = SIZES,
+    sizes: tuple[float, ...] | None = None,
     progress: ProgressOption | None = None,
     **options: Any,
 ) -> Allocation:
     """Choose k for each matrix: the least total noise for ``bits_per_weight`` on average.
 
     Each matrix is factored quickly at several sizes; water-filling then spends each bit where it removes the
-    most noise. A model is passed on to :func:`diba.torch.allocate`, which weights noise by calibration data.
+    most noise. A model is passed on to :func:`diba.torch.allocate`, which weights noise by calibration data,
+    or measures losses.
 
     Args:
         source: Dict of names to matrices, or a torch module.
         bits_per_weight: Stored bits per weight on average over all matrices, diagonals included.
         weights: Dict of names to weights of ``|A - F|^2``; 1 for names that are missing.
         sizes: Sizes at which noise is measured, as shares of ``bits_per_weight``; every k chosen lies between
-            the smallest and the largest of them.
+            the smallest and the largest of them. None: ``(0.5, 0.75, 1, 1.5, 2.25)``, and for a model what
+            :func:`diba.torch.allocate` says.
         progress: True shows a bar on stderr, False nothing; a callable is called with a
             :class:`diba.Progress`, whose steps are matrices or layers. None: True for a model, False for
             matrices.
@@ -76,7 +78,7 @@ def allocate(
         >>> k["loud"] > k["quiet"]
         True
     """
-    sizes = check_sizes(sizes)
+    sizes = None if sizes is None else check_sizes(sizes)
     model: Any = source
     if hasattr(model, "named_modules"):
         if weights is not None:
@@ -104,7 +106,7 @@ def allocate(
         for at, (name, values) in enumerate(source.items()):
             matrix = checked_matrix(values, f"source[{name!r}]")
             m, n = matrix.shape
-            k = sorted({uniform_k(m, n, size * asked) for size in sizes})
+            k = sorted({uniform_k(m, n, size * asked) for size in sizes or SIZES})
             curve = measured(matrix, k, given, steps, name, at)
             curves[name] = curve.weighted((weights or {}).get(name, 1.0), f"weights[{name!r}]")
     return waterfill(curves, bits_per_weight=asked)

@@ -17,9 +17,10 @@ except ImportError as error:
 
 from diba_autoload import expect_transformers as _expect_transformers
 
+from .allocation.allocate import allocate
+from .allocation.scores import keep_best, scores
 from .calibration.collect import calibrate
 from .calibration.moments import Calibration, Moments
-from .conversion.allocation import allocate, keep_best, scores
 from .conversion.convert import convert
 from .conversion.report import LayerReport, Report, report
 from .model.config import Config

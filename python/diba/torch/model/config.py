@@ -18,17 +18,20 @@ __all__ = [
     "AUTO",
     "OBJECTIVES",
     "OVERRIDES",
+    "PATTERN",
     "SIZES",
     "CodeBits",
     "Config",
     "Settings",
+    "check_rule",
     "known_keys",
     "suggestion",
 ]
 
 OBJECTIVES = ("auto", "plain", "importance", "covariance")
 SIZES = ("bits_per_weight", "k", "snr_db")
-_PATTERN = "re:"
+PATTERN = "re:"
+"""What begins a rule that is a regular expression for whole names."""
 
 CodeBits = Literal[8, 4]
 AUTO = "auto"
@@ -252,17 +255,18 @@ def _size(bits_per_weight: Any, k: Any, snr_db: Any) -> None:
 def _names(value: Any) -> tuple[str, ...]:
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
         raise TypeError(f"skip is {describe(value)}; it must be a list of names, such as ['lm_head']")
-    return tuple(_name(name, "an entry of skip") for name in value)
+    return tuple(check_rule(name, "an entry of skip") for name in value)
 
 
-def _name(value: Any, what: str) -> str:
+def check_rule(value: Any, what: str) -> str:
+    """Require the name of a layer, or ``PATTERN`` and a regular expression."""
     if not isinstance(value, str) or not value:
         raise TypeError(
             f"{what} is {describe(value)}; it must be the name of a layer, or 're:' and a pattern"
         )
-    if value.startswith(_PATTERN):
+    if value.startswith(PATTERN):
         try:
-            re.compile(value[len(_PATTERN) :])
+            re.compile(value[len(PATTERN) :])
         except re.error as error:
             raise ValueError(f"{what} is {value!r}, which is not a regular expression: {error}") from None
     return value
@@ -276,7 +280,7 @@ def _rules(value: Any, default: Settings) -> dict[str, dict[str, Any] | None]:
         )
     result: dict[str, dict[str, Any] | None] = {}
     for name, overrides in value.items():
-        _name(name, "a key of layers")
+        check_rule(name, "a key of layers")
         if overrides is not None and not isinstance(overrides, Mapping):
             raise TypeError(
                 f"layers[{name!r}] is {describe(overrides)}; it must be a dict of overrides, or None to skip"
@@ -308,6 +312,6 @@ def known_keys(values: Mapping[str, Any], known: Sequence[str], what: str) -> No
 
 
 def _matches(rule: str, name: str) -> bool:
-    if rule.startswith(_PATTERN):
-        return re.fullmatch(rule[len(_PATTERN) :], name) is not None
+    if rule.startswith(PATTERN):
+        return re.fullmatch(rule[len(PATTERN) :], name) is not None
     return rule == name

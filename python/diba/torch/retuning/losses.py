@@ -7,7 +7,7 @@ Which tensors of a model's output are compared: ``outputs``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -114,6 +114,10 @@ def distillation(
         forward: ``forward(model, batch)``, for batches that hold more than a model's arguments; the default
             is ``model(**batch)`` for a dict, ``model(*batch)`` for a tuple or list, else ``model(batch)``.
 
+    Returns:
+        A callable ``loss(model, batch)``. Its ``remember(batches)`` keeps the teacher's answers to some batches;
+        the teacher may then be changed, and be the model itself.
+
     Raises:
         TypeError: the teacher is no module.
         ValueError: a temperature of 0, a weight outside [0, 1]; later, outputs that cannot be compared.
@@ -137,7 +141,7 @@ class Distillation:
 
     Attributes:
         temperature: That softens logits.
-        cached_bytes: Bytes of the teacher's outputs that are kept; 0 unless ``cache`` was asked for.
+        cached_bytes: Bytes of the teacher's outputs that are kept, by ``cache`` or ``remember``.
     """
 
     def __init__(
@@ -159,10 +163,10 @@ class Distillation:
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
         """The loss of a model for one batch: a scalar, float32."""
-        if model is self.teacher:
+        if model is self.teacher and digest(batch) not in self._cache:
             raise ValueError(
                 "teacher is the model itself; it must be a copy from before the conversion: "
-                "teacher = copy.deepcopy(model)"
+                "teacher = copy.deepcopy(model); or loss.remember(batches) before the model changes"
             )
         output = self._forward(model, batch)
         pairs = self._compared(output, model, batch)
@@ -208,21 +212,38 @@ class Distillation:
         return terms.sum() * (t * t / max(1, log_q[..., 0].numel()))
 
     def _teach(self, batch: Any) -> list[Answer]:
-        if self._limit == 0:
+        if self._limit == 0 and not self._cache:
             return self._run_teacher(batch)
         key = digest(batch)
         found = self._cache.get(key)
         if found is None:
             found = self._run_teacher(batch)
-            size = sum(answer.values.nbytes for answer in found)
-            if self.cached_bytes + size <= self._limit:
-                self._cache[key] = found
-                self.cached_bytes += size
+            if self.cached_bytes + _bytes(found) <= self._limit:
+                self._keep(key, found)
         return found
+
+    def remember(self, batches: Iterable[Any]) -> None:
+        """Keep the teacher's answers to these batches, whatever ``cache`` says.
+
+        Later losses of these batches do not run the teacher, so it may become another model meanwhile, and be
+        compared with what it was.
+        """
+        for batch in batches:
+            key = digest(batch)
+            if key not in self._cache:
+                self._keep(key, self._run_teacher(batch))
+
+    def _keep(self, key: bytes, found: list[Answer]) -> None:
+        self._cache[key] = found
+        self.cached_bytes += _bytes(found)
 
     def _run_teacher(self, batch: Any) -> list[Answer]:
         with torch.no_grad(), evaluating(self.teacher):
             return answers(self._forward(self.teacher, batch), self.teacher, self._features)
+
+
+def _bytes(found: list[Answer]) -> int:
+    return sum(answer.values.nbytes for answer in found)
 
 
 def _shown(shapes: list[tuple[str, tuple[int, ...]]]) -> str:

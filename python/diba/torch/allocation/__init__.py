@@ -1,0 +1,1 @@
+"""Bits shared out between the layers of a model: by noise, by measured loss, or by retuning scores."""
