@@ -1,4 +1,4 @@
-"""Response curves from losses that were measured on few batches: what counts as measured, and what does not."""
+"""Response curves from losses that were measured on few batches: what counts as measured, what does not."""
 
 from __future__ import annotations
 

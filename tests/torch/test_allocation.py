@@ -1,4 +1,4 @@
-"""diba.torch.allocate: shares by measured losses, layers that share one k, and a model that stays as it was."""
+"""diba.torch.allocate: shares by measured losses, layers that share one k, a model that stays as it was."""
 
 from __future__ import annotations
 

@@ -115,8 +115,8 @@ def distillation(
             is ``model(**batch)`` for a dict, ``model(*batch)`` for a tuple or list, else ``model(batch)``.
 
     Returns:
-        A callable ``loss(model, batch)``. Its ``remember(batches)`` keeps the teacher's answers to some batches;
-        the teacher may then be changed, and be the model itself.
+        A callable ``loss(model, batch)``. Its ``remember(batches)`` keeps the teacher's answers to some
+        batches; the teacher may then be changed, and be the model itself.
 
     Raises:
         TypeError: the teacher is no module.
