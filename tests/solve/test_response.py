@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from diba.allocation.response import Response, falling, fitted
+from diba.allocation.response import Response, falling, fitted, smoothed
 
 NOISE = np.array([8.0, 2.0, 0.5])
 
@@ -89,3 +89,25 @@ def test_sequences_that_fall_are_the_nearest_in_logarithms(values: tuple[float, 
 
 def test_zeros_are_pooled_too() -> None:
     assert falling(np.array([0.0, 2.0, 0.0])).tolist() == [1.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    "rises", [[9.0, 2.0, 0.1], [4.0, 3.9, 3.9, 0.2, 0.1], [5.0, 4.0, 0.5], [3.0, 3.0, 1.0]]
+)
+def test_curves_are_smooth_between_what_was_measured(rises: list[float]) -> None:
+    interpolate = pytest.importorskip("scipy.interpolate")
+    k = [10, 41, 100, 130, 230][: len(rises)]
+    dense, values = smoothed(k, np.array(rises))
+    expected = np.exp(interpolate.PchipInterpolator(k, np.log(rises))(dense))
+    np.testing.assert_allclose(values, expected, rtol=1e-12)
+    assert (np.diff(values) <= 1e-12 * values[1:]).all()
+    assert [values[dense == size].item() for size in k] == rises
+    assert (np.diff(dense) <= np.ceil(np.repeat(np.diff(k), 8) / 8)).all()
+
+
+def test_what_is_not_smoothed() -> None:
+    for k, rises in (([3, 9], [2.0, 1.0]), ([3, 9, 12], [2.0, 0.0, 0.0])):
+        dense, values = smoothed(k, np.array(rises))
+        assert (dense.tolist(), values.tolist()) == (k, rises)
+    dense, values = smoothed([1, 2, 4], np.array([4.0, 2.0, 1.0]))
+    assert dense.tolist() == [1, 2, 3, 4]

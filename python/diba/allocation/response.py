@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-__all__ = ["Response", "falling", "fitted"]
+__all__ = ["Response", "falling", "fitted", "smoothed"]
 
 _STANDARD_ERRORS = 2.0
 """A mean stands out if it is larger than this many of its standard errors: one in 40 does so by chance."""
+
+_POINTS = 8  # of a smooth curve for each measured one
 
 
 class Response(NamedTuple):
@@ -110,6 +112,51 @@ def falling(values: Floats) -> Floats:
             (a, count), (b, more) = runs[-2:]
             runs[-2:] = [(_mean(a, count, b, more), count + more)]
     return np.array([mean for mean, count in runs for _ in range(count)])
+
+
+def smoothed(k: Sequence[int], rises: Floats) -> tuple[NDArray[np.int64], Floats]:
+    """More points of a curve, between those given: cubic in the logarithm, and nowhere rising.
+
+    A curve of straight pieces has corners at the measured sizes, where water-filling would leave most
+    matrices.
+
+    Args:
+        k: Inner dimensions, rising.
+        rises: What they bring, not rising.
+
+    Returns:
+        Inner dimensions with at most seven more between two, and their rises; as they are with a rise of 0.
+
+    Source:
+        Fritsch and Butland, SIAM Journal on Scientific and Statistical Computing 5, 1984.
+    """
+    given = np.asarray(k, np.int64)
+    if len(given) < 3 or not (rises > 0).all():
+        return given, rises
+    x, y = given.astype(np.float64), np.log(rises)
+    slopes, places = _slopes(np.diff(x), np.diff(y) / np.diff(x)), np.arange(_POINTS) / _POINTS
+    dense = np.unique(np.concatenate([*(x[:-1, None] + np.diff(x)[:, None] * places), x[-1:]]).round())
+    at = np.clip(np.searchsorted(x, dense, side="right") - 1, 0, len(x) - 2)
+    h, t = np.diff(x)[at], (dense - x[at]) / np.diff(x)[at]
+    curve = (1 + 2 * t) * (1 - t) ** 2 * y[at] + t**2 * (3 - 2 * t) * y[at + 1]
+    curve += h * t * (1 - t) * ((1 - t) * slopes[at] - t * slopes[at + 1])
+    values = np.exp(curve)
+    values[np.searchsorted(dense, x)] = rises  # as measured, not rounded
+    return dense.astype(np.int64), values
+
+
+def _slopes(h: Floats, secants: Floats) -> Floats:
+    """Slopes at three points or more for a cubic that rises and falls where the points do."""
+    before, after = secants[:-1], secants[1:]
+    weights = 2 * h[1:] + h[:-1], h[1:] + 2 * h[:-1]
+    with np.errstate(divide="ignore"):
+        inner = sum(weights) / (weights[0] / before + weights[1] / after)
+    inner = np.where(before * after > 0, inner, 0.0)
+    ends = []
+    for a, b, first, second in ((h[0], h[1], *secants[:2]), (h[-1], h[-2], *secants[:-3:-1])):
+        end = ((2 * a + b) * first - a * second) / (a + b)
+        ends.append(0.0 if end * first <= 0 else end)
+    return np.concatenate([ends[:1], inner, ends[1:]])
 
 
 def _mean(a: float, weight_a: int, b: float, weight_b: int) -> float:

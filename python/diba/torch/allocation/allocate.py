@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..._internal import check
+from ...allocation.curves import Curve
 from ...allocation.matrices import SIZES, check_sizes
-from ...allocation.response import Response, fitted
+from ...allocation.response import Response, fitted, smoothed
 from ...allocation.waterfill import shared_k, waterfill
 from ...checkpoints.entries import first_names
 from ...progress import Steps, reporting
@@ -25,7 +26,6 @@ from .noise import in_one_unit, measured
 if TYPE_CHECKING:
     from torch import nn
 
-    from ...allocation.curves import Curve
     from ...allocation.waterfill import Allocation
     from ...progress import ProgressOption
     from ..model.selection import Target
@@ -115,8 +115,9 @@ def allocate(
 
     Returns:
         The allocation; ``convert`` takes it as
-        ``layers={name: {"k": k} for name, k in allocation.k.items()}``. Its ``curves`` are what was measured:
-        of a group, each layer has an equal part. Its ``at`` gives other budgets without measuring again.
+        ``layers={name: {"k": k} for name, k in allocation.k.items()}``. Its ``curves`` are what was measured;
+        those of losses have smooth values between, and each layer of a group has an equal part. Its ``at``
+        gives other budgets without measuring again.
 
     Raises:
         TypeError, ValueError: as for :func:`diba.torch.convert` and :func:`diba.allocate`; ``by`` does not
@@ -195,11 +196,12 @@ def _by_loss(
     responses = [
         Response(rise, np.sum([noises[name].noise for name in names], 0)) for names, rise in rises.items()
     ]
-    return {
-        name: found[name].curve(curve / len(names))
-        for names, curve in zip(rises, fitted(responses), strict=True)
-        for name in names
-    }
+    curves = {}
+    for part, rise in zip(parts, fitted(responses), strict=True):
+        k, values = smoothed(part.k, rise)
+        for target in part.targets:
+            curves[target.name] = Curve(target.shape, k, values / len(part.targets))
+    return curves
 
 
 def _warn_without_effect(groups: Sequence[Sequence[str]], count: int) -> None:
