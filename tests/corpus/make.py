@@ -13,6 +13,7 @@ import shutil
 import struct
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -173,16 +174,26 @@ def of_files() -> tuple[dict[str, bytes], dict[str, bytes]]:
 
 
 def of_calibrations() -> tuple[dict[str, bytes], dict[str, bytes]]:
-    one = calibration.example(0, (2,), gradients=True, shared=False)
-    two = calibration.example(2, (3,), gradients=False, shared=True)
+    def first_version(*given: Any, **options: Any) -> bytes:
+        """Without means."""
+        made = calibration.example(*given, **options)
+        return signed(changed(made, b'"format_version":"2"', b'"format_version":"1"'))
+
+    one = first_version(0, (2,), gradients=True, shared=False)
+    two = first_version(2, (3,), gradients=False, shared=True)
+    means = calibration.example(3, (2,), gradients=False, shared=True, means=True)
     good = {
         "one": one,
         "shared": two,
-        "several": calibration.example(1, (3, 1, 2), gradients=True, shared=False),
-        "none": calibration.example(0, (), gradients=False, shared=False),
+        "means": means,
+        "several": first_version(1, (3, 1, 2), gradients=True, shared=False),
+        "none": first_version(0, (), gradients=False, shared=False),
         "blanks": changed(one, b"}}", b"}}\n"),
     }
     bad = {
+        "means-of-version-1": signed(changed(means, b'"format_version":"2"', b'"format_version":"1"')),
+        "version-3": signed(changed(means, b'"format_version":"2"', b'"format_version":"3"')),
+        "mean-of-no-matrix": signed(changed(means, b'"mean.0":{', b'"mean.1":{')),
         "nothing-known": join(b'{"__metadata__":{"diba.calibration":"{}"}}', b""),
         "factors": files.example(1, 1, 1, "sign", narrow=True),
         "unsigned": changed(one, b"layers.0", b"layers.1"),
@@ -215,12 +226,15 @@ def of_calibrations() -> tuple[dict[str, bytes], dict[str, bytes]]:
         ("negative-gradient", 3, -1.0), ("nan-gradient", 4, np.nan),
     ):  # fmt: skip
         bad[name] = put(32 + 8 * place, "<d", number)
+    header, tensors = split(means)  # type: ignore[misc]
+    for name, number in (("nan-mean", np.nan), ("mean-beyond-the-squares", 1e9)):
+        bad[name] = put(64 + 8 * 3, "<d", number)
     return good, bad
 
 
 def of_checkpoints() -> tuple[dict[str, Content], dict[str, Content]]:
     driver = checkpoints.CheckpointsDriver()
-    one, base = driver.seeds()
+    one, base, *_ = driver.seeds()
     assert isinstance(base, dict)
     config, tensors = (base[name] for name in (checkpoints.CONFIG, checkpoints.FILE))
 

@@ -208,3 +208,20 @@ def test_normalisations_become_part_of_the_convolutions(tmp_path: Path) -> None:
         wanted = torch.relu(norm.double()(nn.functional.conv2d(wanted, weight, bias)))
     # Diagonals of 16 bits: 2^-11 of each row, twice.
     assert np.linalg.norm(y - wanted.detach().numpy()) <= 2**-10 * np.linalg.norm(wanted.detach().numpy())
+
+
+@pytest.mark.parametrize("standard", [False, True])
+def test_biases_that_were_added_are_exported(standard: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(24, 16, bias=False))
+    x = torch.randn(40, 24) + 3
+    diba.torch.convert(layers, batches=[x], bits_per_weight=3, bias="add", effort="fast", progress=False)
+    done = diba.onnx.export(layers, x[:2], tmp_path / "m.onnx", standard=standard, progress=False)
+    session = diba.onnx.session(done.path)
+    [y] = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    f, bias = layers[0].factorization(), layers[0].bias.detach().double().numpy()
+    rows = x.double().numpy()
+    wanted = rows @ f.to_dense().astype(np.float64).T + bias
+    allowed = np.stack([f.error_bound(row) for row in x.numpy()])
+    assert np.abs(bias).max() > 0
+    assert np.all(np.abs(y - wanted) <= allowed + 64 * EPS * (np.abs(wanted) + np.abs(bias) + 1))

@@ -39,6 +39,7 @@ def test_how_matrices_are_factored_is_declared_by_solve_options() -> None:
         "k",
         "snr_db",
         "objective",
+        "bias",
         "codes",
         "group",
     }

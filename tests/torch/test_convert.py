@@ -26,7 +26,7 @@ from torch import nn
 
 import diba
 from diba.solvers.second_moments import factor_shrinkage
-from diba.torch.calibration.moments import Calibration, Moments
+from diba.torch import Calibration, Moments
 from diba.torch.conversion import report as reports
 from diba.torch.conversion.convert import convert
 from diba.torch.conversion.report import Report

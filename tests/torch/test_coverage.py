@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from typing import Any
 
@@ -18,9 +19,9 @@ import diba
 import diba.torch
 import diba.torch.calibration.propagate
 from diba.solvers.size import uniform_k
+from diba.torch import Calibration, Moments
 from diba.torch.allocation.scores import scores
 from diba.torch.calibration import blocks
-from diba.torch.calibration.moments import Calibration, Moments
 from diba.torch.conversion.convert import convert
 from diba.torch.conversion.report import report
 from diba.torch.conversion.solving import warn_unreached
@@ -156,7 +157,7 @@ def test_layers_that_other_batches_reach_once_the_model_is_compressed() -> None:
     seen: dict[str, Any] = {}
 
     def factor(layers: Any) -> None:
-        for name, matrix, moments in layers:
+        for name, matrix, moments, _ in layers:
             seen[name] = matrix, moments
             parent, _, last = name.rpartition(".")
             owner = model.get_submodule(parent)
@@ -228,7 +229,8 @@ def scaled(known: Calibration, inputs: float, gradients: float = 1.0) -> Calibra
     result = {}
     for name, moments in known.items():
         rms = None if moments.gradient_rms is None else moments.gradient_rms * gradients
-        result[name] = Moments(moments.second * inputs, moments.count, rms, moments.gradient_count)
+        mean = None if moments.mean is None else moments.mean * math.sqrt(inputs)
+        result[name] = Moments(moments.second * inputs, moments.count, rms, moments.gradient_count, mean)
     return Calibration(result)
 
 

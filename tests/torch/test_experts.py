@@ -190,8 +190,9 @@ def test_vectors_are_matched_with_those_the_dense_model_sends() -> None:
     sums.add([mark(now[ours], ours, 6)], [mark(dense[theirs], theirs, 6)], [mark(weight[theirs], theirs, 6)])
     counterpart = {0: dense[0], 1: now[1], 5: dense[5]}
     weights = {0: weight[0], 1: torch.tensor(1.0), 5: weight[5]}
-    second = sum(weights[t] * torch.outer(now[t], now[t]) for t in counterpart) / 3
-    cross = sum(weights[t] * torch.outer(x, now[t]) for t, x in counterpart.items()) / 3
+    total = sum(weights.values())
+    second = sum(weights[t] * torch.outer(now[t], now[t]) for t in counterpart) / total
+    cross = sum(weights[t] * torch.outer(x, now[t]) for t, x in counterpart.items()) / total
     # float32, three terms
     np.testing.assert_allclose(sums.second("e"), second, rtol=0, atol=2.0**-23 * 2**4 * float(second.max()))
     np.testing.assert_allclose(sums.cross(), cross, rtol=0, atol=2.0**-23 * 2**4 * float(second.max()))

@@ -12,7 +12,7 @@ from torch import nn
 import tiny_models
 from diba.torch.calibration import blocks, propagate
 from diba.torch.calibration.collect import calibrate
-from diba.torch.calibration.inputs import correction
+from diba.torch.calibration.targets import correction
 from diba.torch.modules.kinds import factored_matrix
 
 EPS = 2.0**-23
@@ -33,7 +33,7 @@ def each(factor):
 
     def together(layers):
         for layer in layers:
-            factor(*layer)
+            factor(layer.name, layer.matrix, layer.moments)
 
     return together
 

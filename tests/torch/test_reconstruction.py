@@ -193,7 +193,7 @@ def test_a_stage_that_helps_is_kept_and_one_that_does_not_is_undone() -> None:
     worse.tune()
     assert equal(model, before)
     layer = model[0].up
-    worse.correct([(layer, 50 * torch.randn(2 * N, N))])
+    worse.correct([(layer, 50 * np.ones((2 * N, N), np.float32), np.ones(2 * N))])
     assert equal(model, before)
     assert (worse.corrected, worse.tuned, worse.groups) == (0, 0, 1)
 

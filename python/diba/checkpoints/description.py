@@ -4,8 +4,10 @@ A checkpoint has it in ``config.json`` under ``quantization_config``, plain valu
 the conversion, and ::
 
     "factors": {name: {"kind": "Linear", "shape": [m, n], "k": k, "alphabet": "binary" or "sign",
-                       "bias": true or false, "dtype": of the dense weight, "diagonal_bits": 16 or 32,
-                       "recipe": {"objective": ..., "snr_db": ..., "output_snr_db": ..., "seconds": ...},
+                       "bias": true, false or "added" (the dense layer has none),
+                       "dtype": of the dense weight, "diagonal_bits": 16 or 32,
+                       "recipe": {"objective": ..., "snr_db": ..., "output_snr_db": ..., "seconds": ...,
+                                  "bias_corrected": ...},
                        "crc32": {"d1": 8 hex digits over the tensor's bytes, ...},
                        "crc32_entry": over all other keys}}
     "crc32_factors": over the names and CRCs of all entries

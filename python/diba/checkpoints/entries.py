@@ -66,8 +66,10 @@ class LayerReport:
         snr_db: SNR of the compressed weights against the dense ones, in dB, measured when the layer was
             compressed. Later changes, such as those of :func:`diba.torch.retune`, are not included.
         output_snr_db: SNR in dB of the layer's outputs against its target, under the second moments of its
-            inputs; None if it was compressed without moments.
+            inputs, the bias included; None if it was compressed without moments.
         seconds: Time of the solve.
+        bias_corrected: Whether its bias was corrected, or added, for the error of the mean output.
+        bias_added: Whether it has a bias that the dense layer had not.
         tied: Names of other layers that share the factors.
     """
 
@@ -84,6 +86,8 @@ class LayerReport:
     snr_db: float | None = None
     output_snr_db: float | None = None
     seconds: float | None = None
+    bias_corrected: bool | None = None
+    bias_added: bool = False
     tied: tuple[str, ...] = ()
 
     @property
@@ -114,6 +118,7 @@ def layer_reports(description: Description) -> tuple[LayerReport, ...]:
             memory_bytes=layer.bytes(32),
             file_bytes=layer.bytes(16),
             **dataclasses.asdict(recipe),
+            bias_added=layer.bias_added,
             tied=tuple(name for name in names if name != lead),
         )
     return tuple(found[name] for name in description.layers if name in found)

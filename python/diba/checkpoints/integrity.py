@@ -225,12 +225,15 @@ def inspect(folder: PathLike) -> Report:
         if own in DIAGONALS
     )
     plain = sum(math.prod(stored.tensors[name].shape) for name in dense)
+    added = {f"{name}.bias" for name, layer in description.layers.items() if layer.bias_added} & {*dense}
     return Report(
         layers=layers,
         skipped=tuple(_left(description, stored, dense)),
-        parameters_before=plain + sum(layer.weights for layer in layers),
+        parameters_before=sum(math.prod(stored.tensors[name].shape) for name in dense if name not in added)
+        + sum(layer.weights for layer in layers),
         parameters_after=plain + diagonals,
-        bytes_before=sum(map(stored.nbytes, dense)) + sum(layer.dense_bytes for layer in layers),
+        bytes_before=sum(stored.nbytes(name) for name in dense if name not in added)
+        + sum(layer.dense_bytes for layer in layers),
         bytes_after=sum(map(stored.nbytes, stored.tensors)),
         seconds=description.recipe.seconds,
         settings=description.recipe.settings,

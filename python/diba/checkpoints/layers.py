@@ -33,6 +33,7 @@ CODES = ("d1", "codes", "steps")
 _FORMS = set(TENSORS), set(CODES), set(CODES[:2])  # tensors of factors, of 4-bit and of 8-bit codes
 OBJECTIVES = ("plain", "importance", "covariance")
 _LARGEST_SIZE = 2**40
+_ADDED = "added"  # as "bias" in JSON
 _REQUIRED = {"kind", "shape", "bias", "dtype", "crc32_entry"}
 _FACTORS, _CODES = {"k", "alphabet", "diagonal_bits"}, {"codes", "group"}
 _CRC = re.compile(r"[0-9a-f]{8}")
@@ -48,12 +49,14 @@ class LayerRecipe:
         snr_db: SNR of the weights against the dense ones, in dB, when the layer was compressed.
         output_snr_db: SNR of the outputs under the calibration's input moments.
         seconds: Time of the solve.
+        bias_corrected: Whether the bias was corrected, or added, for the error of the mean output.
     """
 
     objective: str | None = None
     snr_db: float | None = None
     output_snr_db: float | None = None
     seconds: float | None = None
+    bias_corrected: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +72,7 @@ class LayerDescription:
         codes: Bits of an entry, 8 or 4; 0 with factors.
         group: Entries that share a step, with 4 bits.
         bias: Whether it has a bias.
+        bias_added: Whether the dense layer had none.
         dtype: Dtype of the dense weight, as ``"float32"``.
         diagonal_bits: 16 if 16-bit floats hold every diagonal exactly, else 32.
         shared: Name of the layer whose factors it shares.
@@ -79,6 +83,7 @@ class LayerDescription:
     kind: str
     shape: tuple[int, int]
     bias: bool
+    bias_added: bool = False
     k: int = 0
     alphabet: Alphabet | None = None
     codes: int = 0
@@ -179,7 +184,7 @@ class LayerDescription:
         plain: dict[str, Any] = {
             "kind": self.kind,
             "shape": list(self.shape),
-            "bias": self.bias,
+            "bias": _ADDED if self.bias_added else self.bias,
             "dtype": self.dtype,
         }
         own = _CODES if self.codes else _FACTORS
@@ -221,6 +226,7 @@ class LayerDescription:
                 "again"
             )
         own = {key: value for key, value in values.items() if key != "crc32_entry"}
+        own |= {"bias": own["bias"] is not False, "bias_added": own["bias"] == _ADDED}
         if "crc32" in own:
             own["crc32"] = dict(own["crc32"])
         if "recipe" in own:
@@ -270,7 +276,9 @@ def _is_recipe(value: Any) -> bool:
         return False
     objective = value.get("objective")
     known = objective is None or (type(objective) is str and objective in OBJECTIVES)
-    return known and all(is_number(number) for key, number in value.items() if key != "objective")
+    numbers = [number for key, number in value.items() if key not in ("objective", "bias_corrected")]
+    corrected = value.get("bias_corrected")
+    return known and (corrected is None or type(corrected) is bool) and all(map(is_number, numbers))
 
 
 def _is_crcs(value: Any) -> bool:
@@ -288,7 +296,7 @@ _GOOD: dict[str, Callable[[Any], bool]] = {
     "alphabet": lambda x: type(x) is str and x in ALPHABETS,
     "codes": lambda x: type(x) is int and x in CODE_BITS,
     "group": lambda x: _is_size(x) and x >= 32 and x & (x - 1) == 0,
-    "bias": lambda x: type(x) is bool,
+    "bias": lambda x: type(x) is bool or x == _ADDED,
     "dtype": lambda x: type(x) is str and _DTYPE.fullmatch(x) is not None,
     "diagonal_bits": lambda x: type(x) is int and x in (16, 32),
     "shared": lambda x: type(x) is str,

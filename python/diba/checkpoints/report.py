@@ -162,6 +162,10 @@ class Report:
         if len(by_objective) > 1:  # e.g. where calibration did not reach some of the layers
             lines += [f"objective {x}: {first_names(names)}" for x, names in sorted(by_objective.items())]
         lines += [self._reconstructed()] if self.blocks else []
+        corrected = sum(layer.bias_corrected is True for layer in self.layers)
+        added = [layer.name for layer in self.layers if layer.bias_added]
+        lines += [f"biases corrected in {corrected} layers"] if corrected else []
+        lines += [f"biases added to {len(added)} layers: {first_names(added)}"] if added else []
         split = [entry.name for entry in self.skipped if entry.is_split]
         lines += [f"split into layers: {first_names(split)}"] if split else []
         dense = [entry for entry in self.skipped if not entry.is_split]

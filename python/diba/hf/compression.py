@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from ..torch.calibration.propagate import LayerTask
+from ..torch.calibration.targets import LayerTask
 from ..torch.conversion.run import Conversion
 from ..torch.model.fused import UnfusedModule
 from ..torch.model.selection import Target, check_weights

@@ -127,6 +127,7 @@ class Loading:
                         source,
                         kind=kind.name,
                         bias=getattr(module, "bias", None) is not None,
+                        bias_added=False,
                         shared=source.shared or owner,
                         crc32=None,
                     )
@@ -230,7 +231,7 @@ def _empty(module: nn.Module, name: str, layer: LayerDescription) -> CompressedL
         )
     matrix = kind.matrix(module)
     bias = getattr(module, "bias", None) is not None
-    if tuple(matrix.shape) != layer.shape or bias != layer.bias:
+    if tuple(matrix.shape) != layer.shape or bias != (layer.bias and not layer.bias_added):
         (m, n), (rows, columns) = layer.shape, matrix.shape
         raise ValueError(
             f"the checkpoint has {name} as a matrix of {m} x {n} {_with(layer.bias)} bias, and the model of "
@@ -241,6 +242,8 @@ def _empty(module: nn.Module, name: str, layer: LayerDescription) -> CompressedL
     else:
         assert layer.alphabet is not None, "checked"
         new = kind.empty(module, Sizes(layer.shape, layer.k, layer.alphabet))
+    if layer.bias_added:
+        new.add_bias()
     remember_layer(new, layer.recipe)
     # A float64 model has float64 diagonals, as when it was saved.
     return new.double() if matrix.dtype == torch.float64 else new

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SHRINK",
+    "about_mean",
     "checked",
     "factor_shrinkage",
     "input_scales",
@@ -35,6 +36,8 @@ _MOST = 0.6
 
 LEAST_POWER = 0.01
 """Smallest mean square of an input that is used, relative to the median over the inputs."""
+
+_CONSTANT = 1e-9  # variance of an input, as a share of its power, that may be rounding
 
 # Tolerances of the check:
 _ASYMMETRY = 1e-4  # as a share of the largest entry: sums in float32 or a file in float16 may leave this much
@@ -120,6 +123,15 @@ def shrunk(S: FloatArray, shrink: float = SHRINK) -> NDArray[np.float64]:
     diagonal = result.diagonal() / 2
     result *= (1 - shrink) / 2
     np.fill_diagonal(result, diagonal)
+    return result
+
+
+def about_mean(S: FloatArray, mean: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Covariance ``S - mean mean'`` of inputs with second moments S; 0 for inputs that never vary."""
+    result: NDArray[np.float64] = S - np.outer(mean, mean)
+    constant = result.diagonal() <= _CONSTANT * S.diagonal()
+    result[constant] = 0
+    result[:, constant] = 0
     return result
 
 

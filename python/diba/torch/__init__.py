@@ -19,8 +19,9 @@ from diba_autoload import expect_transformers as _expect_transformers
 
 from .allocation.allocate import allocate
 from .allocation.scores import keep_best, scores
+from .calibration.calibration import Calibration
 from .calibration.collect import calibrate
-from .calibration.moments import Calibration, Moments
+from .calibration.moments import Moments
 from .conversion.convert import convert
 from .conversion.report import LayerReport, Report, report
 from .model.config import Config

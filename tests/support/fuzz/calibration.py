@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import diba
-from diba.torch import Calibration
-from diba.torch.calibration import moments
+from diba.torch import Calibration, Moments
+from diba.torch.calibration import calibration as codec
 
 from .engine import Driver
 from .files import check_message, mended
@@ -18,17 +18,18 @@ if TYPE_CHECKING:
     from .mutations import Content
 
 
-def example(seed: int, sizes: tuple[int, ...], gradients: bool, shared: bool) -> bytes:
+def example(seed: int, sizes: tuple[int, ...], gradients: bool, shared: bool, means: bool = False) -> bytes:
     """A calibration of random layers with so many inputs."""
     rng = np.random.default_rng(seed)
-    layers: dict[str, moments.Moments] = {}
+    layers: dict[str, Moments] = {}
     for i, n in enumerate(sizes):
         x = rng.standard_normal((5, n))
         gradient = np.abs(rng.standard_normal(n + 1)) if gradients else None
-        layers[f"layers.{i}.é"] = moments.Moments(x.T @ x / 5, 5, gradient, 7 * gradients)
+        mean = x.mean(0) if means else None
+        layers[f"layers.{i}.é"] = Moments(x.T @ x / 5, 5, gradient, 7 * gradients, mean)
         if shared:
-            layers[f"layers.{i}.twin"] = moments.Moments(layers[f"layers.{i}.é"].second, 5)
-    return b"".join(moments._encode(Calibration(layers)))
+            layers[f"layers.{i}.twin"] = Moments(layers[f"layers.{i}.é"].second, 5, mean=mean)
+    return b"".join(codec._encode(Calibration(layers)))
 
 
 def fingerprint(calibration: Calibration) -> list[tuple[object, ...]]:
@@ -36,6 +37,7 @@ def fingerprint(calibration: Calibration) -> list[tuple[object, ...]]:
     return [
         (name, m.second.tobytes(), m.second.shape, m.count, m.gradient_count)
         + (() if m.gradient_rms is None else (m.gradient_rms.tobytes(),))
+        + (() if m.mean is None else (m.mean.tobytes(), "mean"))
         for name, m in calibration.items()
     ]
 
@@ -50,6 +52,7 @@ class CalibrationDriver(Driver):
             example(0, (1,), gradients=False, shared=False),
             example(1, (3, 2), gradients=True, shared=False),
             example(2, (4,), gradients=True, shared=True),
+            example(3, (3, 1), gradients=True, shared=True, means=True),
         ]
 
     def mend(self, mutant: Content) -> Content | None:
@@ -57,7 +60,7 @@ class CalibrationDriver(Driver):
 
     def check(self, mutant: Content, seed: Content | None) -> int | None:
         try:
-            calibration = moments.decode(io.BytesIO(mutant), "the file")
+            calibration = codec.decode(io.BytesIO(mutant), "the file")
         except diba.FormatError as error:
             check_message(error)
             return None
@@ -67,10 +70,12 @@ class CalibrationDriver(Driver):
             assert (m.second.diagonal() >= 0).all()
             assert m.count >= 1
             assert m.gradient_rms is None or (m.gradient_rms >= 0).all()
+            assert m.mean is None or np.isfinite(m.mean).all()
         if seed is not None:
-            original = moments.decode(io.BytesIO(seed), "the seed")
+            original = codec.decode(io.BytesIO(seed), "the seed")
             assert fingerprint(calibration) == fingerprint(original), "it decodes to something else"
         arrays = {id(m.second): m.second.nbytes for m in calibration.values()}
+        arrays |= {id(m.mean): m.mean.nbytes for m in calibration.values() if m.mean is not None}
         return sum(arrays.values()) + sum(
             m.gradient_rms.nbytes for m in calibration.values() if m.gradient_rms is not None
         )

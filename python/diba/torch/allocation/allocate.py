@@ -15,6 +15,7 @@ from ...allocation.waterfill import shared_k, waterfill
 from ...checkpoints.entries import first_names
 from ...progress import Steps, reporting
 from ..calibration.moments import Moments
+from ..conversion.biases import free_biases
 from ..conversion.solving import moments_of, unreached, warn_unreached, warn_user
 from ..model.config import Config
 from ..model.selection import check_weights, select
@@ -64,7 +65,7 @@ def allocate(
       ``|A|^2``, so that layers of large weights do not get all bits, and proportional to the number of
       weights m n.
     - ``"outputs"``, the default for a ``calibration`` without gradients: the noise of the outputs,
-      ``tr((A - F) S (A - F)')``.
+      ``tr((A - F) S (A - F)')``, S being the covariance of the inputs where the bias will be corrected.
     - ``"fisher"``, the default for a ``calibration`` with gradients: each output is also weighted by its mean
       squared gradient, and each layer by the number of vectors that it multiplied; the sum then estimates, to
       second order and with a diagonal Fisher matrix, how much the loss of the model rises.
@@ -137,7 +138,7 @@ def allocate(
         check_weights(targets)
         known = moments_of(targets, calibration)
         if rule == "outputs":
-            known = {name: Moments(moments.second, moments.count) for name, moments in known.items()}
+            known = {name: Moments(x.second, x.count, mean=x.mean) for name, x in known.items()}
         parts = [_Part(members, asked, sizes) for members in joined(targets, groups)]
         idle = [] if calibration is None else unreached(targets, known)
         steps = Steps("allocate", len(targets), report)
@@ -147,6 +148,8 @@ def allocate(
             warn_unreached(
                 idle, len(targets), "they get the smallest size, because these data do not use them"
             )
+            free = free_biases(model, targets)
+            known = {name: x.centred() if name in free else x for name, x in known.items()}
             curves = _by_noise(parts, known, idle, steps, threads)
     ordered = {target.name: curves[target.name] for target in targets}
     shared = [part.names for part in parts if len(part.names) > 1]

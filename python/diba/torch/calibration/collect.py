@@ -1,4 +1,4 @@
-"""Second moments of the inputs of every dense layer, and gradients of its outputs, from batches of data."""
+"""Moments of the inputs of every dense layer, and gradients of its outputs, from batches of data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from ..modules.kinds import input_layout, input_size
 from ..modules.vectors import Products, input_of, vectors
 from ..retuning.batches import MasksOf, call, differentiable, plain_grad, repeatable, size, token_masks
 from ..retuning.losses import Loss, check_loss
-from .moments import Calibration, Moments
+from .calibration import Calibration
+from .moments import Moments
 from .sensitivity import backward, output_gradients, row_squares
 
 __all__ = ["calibrate", "dense_layers"]
@@ -34,7 +35,7 @@ def calibrate(
     tokens: int | None = None,
     progress: ProgressOption = True,
 ) -> Calibration:
-    """Run the model on batches and collect the second moments E[x x'] of the inputs of its dense layers.
+    """Run the model on batches and collect means E[x] and second moments E[x x'] of its layers' inputs.
 
     Args:
         model: Any module. It runs in evaluation mode; its modes, gradients and hooks are restored.
@@ -142,18 +143,19 @@ class _Recorder:
 
     def result(self) -> Calibration:
         """The moments so far, in the order of the layers."""
-        seconds = {}
+        known = {}
         for name, products in self._products.items():
             if products.count:
-                mean = products.mean()
-                seconds[name] = ((mean + mean.T) / 2).numpy()
+                total = products.mean()
+                mean = products.means()[0].numpy()
+                known[name] = ((total + total.T) / 2).numpy(), mean, products.count
         found = {}
         for name in self._layers:
             leader = self._leaders.get(name, name)
-            if leader in seconds:
-                count = self._products[leader].count
+            if leader in known:
+                second, mean, count = known[leader]
                 rms = self._gradient_rms(name)
-                found[name] = Moments(seconds[leader], count, rms, self._gradients[name])
+                found[name] = Moments(second, count, rms, self._gradients[name], mean)
         return Calibration(found)
 
     def _gradient_rms(self, name: str) -> Any:

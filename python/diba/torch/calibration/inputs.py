@@ -1,21 +1,4 @@
-"""Inputs of layers after earlier layers were compressed: recording, sums, and the target matrix.
-
-A dense layer computes A x. In the compressed model its input is x~ instead of x, because the layers before it
-are not exact. With S~ = E[x~ x~'], C = E[x x~'], D the diagonal of S~ and s the share of shrinkage, the F
-that minimises
-
-    (1 - s) E|A x - F x~|^2 + s tr((A - F) D (A - F)')
-
-also minimises ``tr((A' - F) Ss (A' - F)')``, which differs by a constant, where
-
-    Ss = (1 - s) S~ + s D,    A' = A + (1 - s) A (C - S~) Ss^-1.
-
-So ``diba.solve(A', covariance=(S~, s))``, which shrinks S~ by s, minimises the first expression. A' is the
-target matrix of the layer; it is A if x~ = x. The factors are found for a larger share than that of the
-correction, because they fit the sample more closely (``second_moments.factor_shrinkage``). Source: the normal
-equations of that expression. The idea to correct a layer's target for the errors of earlier layers is from
-GPTAQ (Li et al., arXiv 2504.02692).
-"""
+"""Inputs of layers after earlier layers were compressed: recording, and sums over them."""
 
 from __future__ import annotations
 
@@ -28,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...solvers.second_moments import shrunk
 from ..modules.kinds import input_size
 from ..modules.vectors import Products, input_of, marked, vectors
 from ..retuning.batches import MasksOf
@@ -38,7 +20,7 @@ from .stream import Stop, stopped
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["InputSums", "correction", "recorded"]
+__all__ = ["InputSums", "recorded"]
 
 
 # ---------------------------------------------------------------- recording
@@ -82,7 +64,7 @@ def recorded(
 
 
 class InputSums:
-    """Accumulates S~ and C of one group.
+    """Accumulates moments of one group: of its inputs x~, and of x in the dense model with x~.
 
     Attributes:
         calls: Number of calls of the layers, over all batches.
@@ -132,24 +114,25 @@ class InputSums:
                     f"its loss calls the model with {len(w)} vectors for a layer that in that batch has "
                     f"{len(x)}; it must call it with the batch as it is, and may leave out answers"
                 )
-        roots = [_roots(x, w) for x, w in zip(now, weights, strict=True)]
-        scaled = [_scaled(x, root) for x, root in zip(now, roots, strict=True)]
-        for x, root in zip(scaled, roots, strict=True):
-            self._second.add(x, x)
-            known = torch.ones(len(x)) if root is None else root
-            self._weight += float(known.double().square().sum())
-            self._weight_squares += float(known.double().square().square().sum())
+        weights = [
+            w if w is not None and len(w) == len(x) else None for x, w in zip(now, weights, strict=True)
+        ]
+        for x, w in zip(now, weights, strict=True):
+            self._second.add(x, x, w)
+            known = torch.ones(len(x)) if w is None else w
+            self._weight += float(known.double().sum())
+            self._weight_squares += float(known.double().square().sum())
         if before is None:
             return
         self._corrects = True
         # Unmarked vectors of experts may belong to other tokens than in the dense model: no pairs then.
         self._paired = self._paired and [len(x) for x in now] == [len(x) for x in before]
         if self._paired:
-            for x, dense, root in zip(scaled, before, roots, strict=True):
-                self._cross.add(_scaled(dense, root), x)
+            for x, dense, w in zip(now, before, weights, strict=True):
+                self._cross.add(dense, x, w)
 
     def second(self, name: str) -> NDArray[np.float64]:
-        """S~, exactly symmetric."""
+        """S~ = E[x~ x~'], exactly symmetric."""
         if not self._second.count:
             raise ValueError(f"layer {name!r} has read padding only; batches must have tokens that are none")
         if not self._second.finite():
@@ -161,11 +144,23 @@ class InputSums:
         result: NDArray[np.float64] = ((mean + mean.T) / 2).numpy()
         return result
 
+    def mean(self) -> NDArray[np.float64]:
+        """E[x~]."""
+        result: NDArray[np.float64] = self._second.means()[0].numpy()
+        return result
+
+    @property
+    def _differs(self) -> bool:
+        return self._corrects and self._paired
+
     def cross(self) -> NDArray[np.float64] | None:
-        """C, the mean over the same pairs of vectors as S~; None if it equals S~ or is unknown."""
-        if not (self._corrects and self._paired):
-            return None
-        result: NDArray[np.float64] = self._cross.mean().numpy()
+        """C = E[x x~'] over the same pairs of vectors as S~; None if it equals S~ or is unknown."""
+        result: NDArray[np.float64] | None = self._cross.mean().numpy() if self._differs else None
+        return result
+
+    def dense_mean(self) -> NDArray[np.float64]:
+        """E[x] over the same pairs; E[x~] where C is None."""
+        result: NDArray[np.float64] = self._cross.means()[0].numpy() if self._differs else self.mean()
         return result
 
 
@@ -179,35 +174,4 @@ def _matched(values: Tensor | None, x: Tensor, missing: Tensor) -> Any:
     found = at[rows] >= 0
     result = missing.to(values.dtype, copy=True)
     result[found.to(result.device)] = values[at[rows][found].to(values.device)]
-    return result
-
-
-def _roots(x: Tensor, weights: Tensor | None) -> Tensor | None:
-    """Square roots of weights, shape (count, 1); None if unknown or of a different number of vectors."""
-    if weights is None or len(weights) != len(x):
-        return None
-    return weights.to(x).sqrt()[:, None]
-
-
-def _scaled(x: Tensor, roots: Tensor | None) -> Tensor:
-    return x if roots is None else x * roots
-
-
-# ---------------------------------------------------------------- the target matrix
-
-
-def correction(C: NDArray[Any], S: NDArray[Any], shrink: float) -> NDArray[np.float64]:
-    """The matrix T, shape (n, n), of ``A' = A + A T``.
-
-    Args:
-        C: E[x x~'], shape (n, n).
-        S: E[x~ x~'], shape (n, n).
-        shrink: Share of the diagonal in S.
-    """
-    scale = np.sqrt(S.diagonal())
-    scale[scale == 0] = 1  # for an input that is always 0
-    unit = shrunk(S, shrink) / np.outer(scale, scale)
-    unit[np.diag_indices_from(unit)] += 1e-7  # for a singular S without shrinkage
-    gap = (1 - shrink) * (C - S) / scale
-    result: NDArray[np.float64] = np.linalg.solve(unit, gap.T).T / scale
     return result

@@ -3,56 +3,46 @@
 ``blocks.plan`` gives the steps. A step is either a list of groups of layers outside of blocks, for which the
 whole model is run, or a sequence of blocks, for which a ``Stream`` holds the inputs of the current block.
 Every step has three stages: *statistics* sums over the inputs of its layers, in the partly compressed and in
-the dense model; *tasks* computes target matrix and moments of each layer (``inputs.correction``); *solve* is
-done by the caller.
+the dense model; *tasks* computes what each layer is to compute (``targets``); *solve* is done by the caller.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from ..._internal import check
 from ..._internal.check import describe
-from ...solvers.second_moments import missing_power, shrinkage
-from ..modules.kinds import dense_matrix, input_size, replaceable
+from ..modules.kinds import input_size, replaceable
 from ..retuning.batches import MasksOf, call, digest, evaluating, repeatable, size, token_masks
 from .blocks import Block, Blocks, Group, Groups, plan, together
 from .dense import DenseModel
 from .held import Held, Memory
-from .inputs import InputSums, correction, recorded
-from .moments import Calibration, Moments
+from .inputs import InputSums, recorded
 from .reconstruct import Reconstructing, block_fit
 from .sensitivity import Sensitivity, measure
 from .stream import HeldItem, Stream, captured, run_block
+from .targets import LayerTask, layer_tasks, plain_task, trained_task
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..reconstruction.block import BlockFit
     from ..retuning.losses import Loss
+    from .calibration import Calibration
 
-__all__ = ["LayerTask", "Solve", "run"]
+__all__ = ["Solve", "run"]
 
 
 _Inputs = dict[Group, list[list[Held]]]
 """Input vectors by group, batch and call."""
-
-
-class LayerTask(NamedTuple):
-    """A layer to compress: its name, target matrix (m, n), and moments of its inputs if they are known."""
-
-    name: str
-    matrix: NDArray[np.float32]
-    moments: Moments | None
-
 
 Solve = Callable[[Sequence[LayerTask]], object]
 """Called with tasks of layers that are compressed together; it must replace the layers."""
@@ -64,6 +54,7 @@ def run(
     batches: Iterable[Any],
     solve: Solve,
     *,
+    free_biases: Container[str] = (),
     calibration: Calibration | None = None,
     loss: Loss | None = None,
     reconstructing: Reconstructing | None = None,
@@ -82,6 +73,8 @@ def run(
         batches: See :func:`diba.torch.calibrate`. Padding is not counted.
         solve: Called with a sequence of :class:`LayerTask`; it must replace these layers, or leave them
             dense, before it returns.
+        free_biases: Names of layers whose bias is compressed with the matrix, or added: they get a target
+            bias.
         calibration: Source of ``gradient_rms``.
         loss: ``loss(model, batch)``; its gradients in the dense model weight vectors and outputs, see
             :class:`~diba.torch.calibration.sensitivity.Sensitivity`.
@@ -128,7 +121,17 @@ def run(
             weights = measure(dense, theirs, data, loss, watched, after_batch)
         memory = stack.enter_context(Memory(None if reconstructing is None else reconstructing.memory))
         propagation = _Propagation(
-            model, data, solve, calibration, weights, masks_of, reconstructing, teacher, tell, memory
+            model,
+            data,
+            solve,
+            free_biases,
+            calibration,
+            weights,
+            masks_of,
+            reconstructing,
+            teacher,
+            tell,
+            memory,
         )
         propagation.without_inputs([name for name in layers if name not in read])
         for number, step in enumerate(steps, 1):
@@ -159,6 +162,7 @@ class _Propagation:
         model: nn.Module,
         batches: Iterable[Any],
         solve: Solve,
+        free_biases: Container[str],
         calibration: Calibration | None,
         sensitivity: Sensitivity | None,
         masks_of: Callable[[Any], MasksOf],
@@ -170,6 +174,7 @@ class _Propagation:
         self.dense = DenseModel(model, teacher)
         self._reconstructing, self._memory = reconstructing, memory
         self._model, self._batches, self._call_solve = model, batches, solve
+        self._free_biases = free_biases
         self._calibration, self._sensitivity, self._masks_of = calibration, sensitivity, masks_of
         self._tell = tell
 
@@ -177,7 +182,7 @@ class _Propagation:
 
     def without_inputs(self, names: Iterable[str]) -> None:
         """Compress layers whose inputs are unknown; their own matrix is the target."""
-        tasks = [_plain_task(name, self._matrix(name)) for name in names]
+        tasks = [plain_task(name, self._model.get_submodule(name)) for name in names]
         if tasks:
             self._solve(tasks)
 
@@ -240,9 +245,9 @@ class _Propagation:
     def _prepared(self, fit: BlockFit, tasks: list[LayerTask]) -> list[LayerTask]:
         """The tasks of some groups, for the weights that correction and training of what is dense made."""
         layers = {task.name: self._model.get_submodule(task.name) for task in tasks}
-        fit.correct([(layers[task.name], torch.from_numpy(task.matrix)) for task in tasks])
+        fit.correct([(layers[task.name], task.matrix, task.bias) for task in tasks])
         fit.tune()
-        return [task._replace(matrix=dense_matrix(layers[task.name]).astype(np.float32)) for task in tasks]
+        return [trained_task(task, layers[task.name]) for task in tasks]
 
     # ------------------------------------------------------------ statistics
 
@@ -320,19 +325,15 @@ class _Propagation:
         return [task for pair in zip(groups, sums, strict=True) for task in self._tasks_of_group(*pair)]
 
     def _tasks_of_group(self, group: Group, sums: InputSums) -> Iterator[LayerTask]:
-        matrices = {name: self._matrix(name) for name in group.names}
+        layers = {name: self._model.get_submodule(name) for name in group.names}
         if not sums.calls or (group.together and not sums.count):  # no batch reaches it any more
-            yield from (_plain_task(name, matrix) for name, matrix in matrices.items())
+            yield from (plain_task(name, layer) for name, layer in layers.items())
             return
-        second, cross = sums.second(group.names[0]), sums.cross()
-        change = None
-        if cross is not None:
-            extra = np.diag(missing_power(second))
-            change = correction(cross + extra, second + extra, shrinkage(len(second), sums.count))
-        for name, matrix in matrices.items():
-            target = matrix if change is None else matrix + matrix @ change
-            moments = Moments(second, sums.count, self._gradient_rms(name))
-            yield LayerTask(name, target.astype(np.float32), moments)
+        tried = self._reconstructing is not None
+        for task in layer_tasks(layers, self._free_biases, sums, tried=tried):
+            assert task.moments is not None
+            rms = self._gradient_rms(task.name)
+            yield task._replace(moments=replace(task.moments, gradient_rms=rms))
 
     def _gradient_rms(self, name: str) -> NDArray[np.float64] | None:
         """RMS gradients of a layer's outputs."""
@@ -340,9 +341,6 @@ class _Propagation:
             return self._sensitivity.outputs(name)
         known = self._calibration.get(name) if self._calibration is not None else None
         return None if known is None else known.gradient_rms
-
-    def _matrix(self, name: str) -> NDArray[np.float64]:
-        return dense_matrix(self._model.get_submodule(name)).astype(np.float64)
 
     def _input_size(self, group: Group) -> int:
         return input_size(self._model.get_submodule(group.names[0])) or 0
@@ -352,7 +350,3 @@ class _Propagation:
     def _solve(self, tasks: list[LayerTask]) -> None:
         """Let the caller compress layers."""
         self.dense.replacing(lambda: self._call_solve(tasks), {task.name for task in tasks})
-
-
-def _plain_task(name: str, matrix: NDArray[np.float64]) -> LayerTask:
-    return LayerTask(name, matrix.astype(np.float32), None)

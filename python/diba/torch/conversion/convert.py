@@ -10,7 +10,7 @@ from torch import nn
 
 from ..._internal import check
 from ..calibration import propagate
-from ..calibration.moments import Calibration
+from ..calibration.calibration import Calibration
 from ..model.config import Config
 from ..model.selection import check_weights
 from ..model.swap import unfused
@@ -64,7 +64,8 @@ def convert(
             ``nn.Embedding`` or the ``Conv1D`` of transformers.
         config: A :class:`diba.torch.Config`, or a dict for ``Config.from_dict``; None: from ``settings``.
         calibration: Layer name -> moments of its inputs, from :func:`diba.torch.calibrate`. Layers that it
-            did not reach get the plain objective, and a warning names them.
+            did not reach get the plain objective, and a warning names them. Biases of the others are
+            corrected, unless ``bias="keep"``; so they are with ``batches``.
         batches: Inputs of the model, see :func:`diba.torch.calibrate`; they are read several times. Layers
             are then compressed in execution order, each for the inputs that it gets from the layers
             compressed before it. Only gradients are then taken from ``calibration``.
@@ -172,6 +173,7 @@ def _convert(
                         solved,
                         batches,
                         run.factor,
+                        free_biases=run.free_biases,
                         calibration=known,
                         loss=loss,
                         reconstructing=None if how is None else run.reconstructing(how),

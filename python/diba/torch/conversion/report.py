@@ -176,6 +176,7 @@ def _described(layer: CompressedLayer, shared: str | None) -> LayerDescription:
     plain: dict[str, Any] = {
         "kind": layer.kind.name,
         "bias": layer.bias is not None,
+        "bias_added": layer.bias_added,
         "dtype": str(layer.dtype).removeprefix("torch."),
         "shared": shared,
         "recipe": vars(layer).get(_RECIPE),

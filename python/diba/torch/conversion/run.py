@@ -6,7 +6,7 @@ import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,6 +18,7 @@ from ...checkpoints.layers import LayerRecipe
 from ...progress import Progress, check_progress, reporting
 from ...solvers.size import inner_dimension
 from ..calibration.reconstruct import Reconstructing
+from ..calibration.targets import LayerTask, bias_values
 from ..model.layers import layers_of
 from ..model.selection import require, select
 from ..model.sizes import CONVERTED
@@ -25,7 +26,8 @@ from ..model.swap import replace
 from ..modules.kinds import dense_matrix
 from ..modules.state import compressed_layers
 from . import report
-from .solving import coded, factorization, objective, output_snr_db
+from .biases import free_biases
+from .solving import solve_layer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,25 +35,17 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from ..._internal.codes import Codes
     from ...progress import ProgressOption
     from ..calibration.moments import Moments
-    from ..calibration.propagate import LayerTask
     from ..model.config import Config
     from ..model.selection import Target
     from ..reconstruction.settings import Reconstruction
+    from .solving import Solved
 
 __all__ = ["Conversion"]
 
 _ROWS_FOR_THREADS = 1024  # layers with fewer rows or columns are solved side by side, not with more threads
 _DB_PER_BIT = 5.0  # rough estimate, to guess the work of layers with a target SNR
-
-
-class _Solved(NamedTuple):
-    """Factors or codes of one layer, and its recipe."""
-
-    f: diba.Factorization | Codes
-    recipe: LayerRecipe
 
 
 class Conversion:
@@ -68,6 +62,7 @@ class Conversion:
     Attributes:
         pending: Name -> target that is still dense, in module order.
         moments: Name -> moments of the inputs. Layers without moments get the plain objective.
+        free_biases: Names of the layers whose bias is corrected, or added, where there are moments.
         left_dense: Name -> why a layer stays dense.
         done: Name -> recipe of a layer that was replaced.
         blocks: Name -> recipe of a block that was reconstructed.
@@ -88,6 +83,7 @@ class Conversion:
         require(selection.targets, selection.skipped)
         self.pending = {target.name: target for target in selection.targets}
         self.moments: dict[str, Moments] = {}
+        self.free_biases = free_biases(model, selection.targets)
         layers = {layer.names[0] for layer in layers_of(model)}
         self.left_dense = {
             left.name: left.reason
@@ -175,7 +171,7 @@ class Conversion:
         prefix = f"diba-convert-{id(self)}"
         pool = ThreadPoolExecutor(workers, thread_name_prefix=prefix)
         each = max(1, self._threads // workers)
-        futures: dict[Future[_Solved], str] = {}
+        futures: dict[Future[Solved], str] = {}
         try:
             for name in sorted(names, key=lambda name: -self._work[name]):  # an interrupt may arrive here
                 futures[pool.submit(self._solve, name, each)] = name
@@ -193,31 +189,20 @@ class Conversion:
                     self._replace(name, future.result(), announce=False)
         self._stop.clear()  # propagation may call again, with other layers
 
-    def _solve(self, name: str, threads: int) -> _Solved:
+    def _solve(self, name: str, threads: int) -> Solved:
         target = self.pending[name]
-        dense = dense_matrix(target.module)
-        matrix, moments = dense, self.moments.get(name)
-        if name in self._given:
-            _, matrix, moments = self._given[name]
-        if target.settings.codes is not None:
-            return _Solved(*coded(dense, target.settings, moments))
-        began = time.perf_counter()
-        minimised = objective(target.settings, moments)
-        watch = self.watch(name)
-        f = factorization(matrix, target.settings, minimised, moments, threads=threads, progress=watch)
-        seconds = time.perf_counter() - began
-        recipe = LayerRecipe(
-            objective=minimised,
-            snr_db=f.snr_db(dense),
-            output_snr_db=output_snr_db(matrix, f, moments),
-            seconds=seconds,
-        )
-        return _Solved(f, recipe)
+        task = self._given.get(name) or self._own_task(target)
+        return solve_layer(task, target, threads=threads, progress=self.watch(name))
 
-    def _replace(self, name: str, solved: _Solved, announce: bool = True) -> None:
+    def _own_task(self, target: Target) -> LayerTask:
+        """To compute what the dense layer does, for the same inputs."""
+        bias = bias_values(target.module) if target.name in self.free_biases else None
+        return LayerTask(target.name, dense_matrix(target.module), self.moments.get(target.name), bias)
+
+    def _replace(self, name: str, solved: Solved, announce: bool = True) -> None:
         target = self.pending[name]
         weight: Any = target.module.weight
-        new = replace(self._model, target.modules, solved.f)
+        new = replace(self._model, target.modules, solved.f, solved.bias)
         for layer in (new, *map(self._model.get_submodule, target.tied)):
             report.remember_layer(layer, solved.recipe)
         del self.pending[name]
@@ -327,7 +312,7 @@ class _Stopped(Exception):
     """Stops a solver in a worker thread."""
 
 
-def _ready(future: Future[_Solved]) -> bool:
+def _ready(future: Future[Solved]) -> bool:
     return future.done() and not future.cancelled() and future.exception() is None
 
 

@@ -1,4 +1,4 @@
-"""Solving one layer: its moments, its objective, its factors, and the SNR of its outputs."""
+"""Solving one layer: its moments, its objective, its factors and bias, and the SNR of its outputs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -17,26 +17,28 @@ from ..._internal import check, storage
 from ..._internal.check import describe
 from ..._internal.codes import Codes, quantize
 from ..._internal.rounding import quantize_for
-from ..._internal.snr import energy_and_error, output_energy_and_error, snr_db
+from ..._internal.snr import energy_and_error, snr_db
 from ...checkpoints.entries import first_names
 from ...checkpoints.layers import LayerRecipe
 from ...solvers.second_moments import factor_shrinkage, missing_power
-from ..modules.kinds import input_size
+from ..modules.kinds import dense_matrix, input_size
+from .biases import as_dense, fitted_bias, output_snr_db
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..calibration.moments import Moments
+    from ..calibration.targets import LayerTask
     from ..model.config import Settings
     from ..model.selection import Target
 
 __all__ = [
-    "coded",
+    "Solved",
     "factorization",
     "moments_of",
     "objective",
-    "output_snr_db",
     "reads",
+    "solve_layer",
     "unreached",
     "warn_unreached",
     "warn_user",
@@ -46,11 +48,54 @@ _DB_OF_A_BIT = 7  # SNR of outputs for each bit per weight, about
 _LARGEST_EXPONENT = 120  # of the entries of a matrix to solve
 
 
+class Solved(NamedTuple):
+    """Factors or codes of one layer, how they were found, and its new bias (m,); None: the bias it has."""
+
+    f: diba.Factorization | Codes
+    recipe: LayerRecipe
+    bias: NDArray[np.float64] | None
+
+
+def solve_layer(task: LayerTask, target: Target, **options: Any) -> Solved:
+    """Factor the matrix of a layer, or find its codes, and then its bias if that is free.
+
+    Args:
+        task: What the layer is to compute.
+        target: The dense layer and its settings.
+        **options: Arguments of ``diba.solve`` beyond the settings.
+    """
+    began = time.perf_counter()
+    settings, moments = target.settings, task.moments
+    minimised = objective(settings, moments)
+    free = task.bias is not None and minimised == "covariance" and moments is not None
+    about = moments.centred() if free and moments is not None else moments
+    f: diba.Factorization | Codes
+    if settings.codes is None:
+        f = factorization(task.matrix, settings, minimised, about, **options)
+        F = None if moments is None else f.to_dense()
+        weight_snr = f.snr_db(dense_matrix(target.module))
+    else:
+        task = as_dense(task, dense_matrix(target.module))
+        f = _codes(task.matrix, settings, minimised, about)
+        F = f.rows()
+        weight_snr = snr_db(*energy_and_error(task.matrix, F))
+    seconds = time.perf_counter() - began
+    bias = None if not free or F is None else fitted_bias(task, F, target.module)
+    recipe = LayerRecipe(
+        objective=minimised,
+        snr_db=weight_snr,
+        output_snr_db=None if F is None else output_snr_db(task, F, bias),
+        seconds=seconds,
+        bias_corrected=bias is not None,
+    )
+    return Solved(f, recipe, bias)
+
+
 def objective(settings: Settings, moments: Moments | None) -> str:
     """The objective for a layer: plain if there are no moments or if all inputs were 0."""
-    if not _tells(moments) or settings.objective == "plain":
+    if not _tells(moments) or settings.objective == "plain" or settings.codes == 8:
         return "plain"
-    return "covariance" if settings.objective == "auto" else settings.objective
+    return "covariance" if settings.objective == "auto" or settings.codes else settings.objective
 
 
 def factorization(
@@ -89,31 +134,12 @@ def _bits(shape: tuple[int, ...], settings: Settings) -> float:
     return max(settings.snr_db or 0.0, 0.0) / _DB_OF_A_BIT
 
 
-def coded(matrix: NDArray[Any], settings: Settings, moments: Moments | None) -> tuple[Codes, LayerRecipe]:
-    """Codes of a matrix, at 4 bits for the moments of its inputs if there are any, and their recipe."""
+def _codes(matrix: NDArray[Any], settings: Settings, minimised: str, moments: Moments | None) -> Codes:
+    """Codes of a matrix, for the moments of its inputs if these are to be heeded."""
     assert settings.codes is not None
-    began = time.perf_counter()
-    fitted = settings.codes == 4 and objective(settings, moments) != "plain"
-    if fitted:
-        assert moments is not None
-        found = quantize_for(matrix, moments.second, settings.group)
-    else:
-        found = quantize(matrix, settings.codes, settings.group)
-    seconds, rows = time.perf_counter() - began, found.rows()
-    recipe = LayerRecipe(
-        objective="covariance" if fitted else "plain",
-        snr_db=snr_db(*energy_and_error(matrix, rows)),
-        output_snr_db=output_snr_db(matrix, rows, moments),
-        seconds=seconds,
-    )
-    return found, recipe
-
-
-def output_snr_db(
-    matrix: NDArray[Any], f: diba.Factorization | NDArray[Any], moments: Moments | None
-) -> float | None:
-    """SNR in dB of the layer's outputs under the moments of its inputs; None without moments."""
-    return None if moments is None else snr_db(*output_energy_and_error(matrix, f, moments.second))
+    if moments is None or minimised == "plain":
+        return quantize(matrix, settings.codes, settings.group)
+    return quantize_for(matrix, moments.second, settings.group)
 
 
 # ---------------------------------------------------------------- moments

@@ -32,6 +32,7 @@ class Attention(UnfusedModule):
     dropout: float
     batch_first: bool
     add_zero_attn: bool
+    biased: bool
     q_proj: nn.Module
     k_proj: nn.Module
     v_proj: nn.Module
@@ -71,6 +72,7 @@ class Attention(UnfusedModule):
             if bias is not None:
                 layer.bias.requires_grad_(m.in_proj_bias.requires_grad)
             setattr(self, name, layer)
+        self.biased = m.out_proj.bias is not None  # a compressed layer may have been given one
         self.out_proj = linear(m.out_proj.weight, m.out_proj.bias, True)
         self.bias_k, self.bias_v = m.bias_k, m.bias_v
         self.embed_dim, self.num_heads, self.head_dim = m.embed_dim, m.num_heads, m.head_dim
@@ -85,7 +87,7 @@ class Attention(UnfusedModule):
         else:
             found |= {f"{name}_weight": [(name, "weight")] for name in _PROJECTIONS}
         found["out_proj.weight"] = [("out_proj", "weight")]
-        if self.out_proj.bias is not None:
+        if self.biased:
             found["out_proj.bias"] = [("out_proj", "bias")]
             found["in_proj_bias"] = [(name, "bias") for name in _PROJECTIONS]
         return found

@@ -16,6 +16,7 @@ from ...solvers.options import SolveOptions
 
 __all__ = [
     "AUTO",
+    "BIASES",
     "OBJECTIVES",
     "OVERRIDES",
     "PATTERN",
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 OBJECTIVES = ("auto", "plain", "importance", "covariance")
+BIASES = ("correct", "add", "keep")
 SIZES = ("bits_per_weight", "k", "snr_db")
 PATTERN = "re:"
 """What begins a rule that is a regular expression for whole names."""
@@ -55,6 +57,7 @@ class Settings(SolveOptions):
         snr_db: Signal-to-noise ratio to reach, in dB.
         alphabet: ``"binary"`` or ``"sign"``.
         objective: One of ``OBJECTIVES``.
+        bias: One of ``BIASES``.
         codes: 8 or 4: the matrix is not factored, but stored in so many bits an entry; None: it is factored.
         group: Entries of a row that share a step, with 4-bit codes.
     """
@@ -64,6 +67,7 @@ class Settings(SolveOptions):
     snr_db: float | None = None
     alphabet: Alphabet = "sign"
     objective: str = "auto"
+    bias: str = "correct"
     codes: CodeBits | None = None
     group: int = 32
 
@@ -74,12 +78,12 @@ class Settings(SolveOptions):
         if self.codes is None or any(getattr(self, name) is not None for name in SIZES):
             _size(self.bits_per_weight, self.k, self.snr_db)
         check.one_of(self.objective, "objective", OBJECTIVES)
+        check.one_of(self.bias, "bias", BIASES)
 
     def solve_options(self) -> dict[str, Any]:
         """Arguments for :func:`diba.solve`, all but the objective and threads."""
-        return {
-            name: getattr(self, name) for name in OVERRIDES if name not in ("objective", "codes", "group")
-        }
+        others = ("objective", "bias", "codes", "group")
+        return {name: getattr(self, name) for name in OVERRIDES if name not in others}
 
 
 OVERRIDES = tuple(f.name for f in dataclasses.fields(Settings) if f.name != "threads")
@@ -109,6 +113,11 @@ class Config(Settings):
             the weights, weighted by the RMS of every input and, where known, of every output's gradient.
             ``"covariance"``: the error of the outputs, weighted by those gradients where known. ``"auto"``:
             covariance for layers with calibration moments, else plain.
+        bias: What becomes of the bias of a layer under ``"covariance"``. ``"correct"``: it makes up for the
+            error of the mean output, and the covariance is that of the inputs about their mean, which costs
+            nothing; ``snr_db`` is then that of what varies in the outputs. ``"add"``: layers without a bias
+            get one, too; such a checkpoint needs diba even as a dense model. ``"keep"``: it stays as it is.
+            Without moments it always stays as it is.
         skip: Names of layers that stay dense.
         layers: Name -> dict of overrides (keys in ``OVERRIDES``), or None for a layer that stays dense. An
             exact name also selects an embedding or convolution that the flags below exclude.

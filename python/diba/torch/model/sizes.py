@@ -158,19 +158,27 @@ def totals(model: nn.Module) -> Totals:
     more = sum(
         layer.weight_shape.numel() * layer.dtype.itemsize - layer.nbytes for layer in compressed_layers(model)
     )
+    more -= sum(bias.nbytes for bias in _added_biases(model))
     return Totals(count, size, count + uncounted(model), size + more)
 
 
 def uncounted(model: nn.Module, embeddings: bool = True) -> int:
-    """How many parameters the model lacks because layers are compressed: dense weights minus diagonals.
+    """How many parameters the model lacks because layers are compressed: dense weights minus what came new.
 
     Args:
         model: The model.
         embeddings: Whether to count the weights of embeddings, and of layers that share tensors with one.
     """
-    more = 0
+    more = -sum(bias.numel() for bias in _added_biases(model))
     for layer in compressed_layers(model):
         more -= sum(d.numel() for d in layer.diagonals())
         if embeddings or not isinstance(layer, (DibaEmbedding, DibaCodedEmbedding)):
             more += layer.weight_shape.numel()
     return more
+
+
+def _added_biases(model: nn.Module) -> Iterator[Tensor]:
+    """Biases that the dense layers had not."""
+    for module in model.modules():
+        if isinstance(module, CompressedLayer) and module.bias_added and module.bias is not None:
+            yield module.bias

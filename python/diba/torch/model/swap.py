@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..._internal import check
 from ..modules.kinds import compressed
@@ -18,6 +18,9 @@ from .fused import UnfusedModule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     import diba
 
@@ -93,7 +96,12 @@ def _keep_padding(model: nn.Module) -> None:
 # ---------------------------------------------------------------- dense layers by factored ones
 
 
-def replace(model: nn.Module, dense: Sequence[nn.Module], f: diba.Factorization | Codes) -> CompressedLayer:
+def replace(
+    model: nn.Module,
+    dense: Sequence[nn.Module],
+    f: diba.Factorization | Codes,
+    bias: NDArray[np.float64] | None = None,
+) -> CompressedLayer:
     """Replace a dense layer, or several that share one weight, by compressed layers that share their tensors.
 
     Hooks and biases are kept. The model is changed only after all new layers were made.
@@ -102,12 +110,15 @@ def replace(model: nn.Module, dense: Sequence[nn.Module], f: diba.Factorization 
         model: Changed in place.
         dense: The layer, or the layers that are tied.
         f: Factors or codes of their matrix.
+        bias: New bias of the first layer, (m,); None: it keeps the bias that it has, or has none.
 
     Returns:
         The layer that replaced the first one.
     """
     with torch.inference_mode(False), torch.no_grad():
         made = [_like(module, f) for module in dense]
+        if bias is not None:
+            _set_bias(dense[0], made[0], torch.from_numpy(bias))
     for twin in made[1:]:
         for name in made[0].tensor_names:
             setattr(twin, name, getattr(made[0], name))
@@ -124,6 +135,18 @@ def _like(module: Any, f: diba.Factorization | Codes) -> CompressedLayer:
     if new.bias is not None:
         new.bias = module.bias  # the same object, which an optimizer or another layer may hold
     return new
+
+
+def _set_bias(dense: Any, layer: CompressedLayer, values: Tensor) -> None:
+    """Give a new layer these values of its bias; the dense layer keeps its own, for who still runs it."""
+    if layer.bias is None:
+        layer.add_bias()
+    else:
+        dense.bias = nn.Parameter(layer.bias.clone(), layer.bias.requires_grad)
+        if layer.bias.is_inference():  # and so cannot be written to
+            layer.bias = nn.Parameter(layer.bias.clone(), layer.bias.requires_grad)
+    assert layer.bias is not None
+    layer.bias.copy_(values)
 
 
 def retie(model: nn.Module, shared: set[int]) -> None:

@@ -56,6 +56,9 @@ class CompressedLayer(nn.Module):
     _kept: tuple[str, ...] = ()
     """Names of the attributes that were set on the dense layer and are kept."""
 
+    bias_added: bool = False
+    """Whether the dense layer had no bias."""
+
     # ------------------------------------------------------------ facts
 
     kinds: ClassVar[tuple[Any, ...]] = ()
@@ -147,6 +150,12 @@ class CompressedLayer(nn.Module):
             with torch.no_grad():
                 self.bias.copy_(bias)
         return self
+
+    def add_bias(self) -> None:
+        """Give the layer a bias of zeros, which the dense layer did not have."""
+        values = torch.zeros(self.d1.numel(), device=self.d1.device, dtype=self.dtype)
+        self.bias = nn.Parameter(values, self.d1.requires_grad)
+        self.bias_added = True
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move and cast as in ``nn.Module``, except that diagonals and bits are not cast."""

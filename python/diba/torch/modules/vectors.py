@@ -127,24 +127,71 @@ def sampled(module: nn.Module, rows: Tensor) -> Tensor:
 
 
 class Products:
-    """The mean of x y' over pairs of vectors, summed in float32 within blocks and in float64 over blocks."""
+    """Means over weighted pairs of vectors (x, y): of x y', of x and of y.
+
+    Summed in float32 within blocks and in float64 over blocks. What is summed is the distance from an origin
+    near the first vectors, so that moments about the mean, which may be far smaller, are as exact.
+    """
 
     def __init__(self, n: int) -> None:
-        self.total = torch.zeros(n, n, dtype=torch.float64)
         self.count = 0
+        self._weight = 0.0
+        self._n = n
+        self._origins: tuple[Tensor, Tensor] | None = None  # float64, as everything that is summed
+        self._product = self._x = self._y = torch.zeros(0)
 
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """Add the pairs of rows of x and y, both of shape (count, n)."""
+    def add(self, x: Tensor, y: Tensor, weights: Tensor | None = None) -> None:
+        """Add the pairs of rows of x and y, both of shape (count, n); weights (count,), None: all 1."""
+        if not len(x):
+            return
+        if self._origins is None:
+            self._origins = _origin(x), _origin(y)
+            zeros = torch.zeros(self._n, dtype=torch.float64, device=x.device)
+            self._x, self._y, self._product = zeros, zeros.clone(), torch.outer(zeros, zeros)
+        a, b = (origin.to(x) for origin in self._origins)
         bounds = [*range(0, len(x), _ROWS), len(x)]
         for begin, end in pairwise(bounds):
-            product = (x[begin:end].T @ y[begin:end]).double()
-            self.total = self.total.to(product.device).add_(product)
+            u = x[begin:end] - a
+            v = u if x is y else y[begin:end] - b
+            root = torch.ones(1).to(u) if weights is None else weights[begin:end, None].to(u).sqrt()
+            u, v = u * root, v * root  # on both sides: the product of x with itself stays symmetric
+            self._product = self._product.to(u.device).add_((u.T @ v).double())
+            self._x = self._x.to(u.device).add_((u * root).sum(0, dtype=torch.float64))
+            self._y = self._y.to(u.device).add_((v * root).sum(0, dtype=torch.float64))
         self.count += len(x)
+        self._weight += len(x) if weights is None else float(weights.double().sum())
 
     def mean(self) -> Tensor:
         """The mean of x y', float64, shape (n, n)."""
-        return (self.total / self.count).cpu()
+        a, b = self._origins_like(self._product)
+        shifts = torch.outer(a, self._y + self._weight * b) + torch.outer(self._x, b)
+        return ((self._product + shifts) / self._weight).cpu()
+
+    def means(self) -> tuple[Tensor, Tensor]:
+        """The means of x and of y, float64, shape (n,)."""
+        a, b = self._origins_like(self._product)
+        return (a + self._x / self._weight).cpu(), (b + self._y / self._weight).cpu()
+
+    def _origins_like(self, other: Tensor) -> tuple[Tensor, Tensor]:
+        assert self._origins is not None, "something was added"
+        a, b = (origin.to(other) for origin in self._origins)
+        return a, b
 
     def finite(self) -> bool:
         """Whether all vectors were finite: one bad entry makes its sum of squares NaN or infinite."""
-        return bool(self.total.diagonal().isfinite().all())
+        if self._origins is None:
+            return True
+        squares = (origin.float().square() for origin in self._origins)
+        return all(bool(sums.isfinite().all()) for sums in (self._product.diagonal(), *squares))
+
+
+def _origin(x: Tensor) -> Tensor:
+    """A vector near the mean of the first rows of x, (n,), float64.
+
+    Its entries are multiples of a power of two, 1/256 of the largest entry or more, so that sums over whole
+    numbers stay exact.
+    """
+    first = x[:_ROWS].double()
+    exponents = torch.frexp(first.abs().amax(0)).exponent.clamp(min=-100)
+    steps = torch.ldexp(torch.ones_like(first[0]), exponents - 8)
+    return (first.mean(0) / steps).round() * steps

@@ -33,6 +33,8 @@ from .settings import BlockRecipe, Reconstruction
 from .straight import movable, stand_ins
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from ..retuning.settings import Group
 
 __all__ = ["BlockFit", "Sample"]
@@ -148,17 +150,20 @@ class BlockFit:
 
     # ------------------------------------------------------------ stages
 
-    def correct(self, matrices: Iterable[tuple[nn.Module, Tensor]]) -> None:
-        """Give dense layers other matrices (m, n), if that lowers the held-out loss."""
+    def correct(self, targets: Iterable[tuple[nn.Module, NDArray[Any], NDArray[Any] | None]]) -> None:
+        """Give dense layers other matrices (m, n) and biases (m,), if that lowers the held-out loss.
+
+        A bias of None, or of a layer without one, changes nothing.
+        """
         self.groups += 1
         if self.groups > 1:
             self.loss = self.held_out_loss()  # the group before was factored
         if not self._settings.correct:
             return
-        pairs = [(_matrix(layer), matrix) for layer, matrix in matrices]
+        pairs = [pair for target in targets for pair in _changes(*target)]
         with self._undone_unless_better([view for view, _ in pairs]) as outcome, torch.no_grad():
-            for view, matrix in pairs:
-                view.copy_(matrix)
+            for view, values in pairs:
+                view.copy_(torch.from_numpy(values))
         self.corrected += outcome.kept
 
     def tune(self) -> None:
@@ -303,11 +308,15 @@ class _Outcome:
 # ---------------------------------------------------------------- details
 
 
-def _matrix(layer: nn.Module) -> Tensor:
-    """The matrix of a dense layer, a view of its weight."""
+def _changes(
+    layer: Any, matrix: NDArray[Any], bias: NDArray[Any] | None
+) -> Iterator[tuple[Tensor, NDArray[Any]]]:
+    """Tensors of a dense layer, views, and the values that they are to have."""
     kind = replaceable(layer)
     assert kind is not None, "it is about to be factored"
-    return kind.matrix(layer).detach()
+    yield kind.matrix(layer).detach(), matrix
+    if bias is not None and layer.bias is not None:
+        yield layer.bias.detach(), bias
 
 
 def _tensors(module: nn.Module, recurse: bool = True) -> Iterator[Tensor]:
