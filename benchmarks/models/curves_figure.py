@@ -31,7 +31,9 @@ LIMIT = 12.0  # times the dense metric, where its axis is logarithmic: what is w
 
 def draw(report: dict[str, Any], paths: Sequence[Path]) -> None:
     """Write the figure to every path, as SVG or PNG by its suffix."""
-    tasks = grouped(report)
+    every = grouped(report)
+    compared = {task: rows for task, rows in every.items() if any(arm != "dense" for arm, _ in rows)}
+    tasks = compared or every
     with drawing(paths, max(6.0, 3.4 * len(tasks)), 3.8) as figure:
         for axes, rows in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks.values(), strict=True):
             draw_task(axes, rows)
@@ -63,7 +65,7 @@ def draw_task(axes: Axes, rows: Rows) -> None:
     for scale in scales:
         scale.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         scale.set_minor_locator(NullLocator())
-        scale.set_major_formatter(StrMethodFormatter("{x:,.3g}"))
+        scale.set_major_formatter(StrMethodFormatter("{x:,g}"))
     heading = METRICS[metric][0] if metric != "accuracy" else "errors, %"
     axes.set(title=first["title"], xlabel="MB on disk", ylabel=heading)
     grid(axes)
