@@ -360,8 +360,12 @@ def test_ctrl_c_ends_the_pass_that_is_running(dense: Model, batches: list[torch.
 
     model.embed.register_forward_pre_hook(interrupt)
     options: dict[str, Any] = {"loss": diba.torch.fisher(), "reconstruct": True, "progress": False}
-    with pytest.raises(KeyboardInterrupt):
-        diba.torch.convert(model, batches=batches, bits_per_weight=1.5, effort="fast", **options)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent may have switched it off
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            diba.torch.convert(model, batches=batches, bits_per_weight=1.5, effort="fast", **options)
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert calls == 1 + call
 
 
