@@ -79,7 +79,8 @@ class Trainer:
         self.loss_before = self.loss_after = math.nan
         self.restored = False
         self._model, self._loss, self._groups, self._flipper = model, loss, groups, flipper
-        self._curvature, self._probed = curvature, []  # type: ignore[var-annotated]
+        self._curvature = curvature
+        self._probed: list[Any] = []
         self._training = training
         self._rates = [group["lr"] for group in groups]
         copies = [dict(group) for group in groups]
