@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,6 +62,12 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
     add("--forms", nargs="+", metavar="FORM", help='only these sizes and types, such as "2 bits" or Q2_K')
     add("--seeds", type=at_least_one, default=1, metavar="N", help="of diba's models (1)")
     add("--quick", action="store_true", help="small subsets: to try it out, not for the table")
+    add(
+        "--device",
+        default="cpu",
+        help="where diba's models are made, such as cuda; all are measured on the CPU",
+    )
+    add("--recipe", type=json.loads, default={}, metavar="JSON", help="other settings than curves_plan.py's")
     add("--keep", type=Path, metavar="DIR", help="where models are kept (the folder curves of the data)")
     chosen = made.parse_args(arguments)
     chosen.tasks = chosen.tasks or (QUICK if chosen.quick else list(RECIPES))
@@ -86,7 +93,7 @@ def measure(cell: Cell, chosen: argparse.Namespace) -> dict[str, Any]:
     from .curves_work import Work
     from .shared import made
 
-    recipe = recipe_of(cell.task, chosen.quick)
-    work = Work(made(cell.task, chosen.quick), recipe, chosen.keep, chosen.threads)
+    recipe = recipe_of(cell.task, chosen.quick, chosen.recipe)
+    work = Work(made(cell.task, chosen.quick), recipe, chosen.keep, chosen.threads, chosen.device)
     torch.manual_seed(cell.seed)
     return run(cell, work)

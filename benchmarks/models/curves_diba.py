@@ -28,42 +28,73 @@ def converted(cell: Cell, work: Work, clock: Clock) -> Facts:
     folder = work.folder / f"{cell.task}-{cell.form.replace(' ', '-')}-{cell.seed}"
     settings = {
         "bits_per_weight": cell.bits, "effort": "fast", "embeddings": EMBEDDINGS, "seed": cell.seed,
-        **task.config,
+        **task.config, **recipe.config,
     }  # fmt: skip
     reconstruct = {"seed": cell.seed, **recipe.reconstruct}
     about = {"settings": settings, "reconstruct": reconstruct, "batches": len(work.seen)}
-    model, facts = unfinished(folder, about) or (task.load(), {"about": about})
+    model, facts = unfinished(folder, about) or (task.load().to(work.device), {"about": about})
     for name in ("seconds", "cpu_seconds"):
         setattr(clock, name, facts.get(name, 0.0))
     if "metrics" not in facts:
         with clock:
             diba.torch.convert(
-                model, **settings, threads=work.threads, batches=work.seen,
+                model, **settings, threads=work.threads, batches=work.there(work.seen),
                 loss=diba.torch.fisher(seed=cell.seed, features=task.loss == "hidden"),
-                reconstruct=reconstruct, teacher=task.load(),
+                reconstruct=reconstruct, teacher=task.load().to(work.device),
                 progress=functools.partial(after_block, folder, model, facts, clock),
             )  # fmt: skip
-        facts |= {"seconds": clock.seconds, "cpu_seconds": clock.cpu_seconds, "metrics": task.metrics(model)}
+        facts |= {"seconds": clock.seconds, "cpu_seconds": clock.cpu_seconds, "metrics": work.metrics(model)}
+        say(folder, "before retuning", facts["metrics"])
         keep(folder, model, facts)
+    retuned: Facts = {}
+    options: dict[str, Any] = {"norms": True, "seed": cell.seed, "progress": False}
+    data = work.there(work.unseen_first)
     with clock:
-        options: dict[str, Any] = {"max_steps": recipe.steps, "norms": True, "seed": cell.seed}
-        retuned = diba.torch.retune(model, work.unseen_first, work.loss, progress=False, **options)
+        report = diba.torch.retune(model, data, work.loss, max_steps=recipe.steps, **options)
+    if recipe.flip_steps:
+        retuned = {"before_flips": work.metrics(model)}
+        say(folder, "before bits move", retuned["before_flips"])
+        keep(folder, model, facts)
+        with clock:
+            last = diba.torch.retune(
+                model, data, work.loss, max_steps=recipe.flip_steps, bits="flip", **options
+            )
+        retuned |= {"flips": sum(last.flips.values()), "flip_losses": [last.loss_before, last.loss_after]}
+    model.cpu()
     return {
         "model": model,
         "bytes": saved(model, folder),
         "bits": diba.torch.report(model).bits_per_weight,
         "before_retuning": facts["metrics"],
-        "losses": [retuned.loss_before, retuned.loss_after],
-        "recipe": f"blocks reconstructed on {len(work.seen)} batches, retuned for {recipe.steps} steps",
+        "losses": [report.loss_before, report.loss_after],
+        **retuned,
+        "recipe": words(work),
     }
+
+
+def words(work: Work) -> str:
+    """What made a model, in one line."""
+    recipe = work.recipe
+    rows = sum(len(next(iter(batch.values()))) for batch in work.seen)
+    changed = "".join(f", {name} {value}" for name, value in (recipe.reconstruct | recipe.config).items())
+    flips = f", then {recipe.flip_steps} in which bits move" if recipe.flip_steps else ""
+    return (
+        f"blocks reconstructed on {len(work.seen)} batches ({rows} rows){changed}, "
+        f"retuned for {recipe.steps} steps{flips}, on {work.device}"
+    )
 
 
 def after_block(folder: Path, model: nn.Module, facts: Facts, clock: Clock, state: diba.Progress) -> None:
     """For ``progress`` of ``convert``: keep the model whenever a block is done."""
     if isinstance(state.detail, diba.torch.BlockRecipe):
         facts |= clock.lap()
-        print(f"{folder.name}: {state.item}, loss {state.detail.loss:.4f}", file=sys.stderr, flush=True)
+        say(folder, state.item, {"loss": state.detail.loss, "flips": state.detail.flips})
         keep(folder, model, facts)
+
+
+def say(folder: Path, what: str | None, values: dict[str, float]) -> None:
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+    print(f"{folder.name}: {what}, {shown}", file=sys.stderr, flush=True)
 
 
 def keep(folder: Path, model: nn.Module, facts: Facts) -> None:

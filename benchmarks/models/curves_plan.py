@@ -28,6 +28,9 @@ class Recipe:
         types: Types of llama.cpp, one on every matrix.
         onnx: Kinds of onnxruntime's models.
         reconstruct: Settings of the reconstruction of blocks, where they are not the defaults.
+        flip_steps: Of a second retuning of diba's models, in which bits move.
+        windows: Of each kind of text, for a language model; None: as many as its task takes.
+        config: Settings of ``diba.torch.Config`` beside those of the task, such as ``layers``.
     """
 
     task: str
@@ -40,6 +43,9 @@ class Recipe:
     types: tuple[str, ...] = ()
     onnx: tuple[str, ...] = ()
     reconstruct: dict[str, Any] = field(default_factory=dict)
+    flip_steps: int = 0
+    windows: int | None = None
+    config: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -84,9 +90,13 @@ RECIPES = {
 }  # fmt: skip
 
 
-def recipe_of(task: str, quick: bool) -> Recipe:
-    """The recipe of a task; ``quick`` cuts it down to what shows that every arm works."""
-    whole = RECIPES[task]
+def recipe_of(task: str, quick: bool, changes: dict[str, Any] | None = None) -> Recipe:
+    """The recipe of a task; ``quick`` cuts it down to what shows that every arm works.
+
+    Raises:
+        TypeError: ``changes`` has a name that no setting has.
+    """
+    whole = replace(RECIPES[task], **(changes or {}))
     if not quick:
         return whole
     small = replace(whole, calibration=8, steps=8, reconstruct={"steps": 16, "tune_steps": 4})

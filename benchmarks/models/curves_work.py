@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from torch import nn
 
 import diba.torch
 
 from .curves_plan import Recipe
 from .shared import batches, teacher
 from .task import Batch, Task
+from .text import smollm2_batches
 
 __all__ = ["Clock", "Facts", "Work", "joined"]
 
@@ -28,15 +30,17 @@ class Work:
         recipe: Its settings.
         folder: Where models are kept, also those that are not ready.
         threads: Of conversion.
+        device: Where diba's models are made.
 
     Attributes:
         seen: The batches that conversion sees.
         unseen_first: All batches, those that conversion has seen last.
     """
 
-    def __init__(self, task: Task, recipe: Recipe, folder: Path, threads: int) -> None:
+    def __init__(self, task: Task, recipe: Recipe, folder: Path, threads: int, device: str = "cpu") -> None:
         self.task, self.recipe, self.folder, self.threads = task, recipe, folder, threads
-        every = batches(task)
+        self.device = torch.device(device)
+        every = batches(task) if recipe.windows is None else smollm2_batches(count=recipe.windows)
         data = [joined(every[i : i + recipe.joined]) for i in range(0, len(every), recipe.joined)]
         self.seen = data[: recipe.calibration]
         self.unseen_first = data[recipe.calibration :] + self.seen
@@ -44,7 +48,18 @@ class Work:
     @property
     def loss(self) -> Any:
         """The distance from the dense model, which retuning lowers."""
-        return diba.torch.distillation(teacher(self.task), features=self.task.loss == "hidden")
+        dense = teacher(self.task).to(self.device)
+        return diba.torch.distillation(dense, features=self.task.loss == "hidden")
+
+    def there(self, data: Sequence[Batch]) -> list[Batch]:
+        """Batches on the device."""
+        return [{key: value.to(self.device) for key, value in batch.items()} for batch in data]
+
+    def metrics(self, model: nn.Module) -> dict[str, float]:
+        """The end metrics, always on the CPU, by the kernels that users run."""
+        found = self.task.metrics(model.cpu())
+        model.to(self.device)
+        return found
 
 
 def joined(parts: Sequence[Batch]) -> Batch:

@@ -31,6 +31,7 @@ __all__ = [
     "minilm_inputs",
     "quiet",
     "smollm2",
+    "smollm2_batches",
     "spread",
     "windows",
 ]
@@ -217,9 +218,9 @@ def windows(text: str, length: int = WINDOW) -> torch.Tensor:
     return ids[: len(ids) // length * length].view(-1, length)
 
 
-def smollm2_batches(size: Size = "full", length: int = 256) -> list[Batch]:
-    """News and novels in turn, two windows of ``length`` tokens a batch."""
-    count = {"full": 256, "quick": 16}[size]
+def smollm2_batches(size: Size = "full", length: int = 256, count: int | None = None) -> list[Batch]:
+    """News and novels in turn, two windows of ``length`` tokens a batch, from ``count`` of each."""
+    count = count or {"full": 256, "quick": 16}[size]
     others = [text for title, text in austen().items() if title != NOVEL]
     sources = [
         spread(windows("\n\n".join(texts), length), count) for texts in (news("lee_background"), others)

@@ -400,6 +400,44 @@ def test_to_meta_and_back(layer: DibaLinear) -> None:
     assert layer.bias.dtype == torch.bfloat16
 
 
+def tied(**settings: Any) -> nn.Module:
+    """An embedding and the output layer that shares its weight, both compressed."""
+    model = nn.Module()
+    model.table, model.head = nn.Embedding(96, 64), nn.Linear(64, 96, bias=False)
+    model.head.weight = model.table.weight
+    return diba.torch.convert(model, progress=False, **settings)
+
+
+TIED = pytest.mark.parametrize(
+    "settings", [{"codes": 8, "embeddings": 8}, {"k": 32, "tied": True, "embeddings": True}]
+)
+
+
+@TIED
+def test_tied_layers_share_their_bits_wherever_they_are_moved(settings: dict[str, Any]) -> None:
+    for move in (
+        lambda m: m.to("meta"),
+        lambda m: m.to_empty(device="cpu"),
+        lambda m: m.half(),
+        copy.deepcopy,
+    ):
+        model = move(tied(**settings))
+        for name in model.table.bit_names:
+            assert getattr(model.table, name) is getattr(model.head, name)
+        moved = model.to("meta")
+        assert all(getattr(moved.table, name) is getattr(moved.head, name) for name in model.table.bit_names)
+
+
+@TIED
+def test_moved_layers_keep_what_only_one_of_them_was_given(settings: dict[str, Any]) -> None:
+    model = tied(**settings)
+    name, before = model.table.bit_names[0], getattr(model.table, model.table.bit_names[0]).clone()
+    model.table.to_empty(device="cpu")
+    getattr(model.table, name).fill_(7)
+    model.head._apply(torch.clone)  # as a move to another device: a new tensor of the same values
+    assert torch.equal(getattr(model.head, name), before)
+
+
 # ---------------------------------------------------------------- the weight
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..ops import packed
 from .averaging import Origin
@@ -158,8 +160,9 @@ class CompressedLayer(nn.Module):
         self.bias_added = True
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move and cast as in ``nn.Module``, except that diagonals and bits are not cast."""
+        """Move and cast as in ``nn.Module``, but diagonals and bits are not cast, and shared bits stay so."""
         free = () if self.bias is None else (self.bias, self.bias.grad)
+        bits = [getattr(self, name) for name in self.bit_names]
         self._dtype = fn(torch.empty(0, dtype=self._dtype, device="cpu")).dtype
 
         def apply(t: Tensor) -> Tensor:
@@ -167,7 +170,8 @@ class CompressedLayer(nn.Module):
             if any(t is other for other in free):
                 return result
             kept = _kept(t.dtype, result.dtype)
-            return result if result.dtype == kept else t.to(result.device, kept)
+            result = result if result.dtype == kept else t.to(result.device, kept)
+            return _together(t, result) if any(t is other for other in bits) else result
 
         self._forget()
         super()._apply(apply, recurse)  # type: ignore[no-untyped-call]
@@ -264,6 +268,27 @@ class CompressedLayer(nn.Module):
         origin = self.__dict__.get("_origin")
         if origin is not None:
             origin.settle(self)
+
+
+_moves: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # bits -> where the first of tied layers has them
+
+
+def _together(bits: Tensor, moved: Tensor) -> Tensor:
+    """What packed bits become where a layer is moved: of tied layers, what they became for the first one.
+
+    ``nn.Module`` moves shared parameters once, and shared buffers as often as they are found: the second layer
+    would get bits of its own, and memory and files would hold them twice.
+    """
+    if moved is bits:
+        return bits
+    versions = bits._version, moved._version
+    before = _moves.get(bits)
+    if before is not None:
+        first, then = before[0](), before[1]
+        if first is not None and first.device == moved.device and then == (bits._version, first._version):
+            return first  # neither was written to meanwhile
+    _moves[bits] = weakref.ref(moved), versions
+    return moved
 
 
 def _kept(old: torch.dtype, new: torch.dtype) -> torch.dtype:
