@@ -13,6 +13,9 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 try:
     from . import _core
 except ImportError as error:
@@ -35,6 +38,14 @@ from .solvers import SolveOptions, solve
 from .svid import OneBit, onebit
 
 __version__: str = _core.__version__
+
+
+def __getattr__(name: str) -> Any:
+    """``diba.compress``, imported when it is asked for: it needs torch and transformers."""
+    if name == "compress":
+        return importlib.import_module("diba.compressing").compress
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "Allocation",

@@ -135,6 +135,17 @@ def forget(model: nn.Module) -> None:
             vars(module).pop(name, None)
 
 
+def forget_times(model: nn.Module) -> None:
+    """Remove the times from all recipes of a model, which differ from run to run."""
+    for module in model.modules():
+        found = vars(module).get(_RECIPE)
+        if isinstance(found, LayerRecipe):
+            remember_layer(module, dataclasses.replace(found, seconds=None))
+        elif isinstance(found, Recipe):
+            blocks = {name: dataclasses.replace(block, seconds=0.0) for name, block in found.blocks.items()}
+            remember(module, dataclasses.replace(found, seconds=None, blocks=blocks))
+
+
 def recipe_of(model: nn.Module, prefix: str = "") -> Recipe:
     """How a model was compressed, from the recipes stored on it and on the modules in it.
 

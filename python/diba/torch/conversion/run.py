@@ -6,6 +6,7 @@ import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,6 +28,7 @@ from ..modules.kinds import dense_matrix
 from ..modules.state import compressed_layers
 from . import report
 from .biases import free_biases
+from .kept import kept_layers
 from .solving import solve_layer
 
 if TYPE_CHECKING:
@@ -42,7 +44,10 @@ if TYPE_CHECKING:
     from ..reconstruction.settings import Reconstruction
     from .solving import Solved
 
-__all__ = ["Conversion"]
+__all__ = ["Conversion", "shown_to"]
+
+shown_to: ContextVar[Callable[[Progress], object] | None] = ContextVar("shown_to", default=None)
+"""Who hears of the layers of conversions that nobody enters as a context: those while a model is read."""
 
 _ROWS_FOR_THREADS = 1024  # layers with fewer rows or columns are solved side by side, not with more threads
 _DB_PER_BIT = 5.0  # rough estimate, to guess the work of layers with a target SNR
@@ -100,11 +105,11 @@ class Conversion:
         self._given: dict[
             str, LayerTask
         ] = {}  # matrices and moments from propagation, used instead of the layers' own
-        self._stop = threading.Event()
+        self._stop, self._kept = threading.Event(), kept_layers.get()
         self._mapped: set[int] = set()  # addresses of storages that held a replaced weight and other tensors
         check_progress(progress)
         self._progress, self._resources = progress, ExitStack()
-        self._tell: Callable[[Progress], object] | None = None
+        self._tell: Callable[[Progress], object] | None = shown_to.get()
         self._work = {target.name: _work(target) for target in selection.targets}
         self._parts = dict.fromkeys(self._work, 0.0)  # share of each layer that is done, 0 to 1
         self._lock = threading.Lock()  # guards _parts while several layers are solved at once
@@ -192,7 +197,13 @@ class Conversion:
     def _solve(self, name: str, threads: int) -> Solved:
         target = self.pending[name]
         task = self._given.get(name) or self._own_task(target)
-        return solve_layer(task, target, threads=threads, progress=self.watch(name))
+        found = None if self._kept is None else self._kept.get(task, target.settings)
+        if found is not None:
+            return found
+        solved = solve_layer(task, target, threads=threads, progress=self.watch(name))
+        if self._kept is not None:
+            self._kept.put(task, target.settings, solved)
+        return solved
 
     def _own_task(self, target: Target) -> LayerTask:
         """To compute what the dense layer does, for the same inputs."""

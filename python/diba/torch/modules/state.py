@@ -270,21 +270,22 @@ class CompressedLayer(nn.Module):
             origin.settle(self)
 
 
-_moves: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # bits -> where the first of tied layers has them
+_moves: Any = WeakTensorKeyDictionary()  # bits -> where the first of tied layers has them
 
 
 def _together(bits: Tensor, moved: Tensor) -> Tensor:
     """What packed bits become where a layer is moved: of tied layers, what they became for the first one.
 
-    ``nn.Module`` moves shared parameters once, and shared buffers as often as they are found: the second layer
-    would get bits of its own, and memory and files would hold them twice.
+    ``nn.Module`` moves shared parameters once, and shared buffers as often as they are found: the second
+    layer would get bits of its own, and memory and files would hold them twice.
     """
     if moved is bits:
         return bits
     versions = bits._version, moved._version
     before = _moves.get(bits)
     if before is not None:
-        first, then = before[0](), before[1]
+        first: Tensor | None = before[0]()
+        then = before[1]
         if first is not None and first.device == moved.device and then == (bits._version, first._version):
             return first  # neither was written to meanwhile
     _moves[bits] = weakref.ref(moved), versions

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..._internal import check
+from ..._internal.disk import PathLike
 from ...progress import ProgressOption, Steps, check_progress, reporting
 from ..model.sizes import uncounted
 from ..modules.layer import FactoredLayer
@@ -23,6 +24,7 @@ from ..modules.state import as_numpy
 from .batches import differentiable, evaluating, plain_grad, repeatable
 from .curvature import curvature
 from .flips import Flipper, Flips
+from .kept import KeptTraining
 from .losses import Loss, chosen_loss
 from .settings import Training, parameter_groups
 from .steps import Trainer, step_count
@@ -92,6 +94,8 @@ def retune(
     training: Training | None = None,
     evaluate: Callable[[nn.Module], Any] | None = None,
     progress: ProgressOption = True,
+    checkpoint: PathLike | None = None,
+    every: int = 100,
     **settings: Any,
 ) -> RetuneReport:
     """Train the diagonals of a model's factored layers on data; their bits stay as they are.
@@ -118,6 +122,11 @@ def retune(
         evaluate: ``evaluate(model)``, called without gradients at the start and after each epoch.
         progress: True shows a bar on stderr, False nothing; a callable gets a :class:`diba.Progress` at the
             start and after each step.
+        checkpoint: A file for the state of the training. If it is there, of the same training (settings, and
+            the model as it was at the start), that one goes on: with the same batches, to the same bytes as
+            without a stop, on one machine with one number of threads. At the end it is deleted. Not while
+            bits move.
+        every: Steps between two states of ``checkpoint``.
         **settings: Fields of :class:`Training`, as ``epochs=3, lr=0.001``.
 
     Raises:
@@ -136,9 +145,12 @@ def retune(
     steps = step_count(training, batches)
     groups = parameter_groups(model, biases=training.biases, norms=training.norms, lr=training.lr)
     flipper = _flipper(model, training)
+    if checkpoint is not None and flipper is not None:
+        raise ValueError("checkpoint is given and bits move, whose state is not kept; leave one of them out")
+    kept = None if checkpoint is None else KeptTraining(checkpoint, every)
     before = bits_checksum(model)
     second = None if flipper is None else curvature(loss, teacher, training.seed)
-    trainer = Trainer(model, chosen_loss(loss, teacher), groups, training, flipper, second)
+    trainer = Trainer(model, chosen_loss(loss, teacher), groups, training, flipper, second, kept)
     parameters = [p for group in groups for p in group["params"]]
     evaluations: list[tuple[int, Any]] = []
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..modules.layer import FactoredLayer, factored_layers
 from .batches import batch_norms, evaluating, plain_grad, size, some
 from .flips import Flipper
+from .kept import KeptTraining, identity_of
 from .losses import Loss, loss_value
 from .settings import Group, Training
 
@@ -54,6 +55,7 @@ class Trainer:
         flipper: Flips bits; None: no bit changes.
         curvature: A scalar whose squared gradients are second derivatives of the loss on average; a flipper
             needs it.
+        kept: Where the state is kept, and where it may be found; not with a flipper.
 
     Attributes:
         losses: The loss of every step before it was taken; NaN where it was skipped.
@@ -73,13 +75,15 @@ class Trainer:
         training: Training,
         flipper: Flipper | None = None,
         curvature: Loss | None = None,
+        kept: KeptTraining | None = None,
     ) -> None:
         self.losses: list[float] = []
         self.skipped = self.flips = self.checked = 0
         self.loss_before = self.loss_after = math.nan
         self.restored = False
         self._model, self._loss, self._groups, self._flipper = model, loss, groups, flipper
-        self._curvature = curvature
+        self._curvature, self._kept = curvature, kept
+        self._position = 0  # steps that were gone through, those of an earlier run included
         self._probed: list[Any] = []
         self._training = training
         self._rates = [group["lr"] for group in groups]
@@ -121,27 +125,65 @@ class Trainer:
             raise ValueError(_EMPTY)
         around_epochs()
         self.checked, self.loss_before = len(sample), self._mean_loss(sample)
+        identity, known = self._go_on(steps), len(self.losses)
         try:
-            while len(self.losses) < steps:
-                self._epoch(batches, steps, after_step)
-                if len(self.losses) >= steps:
+            while self._position < steps:
+                self._epoch(batches, steps, after_step, identity)
+                if self._position >= steps:
                     self._settle(sample[0])
-                around_epochs()
+                if self._position > known:  # an earlier run did it for the epochs before
+                    around_epochs()
         finally:
             self._round()
         self.loss_after = self._mean_loss(sample)
+        if self._kept is not None:
+            self._kept.remove()
         if math.isfinite(self.loss_before) and not self.loss_after <= self.loss_before:
             self._undo()
             self.restored = True
 
-    def _epoch(self, batches: Iterable[Any], steps: int, after_step: Callable[[], object]) -> None:
+    def _epoch(
+        self, batches: Iterable[Any], steps: int, after_step: Callable[[], object], identity: str
+    ) -> None:
         """Go through the batches once, for as many of all steps as are left."""
-        done = len(self.losses)
-        for chunk in _chunks(batches, self._training.gradient_accumulation_steps, steps - done):
+        before = self._position
+        for chunk in _chunks(batches, self._training.gradient_accumulation_steps, steps - before):
+            self._position += 1
+            if self._position <= len(self.losses):
+                continue  # an earlier run took this step
             self._step(chunk, len(self.losses), steps)
+            if self._kept is not None and len(self.losses) % self._kept.every == 0:
+                self._keep(identity)
             after_step()
-        if len(self.losses) == done:
+        if self._position == before:
             raise ValueError(_EMPTY)
+
+    def _go_on(self, steps: int) -> str:
+        """Take the state of an earlier run, if one was kept; returns the identity of the training."""
+        if self._kept is None:
+            return ""
+        identity = identity_of(f"{self._training} {steps}", (tensor for tensor, _ in self._before))
+        state = self._kept.read(identity)
+        if state is not None:
+            with torch.no_grad():
+                for (tensor, _), value in zip(self._before, state["tensors"], strict=True):
+                    tensor.copy_(value)
+            self._optimizer.load_state_dict(state["optimizer"])
+            self.losses, self.skipped, self._in_a_row = state["losses"], state["skipped"], state["in_a_row"]
+            torch.set_rng_state(state["random"])
+        return identity
+
+    def _keep(self, identity: str) -> None:
+        assert self._kept is not None, "asked for"
+        self._kept.write(
+            identity,
+            tensors=[tensor.detach() for tensor, _ in self._before],
+            optimizer=self._optimizer.state_dict(),
+            losses=self.losses,
+            skipped=self.skipped,
+            in_a_row=self._in_a_row,
+            random=torch.get_rng_state(),
+        )
 
     def _settle(self, batch: Any) -> None:
         """After the last step: end the flips, and make the diagonals what is kept of them."""

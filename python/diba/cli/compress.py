@@ -1,0 +1,95 @@
+"""``diba compress``: a whole model, from a folder to a folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from . import output
+
+if TYPE_CHECKING:
+    import argparse
+
+__all__ = ["add_command"]
+
+_CODES = {"auto": "auto", "8": 8, "4": 4, "none": None}
+_RECIPES = ("small", "balanced", "best")  # of diba.compressing, which imports torch
+
+
+def add_command(commands: Any) -> None:
+    """Add the command and its options."""
+    parser = commands.add_parser(
+        "compress",
+        help="compress a whole model",
+        description="Compress the model of a folder that from_pretrained reads to the folder OUT, which "
+        "from_pretrained and 'diba export' read. Without data each weight is factored by itself; with data, "
+        "layers are fitted to what they get, block by block, and the whole model is retuned. A run that was "
+        "stopped, however it was, goes on with the same command.",
+    )
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="folder of the dense model")
+    add("-o", "--output", metavar="OUT", required=True, help="folder to write, empty or not there yet")
+    add("--data", metavar="TEXT", help="a .txt or .jsonl file, or a folder of them")
+    add("--recipe", choices=_RECIPES, help="settings by name: 1, 2 or 3 bits; other options change them")
+    add("--bits", type=float, metavar="B", help="bits a weight (default: 2)")
+    add("--alphabet", choices=("sign", "binary"), help="entries -1/+1 or 0/1 (default: sign)")
+    add("--effort", choices=("fast", "normal", "best"), help="of the solver (default: fast)")
+    add("--embeddings", choices=_CODES, help="bits of embeddings (default: auto, which loses nothing)")
+    add("--head", choices=_CODES, help="bits of the output layer; none factors it (default: auto)")
+    add("--skip", action="append", metavar="NAME", help="leave a layer dense; may be given several times")
+    add(
+        "--no-reconstruct",
+        dest="reconstruct",
+        action="store_false",
+        default=None,
+        help="with data: by layers",
+    )
+    add("--retune", type=int, metavar="N", help="with data: steps at the end (default: 96)")
+    add("--tokens", type=int, metavar="N", help="with data: tokens of a text (default: 256)")
+    add("--rows", type=int, metavar="N", help="with data: texts in a batch (default: 4)")
+    add("--batches", type=int, metavar="N", help="with data: batches that compression sees (default: 64)")
+    add("--seed", type=int, metavar="N", help="seed (default: 0)")
+    add("--threads", type=int, metavar="N", help="threads (default: torch's)")
+    add("--json", action="store_true", help="print one JSON object")
+    add("--quiet", action="store_true", help="print no progress and no summary")
+    parser.set_defaults(run=_run)
+
+
+_SETTINGS = (
+    "bits", "alphabet", "effort", "embeddings", "head", "skip", "reconstruct", "retune", "tokens", "rows",
+    "batches", "seed",
+)  # fmt: skip
+
+
+def _run(options: argparse.Namespace) -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        from ..compressing import compress  # imported here: other commands do without torch
+    except ImportError as error:
+        raise ValueError(f"{error}; use python -m pip install 'diba[hf]'") from error
+    given = {name: getattr(options, name) for name in _SETTINGS if getattr(options, name) is not None}
+    for name in ("embeddings", "head"):
+        if name in given:
+            given[name] = _CODES[given[name]]
+    try:
+        done = compress(
+            options.model,
+            options.output,
+            data=options.data,
+            recipe=options.recipe,
+            threads=options.threads,
+            progress=not options.quiet,
+            **given,
+        )
+    except KeyboardInterrupt:
+        print("diba: stopped; the same command goes on from here", file=sys.stderr)
+        raise
+    if options.json:
+        facts = {f.name: getattr(done, f.name) for f in dataclasses.fields(done) if f.name != "report"}
+        output.print_json({**facts, "path": str(done.path)})
+    elif not options.quiet:
+        if done.report is not None:
+            print(done.report.table(worst_first=True, limit=10))
+        print(done)

@@ -1,0 +1,12 @@
+"""Whole models, from a folder to a folder: ``diba.compress`` and ``diba compress``.
+
+``run.py`` is the course of it; ``recipe.py`` has the settings, ``workplace.py`` what is on the disk
+meanwhile, ``texts.py`` reads data, ``card.py`` writes what was done.
+"""
+
+from __future__ import annotations
+
+from .run import Compressed, compress
+from .recipe import RECIPES, CompressSettings
+
+__all__ = ["RECIPES", "CompressSettings", "Compressed", "compress"]

@@ -1,0 +1,89 @@
+"""The model card of a compressed model, and its figures in words."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+from .._internal.disk import replace_file
+from ..checkpoints.entries import format_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from ..checkpoints.report import Report
+    from .recipe import CompressSettings
+    from .source import Source
+
+__all__ = ["figure_lines", "write"]
+
+_FRONT = re.compile(r"\A---\n(.*?\n)---\n", re.DOTALL)
+_LICENCE = re.compile(r"^license(?:_name|_link)?:.*$", re.MULTILINE)
+
+
+_TEXT = """\
+---
+{licence}library_name: transformers
+tags: [diba]
+---
+
+# {name}, compressed with diba
+
+{kind} in {size} instead of {dense_size}, at {bits:.2f} bits a weight in the compressed layers. It is read
+with diba installed (`pip install diba[hf]`):
+
+```python
+import diba.hf
+from transformers import {kind}
+
+model = {kind}.from_pretrained("FOLDER")
+```
+
+{figures}Its settings repeat it, with the same data if there were any: `diba.compress(model, out,
+**settings)`.
+
+```json
+{settings}
+```
+
+## Layers
+
+{layers}"""
+
+
+def figure_lines(figures: Mapping[str, float]) -> list[str]:
+    """What was measured, in words."""
+    if "perplexity" in figures:
+        before, after = figures["perplexity_dense"], figures["perplexity"]
+        count = f"{figures['tokens_judged']:,.0f} tokens held back"
+        return [f"perplexity of {count}: {before:.4g} dense, {after:.4g} compressed"]
+    if "relative_error" in figures:
+        return [f"last hidden states of texts held back: relative error {figures['relative_error']:.3g}"]
+    return []
+
+
+def write(
+    folder: Path, source: Source, settings: CompressSettings, facts: Mapping[str, Any], report: Report
+) -> None:
+    """Write ``README.md``: what the model is made from and by which settings, its figures, its layers."""
+    try:
+        dense = (source.folder / "README.md").read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        dense = ""
+    front = _FRONT.match(dense)
+    licence = _LICENCE.findall(front.group(1)) if front else []
+    figures = "".join(f"- {line}\n" for line in figure_lines(facts["figures"]))
+    text = _TEXT.format(
+        licence="".join(f"{line}\n" for line in licence),
+        name=source.folder.resolve().name,
+        kind=source.kind.__name__,
+        size=format_bytes(sum(path.stat().st_size for path in folder.glob("*.safetensors"))),
+        dense_size=format_bytes(source.bytes),
+        bits=report.bits_per_weight,
+        figures=f"{figures}\n" if figures else "",
+        settings=json.dumps(settings.to_dict()),
+        layers=report.to_markdown(),
+    )
+    replace_file(folder / "README.md", text.encode())

@@ -1,0 +1,122 @@
+"""The settings of ``diba.compress``, and the named ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
+
+from .._internal import check
+from ..solvers.options import SolveOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ..torch.model.config import CodeBits
+
+__all__ = ["RECIPES", "CompressSettings"]
+
+_CODES = ("auto", 8, 4, None)
+
+RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "small": {"bits": 1.0},
+        "balanced": {"bits": 2.0},
+        "best": {"bits": 3.0, "effort": "normal"},
+    }
+)
+"""Settings by name, in the order of the sizes that come out; all others are the defaults."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressSettings:
+    """What :func:`diba.compress` does, all of it: it is written into the output, and repeats the run.
+
+    Attributes:
+        bits: Stored bits per weight of the factored layers.
+        alphabet: ``"sign"`` or ``"binary"``.
+        effort: Of the solver: ``"fast"``, ``"normal"`` or ``"best"``.
+        embeddings: Bits of the entries of embeddings, and of an output layer that shares their weight: 8, 4
+            or ``"auto"``, see :class:`diba.torch.Config`. None: they stay dense.
+        head: Bits of the entries of an output layer that shares nothing: 8, 4 or ``"auto"``. None: it is
+            factored as other layers are. Without such a layer it says nothing.
+        skip: Names of layers that stay dense, as in :class:`diba.torch.Config`.
+        reconstruct: With data: fit block by block to the dense blocks, bits included.
+        retune: With data: steps of training diagonals, biases and normalisation of the whole model at the
+            end. 0: none.
+        tokens: With data: tokens of a text that is cut, and most tokens of one that is not.
+        rows: With data: texts in a batch.
+        batches: With data: batches that compression sees; retuning begins with the others, if there are any.
+        seed: Of everything that is drawn.
+
+    Raises:
+        TypeError: A value is of the wrong kind.
+        ValueError: A value is out of range.
+    """
+
+    bits: float = 2.0
+    alphabet: str = "sign"
+    effort: str = "fast"
+    embeddings: CodeBits | Literal["auto"] | None = "auto"
+    head: CodeBits | Literal["auto"] | None = "auto"
+    skip: tuple[str, ...] = ()
+    reconstruct: bool = True
+    retune: int = 96
+    tokens: int = 256
+    rows: int = 4
+    batches: int = 64
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check.number(self.bits, "bits", minimum=0, exclusive=True)
+        SolveOptions(alphabet=self.alphabet, effort=self.effort)  # type: ignore[arg-type]
+        for name in ("embeddings", "head"):
+            if getattr(self, name) not in _CODES:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be 8, 4, 'auto' or None")
+        check.instance(self.reconstruct, "reconstruct", bool, "use True or False")
+        check.integer(self.retune, "retune", minimum=0, maximum=2**31)
+        for name in ("tokens", "rows", "batches"):
+            check.positive_int(getattr(self, name), name)
+        if self.tokens < 2:
+            raise ValueError("tokens is 1; it must be at least 2, as a token is predicted from those before")
+        check.seed(self.seed)
+        object.__setattr__(self, "skip", tuple(self.skip))
+
+    @classmethod
+    def of(cls, recipe: str | None, changes: Mapping[str, Any]) -> CompressSettings:
+        """The settings of a name, with changes; None: the defaults.
+
+        Raises:
+            TypeError, ValueError: The name or a setting is unknown, or a value is not possible.
+        """
+        if recipe is not None:
+            check.one_of(recipe, "recipe", tuple(RECIPES))
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in changes:
+            if name not in known:
+                raise TypeError(f"compress has no setting {name!r}; known: {', '.join(known)}")
+        return cls(**{**RECIPES.get(recipe or "", {}), **changes})
+
+    def config(self, output_layer: bool) -> dict[str, Any]:
+        """The fields of :class:`diba.torch.Config` that stand for them.
+
+        Args:
+            output_layer: Whether the model has one with a weight of its own.
+        """
+        values: dict[str, Any] = {
+            "bits_per_weight": self.bits,
+            "alphabet": self.alphabet,
+            "effort": self.effort,
+            "seed": self.seed,
+            "skip": list(self.skip),
+        }
+        if self.embeddings is not None:
+            values["embeddings"] = self.embeddings
+        if self.head is not None and output_layer:
+            values["head"] = self.head
+        return values
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return dataclasses.asdict(self) | {"skip": list(self.skip)}

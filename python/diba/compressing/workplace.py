@@ -1,0 +1,181 @@
+"""What is on the disk while a model is compressed, so that a run that was stopped goes on.
+
+``OUT/.diba`` holds, until all is done: ``run.json``, what the run is of; ``lock``, held by its process;
+``layers``, finished layers; ``part.0`` or ``part.1``, a model with finished blocks, and ``part``, which one;
+``training``, the state of retuning; ``final``, the result, and ``complete``, once all of it is there. Then
+its files are moved to OUT, ``diba-compress.json`` last, and the folder is deleted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .._internal.disk import replace_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+__all__ = ["DONE", "Workplace", "opened"]
+
+DONE = "diba-compress.json"
+_FOLDER = ".diba"
+
+
+@contextlib.contextmanager
+def opened(out: Path, identity: Mapping[str, Any]) -> Iterator[Workplace]:
+    """The place of a run, new or gone on with, held by this process alone.
+
+    Args:
+        out: The folder to write.
+        identity: What the result depends on, as plain values.
+
+    Raises:
+        OSError: The folder cannot be made, or another process is at work in it.
+        ValueError: It holds something else: another run, another result, or files of other kinds.
+    """
+    done = _known(out / DONE)
+    if done is not None:
+        _same(done["run"], identity, out, "holds the result of")
+        yield Workplace(out, done)
+        return
+    folder = out / _FOLDER
+    others = [] if not out.is_dir() else [path.name for path in out.iterdir() if path.name != _FOLDER]
+    if others and not folder.is_dir():
+        raise ValueError(
+            f"{out} is not empty, it has {min(others)}; name a folder that is empty or not there"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise OSError(16, "another process is compressing into it; wait for its end", str(out)) from None
+        begun = _known(folder / "run.json")
+        if begun is None:
+            _write(folder / "run.json", identity)
+        else:
+            _same(begun, identity, out, "was begun with")
+        yield Workplace(out, None)
+
+
+class Workplace:
+    """The folder of one run.
+
+    Attributes:
+        out: The folder to write.
+        done: Facts about the finished run; None: it is not finished.
+        layers: Folder of finished layers.
+        training: File of the state of retuning.
+    """
+
+    def __init__(self, out: Path, done: dict[str, Any] | None) -> None:
+        self.out, self._folder = out, out / _FOLDER
+        self.done = None if done is None else {key: done[key] for key in done if key != "run"}
+        self.layers, self.training = self._folder / "layers", self._folder / "training"
+
+    @property
+    def part(self) -> Path | None:
+        """The folder of the newest model with finished blocks, and with what comes after the last one."""
+        try:
+            found = self._folder / (self._folder / "part").read_text()
+        except FileNotFoundError:
+            return None
+        return found if found.is_dir() else None
+
+    def keep(self, save: Callable[[Path], object]) -> None:
+        """Have a model with finished blocks saved to a new folder, which then takes the place of the last."""
+        before = self.part
+        name = "part.1" if before is not None and before.name == "part.0" else "part.0"
+        _save_into(self._folder / name, save)
+        replace_file(self._folder / "part", name.encode())
+        if before is not None:
+            shutil.rmtree(before)
+
+    @property
+    def stage(self) -> str | None:
+        """The name of the stage whose end the newest model is, as :meth:`reached` got it."""
+        found = _known(self._folder / "stage")
+        return None if found is None else str(found["stage"])
+
+    def reached(self, stage: str) -> None:
+        """Remember that the newest model is the end of a stage."""
+        _write(self._folder / "stage", {"stage": stage})
+
+    @property
+    def complete(self) -> dict[str, Any] | None:
+        """The facts about the result, if it is there and is to be moved only; None: it is not."""
+        return _known(self._folder / "complete")
+
+    def keep_result(self, save: Callable[[Path], object], facts: Mapping[str, Any]) -> None:
+        """Have the result saved, with facts about it."""
+        _save_into(self._folder / "final", save)
+        _write(self._folder / "complete", facts)
+
+    def finish(self, identity: Mapping[str, Any], facts: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+        """Move the result to where it belongs, and clear up; returns all facts."""
+        final = self._folder / "final"
+        for path in sorted(path for path in final.rglob("*") if path.is_file()):
+            target = self.out / path.relative_to(final)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(target)
+        size = sum(path.stat().st_size for path in self.out.glob("*.safetensors"))
+        facts = {**facts, "bytes": size, "seconds": seconds}
+        _write(self.out / DONE, {**facts, "run": identity})
+        shutil.rmtree(self._folder)
+        return facts
+
+
+def _save_into(folder: Path, save: Callable[[Path], object]) -> None:
+    """Save to a new folder, down to the disk."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    save(folder)
+    os.umask(mask := os.umask(0o077))
+    for path in (*folder.rglob("*"), folder):
+        if path.is_file():
+            path.chmod(0o666 & ~mask)  # safetensors writes for the owner alone
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _known(path: Path) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); delete {path.parent} to begin anew") from error
+    return found
+
+
+def _write(path: Path, values: Mapping[str, Any]) -> None:
+    replace_file(path, (json.dumps(values, indent=1, sort_keys=True) + "\n").encode())
+
+
+def _same(found: Mapping[str, Any], asked: Mapping[str, Any], out: Path, what: str) -> None:
+    """Require that a folder is of the run that is asked for."""
+    asked = json.loads(json.dumps(asked))
+    pairs = [
+        (f"{section} {name}", found.get(section, {}).get(name), now.get(name))
+        for section, now in asked.items()
+        for name in {**found.get(section, {}), **now}
+    ]
+    other = [f"{what}: {_shown(old)}, now {_shown(new)}" for what, old, new in pairs if old != new]
+    if other:
+        raise ValueError(
+            f"{out} {what} other input ({'; '.join(other[:4])}); name another folder, or delete it"
+        )
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 20 else f"{text[:12]}..."

@@ -1,0 +1,85 @@
+"""The state of a training in a file, from which the same training goes on after it was stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..._internal import check
+from ..._internal.disk import replace_file
+from ..modules.state import as_numpy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ..._internal.disk import PathLike
+
+__all__ = ["KeptTraining", "identity_of"]
+
+_VERSION = 1
+
+
+class KeptTraining:
+    """Where a training keeps its state: what trains, the optimizer, the losses, and torch's random state.
+
+    Args:
+        path: The file; it is written whole or not at all.
+        every: Steps between two states.
+    """
+
+    def __init__(self, path: PathLike, every: int) -> None:
+        self._path, self.every = Path(check.path(path)), check.positive_int(every, "every")
+
+    def read(self, identity: str) -> dict[str, Any] | None:
+        """The state of the training of this identity; None: there is no file.
+
+        Raises:
+            ValueError: The file is damaged, or of another training.
+            OSError: It cannot be read.
+        """
+        try:
+            content = self._path.read_bytes()
+        except FileNotFoundError:
+            return None
+        try:
+            state: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True)
+            found = state["identity"], state["version"]
+        except Exception as error:
+            raise ValueError(
+                f"checkpoint {self._path} cannot be read as the state of a training ({error}); delete it to "
+                "begin anew"
+            ) from error
+        if found != (identity, _VERSION):
+            raise ValueError(
+                f"checkpoint {self._path} is of another training: of a model with other numbers, of other "
+                "settings, or of another version; give another path, or delete it to begin anew"
+            )
+        return state
+
+    def write(self, identity: str, **state: Any) -> None:
+        """Write a state; it is on the disk when this returns.
+
+        Raises:
+            OSError: The disk is full, or the folder cannot be written.
+        """
+        buffer = io.BytesIO()
+        torch.save({"identity": identity, "version": _VERSION, **state}, buffer)
+        replace_file(self._path, buffer.getvalue())
+
+    def remove(self) -> None:
+        """Delete the file: the training is at its end."""
+        self._path.unlink(missing_ok=True)
+
+
+def identity_of(settings: str, tensors: Iterable[Tensor]) -> str:
+    """SHA-256 of the settings of a training and of everything that it changes, as it is at the start."""
+    digest = hashlib.sha256(settings.encode())
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(as_numpy(tensor).tobytes())
+    return digest.hexdigest()
