@@ -302,7 +302,7 @@ def test_no_layer_imports_one_above_it_by_name(source_root: Path) -> None:
                 found = [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
                 above = [x for x in found if str(x).startswith("diba")]
                 # A model knows nothing of diba: whoever hands it to diba.allocate need not import diba.torch.
-                # diba.compress is there for those who import diba alone, and torch is imported when it is used.
+                # diba.compress is there for those who import diba alone; torch is imported when it is used.
                 allowed = {"allocation.matrices": ["diba.torch"], "": ["diba.compressing"]}
                 assert not above or above == allowed.get(name), name
 

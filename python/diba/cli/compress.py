@@ -39,13 +39,7 @@ def add_command(commands: Any) -> None:
     add("--embeddings", choices=_CODES, help="bits of embeddings (default: auto, which loses nothing)")
     add("--head", choices=_CODES, help="bits of the output layer; none factors it (default: auto)")
     add("--skip", action="append", metavar="NAME", help="leave a layer dense; may be given several times")
-    add(
-        "--no-reconstruct",
-        dest="reconstruct",
-        action="store_false",
-        default=None,
-        help="with data: by layers",
-    )
+    add("--reconstruct", type=int, metavar="N", help="with data: steps for each block (default: 256)")
     add("--retune", type=int, metavar="N", help="with data: steps at the end (default: 96)")
     add("--tokens", type=int, metavar="N", help="with data: tokens of a text (default: 256)")
     add("--rows", type=int, metavar="N", help="with data: texts in a batch (default: 4)")

@@ -6,7 +6,7 @@ meanwhile, ``texts.py`` reads data, ``card.py`` writes what was done.
 
 from __future__ import annotations
 
-from .run import Compressed, compress
 from .recipe import RECIPES, CompressSettings
+from .run import Compressed, compress
 
 __all__ = ["RECIPES", "CompressSettings", "Compressed", "compress"]

@@ -42,7 +42,8 @@ class CompressSettings:
         head: Bits of the entries of an output layer that shares nothing: 8, 4 or ``"auto"``. None: it is
             factored as other layers are. Without such a layer it says nothing.
         skip: Names of layers that stay dense, as in :class:`diba.torch.Config`.
-        reconstruct: With data: fit block by block to the dense blocks, bits included.
+        reconstruct: With data: steps in which each block is fitted to the dense one, bits included. 0: layers
+            are fitted one by one only.
         retune: With data: steps of training diagonals, biases and normalisation of the whole model at the
             end. 0: none.
         tokens: With data: tokens of a text that is cut, and most tokens of one that is not.
@@ -61,7 +62,7 @@ class CompressSettings:
     embeddings: CodeBits | Literal["auto"] | None = "auto"
     head: CodeBits | Literal["auto"] | None = "auto"
     skip: tuple[str, ...] = ()
-    reconstruct: bool = True
+    reconstruct: int = 256
     retune: int = 96
     tokens: int = 256
     rows: int = 4
@@ -74,8 +75,8 @@ class CompressSettings:
         for name in ("embeddings", "head"):
             if getattr(self, name) not in _CODES:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be 8, 4, 'auto' or None")
-        check.instance(self.reconstruct, "reconstruct", bool, "use True or False")
-        check.integer(self.retune, "retune", minimum=0, maximum=2**31)
+        for name in ("reconstruct", "retune"):
+            check.integer(getattr(self, name), name, minimum=0, maximum=2**31)
         for name in ("tokens", "rows", "batches"):
             check.positive_int(getattr(self, name), name)
         if self.tokens < 2:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Compressed", "compress"]
 
+KEPT_EVERY = 100  # steps of retuning
 _CONVERTED = "converted"
 _HELD_BACK = 16  # of so many batches one judges the result
 
@@ -172,7 +173,7 @@ class _Run:
                     **self._config(),
                     batches=seen,
                     loss=diba.torch.fisher(seed=settings.seed),
-                    reconstruct={"seed": settings.seed} if settings.reconstruct else None,
+                    reconstruct=self._reconstruction(),
                     teacher=dense,
                     progress=self.progress,
                 )
@@ -187,9 +188,14 @@ class _Run:
                 max_steps=settings.retune,
                 seed=settings.seed,
                 checkpoint=place.training,
+                every=KEPT_EVERY,
                 progress=self.progress,
             )
         return model, judge.figures(dense, model, judging, self.source.is_causal)
+
+    def _reconstruction(self) -> dict[str, Any] | None:
+        steps = self.settings.reconstruct
+        return {"steps": steps, "seed": self.settings.seed} if steps else None
 
     def _config(self) -> dict[str, Any]:
         return self.settings.config(self.source.has_output_layer)

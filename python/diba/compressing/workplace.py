@@ -140,11 +140,25 @@ def _save_into(folder: Path, save: Callable[[Path], object]) -> None:
     for path in (*folder.rglob("*"), folder):
         if path.is_file():
             path.chmod(0o666 & ~mask)  # safetensors writes for the owner alone
+        if path.suffix == ".safetensors":
+            _order_metadata(path)
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _order_metadata(path: Path) -> None:
+    """Sort the metadata of a safetensors file, which the library writes in an order of chance."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:  # the same text in another order, so it is
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 def _known(path: Path) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ from torch import nn
 
 from ..model.fused import Parallel
 from ..modules.kinds import input_layout, input_size
+from ..modules.state import CompressedLayer
 from .trace import Call, Seen, Tensors, Trace, first_tensor, path_to, same, traced
 
 __all__ = ["Block", "Blocks", "Group", "Groups", "Links", "Plan", "plan", "together"]
@@ -136,12 +137,18 @@ def together(model: nn.Module, steps: Iterable[Group | Blocks]) -> list[Groups |
 
 
 def _containers(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, list[str]]:
-    """Name of a container -> names of its elements, outer containers first; at least two must hold layers."""
+    """Name of a container -> names of its elements, outer containers first; at least two must hold layers.
+
+    Layers that are compressed already count too: of a model compressed in part, one block may be left.
+    """
     found = {}
+    compressed = [name for name, module in model.named_modules() if isinstance(module, CompressedLayer)]
     for name, module in model.named_modules():
         if isinstance(module, (nn.ModuleList, nn.Sequential)) and not isinstance(module, Parallel):
             elements = [f"{name}.{key}" if name else key for key in module._modules]
-            if sum(bool(_within(element, layers)) for element in elements) >= 2:
+            left = [element for element in elements if _within(element, layers)]
+            done = [each for each in elements if any(_is_within(layer, each) for layer in compressed)]
+            if left and len({*left, *done}) >= 2:
                 found[name] = elements
     return found
 

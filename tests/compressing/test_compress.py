@@ -1,0 +1,357 @@
+"""``diba.compress``: what comes out, that a stopped run goes on to the same bytes, and what is refused."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+import diba
+from diba.cli import main
+from tiny_language import language_model, tokenizer
+
+TEXT = " ".join(
+    f"The {a} {b} {c}." for a in ("old", "new", "red") for b in ("sea", "car") for c in ("ran", "is")
+)
+SMALL: dict[str, Any] = {
+    "tokens": 24, "rows": 2, "batches": 6, "reconstruct": 8, "retune": 6, "threads": 1, "progress": False,
+}  # fmt: skip
+DONE = "diba-compress.json"  # has times in it
+
+
+class Stopped(Exception):
+    """A run ended by its progress."""
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A language model with a tokenizer, a licence and generation settings."""
+    folder = tmp_path_factory.mktemp("dense")
+    language_model().save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    (folder / "README.md").write_text("---\nlicense: mit\ntags: [x]\n---\n# It\n")
+    (folder / "LICENSE").write_text("free")
+    (folder / "part").mkdir()
+    (folder / "part" / "config.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("encoder")
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    config = transformers.BertConfig(vocab_size=259, **shape, max_position_embeddings=64)
+    transformers.BertModel(config, add_pooling_layer=False).eval().save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """36 lines of JSON, of two forms."""
+    path = tmp_path_factory.mktemp("texts") / "some.jsonl"
+    lines = [json.dumps({"text": TEXT[i:] + TEXT[:i]} if i % 2 else TEXT[i:]) for i in range(36)]
+    path.write_text("\n".join(lines) + "\n\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(dense: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The language model compressed with data, without a stop."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    diba.compress(dense, out, data=texts, **SMALL)
+    return out
+
+
+def assert_same_files(one: Path, other: Path) -> None:
+    files = {path.relative_to(one) for path in one.rglob("*") if path.is_file() and path.name != DONE}
+    assert files == {
+        path.relative_to(other) for path in other.rglob("*") if path.is_file() and path.name != DONE
+    }
+    for name in files:
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def stop_at(task: str, steps: int) -> Any:
+    """A progress that ends a run once a task has done so many steps."""
+
+    def progress(state: diba.Progress) -> None:
+        if state.task == task and state.done >= steps:
+            raise Stopped
+
+    return progress
+
+
+# ---------------------------------------------------------------- what comes out
+
+
+def test_without_data_every_layer_is_that_of_convert(dense: Path, tmp_path: Path) -> None:
+    done = diba.compress(dense, tmp_path / "out", bits=1.5, embeddings=8, progress=False)
+    found = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    expected = transformers.AutoModelForCausalLM.from_pretrained(dense)
+    settings = {"bits_per_weight": 1.5, "effort": "fast", "embeddings": 8}
+    if not expected.config.tie_word_embeddings:
+        settings["head"] = "auto"
+    diba.torch.convert(expected, progress=False, **settings)
+    assert found.state_dict().keys() == expected.state_dict().keys()
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(found.state_dict()[name], tensor), name
+    assert done.bytes == (tmp_path / "out" / "model.safetensors").stat().st_size
+    assert done.dense_bytes == (dense / "model.safetensors").stat().st_size
+    assert done.report is not None
+    assert len(done.report.layers) == len(diba.torch.report(found).layers)
+
+
+def test_what_lies_beside_the_weights_comes_along(dense: Path, whole: Path) -> None:
+    for name in ("tokenizer.json", "LICENSE", "part/config.json", "generation_config.json"):
+        assert (whole / name).read_bytes() == (dense / name).read_bytes()
+    card = (whole / "README.md").read_text()
+    assert card.startswith("---\nlicense: mit\n")
+    assert '"tokens": 24' in card
+    assert "perplexity of" in card
+    assert not (whole / ".diba").exists()
+    assert (whole / "model.safetensors").stat().st_mode & 0o777 == 0o666 & ~_umask()
+
+
+def test_its_figures_are_those_of_the_models(dense: Path, texts: Path, whole: Path) -> None:
+    """Perplexity of the batches held back, computed by the models' own losses."""
+    from diba.compressing import CompressSettings
+    from diba.compressing.source import Source
+    from diba.compressing.texts import text_batches
+
+    settings = CompressSettings(**{k: v for k, v in SMALL.items() if k not in ("threads", "progress")})
+    batches = text_batches(Source.at(dense), texts, settings)
+    judging = batches[: max(1, len(batches) // 16)]
+    figures = json.loads((whole / DONE).read_text())["figures"]
+    assert figures["tokens_judged"] == sum(batch["input_ids"].numel() for batch in judging)
+    for folder, name in ((dense, "perplexity_dense"), (whole, "perplexity")):
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+        with torch.no_grad():
+            losses = [float(model(**batch, labels=batch["input_ids"]).loss) for batch in judging]
+        assert figures[name] == pytest.approx(np.exp(np.mean(losses)), rel=1e-3)
+
+
+def test_fitting_to_data_pays(dense: Path, texts: Path, tmp_path: Path) -> None:
+    """Random weights, but the same texts: closer to the dense model than factors that know no data."""
+    figures = {}
+    for name, more in (("fitted", {}), ("not", {"reconstruct": 0, "retune": 0, "batches": 4})):
+        done = diba.compress(dense, tmp_path / name, data=texts, bits=1, **{**SMALL, "retune": 40, **more})
+        figures[name] = abs(np.log(done.figures["perplexity"] / done.figures["perplexity_dense"]))
+    assert figures["fitted"] < figures["not"]
+
+
+def test_an_encoder_gets_line_by_line(encoder: Path, texts: Path, tmp_path: Path) -> None:
+    done = diba.compress(encoder, tmp_path / "out", data=texts, **SMALL)
+    assert 0 < done.figures["relative_error"] < 1
+    assert "relative error" in str(done)
+
+
+def test_names_of_settings(dense: Path, tmp_path: Path) -> None:
+    small = diba.compress(dense, tmp_path / "a", recipe="small", progress=False)
+    best = diba.compress(dense, tmp_path / "b", recipe="best", effort="fast", progress=False)
+    assert (small.settings["bits"], best.settings["bits"], best.settings["effort"]) == (1, 3, "fast")
+    assert small.bytes < best.bytes
+    again = diba.compress(dense, tmp_path / "c", progress=False, **small.settings)
+    assert_same_files(tmp_path / "a", tmp_path / "c")
+    assert again == small.__class__(**{**vars(small), "path": again.path, "seconds": again.seconds})
+
+
+# ---------------------------------------------------------------- stopped runs
+
+
+@pytest.mark.parametrize(
+    ("task", "steps"), [("convert", 2), ("convert", 9), ("convert", 15), ("retune", 0), ("retune", 5)]
+)
+def test_a_stopped_run_goes_on_to_the_same_bytes(
+    task: str,
+    steps: int,
+    dense: Path,
+    texts: Path,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("diba.compressing.run.KEPT_EVERY", 2)
+    out = tmp_path / "out"
+    with pytest.raises(Stopped):
+        diba.compress(dense, out, data=texts, **{**SMALL, "progress": stop_at(task, steps)})
+    assert (out / ".diba").is_dir()
+    with pytest.raises(ValueError, match=r"was begun with other input \(settings bits: 2.0, now 1.0\)"):
+        diba.compress(dense, out, data=texts, bits=1.0, **SMALL)
+    seen: list[diba.Progress] = []
+    diba.compress(dense, out, data=texts, **{**SMALL, "progress": seen.append})
+    assert_same_files(out, whole)
+    if task == "retune":
+        assert not any(state.task == "convert" for state in seen)
+
+
+def test_finished_layers_are_not_solved_again(
+    dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Stopped):
+        diba.compress(dense, tmp_path / "out", progress=stop_at("convert", 5))
+    kept = sorted((tmp_path / "out" / ".diba" / "layers").iterdir())
+    assert len(kept) == 5
+    content = bytearray(kept[0].read_bytes())
+    content[-1] ^= 1  # damage is noticed, and this layer solved again
+    kept[0].write_bytes(content)
+    solved: list[Any] = []
+    original = diba.torch.conversion.run.solve_layer
+
+    def solve(task: Any, *args: Any, **options: Any) -> Any:
+        solved.append(task.name)
+        return original(task, *args, **options)
+
+    monkeypatch.setattr("diba.torch.conversion.run.solve_layer", solve)
+    diba.compress(dense, tmp_path / "out", progress=False)
+    diba.compress(dense, tmp_path / "clean", progress=False)
+    assert_same_files(tmp_path / "out", tmp_path / "clean")
+    layers = len(set(solved))
+    assert len(solved) == 2 * layers - 4
+
+
+def test_a_result_that_is_there_is_only_moved(
+    dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    moved: list[Path] = []
+    original = Path.replace
+
+    def replace(self: Path, target: Any) -> Any:
+        if Path(target).parent == out and self.parent.name == "final":
+            moved.append(self)
+            if len(moved) == 2:
+                raise Stopped
+        return original(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", replace)
+        with pytest.raises(Stopped):
+            diba.compress(dense, out, progress=False)
+    seen: list[diba.Progress] = []
+    done = diba.compress(dense, out, progress=seen.append)
+    assert not seen
+    diba.compress(dense, tmp_path / "clean", progress=False)
+    assert_same_files(out, tmp_path / "clean")
+    again = diba.compress(dense, out, progress=False)
+    assert (again.bytes, again.bits_per_weight) == (done.bytes, done.bits_per_weight)
+
+
+@pytest.mark.slow
+def test_killed_processes_lose_nothing(dense: Path, texts: Path, whole: Path, tmp_path: Path) -> None:
+    settings = [
+        f"--{name}={SMALL[name]}"
+        for name in ("tokens", "rows", "batches", "reconstruct", "retune", "threads")
+    ]
+    command = [sys.executable, "-m", "diba", "compress", str(dense), "-o", str(tmp_path / "out"), "--quiet"]
+    command += [f"--data={texts}", *settings]
+    for count in (1, 4, 9):  # files that a run leaves behind when it is killed, at least
+        with subprocess.Popen(command) as process:
+            layers = tmp_path / "out" / ".diba" / "layers"
+            while process.poll() is None and (not layers.is_dir() or len(list(layers.iterdir())) < count):
+                time.sleep(0.01)
+            process.send_signal(signal.SIGKILL)
+    subprocess.run(command, check=True)
+    assert_same_files(tmp_path / "out", whole)
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+def test_a_folder_is_held_by_one_process(dense: Path, tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        diba.compress(dense, tmp_path / "out", progress=stop_at("convert", 1))
+    with (tmp_path / "out" / ".diba" / "lock").open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(OSError, match="another process is compressing into it"):
+            diba.compress(dense, tmp_path / "out", progress=False)
+    diba.compress(dense, tmp_path / "out", progress=False)
+
+
+def test_folders_that_hold_something_else(dense: Path, texts: Path, whole: Path, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("x")
+    for model, out, error in (
+        (dense, dense, "is the model's folder"),
+        (dense, tmp_path / "full", "is not empty, it has thesis.tex"),
+        (whole, tmp_path / "x", "quantized already"),
+        (dense, whole, r"holds the result of other input \(data some.jsonl: .*, now null"),
+    ):
+        with pytest.raises(ValueError, match=error):
+            diba.compress(model, out, **SMALL)
+    assert (tmp_path / "full" / "thesis.tex").read_text() == "x"
+    with pytest.raises(NotADirectoryError):
+        diba.compress(texts, tmp_path / "x")
+    with pytest.raises(FileNotFoundError, match=r"no config.json"):
+        diba.compress(tmp_path, tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error"),
+    [
+        ("a.txt", b"too short", "makes 0 batches"),
+        ("a.txt", b"\xff\xfe" * 500, "is no text in UTF-8"),
+        ("a.jsonl", b'"good"\n{"text": 3}\n', 'a.jsonl, line 2: has no text'),
+        ("a.jsonl", b'"good"\nbad\n', "line 2: is no JSON"),
+        ("a.csv", b"1,2", r"ends in .csv; it must end in .txt or .jsonl"),
+    ],
+)  # fmt: skip
+def test_data_that_are_no_texts(name: str, content: bytes, error: str, dense: Path, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=error):
+        diba.compress(dense, tmp_path / "out", data=tmp_path / name, **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "text"),
+    [
+        ({"bits": 0}, ValueError, "bits is 0"),
+        ({"effort": "high"}, ValueError, "effort"),
+        ({"embeddings": 3}, ValueError, "embeddings is 3; it must be 8, 4, 'auto' or None"),
+        ({"tokens": 1}, ValueError, "at least 2"),
+        ({"retune": -1}, ValueError, "retune"),
+        ({"recipe": "tiny"}, ValueError, "recipe"),
+        ({"bit": 2}, TypeError, "no setting 'bit'; known: bits"),
+        ({"progress": 3}, TypeError, "progress"),
+        ({"threads": 0}, ValueError, "threads"),
+    ],
+)
+def test_bad_settings(
+    settings: dict[str, Any], error: type[Exception], text: str, dense: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=text):
+        diba.compress(dense, tmp_path / "out", **settings)
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_the_command(dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "out")
+    assert (
+        main(["compress", str(dense), "-o", out, "--bits", "1", "--head", "none", "--json", "--quiet"]) == 0
+    )
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["settings"]["bits"] == 1
+    assert facts["settings"]["head"] is None
+    assert facts["bytes"] == (tmp_path / "out" / "model.safetensors").stat().st_size
+    assert main(["compress", str(dense), "-o", out, "--bits", "2"]) == 2
+    assert "holds the result of other input (settings bits: 1.0, now 2.0" in capsys.readouterr().err
+
+
+def _umask() -> int:
+    os.umask(mask := os.umask(0))
+    return mask
