@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -130,3 +131,87 @@ def test_0_1_trains_more_slowly_than_signs(dense: nn.Sequential) -> None:
         (group,) = [g for g in trainable(layer) if any(p is layer.d2 for p in g["params"])]
         rates[alphabet] = group["lr"] / 2.0 ** round(np.log2(float(layer.d2.detach().abs().median())))
     assert rates["sign"] == 2 * rates["binary"] == 0.002
+
+
+# ---------------------------------------------------------------- a training that was stopped
+
+
+class Stopped(Exception):
+    """Ends a training."""
+
+
+def stop_at(steps: int) -> Any:
+    def progress(state: Any) -> None:
+        if state.done >= steps:
+            raise Stopped
+
+    return progress
+
+
+@pytest.mark.parametrize("stop", [3, 4, 11, 13])
+def test_a_stopped_training_goes_on_to_the_same_bytes(
+    dense: nn.Sequential, batches: list[Any], stop: int, tmp_path: Path
+) -> None:
+    """Kept every third step, in the first epoch and in the second, of 8 steps each."""
+    settings: dict[str, Any] = {"max_steps": 14, "gradient_accumulation_steps": 2}
+    kept: dict[str, Any] = {"checkpoint": tmp_path / "state", "every": 3}
+    whole, stopped, model = (factored(dense) for _ in range(3))
+    expected = retune(whole, batches, regression, progress=False, **settings)
+    with pytest.raises(Stopped):
+        retune(stopped, batches, regression, progress=stop_at(stop), **settings, **kept)
+    taken: list[float] = []
+    evaluated: list[int] = []
+
+    def evaluate(model: nn.Module) -> None:
+        evaluated.append(len(taken))
+
+    report = retune(
+        model,
+        batches,
+        regression,
+        progress=lambda state: taken.append(state.done),
+        evaluate=evaluate,
+        **settings,
+        **kept,
+    )
+    first = stop // 3 * 3 + 1
+    assert taken == [0, *range(first, 15)]  # the steps before were not taken again
+    assert len(evaluated) == (
+        3 if first <= 8 else 2
+    )  # at the start, and after each epoch that was gone on with
+    assert not same(state(model), state(whole))
+    assert np.array_equal(report.losses, expected.losses)
+    assert (report.loss_before, report.loss_after) == (expected.loss_before, expected.loss_after)
+    assert not (tmp_path / "state").exists()
+
+
+def test_the_state_of_another_training_is_refused(
+    dense: nn.Sequential, batches: list[Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "state"
+    kept: dict[str, Any] = {"checkpoint": path, "every": 2, "progress": False}
+    with pytest.raises(Stopped):
+        retune(factored(dense), batches, regression, **{**kept, "progress": stop_at(5)})
+    content = path.read_bytes()
+    other = factored(dense)
+    with torch.no_grad():
+        next(iter(other.parameters())).mul_(1.5)
+    for model, settings in (
+        (other, {}),
+        (factored(dense), {"lr": 0.01}),
+        (factored(dense), {"max_steps": 40}),
+    ):
+        before = state(model)
+        with pytest.raises(ValueError, match="is of another training"):
+            retune(model, batches, regression, **kept, **settings)
+        assert not same(state(model), before)
+        assert path.read_bytes() == content
+    path.write_bytes(content[:-20])
+    with pytest.raises(ValueError, match="cannot be read as the state of a training"):
+        retune(factored(dense), batches, regression, **kept)
+    with pytest.raises(ValueError, match="checkpoint is given and bits move"):
+        retune(factored(dense), batches, regression, bits="flip", **kept)
+    with pytest.raises(FileNotFoundError):
+        retune(factored(dense), batches, regression, **{**kept, "checkpoint": tmp_path / "no" / "state"})
+    with pytest.raises(ValueError, match="every is 0"):
+        retune(factored(dense), batches, regression, **{**kept, "every": 0})
