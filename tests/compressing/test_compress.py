@@ -18,6 +18,7 @@ import torch
 import transformers
 
 import diba
+import diba.compressing
 from diba.cli import main
 from tiny_language import language_model, tokenizer
 
@@ -166,6 +167,44 @@ def test_names_of_settings(dense: Path, tmp_path: Path) -> None:
     again = diba.compress(dense, tmp_path / "c", progress=False, **small.settings)
     assert_same_files(tmp_path / "a", tmp_path / "c")
     assert again == small.__class__(**{**vars(small), "path": again.path, "seconds": again.seconds})
+
+
+# ---------------------------------------------------------------- what would come out
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"bits": 1, "head": None, "embeddings": None}, {"skip": ["lm_head"]}]
+)
+def test_a_plan_is_what_comes_out(settings: dict[str, Any], dense: Path, tmp_path: Path) -> None:
+    planned = diba.compressing.plan(dense, trials=False, **settings)
+    done = diba.compress(dense, tmp_path / "out", progress=False, **settings)
+    assert done.report is not None
+    for one, other in zip(planned.report.layers, done.report.layers, strict=True):
+        assert (one.name, one.shape, one.k, one.tied) == (other.name, other.shape, other.k, other.tied)
+        assert one.bits_per_weight == pytest.approx(other.bits_per_weight)
+        assert one.memory_bytes == other.memory_bytes
+    assert planned.report.skipped == done.report.skipped
+    assert planned.report.bytes_after == done.report.bytes_after
+    assert planned.dense_bytes == done.dense_bytes
+    assert abs(planned.bytes - done.bytes) < 150 * (1 + len(done.report.layers))  # names in the header
+    assert (planned.seconds, planned.snr_db) == (None, None)
+    assert planned.settings == done.settings
+
+
+def test_trials_tell_time_and_snr(dense: Path) -> None:
+    planned = diba.compressing.plan(dense, bits=3, threads=1)
+    assert planned.seconds is not None
+    assert planned.snr_db is not None
+    assert 0 < planned.seconds < 60
+    assert 5 < planned.snr_db < 20  # 3 bits of random matrices: about 13 dB
+    assert json.loads(json.dumps(planned.to_dict()))["report"]["layers"]
+    for line in ("file: ", "time without data: about", "memory: ", "SNR: "):
+        assert line in str(planned)
+
+
+def test_nothing_to_compress_is_an_error(dense: Path) -> None:
+    with pytest.raises(ValueError, match="nothing of the model would be compressed"):
+        diba.compressing.plan(dense, skip=["re:.*"], embeddings=None, head=None)
 
 
 # ---------------------------------------------------------------- stopped runs
@@ -348,6 +387,8 @@ def test_the_command(dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert facts["settings"]["bits"] == 1
     assert facts["settings"]["head"] is None
     assert facts["bytes"] == (tmp_path / "out" / "model.safetensors").stat().st_size
+    assert main(["plan", str(dense), "--bits", "1", "--head", "none", "--no-trials", "--json"]) == 0
+    assert abs(json.loads(capsys.readouterr().out)["bytes"] - facts["bytes"]) < 3000
     assert main(["compress", str(dense), "-o", out, "--bits", "2"]) == 2
     assert "holds the result of other input (settings bits: 1.0, now 2.0" in capsys.readouterr().err
 

@@ -159,10 +159,10 @@ LAYERS = (
     # diba.compress, and what is above all
     ("compressing.judge", "compressing.models", "compressing.recipe", "compressing.source"),
     ("compressing.card", "compressing.texts", "compressing.workplace"),
-    ("compressing.run",),
+    ("compressing.run", "compressing.forecast"),
     ("compressing",),
     ("cli.compress", "cli.export", "cli.generate"),
-    ("cli.chat",),
+    ("cli.chat", "cli.plan"),
     ("cli",),
     ("__main__",),
 )

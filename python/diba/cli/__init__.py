@@ -1,4 +1,4 @@
-"""The command line: ``diba solve``, ``compress``, ``inspect``, ``export``, ``generate``, ``chat`` and others.
+"""The command line: ``diba plan``, ``compress``, ``solve``, ``inspect``, ``export``, ``generate`` and others.
 
 Results go to stdout, everything else to stderr. An error is one line and exit
 code 2, Ctrl-C is one line and exit code 130.
@@ -12,7 +12,7 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from .. import _core
-from . import bench, chat, compress, doctor, export, generate, inspect, solve
+from . import bench, chat, compress, doctor, export, generate, inspect, plan, solve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -60,6 +60,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"diba {_core.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (solve, compress, inspect, export, generate, chat, bench, doctor):
+    for command in (plan, compress, solve, inspect, export, generate, chat, bench, doctor):
         command.add_command(commands)
     return parser

@@ -12,7 +12,7 @@ from . import output
 if TYPE_CHECKING:
     import argparse
 
-__all__ = ["add_command"]
+__all__ = ["add_command", "add_settings", "settings_of"]
 
 _CODES = {"auto": "auto", "8": 8, "4": 4, "none": None}
 _RECIPES = ("small", "balanced", "best")  # of diba.compressing, which imports torch
@@ -32,6 +32,16 @@ def add_command(commands: Any) -> None:
     add("model", metavar="MODEL", help="folder of the dense model")
     add("-o", "--output", metavar="OUT", required=True, help="folder to write, empty or not there yet")
     add("--data", metavar="TEXT", help="a .txt or .jsonl file, or a folder of them")
+    add_settings(parser)
+    add("--threads", type=int, metavar="N", help="threads (default: torch's)")
+    add("--json", action="store_true", help="print one JSON object")
+    add("--quiet", action="store_true", help="print no progress and no summary")
+    parser.set_defaults(run=_run)
+
+
+def add_settings(parser: Any) -> None:
+    """Add the options that ``plan`` has, too: all settings of a compression."""
+    add = parser.add_argument
     add("--recipe", choices=_RECIPES, help="settings by name: 1, 2 or 3 bits; other options change them")
     add("--bits", type=float, metavar="B", help="bits a weight (default: 2)")
     add("--alphabet", choices=("sign", "binary"), help="entries -1/+1 or 0/1 (default: sign)")
@@ -45,10 +55,15 @@ def add_command(commands: Any) -> None:
     add("--rows", type=int, metavar="N", help="with data: texts in a batch (default: 4)")
     add("--batches", type=int, metavar="N", help="with data: batches that compression sees (default: 64)")
     add("--seed", type=int, metavar="N", help="seed (default: 0)")
-    add("--threads", type=int, metavar="N", help="threads (default: torch's)")
-    add("--json", action="store_true", help="print one JSON object")
-    add("--quiet", action="store_true", help="print no progress and no summary")
-    parser.set_defaults(run=_run)
+
+
+def settings_of(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were given, as keywords."""
+    given = {name: getattr(options, name) for name in _SETTINGS if getattr(options, name) is not None}
+    for name in ("embeddings", "head"):
+        if name in given:
+            given[name] = _CODES[given[name]]
+    return given
 
 
 _SETTINGS = (
@@ -63,10 +78,6 @@ def _run(options: argparse.Namespace) -> None:
         from ..compressing import compress  # imported here: other commands do without torch
     except ImportError as error:
         raise ValueError(f"{error}; use python -m pip install 'diba[hf]'") from error
-    given = {name: getattr(options, name) for name in _SETTINGS if getattr(options, name) is not None}
-    for name in ("embeddings", "head"):
-        if name in given:
-            given[name] = _CODES[given[name]]
     try:
         done = compress(
             options.model,
@@ -75,7 +86,7 @@ def _run(options: argparse.Namespace) -> None:
             recipe=options.recipe,
             threads=options.threads,
             progress=not options.quiet,
-            **given,
+            **settings_of(options),
         )
     except KeyboardInterrupt:
         print("diba: stopped; the same command goes on from here", file=sys.stderr)

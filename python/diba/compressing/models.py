@@ -3,24 +3,47 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import transformers
 
 import diba.hf  # noqa: F401  # models of transformers with compressed layers can be saved and read
 from diba.torch.conversion.convert import when_converted
 from diba.torch.conversion.kept import kept_in
-from diba.torch.conversion.report import forget_times, recipe_of
+from diba.torch.conversion.report import forget_times, recipe_of, remember
 from diba.torch.conversion.run import shown_to
+from diba.torch.model.config import Config
+from diba.torch.model.layers import layers_of
+from diba.torch.model.selection import require, select
+from diba.torch.model.swap import exchange, unfused
+from diba.torch.modules.kinds import replaceable
+from diba.torch.modules.layer import Sizes
+from diba.torch.modules.state import CodeSizes
 
+from ..checkpoints.description import Recipe
 from ..progress import reporting
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from ..progress import ProgressOption
 
-__all__ = ["forget_times", "kept_in", "recipe_of", "shown_while_read", "when_converted"]
+__all__ = [
+    "Layer",
+    "forget_times",
+    "kept_in",
+    "recipe_of",
+    "shown_while_read",
+    "when_converted",
+    "with_empty_layers",
+]
+
+
+class Layer(NamedTuple):
+    """A layer that would be compressed: (m, n), and k; 0 where it gets codes."""
+
+    shape: tuple[int, int]
+    k: int
 
 
 @contextlib.contextmanager
@@ -33,3 +56,48 @@ def shown_while_read(progress: ProgressOption) -> Iterator[None]:
             yield
         finally:
             shown_to.reset(token)
+
+
+def with_empty_layers(
+    model: Any, settings: Mapping[str, Any], k_of: Callable[[int, int, float], int]
+) -> list[Layer]:
+    """Put empty compressed layers into a model on the meta device, as a conversion would put full ones.
+
+    Args:
+        model: On the meta device; changed in place.
+        settings: Fields of :class:`diba.torch.Config`, with ``bits_per_weight``.
+        k_of: The inner dimension for (m, n, bits).
+
+    Returns:
+        The layers that were put in; those that share a weight count once.
+
+    Raises:
+        ValueError: A setting names no layer, or nothing would be compressed.
+    """
+    config = Config.from_dict(settings)
+    found = []
+    with unfused(model):
+        selection = select(model, config)
+        require(selection.targets, selection.skipped)
+        names = {layer.names[0] for layer in layers_of(model)}
+        for target in selection.targets:
+            chosen = target.settings
+            k = 0 if chosen.codes is not None else k_of(*target.shape, chosen.bits_per_weight or 0.0)
+            sizes: Any = Sizes(target.shape, k, chosen.alphabet)
+            if chosen.codes is not None:
+                sizes = CodeSizes(target.shape, chosen.codes, chosen.group)
+            kinds = [replaceable(module) for module in target.modules]
+            made = [
+                kind.empty(module, sizes)
+                for kind, module in zip(kinds, target.modules, strict=True)
+                if kind is not None
+            ]
+            for twin in made[1:]:
+                for name in made[0].tensor_names:
+                    setattr(twin, name, getattr(made[0], name))
+            for old, new in zip(target.modules, made, strict=True):
+                exchange(model, old, new)
+            found.append(Layer(target.shape, k))
+        left = {each.name: each.reason for each in selection.skipped if each.name in names}
+        remember(model, Recipe(settings=config.to_dict(), left_dense=left))
+    return found

@@ -80,12 +80,18 @@ class Source:
     @cached_property
     def has_output_layer(self) -> bool:
         """Whether there is an output layer with a weight of its own."""
+        model = self.empty()
+        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        return head is not None and not getattr(self.config, "tie_word_embeddings", False)
+
+    def empty(self) -> Any:
+        """The model on the meta device, without values; its weights are tied as they will be."""
         import torch
 
         with torch.device("meta"):
-            model = self.kind._from_config(self.config)
-        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-        return head is not None and not getattr(self.config, "tie_word_embeddings", False)
+            model = self.kind(self.config).eval()
+        model.tie_weights()
+        return model
 
     def dense(self) -> Any:
         """The model in float32, in evaluation mode."""

@@ -1,0 +1,49 @@
+"""``diba plan``: what ``diba compress`` would do, without reading a weight."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from . import output
+from .compress import add_settings, settings_of
+
+if TYPE_CHECKING:
+    import argparse
+
+__all__ = ["add_command"]
+
+
+def add_command(commands: Any) -> None:
+    """Add the command and its options."""
+    parser = commands.add_parser(
+        "plan",
+        help="what 'diba compress' would do: layers, size, time, memory",
+        description="Show every layer with its k and size, what would stay dense and why, the size of the "
+        "file, and time and memory without data. Of MODEL only config.json is read. Random matrices of the "
+        "layers' shapes are factored to know the time.",
+    )
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="folder of the dense model")
+    add_settings(parser)
+    add("--threads", type=int, metavar="N", help="threads (default: torch's)")
+    add("--no-trials", dest="trials", action="store_false", help="factor nothing, and say nothing of time")
+    add("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> None:
+    try:
+        from ..compressing import plan  # imported here: other commands do without torch
+    except ImportError as error:
+        raise ValueError(f"{error}; use python -m pip install 'diba[hf]'") from error
+    found = plan(
+        options.model,
+        recipe=options.recipe,
+        threads=options.threads,
+        trials=options.trials,
+        **settings_of(options),
+    )
+    if options.json:
+        output.print_json(found.to_dict())
+    else:
+        print(found)
