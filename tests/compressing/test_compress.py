@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.numpy import load_file, save_file
 
 import diba
 import diba.compressing
@@ -54,7 +56,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
     config = transformers.BertConfig(vocab_size=259, **shape, max_position_embeddings=64)
-    transformers.BertModel(config, add_pooling_layer=False).eval().save_pretrained(folder)
+    transformers.BertModel(config, add_pooling_layer=False).eval().save_pretrained(folder)  # it has a pooler
     tokenizer().save_pretrained(folder)
     return folder
 
@@ -157,6 +159,9 @@ def test_an_encoder_gets_line_by_line(encoder: Path, texts: Path, tmp_path: Path
     done = diba.compress(encoder, tmp_path / "out", data=texts, **SMALL)
     assert 0 < done.figures["relative_error"] < 1
     assert "relative error" in str(done)
+    assert done.report is not None
+    reasons = {left.name: left.reason for left in done.report.skipped}
+    assert reasons["pooler.dense"] == "not in the checkpoint"  # it would be compressed noise
 
 
 def test_names_of_settings(dense: Path, tmp_path: Path) -> None:
@@ -375,10 +380,63 @@ def test_bad_settings(
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
+# ---------------------------------------------------------------- afterwards
+
+
+def test_a_whole_folder_is_verified(dense: Path, whole: Path) -> None:
+    recorded = diba.compressing.verify(whole)
+    measured = diba.compressing.verify(whole, against=dense)
+    found = transformers.AutoModelForCausalLM.from_pretrained(whole)
+    expected = transformers.AutoModelForCausalLM.from_pretrained(dense)
+    for layer, before in zip(measured.layers, recorded.layers, strict=True):
+        own = found.get_submodule(layer.name).weight.detach().double().numpy()
+        exact = expected.get_submodule(layer.name).weight.detach().double().numpy()
+        snr = 10 * np.log10((exact**2).sum() / ((exact - own) ** 2).sum())
+        assert layer.snr_db == pytest.approx(snr, abs=1e-3)
+        assert before.snr_db == diba.torch.report(found).layers[recorded.layers.index(before)].snr_db
+
+
+def test_damage_is_found(dense: Path, encoder: Path, whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(whole, folder)
+    path = folder / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(diba.FormatError, match=r"is not what diba\.compress wrote"):
+        diba.compressing.verify(folder)
+    (folder / DONE).write_text("{}")
+    with pytest.raises(diba.FormatError, match=r"diba-compress\.json is damaged"):
+        diba.compressing.verify(folder)
+    (folder / DONE).unlink()
+    tensors = load_file(whole / "model.safetensors")
+    tensors["model.norm.weight"][0] = np.nan
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(diba.FormatError, match=r"model.norm.weight has entries that are not finite"):
+        diba.compressing.verify(folder)
+    with pytest.raises(ValueError, match="is a dense model"):
+        diba.compressing.verify(dense)
+    with pytest.raises(ValueError, match=r"against has no .* of that shape"):
+        diba.compressing.verify(whole, against=encoder)
+
+
+def test_models_are_measured_on_texts(dense: Path, encoder: Path, texts: Path, whole: Path) -> None:
+    figures = diba.compressing.evaluate(whole, texts, against=dense, tokens=24, rows=2)
+    alone = diba.compressing.evaluate(dense, texts, tokens=24, rows=2)
+    assert alone["perplexity"] == figures["perplexity_dense"]
+    assert "perplexity_dense" not in alone
+    with pytest.raises(ValueError, match="give against, the folder of the dense model"):
+        diba.compressing.evaluate(encoder, texts)
+    same = diba.compressing.evaluate(encoder, texts, against=encoder, tokens=24)
+    assert same == {"relative_error": 0}
+    with pytest.raises(ValueError, match="tokens is 256, and the model takes at most 64"):
+        diba.compressing.evaluate(encoder, texts, against=encoder)
+
+
 # ---------------------------------------------------------------- the command
 
 
-def test_the_command(dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commands(dense: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "out")
     assert (
         main(["compress", str(dense), "-o", out, "--bits", "1", "--head", "none", "--json", "--quiet"]) == 0
@@ -389,8 +447,43 @@ def test_the_command(dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert facts["bytes"] == (tmp_path / "out" / "model.safetensors").stat().st_size
     assert main(["plan", str(dense), "--bits", "1", "--head", "none", "--no-trials", "--json"]) == 0
     assert abs(json.loads(capsys.readouterr().out)["bytes"] - facts["bytes"]) < 3000
+    assert main(["verify", out, "--against", str(dense)]) == 0
+    assert f"{out}: whole" in capsys.readouterr().out
+    assert main(["eval", out, "--data", str(texts), "--tokens", "24", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["perplexity"] > 1
     assert main(["compress", str(dense), "-o", out, "--bits", "2"]) == 2
     assert "holds the result of other input (settings bits: 1.0, now 2.0" in capsys.readouterr().err
+
+
+def test_status_and_log(dense: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, log = tmp_path / "out", tmp_path / "log"
+
+    def state() -> dict[str, Any]:
+        assert main(["compress", "--status", str(out), "--json"]) == 0
+        return dict(json.loads(capsys.readouterr().out))
+
+    assert state() == {"state": "nothing"}
+    for task, steps, expected in (
+        ("convert", 4, {"state": "stopped", "layers": 4, "blocks": None, "stage": "compressing"}),
+        ("convert", 12, {"state": "stopped", "layers": 12, "blocks": 1, "stage": "compressing"}),
+        ("retune", 1, {"state": "stopped", "layers": 16, "blocks": 2, "stage": "retuning"}),
+    ):
+        with pytest.raises(Stopped):
+            diba.compress(dense, out, data=texts, **{**SMALL, "progress": stop_at(task, steps)})
+        assert state() == expected
+    with (out / ".diba" / "lock").open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert state()["state"] == "running"
+    names = ("tokens", "rows", "batches", "reconstruct", "retune", "threads")
+    settings = [f"--{name}={SMALL[name]}" for name in names]
+    command = ["compress", str(dense), "-o", str(out), "--data", str(texts), "--quiet", "--log", str(log)]
+    assert main([*command, *settings]) == 0
+    assert state() == {"state": "finished"}
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["done"] for line in lines if line["task"] == "retune"] == list(range(7))
+    assert all(line["time"] > 1.7e9 for line in lines)
+    assert main(["compress", str(dense)]) == 2
+    assert "MODEL and -o OUT are needed" in capsys.readouterr().err
 
 
 def _umask() -> int:

@@ -159,10 +159,10 @@ LAYERS = (
     # diba.compress, and what is above all
     ("compressing.judge", "compressing.models", "compressing.recipe", "compressing.source"),
     ("compressing.card", "compressing.texts", "compressing.workplace"),
-    ("compressing.run", "compressing.forecast"),
+    ("compressing.run", "compressing.forecast", "compressing.checking"),
     ("compressing",),
     ("cli.compress", "cli.export", "cli.generate"),
-    ("cli.chat", "cli.plan"),
+    ("cli.chat", "cli.plan", "cli.verify"),
     ("cli",),
     ("__main__",),
 )

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import os
 import sys
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..progress import reporting
 from . import output
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
+
+    from ..progress import Progress, ProgressOption
 
 __all__ = ["add_command", "add_settings", "settings_of"]
 
@@ -29,11 +37,13 @@ def add_command(commands: Any) -> None:
         "stopped, however it was, goes on with the same command.",
     )
     add = parser.add_argument
-    add("model", metavar="MODEL", help="folder of the dense model")
-    add("-o", "--output", metavar="OUT", required=True, help="folder to write, empty or not there yet")
+    add("model", metavar="MODEL", nargs="?", help="folder of the dense model")
+    add("-o", "--output", metavar="OUT", help="folder to write, empty or not there yet")
+    add("--status", metavar="OUT", help="say how far the run of a folder is, and do nothing else")
     add("--data", metavar="TEXT", help="a .txt or .jsonl file, or a folder of them")
     add_settings(parser)
     add("--threads", type=int, metavar="N", help="threads (default: torch's)")
+    add("--log", metavar="FILE", help="append the progress to a file, a JSON object a line")
     add("--json", action="store_true", help="print one JSON object")
     add("--quiet", action="store_true", help="print no progress and no summary")
     parser.set_defaults(run=_run)
@@ -75,19 +85,25 @@ _SETTINGS = (
 def _run(options: argparse.Namespace) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        from ..compressing import compress  # imported here: other commands do without torch
+        from ..compressing import compress, status  # imported here: other commands do without torch
     except ImportError as error:
         raise ValueError(f"{error}; use python -m pip install 'diba[hf]'") from error
+    if options.status is not None:
+        output.print_report(status(Path(options.status)), options.json)
+        return
+    if options.model is None or options.output is None:
+        raise ValueError("MODEL and -o OUT are needed: diba compress MODEL -o OUT")
     try:
-        done = compress(
-            options.model,
-            options.output,
-            data=options.data,
-            recipe=options.recipe,
-            threads=options.threads,
-            progress=not options.quiet,
-            **settings_of(options),
-        )
+        with _shown(options) as progress:
+            done = compress(
+                options.model,
+                options.output,
+                data=options.data,
+                recipe=options.recipe,
+                threads=options.threads,
+                progress=progress,
+                **settings_of(options),
+            )
     except KeyboardInterrupt:
         print("diba: stopped; the same command goes on from here", file=sys.stderr)
         raise
@@ -98,3 +114,22 @@ def _run(options: argparse.Namespace) -> None:
         if done.report is not None:
             print(done.report.table(worst_first=True, limit=10))
         print(done)
+
+
+@contextlib.contextmanager
+def _shown(options: argparse.Namespace) -> Iterator[ProgressOption]:
+    """The progress that was asked for: on the terminal, in a file, or both."""
+    if options.log is None:
+        yield not options.quiet
+        return
+    with Path(options.log).open("a") as file, reporting(not options.quiet) as show:
+
+        def both(state: Progress) -> None:
+            facts = {
+                name: value for name, value in vars(state).items() if name != "detail" and value is not None
+            }
+            print(json.dumps({"time": round(time.time(), 3), **facts}), file=file, flush=True)
+            if show is not None:
+                show(state)
+
+        yield both

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import transformers
@@ -24,7 +25,7 @@ from ..checkpoints.description import Recipe
 from ..progress import reporting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from ..progress import ProgressOption
 
@@ -32,8 +33,10 @@ __all__ = [
     "Layer",
     "forget_times",
     "kept_in",
+    "name_missing",
     "recipe_of",
     "shown_while_read",
+    "unfused",
     "when_converted",
     "with_empty_layers",
 ]
@@ -56,6 +59,13 @@ def shown_while_read(progress: ProgressOption) -> Iterator[None]:
             yield
         finally:
             shown_to.reset(token)
+
+
+def name_missing(model: Any, layers: Iterable[str]) -> None:
+    """Say in the report that layers stay dense because they are not in the checkpoint."""
+    recipe = recipe_of(model)
+    left = {**recipe.left_dense, **dict.fromkeys(layers, "not in the checkpoint")}
+    remember(model, dataclasses.replace(recipe, left_dense=left))
 
 
 def with_empty_layers(

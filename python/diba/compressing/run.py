@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import time
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 import diba
 import diba.torch
@@ -18,7 +20,7 @@ from .._internal import check
 from ..checkpoints.entries import format_bytes
 from ..progress import check_progress
 from . import card, judge
-from .models import forget_times, kept_in, recipe_of, shown_while_read, when_converted
+from .models import forget_times, kept_in, name_missing, recipe_of, shown_while_read, when_converted
 from .recipe import CompressSettings
 from .source import Source
 from .texts import digests, text_batches
@@ -164,19 +166,20 @@ class _Run:
         held_back = max(1, len(batches) // _HELD_BACK)
         judging, batches = batches[:held_back], batches[held_back:]
         seen, others = batches[: settings.batches], batches[settings.batches :]
-        dense = self.source.dense()
-        model = self.source.dense() if place.part is None else self.source.read(place.part)
+        dense, missing = self.source.dense_and_missing()
+        model = copy.deepcopy(dense) if place.part is None else self.source.read(place.part)
         if place.stage != _CONVERTED:
             with kept_in(place.layers), _blocks_kept(model, place):
                 diba.torch.convert(
                     model,
-                    **self._config(),
+                    self._fitted_config(dense, missing),
                     batches=seen,
                     loss=diba.torch.fisher(seed=settings.seed),
                     reconstruct=self._reconstruction(),
                     teacher=dense,
                     progress=self.progress,
                 )
+            name_missing(model, missing)
             place.keep(model.save_pretrained)
             place.reached(_CONVERTED)
         if settings.retune:
@@ -196,6 +199,12 @@ class _Run:
     def _reconstruction(self) -> dict[str, Any] | None:
         steps = self.settings.reconstruct
         return {"steps": steps, "seed": self.settings.seed} if steps else None
+
+    def _fitted_config(self, dense: Any, missing: list[str]) -> dict[str, Any]:
+        """The settings of layers; those that are not in the files stay as they are, and dense."""
+        config = self._config()
+        known = [name for name in missing if isinstance(dense.get_submodule(name), nn.Linear)]
+        return {**config, "skip": [*config["skip"], *(name for name in known if name not in config["skip"])]}
 
     def _config(self) -> dict[str, Any]:
         return self.settings.config(self.source.has_output_layer)

@@ -38,16 +38,21 @@ class Source:
             ValueError: The model is compressed already, or its class is unknown.
             ImportError: transformers is missing.
         """
-        path = Path(folder)
-        if not path.is_dir():
-            raise NotADirectoryError(20, "it must be a folder that from_pretrained reads", str(folder))
-        if not (path / "config.json").is_file():
-            raise FileNotFoundError(2, "there is no config.json in it, which names the class", str(folder))
-        source = cls(path)
+        source = cls.any(Path(folder))
         if getattr(source.config, "quantization_config", None) is not None:
             raise ValueError(
                 f"{folder} is quantized already, as its config.json says; it must be the dense model"
             )
+        return source
+
+    @classmethod
+    def any(cls, folder: Path) -> Source:
+        """The same for a model that may be compressed."""
+        if not folder.is_dir():
+            raise NotADirectoryError(20, "it must be a folder that from_pretrained reads", str(folder))
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(2, "there is no config.json in it, which names the class", str(folder))
+        source = cls(folder)
         source.kind  # noqa: B018  # an unknown class is an error now, not in an hour
         return source
 
@@ -95,9 +100,16 @@ class Source:
 
     def dense(self) -> Any:
         """The model in float32, in evaluation mode."""
+        return self.dense_and_missing()[0]
+
+    def dense_and_missing(self) -> tuple[Any, list[str]]:
+        """The same, and the names of layers whose weights are not in the files, and so are random."""
         import torch
 
-        return self.kind.from_pretrained(self.folder, dtype=torch.float32).eval()
+        options: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True}
+        model, found = self.kind.from_pretrained(self.folder, **options)
+        weights = [name for name in found["missing_keys"] if name.endswith(".weight")]
+        return model.eval(), sorted(name.removesuffix(".weight") for name in weights)
 
     def compressed(self, settings: Mapping[str, Any]) -> Any:
         """The model, each weight factored as it is read, by fields of :class:`diba.torch.Config`."""

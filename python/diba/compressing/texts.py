@@ -40,6 +40,9 @@ def text_batches(source: Source, data: Path, settings: CompressSettings) -> list
             f"data is text, and {source.kind.__name__} takes more than tokens, or others; leave data out, or "
             "give its batches to diba.torch.convert and diba.torch.retune"
         )
+    most = getattr(source.config.get_text_config(), "max_position_embeddings", None)
+    if most is not None and settings.tokens > most:
+        raise ValueError(f"tokens is {settings.tokens}, and the model takes at most {most}; give fewer")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.folder)
     except Exception as error:

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._internal.disk import replace_file
+from .source import sha256_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-__all__ = ["DONE", "Workplace", "opened"]
+__all__ = ["DONE", "Workplace", "opened", "status"]
 
 DONE = "diba-compress.json"
 _FOLDER = ".diba"
@@ -64,6 +65,42 @@ def opened(out: Path, identity: Mapping[str, Any]) -> Iterator[Workplace]:
         yield Workplace(out, None)
 
 
+def status(out: Path) -> dict[str, Any]:
+    """What a folder is: ``state`` is finished, running, stopped, or nothing; then what is on the disk.
+
+    ``layers`` are those that are finished, ``blocks`` those of the model that is kept, None where there is
+    none; ``stage`` says what comes next.
+
+    Raises:
+        ValueError: A file in it is damaged.
+    """
+    if _known(out / DONE) is not None:
+        return {"state": "finished"}
+    folder = out / _FOLDER
+    if not folder.is_dir():
+        return {"state": "nothing"}
+    place = Workplace(out, None)
+    found: dict[str, Any] = {"state": "running" if _is_held(folder / "lock") else "stopped"}
+    found["layers"] = len(list(place.layers.glob("*.layer")))
+    part = None if place.part is None else _known(place.part / "config.json")
+    found["blocks"] = None if part is None else len(part.get("quantization_config", {}).get("blocks", {}))
+    found["stage"] = "compressing" if place.stage is None else "retuning"
+    if place.complete is not None:
+        found["stage"] = "moving the result"
+    return found
+
+
+def _is_held(lock: Path) -> bool:
+    try:
+        with lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 class Workplace:
     """The folder of one run.
 
@@ -76,7 +113,8 @@ class Workplace:
 
     def __init__(self, out: Path, done: dict[str, Any] | None) -> None:
         self.out, self._folder = out, out / _FOLDER
-        self.done = None if done is None else {key: done[key] for key in done if key != "run"}
+        own = ("run", "files")
+        self.done = None if done is None else {key: done[key] for key in done if key not in own}
         self.layers, self.training = self._folder / "layers", self._folder / "training"
 
     @property
@@ -124,9 +162,11 @@ class Workplace:
             target = self.out / path.relative_to(final)
             target.parent.mkdir(parents=True, exist_ok=True)
             path.replace(target)
-        size = sum(path.stat().st_size for path in self.out.glob("*.safetensors"))
+        weights = sorted(self.out.glob("*.safetensors"))
+        size = sum(path.stat().st_size for path in weights)
         facts = {**facts, "bytes": size, "seconds": seconds}
-        _write(self.out / DONE, {**facts, "run": identity})
+        files = {path.name: sha256_of(path) for path in weights}
+        _write(self.out / DONE, {**facts, "run": identity, "files": files})
         shutil.rmtree(self._folder)
         return facts
 
