@@ -241,6 +241,23 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(
         assert not any(state.task == "convert" for state in seen)
 
 
+def test_what_is_retuned_is_not_retuned_again(
+    dense: Path, texts: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*args: Any) -> None:
+        raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr("diba.compressing.judge.figures", stopped)
+        with pytest.raises(Stopped):
+            diba.compress(dense, tmp_path / "out", data=texts, **SMALL)
+    assert diba.compressing.status(tmp_path / "out")["stage"] == "measuring"
+    seen: list[diba.Progress] = []
+    diba.compress(dense, tmp_path / "out", data=texts, **{**SMALL, "progress": seen.append})
+    assert not seen
+    assert_same_files(tmp_path / "out", whole)
+
+
 def test_finished_layers_are_not_solved_again(
     dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["Compressed", "compress"]
 
 KEPT_EVERY = 100  # steps of retuning
-_CONVERTED = "converted"
+_CONVERTED, _RETUNED = "converted", "retuned"  # stages whose end is kept
 _HELD_BACK = 16  # of so many batches one judges the result
 
 
@@ -168,7 +168,7 @@ class _Run:
         seen, others = batches[: settings.batches], batches[settings.batches :]
         dense, missing = self.source.dense_and_missing()
         model = copy.deepcopy(dense) if place.part is None else self.source.read(place.part)
-        if place.stage != _CONVERTED:
+        if place.stage is None:
             with kept_in(place.layers), _blocks_kept(model, place):
                 diba.torch.convert(
                     model,
@@ -180,9 +180,8 @@ class _Run:
                     progress=self.progress,
                 )
             name_missing(model, missing)
-            place.keep(model.save_pretrained)
-            place.reached(_CONVERTED)
-        if settings.retune:
+            place.keep(model.save_pretrained, _CONVERTED)
+        if settings.retune and place.stage == _CONVERTED:
             diba.torch.retune(
                 model,
                 [*others, *seen],
@@ -194,6 +193,7 @@ class _Run:
                 every=KEPT_EVERY,
                 progress=self.progress,
             )
+            place.keep(model.save_pretrained, _RETUNED)
         return model, judge.figures(dense, model, judging, self.source.is_causal)
 
     def _reconstruction(self) -> dict[str, Any] | None:

@@ -1,9 +1,9 @@
 """What is on the disk while a model is compressed, so that a run that was stopped goes on.
 
 ``OUT/.diba`` holds, until all is done: ``run.json``, what the run is of; ``lock``, held by its process;
-``layers``, finished layers; ``part.0`` or ``part.1``, a model with finished blocks, and ``part``, which one;
-``training``, the state of retuning; ``final``, the result, and ``complete``, once all of it is there. Then
-its files are moved to OUT, ``diba-compress.json`` last, and the folder is deleted.
+``layers``, finished layers; ``part.0`` or ``part.1``, a model with finished blocks; ``part``, which of them,
+and what comes next; ``training``, the state of retuning; ``final``, the result, and ``complete``, once all of
+it is there. Then its files are moved to OUT, ``diba-compress.json`` last, and the folder is deleted.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ def opened(out: Path, identity: Mapping[str, Any]) -> Iterator[Workplace]:
     done = _known(out / DONE)
     if done is not None:
         _same(done["run"], identity, out, "holds the result of")
+        shutil.rmtree(out / _FOLDER, ignore_errors=True)  # of a run that was killed while it cleared up
         yield Workplace(out, done)
         return
     folder = out / _FOLDER
@@ -84,7 +85,7 @@ def status(out: Path) -> dict[str, Any]:
     found["layers"] = len(list(place.layers.glob("*.layer")))
     part = None if place.part is None else _known(place.part / "config.json")
     found["blocks"] = None if part is None else len(part.get("quantization_config", {}).get("blocks", {}))
-    found["stage"] = "compressing" if place.stage is None else "retuning"
+    found["stage"] = {None: "compressing", "converted": "retuning"}.get(place.stage, "measuring")
     if place.complete is not None:
         found["stage"] = "moving the result"
     return found
@@ -119,31 +120,24 @@ class Workplace:
 
     @property
     def part(self) -> Path | None:
-        """The folder of the newest model with finished blocks, and with what comes after the last one."""
-        try:
-            found = self._folder / (self._folder / "part").read_text()
-        except FileNotFoundError:
-            return None
-        return found if found.is_dir() else None
-
-    def keep(self, save: Callable[[Path], object]) -> None:
-        """Have a model with finished blocks saved to a new folder, which then takes the place of the last."""
-        before = self.part
-        name = "part.1" if before is not None and before.name == "part.0" else "part.0"
-        _save_into(self._folder / name, save)
-        replace_file(self._folder / "part", name.encode())
-        if before is not None:
-            shutil.rmtree(before)
+        """The folder of the newest model that was kept."""
+        found = _known(self._folder / "part")
+        return None if found is None else self._folder / str(found["folder"])
 
     @property
     def stage(self) -> str | None:
-        """The name of the stage whose end the newest model is, as :meth:`reached` got it."""
-        found = _known(self._folder / "stage")
-        return None if found is None else str(found["stage"])
+        """The stage whose end the newest model is; None: it is in the middle of the first one."""
+        found = _known(self._folder / "part")
+        return None if found is None else found["stage"]
 
-    def reached(self, stage: str) -> None:
-        """Remember that the newest model is the end of a stage."""
-        _write(self._folder / "stage", {"stage": stage})
+    def keep(self, save: Callable[[Path], object], stage: str | None = None) -> None:
+        """Have a model saved to a new folder, which then takes the place of the last one, with its stage."""
+        before = self.part
+        name = "part.1" if before is not None and before.name == "part.0" else "part.0"
+        _save_into(self._folder / name, save)
+        _write(self._folder / "part", {"folder": name, "stage": stage})
+        if before is not None:
+            shutil.rmtree(before)
 
     @property
     def complete(self) -> dict[str, Any] | None:
