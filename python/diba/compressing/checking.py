@@ -72,7 +72,7 @@ def evaluate(
 
     Args:
         folder: A folder that ``from_pretrained`` reads.
-        data: Texts, see :func:`diba.compress`; all of them are used.
+        data: Texts, see :func:`diba.compressing.compress`; all of them are used.
         against: Folder of the dense model, which is measured beside it; only language models can do without.
         **settings: ``tokens``, ``rows`` and ``seed`` of :class:`CompressSettings`.
 
@@ -80,7 +80,7 @@ def evaluate(
         Figures by name, see ``judge``.
 
     Raises:
-        TypeError, ValueError, OSError: As for :func:`diba.compress`; or ``against`` is missing.
+        TypeError, ValueError, OSError: As for :func:`diba.compressing.compress`; or ``against`` is missing.
     """
     source = Source.any(Path(check.path(folder)))
     if against is None and not source.is_causal:

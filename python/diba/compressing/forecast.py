@@ -37,7 +37,7 @@ _CODES_SECONDS = 6e-8  # of an entry that gets codes
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What :func:`diba.compress` would do without data; ``print`` shows it.
+    """What :func:`diba.compressing.compress` would do without data; ``print`` shows it.
 
     Attributes:
         settings: All settings.
@@ -89,18 +89,18 @@ def plan(
     trials: bool = True,
     **settings: Any,
 ) -> Plan:
-    """Say what :func:`diba.compress` would do without data, without reading a weight.
+    """Say what :func:`diba.compressing.compress` would do without data, without reading a weight.
 
     Args:
         model: A folder that ``from_pretrained`` of transformers reads; of it ``config.json`` is read.
-        recipe: See :func:`diba.compress`.
+        recipe: See :func:`diba.compressing.compress`.
         threads: Number of threads of the trials; None: torch's number.
         trials: Whether to factor a random matrix of every shape (smaller where it has more than 1,536 rows or
             columns) to know time and SNR, which takes up to a minute.
-        **settings: See :func:`diba.compress`.
+        **settings: See :func:`diba.compressing.compress`.
 
     Raises:
-        TypeError, ValueError, OSError, ImportError: As for :func:`diba.compress`.
+        TypeError, ValueError, OSError, ImportError: As for :func:`diba.compressing.compress`.
     """
     chosen = CompressSettings.of(recipe, settings)
     source = Source.at(check.path(model))

@@ -31,7 +31,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 
 @dataclass(frozen=True, kw_only=True)
 class CompressSettings:
-    """What :func:`diba.compress` does, all of it: it is written into the output, and repeats the run.
+    """What :func:`diba.compressing.compress` does, all of it: written into the output, it repeats the run.
 
     Attributes:
         bits: Stored bits per weight of the factored layers.

@@ -43,7 +43,7 @@ _HELD_BACK = 16  # of so many batches one judges the result
 
 @dataclass(frozen=True, kw_only=True)
 class Compressed:
-    """The result of :func:`diba.compress`; ``print`` shows a few lines.
+    """The result of :func:`diba.compressing.compress`; ``print`` shows a few lines.
 
     Attributes:
         path: The folder.
