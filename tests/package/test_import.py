@@ -22,6 +22,7 @@ LAYERS = (
         "allocation",
         "allocation.response",
         "checkpoints",
+        "checkpoints.folders",
         "_internal.disk",
         "_internal.machine",
         "errors",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ..progress import Progress, ProgressOption
 
-__all__ = ["add_command", "add_settings", "settings_of"]
+__all__ = ["add_command", "add_settings", "compressing", "settings_of"]
 
 _CODES = {"auto": "auto", "8": 8, "4": 4, "none": None}
 _RECIPES = ("small", "balanced", "best")  # of diba.compressing, which imports torch
@@ -82,20 +82,26 @@ _SETTINGS = (
 )  # fmt: skip
 
 
-def _run(options: argparse.Namespace) -> None:
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+def compressing() -> Any:
+    """``diba.compressing``, imported when it is asked for: other commands do without torch."""
     try:
-        from ..compressing import compress, status  # imported here: other commands do without torch
+        from .. import compressing as found
     except ImportError as error:
         raise ValueError(f"{error}; use python -m pip install 'diba[hf]'") from error
+    return found
+
+
+def _run(options: argparse.Namespace) -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    whole = compressing()
     if options.status is not None:
-        output.print_report(status(Path(options.status)), options.json)
+        output.print_report(whole.status(Path(options.status)), options.json)
         return
     if options.model is None or options.output is None:
         raise ValueError("MODEL and -o OUT are needed: diba compress MODEL -o OUT")
     try:
         with _shown(options) as progress:
-            done = compress(
+            done = whole.compress(
                 options.model,
                 options.output,
                 data=options.data,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from . import output
-from .compress import add_settings, settings_of
+from .compress import add_settings, compressing, settings_of
 
 if TYPE_CHECKING:
     import argparse
@@ -32,11 +32,7 @@ def add_command(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    try:
-        from ..compressing import plan  # imported here: other commands do without torch
-    except ImportError as error:
-        raise ValueError(f"{error}; use python -m pip install 'diba[hf]'") from error
-    found = plan(
+    found = compressing().plan(
         options.model,
         recipe=options.recipe,
         threads=options.threads,

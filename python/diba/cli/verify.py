@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from . import output
+from .compress import compressing
 
 if TYPE_CHECKING:
     import argparse
@@ -41,7 +42,7 @@ def add_command(commands: Any) -> None:
 
 
 def _verify(options: argparse.Namespace) -> None:
-    report = _compressing().verify(options.model, against=options.against)
+    report = compressing().verify(options.model, against=options.against)
     if options.json:
         output.print_json(report.to_dict())
     else:
@@ -50,15 +51,7 @@ def _verify(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    figures = _compressing().evaluate(
+    figures = compressing().evaluate(
         options.model, options.data, against=options.against, tokens=options.tokens, rows=options.rows
     )
     output.print_report(figures, options.json)
-
-
-def _compressing() -> Any:
-    try:
-        from .. import compressing  # imported here: other commands do without torch
-    except ImportError as error:
-        raise ValueError(f"{error}; use python -m pip install 'diba[hf]'") from error
-    return compressing

@@ -17,7 +17,6 @@ import diba.torch
 
 from .._internal import check, storage
 from ..checkpoints.entries import format_bytes
-from ..solvers.size import inner_dimension
 from .models import Layer, with_empty_layers
 from .recipe import CompressSettings
 from .source import Source
@@ -105,7 +104,7 @@ def plan(
     chosen = CompressSettings.of(recipe, settings)
     source = Source.at(check.path(model))
     empty = source.empty()
-    layers = with_empty_layers(empty, chosen.config(source.has_output_layer), _k)
+    layers = with_empty_layers(empty, chosen.config(source.has_output_layer))
     empty.to(source.dtype)
     report = _at_16_bits(diba.torch.report(empty))
     seconds = snr = None
@@ -132,10 +131,6 @@ def _at_16_bits(report: Report) -> Report:
         for layer in report.layers
     ]
     return dataclasses.replace(report, layers=tuple(layers))
-
-
-def _k(m: int, n: int, bits: float) -> int:
-    return inner_dimension(m, n, "bits_per_weight", bits)
 
 
 def _memory(layer: Layer) -> int:

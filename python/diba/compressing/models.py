@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import transformers
 
 import diba.hf  # noqa: F401  # models of transformers with compressed layers can be saved and read
+from diba.hf.compression import NEW
 from diba.torch.conversion.convert import when_converted
 from diba.torch.conversion.kept import kept_in
 from diba.torch.conversion.report import forget_times, recipe_of, remember
@@ -16,16 +17,17 @@ from diba.torch.conversion.run import shown_to
 from diba.torch.model.config import Config
 from diba.torch.model.layers import layers_of
 from diba.torch.model.selection import require, select
-from diba.torch.model.swap import exchange, unfused
+from diba.torch.model.swap import exchange_tied, unfused
 from diba.torch.modules.kinds import replaceable
 from diba.torch.modules.layer import Sizes
 from diba.torch.modules.state import CodeSizes
 
 from ..checkpoints.description import Recipe
 from ..progress import reporting
+from ..solvers.size import inner_dimension
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from ..progress import ProgressOption
 
@@ -64,19 +66,16 @@ def shown_while_read(progress: ProgressOption) -> Iterator[None]:
 def name_missing(model: Any, layers: Iterable[str]) -> None:
     """Say in the report that layers stay dense because they are not in the checkpoint."""
     recipe = recipe_of(model)
-    left = {**recipe.left_dense, **dict.fromkeys(layers, "not in the checkpoint")}
+    left = {**recipe.left_dense, **dict.fromkeys(layers, NEW)}
     remember(model, dataclasses.replace(recipe, left_dense=left))
 
 
-def with_empty_layers(
-    model: Any, settings: Mapping[str, Any], k_of: Callable[[int, int, float], int]
-) -> list[Layer]:
+def with_empty_layers(model: Any, settings: Mapping[str, Any]) -> list[Layer]:
     """Put empty compressed layers into a model on the meta device, as a conversion would put full ones.
 
     Args:
         model: On the meta device; changed in place.
         settings: Fields of :class:`diba.torch.Config`, with ``bits_per_weight``.
-        k_of: The inner dimension for (m, n, bits).
 
     Returns:
         The layers that were put in; those that share a weight count once.
@@ -92,21 +91,19 @@ def with_empty_layers(
         names = {layer.names[0] for layer in layers_of(model)}
         for target in selection.targets:
             chosen = target.settings
-            k = 0 if chosen.codes is not None else k_of(*target.shape, chosen.bits_per_weight or 0.0)
-            sizes: Any = Sizes(target.shape, k, chosen.alphabet)
-            if chosen.codes is not None:
-                sizes = CodeSizes(target.shape, chosen.codes, chosen.group)
+            sizes: Any
+            if chosen.codes is None:
+                k = inner_dimension(*target.shape, "bits_per_weight", chosen.bits_per_weight or 0.0)
+                sizes = Sizes(target.shape, k, chosen.alphabet)
+            else:
+                k, sizes = 0, CodeSizes(target.shape, chosen.codes, chosen.group)
             kinds = [replaceable(module) for module in target.modules]
             made = [
                 kind.empty(module, sizes)
                 for kind, module in zip(kinds, target.modules, strict=True)
                 if kind is not None
             ]
-            for twin in made[1:]:
-                for name in made[0].tensor_names:
-                    setattr(twin, name, getattr(made[0], name))
-            for old, new in zip(target.modules, made, strict=True):
-                exchange(model, old, new)
+            exchange_tied(model, target.modules, made)
             found.append(Layer(target.shape, k))
         left = {each.name: each.reason for each in selection.skipped if each.name in names}
         remember(model, Recipe(settings=config.to_dict(), left_dense=left))

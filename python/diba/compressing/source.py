@@ -9,12 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoints.folders import WEIGHTS, is_beside_weights, model_class
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 __all__ = ["Source", "sha256_of"]
 
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".data", ".gguf")
 _WRITTEN = {"config.json", "README.md"}  # by the compressed model
 _BLOCK = 2**20
 
@@ -68,14 +69,7 @@ class Source:
         """The class of transformers that the model was saved from."""
         import transformers
 
-        named = list(getattr(self.config, "architectures", None) or [])
-        found = getattr(transformers, named[0], None) if named else transformers.AutoModel
-        if found is None:
-            raise ValueError(
-                f"{self.folder} names the class {named[0]}, which transformers {transformers.__version__} "
-                "lacks; install the version that has it"
-            )
-        return found
+        return model_class(transformers, self.config, self.folder)
 
     @cached_property
     def is_causal(self) -> bool:
@@ -85,9 +79,11 @@ class Source:
     @cached_property
     def has_output_layer(self) -> bool:
         """Whether there is an output layer with a weight of its own."""
-        model = self.empty()
-        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-        return head is not None and not getattr(self.config, "tie_word_embeddings", False)
+        from ..torch.model.coding import output_layer
+
+        return output_layer(self.empty()) is not None and not getattr(
+            self.config, "tie_word_embeddings", False
+        )
 
     def empty(self) -> Any:
         """The model on the meta device, without values; its weights are tied as they will be."""
@@ -135,11 +131,11 @@ class Source:
     @property
     def bytes(self) -> int:
         """Bytes of the files of weights."""
-        return sum(path.stat().st_size for path in self.folder.iterdir() if path.suffix in _WEIGHTS)
+        return sum(path.stat().st_size for path in self.folder.iterdir() if path.suffix in WEIGHTS)
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of what the result depends on: weights and configuration, by name."""
-        names = [path for path in self._files() if path.suffix in _WEIGHTS or path.name.endswith(".json")]
+        names = [path for path in self._files() if path.suffix in WEIGHTS or path.name.endswith(".json")]
         return {str(path.relative_to(self.folder)): sha256_of(path) for path in names}
 
     def copy_others(self, folder: Path) -> None:
@@ -147,8 +143,7 @@ class Source:
         for path in self._files():
             name = path.relative_to(self.folder)
             hidden = any(part.startswith(".") for part in name.parts)
-            index = path.name.endswith(".index.json")
-            if path.suffix in _WEIGHTS or index or hidden or str(name) in _WRITTEN:
+            if not is_beside_weights(path) or hidden or str(name) in _WRITTEN:
                 continue
             target = folder / name
             if not target.exists():

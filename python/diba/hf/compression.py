@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from ..torch.model.config import Config
     from .config import DibaConfig
 
-__all__ = ["Compress", "Compression"]
+__all__ = ["NEW", "Compress", "Compression"]
 
-_NEW = "not in the checkpoint"
+NEW = "not in the checkpoint"
 _PART = "diba_part"
 
 
@@ -121,7 +121,7 @@ class Compression:
                 if getattr(target.module.weight, "_is_hf_initialized", False):
                     self._factor(target)
                 else:
-                    run.leave(target.name, _NEW)
+                    run.leave(target.name, NEW)
             for part in {id(part): part for part, _, _ in self._fused.values()}.values():
                 self._put_in(part)
         if not run.done:

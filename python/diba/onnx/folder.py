@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoints.folders import is_beside_weights, model_class
 from .exporting import export
 
 if TYPE_CHECKING:
@@ -17,8 +18,6 @@ MODEL = "model.onnx"
 
 _TEXTS = ("The rain stopped before noon, and the streets were dry by evening.", "She read the letter twice.")
 _TOKENS = 12  # of an example without a tokenizer
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".data", ".gguf")
-_WEIGHT_INDEX = ".index.json"
 
 
 def export_folder(source: str, out: str, **options: Any) -> Exported:
@@ -46,7 +45,7 @@ def export_folder(source: str, out: str, **options: Any) -> Exported:
     target.mkdir(parents=True, exist_ok=True)
     done = export(model, given, target / MODEL, **options)
     for path in sorted(folder.iterdir()):
-        if path.is_file() and path.suffix not in _WEIGHTS and not path.name.endswith(_WEIGHT_INDEX):
+        if path.is_file() and is_beside_weights(path):
             shutil.copy(path, target / path.name)
     return done
 
@@ -65,12 +64,7 @@ def _load(folder: Path) -> Any:
     logging: Any = transformers.utils.logging
     logging.disable_progress_bar()
     config = transformers.AutoConfig.from_pretrained(folder)
-    named = list(getattr(config, "architectures", None) or [])
-    kind = getattr(transformers, named[0], None) if named else transformers.AutoModel
-    if kind is None:
-        raise ValueError(
-            f"{folder} names the class {named[0]}, which transformers {transformers.__version__} lacks"
-        )
+    kind = model_class(transformers, config, folder)
     return kind.from_pretrained(folder, dtype=torch.float32).eval()
 
 

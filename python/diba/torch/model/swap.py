@@ -77,6 +77,15 @@ def exchange(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
         setattr(owner, name, new)
 
 
+def exchange_tied(model: nn.Module, dense: Sequence[nn.Module], made: Sequence[CompressedLayer]) -> None:
+    """Replace layers that share one weight by compressed ones, which get the tensors of the first."""
+    for twin in made[1:]:
+        for name in made[0].tensor_names:
+            setattr(twin, name, getattr(made[0], name))
+    for old, new in zip(dense, made, strict=True):
+        exchange(model, old, new)
+
+
 def put(model: nn.Module, name: str, value: nn.Module | nn.Parameter) -> Any:
     """Replace the module or parameter of that name; returns the old one."""
     parent, _, own = name.rpartition(".")
@@ -119,11 +128,7 @@ def replace(
         made = [_like(module, f) for module in dense]
         if bias is not None:
             _set_bias(dense[0], made[0], torch.from_numpy(bias))
-    for twin in made[1:]:
-        for name in made[0].tensor_names:
-            setattr(twin, name, getattr(made[0], name))
-    for old, new in zip(dense, made, strict=True):
-        exchange(model, old, new)
+    exchange_tied(model, dense, made)
     if len(made) > 1:
         retie(model, {id(module) for module in made})
     _keep_padding(model)

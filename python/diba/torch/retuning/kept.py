@@ -34,14 +34,16 @@ class KeptTraining:
 
     def __init__(self, path: PathLike, every: int) -> None:
         self._path, self.every = Path(check.path(path)), check.positive_int(every, "every")
+        self._identity = ""
 
     def read(self, identity: str) -> dict[str, Any] | None:
-        """The state of the training of this identity; None: there is no file.
+        """The state of the training of this identity, which later ones are written with; None: there is none.
 
         Raises:
             ValueError: The file is damaged, or of another training.
             OSError: It cannot be read.
         """
+        self._identity = identity
         try:
             content = self._path.read_bytes()
         except FileNotFoundError:
@@ -61,14 +63,14 @@ class KeptTraining:
             )
         return state
 
-    def write(self, identity: str, **state: Any) -> None:
+    def write(self, **state: Any) -> None:
         """Write a state; it is on the disk when this returns.
 
         Raises:
             OSError: The disk is full, or the folder cannot be written.
         """
         buffer = io.BytesIO()
-        torch.save({"identity": identity, "version": _VERSION, **state}, buffer)
+        torch.save({"identity": self._identity, "version": _VERSION, **state}, buffer)
         replace_file(self._path, buffer.getvalue())
 
     def remove(self) -> None:

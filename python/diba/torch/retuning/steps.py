@@ -125,10 +125,11 @@ class Trainer:
             raise ValueError(_EMPTY)
         around_epochs()
         self.checked, self.loss_before = len(sample), self._mean_loss(sample)
-        identity, known = self._go_on(steps), len(self.losses)
+        self._go_on(steps)
+        known = len(self.losses)
         try:
             while self._position < steps:
-                self._epoch(batches, steps, after_step, identity)
+                self._epoch(batches, steps, after_step)
                 if self._position >= steps:
                     self._settle(sample[0])
                 if self._position > known:  # an earlier run did it for the epochs before
@@ -142,9 +143,7 @@ class Trainer:
             self._undo()
             self.restored = True
 
-    def _epoch(
-        self, batches: Iterable[Any], steps: int, after_step: Callable[[], object], identity: str
-    ) -> None:
+    def _epoch(self, batches: Iterable[Any], steps: int, after_step: Callable[[], object]) -> None:
         """Go through the batches once, for as many of all steps as are left."""
         before = self._position
         for chunk in _chunks(batches, self._training.gradient_accumulation_steps, steps - before):
@@ -153,15 +152,15 @@ class Trainer:
                 continue  # an earlier run took this step
             self._step(chunk, len(self.losses), steps)
             if self._kept is not None and len(self.losses) % self._kept.every == 0:
-                self._keep(identity)
+                self._keep()
             after_step()
         if self._position == before:
             raise ValueError(_EMPTY)
 
-    def _go_on(self, steps: int) -> str:
-        """Take the state of an earlier run, if one was kept; returns the identity of the training."""
+    def _go_on(self, steps: int) -> None:
+        """Take the state of an earlier run, if one was kept."""
         if self._kept is None:
-            return ""
+            return
         identity = identity_of(f"{self._training} {steps}", (tensor for tensor, _ in self._before))
         state = self._kept.read(identity)
         if state is not None:
@@ -171,12 +170,10 @@ class Trainer:
             self._optimizer.load_state_dict(state["optimizer"])
             self.losses, self.skipped, self._in_a_row = state["losses"], state["skipped"], state["in_a_row"]
             torch.set_rng_state(state["random"])
-        return identity
 
-    def _keep(self, identity: str) -> None:
+    def _keep(self) -> None:
         assert self._kept is not None, "asked for"
         self._kept.write(
-            identity,
             tensors=[tensor.detach() for tensor, _ in self._before],
             optimizer=self._optimizer.state_dict(),
             losses=self.losses,
