@@ -227,7 +227,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("diba.compressing.run.KEPT_EVERY", 2)
+    monkeypatch.setattr("diba.compressing.fitted.KEPT_EVERY", 2)
     out = tmp_path / "out"
     with pytest.raises(Stopped):
         diba.compress(dense, out, data=texts, **{**SMALL, "progress": stop_at(task, steps)})

@@ -160,6 +160,7 @@ LAYERS = (
     # diba.compress, and what is above all
     ("compressing.judge", "compressing.models", "compressing.recipe", "compressing.source"),
     ("compressing.card", "compressing.texts", "compressing.workplace"),
+    ("compressing.fitted",),
     ("compressing.run", "compressing.forecast", "compressing.checking"),
     ("compressing",),
     ("cli.compress", "cli.export", "cli.generate"),

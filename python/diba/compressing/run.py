@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import time
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 import diba
 import diba.torch
@@ -19,11 +17,12 @@ import diba.torch
 from .._internal import check
 from ..checkpoints.entries import format_bytes
 from ..progress import check_progress
-from . import card, judge
-from .models import forget_times, kept_in, name_missing, recipe_of, shown_while_read, when_converted
+from . import card
+from .fitted import fitted
+from .models import forget_times, kept_in, shown_while_read
 from .recipe import CompressSettings
 from .source import Source
-from .texts import digests, text_batches
+from .texts import digests
 from .workplace import opened
 
 if TYPE_CHECKING:
@@ -35,10 +34,6 @@ if TYPE_CHECKING:
     from .workplace import Workplace
 
 __all__ = ["Compressed", "compress"]
-
-KEPT_EVERY = 100  # steps of retuning
-_CONVERTED, _RETUNED = "converted", "retuned"  # stages whose end is kept
-_HELD_BACK = 16  # of so many batches one judges the result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +141,7 @@ class _Run:
         began, report = time.perf_counter(), None
         facts = self.place.complete
         if facts is None:
-            model, figures = self._plain() if self.texts is None else self._with_data(self.texts)
+            model, figures = self._plain() if self.texts is None else self._fitted(self.texts)
             report = diba.torch.report(model)
             facts = {"bits_per_weight": report.bits_per_weight, "figures": figures}
             facts["dense_bytes"] = self.source.bytes
@@ -159,52 +154,9 @@ class _Run:
         with kept_in(self.place.layers), shown_while_read(self.progress):
             return self.source.compressed(self._config()), {}
 
-    def _with_data(self, texts: Path) -> tuple[Any, dict[str, float]]:
-        """The model, fitted to texts and retuned; and what it is on those that were held back."""
-        settings, place = self.settings, self.place
-        batches = text_batches(self.source, texts, settings)
-        held_back = max(1, len(batches) // _HELD_BACK)
-        judging, batches = batches[:held_back], batches[held_back:]
-        seen, others = batches[: settings.batches], batches[settings.batches :]
-        dense, missing = self.source.dense_and_missing()
-        model = copy.deepcopy(dense) if place.part is None else self.source.read(place.part)
-        if place.stage is None:
-            with kept_in(place.layers), _blocks_kept(model, place):
-                diba.torch.convert(
-                    model,
-                    self._fitted_config(dense, missing),
-                    batches=seen,
-                    loss=diba.torch.fisher(seed=settings.seed),
-                    reconstruct=self._reconstruction(),
-                    teacher=dense,
-                    progress=self.progress,
-                )
-            name_missing(model, missing)
-            place.keep(model.save_pretrained, _CONVERTED)
-        if settings.retune and place.stage == _CONVERTED:
-            diba.torch.retune(
-                model,
-                [*others, *seen],
-                teacher=dense,
-                norms=True,
-                max_steps=settings.retune,
-                seed=settings.seed,
-                checkpoint=place.training,
-                every=KEPT_EVERY,
-                progress=self.progress,
-            )
-            place.keep(model.save_pretrained, _RETUNED)
-        return model, judge.figures(dense, model, judging, self.source.is_causal)
-
-    def _reconstruction(self) -> dict[str, Any] | None:
-        steps = self.settings.reconstruct
-        return {"steps": steps, "seed": self.settings.seed} if steps else None
-
-    def _fitted_config(self, dense: Any, missing: list[str]) -> dict[str, Any]:
-        """The settings of layers; those that are not in the files stay as they are, and dense."""
-        config = self._config()
-        known = [name for name in missing if isinstance(dense.get_submodule(name), nn.Linear)]
-        return {**config, "skip": [*config["skip"], *(name for name in known if name not in config["skip"])]}
+    def _fitted(self, texts: Path) -> tuple[Any, dict[str, float]]:
+        """The model, fitted to texts; and what it is on those that were held back."""
+        return fitted(self.source, self.settings, self.place, texts, self.progress)
 
     def _config(self) -> dict[str, Any]:
         return self.settings.config(self.source.has_output_layer)
@@ -216,25 +168,6 @@ class _Run:
         model.save_pretrained(folder)
         self.source.copy_others(folder)
         card.write(folder, self.source, self.settings, facts, diba.torch.report(model))
-
-
-@contextlib.contextmanager
-def _blocks_kept(model: Any, place: Workplace) -> Iterator[None]:
-    """A context in which a conversion of the model has it kept after every block."""
-    known = len(recipe_of(model).blocks)
-
-    def after_change(changed: Any) -> None:
-        nonlocal known
-        count = len(recipe_of(model).blocks) if changed is model else known
-        if count > known:
-            known = count
-            place.keep(model.save_pretrained)
-
-    when_converted.append(after_change)
-    try:
-        yield
-    finally:
-        when_converted.remove(after_change)
 
 
 @contextlib.contextmanager

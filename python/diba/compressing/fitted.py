@@ -1,0 +1,102 @@
+"""A model fitted to data: converted block by block, retuned, and judged on data held back."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+import diba.torch
+
+from . import judge
+from .models import kept_in, name_missing, recipe_of, when_converted
+from .texts import text_batches
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from ..progress import ProgressOption
+    from .recipe import CompressSettings
+    from .source import Source
+    from .workplace import Workplace
+
+__all__ = ["fitted"]
+
+KEPT_EVERY = 100  # steps of retuning
+_CONVERTED, _RETUNED = "converted", "retuned"  # stages whose end is kept
+_HELD_BACK = 16  # of so many batches one judges the result
+
+
+def fitted(
+    source: Source, settings: CompressSettings, place: Workplace, data: Path, progress: ProgressOption
+) -> tuple[Any, dict[str, float]]:
+    """The model, converted for data and retuned, and its figures on data that were held back.
+
+    Goes on from what the workplace has of it.
+    """
+    batches = text_batches(source, data, settings)
+    held_back = max(1, len(batches) // _HELD_BACK)
+    judging, batches = batches[:held_back], batches[held_back:]
+    seen, others = batches[: settings.batches], batches[settings.batches :]
+    dense, missing = source.dense_and_missing()
+    model = copy.deepcopy(dense) if place.part is None else source.read(place.part)
+    if place.stage is None:
+        with kept_in(place.layers), _blocks_kept(model, place):
+            diba.torch.convert(
+                model,
+                _config(source, settings, dense, missing),
+                batches=seen,
+                loss=diba.torch.fisher(seed=settings.seed),
+                reconstruct=_reconstruction(settings),
+                teacher=dense,
+                progress=progress,
+            )
+        name_missing(model, missing)
+        place.keep(model.save_pretrained, _CONVERTED)
+    if settings.retune and place.stage == _CONVERTED:
+        diba.torch.retune(
+            model,
+            [*others, *seen],
+            teacher=dense,
+            norms=True,
+            max_steps=settings.retune,
+            seed=settings.seed,
+            checkpoint=place.training,
+            every=KEPT_EVERY,
+            progress=progress,
+        )
+        place.keep(model.save_pretrained, _RETUNED)
+    return model, judge.figures(dense, model, judging, source.is_causal)
+
+
+def _reconstruction(settings: CompressSettings) -> dict[str, Any] | None:
+    return {"steps": settings.reconstruct, "seed": settings.seed} if settings.reconstruct else None
+
+
+def _config(source: Source, settings: CompressSettings, dense: Any, missing: list[str]) -> dict[str, Any]:
+    """The settings of layers; those that are not in the files stay as they are, and dense."""
+    config = settings.config(source.has_output_layer)
+    known = [name for name in missing if isinstance(dense.get_submodule(name), nn.Linear)]
+    return {**config, "skip": [*config["skip"], *(name for name in known if name not in config["skip"])]}
+
+
+@contextlib.contextmanager
+def _blocks_kept(model: Any, place: Workplace) -> Iterator[None]:
+    """A context in which a conversion of the model has it kept after every block."""
+    known = len(recipe_of(model).blocks)
+
+    def after_change(changed: Any) -> None:
+        nonlocal known
+        count = len(recipe_of(model).blocks) if changed is model else known
+        if count > known:
+            known = count
+            place.keep(model.save_pretrained)
+
+    when_converted.append(after_change)
+    try:
+        yield
+    finally:
+        when_converted.remove(after_change)
