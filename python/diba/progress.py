@@ -15,7 +15,7 @@ from ._internal.check import describe
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Progress", "ProgressOption", "Steps", "check_progress", "reporting"]
+__all__ = ["Progress", "ProgressOption", "Steps", "check_progress", "duration", "reporting"]
 
 _SECONDS_BETWEEN_LINES = 3.0
 _BAR = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}{postfix}]"
@@ -204,7 +204,7 @@ def _facts(state: Progress) -> list[str]:
 
 
 def _times(state: Progress) -> str:
-    return f"{_duration(state.elapsed)}{_outlook(state)}"
+    return f"{duration(state.elapsed)}{_outlook(state)}"
 
 
 def _outlook(state: Progress) -> str:
@@ -212,10 +212,10 @@ def _outlook(state: Progress) -> str:
     if not state.remaining:
         return ""
     end = time.strftime("%H:%M:%S", time.localtime(time.time() + state.remaining))
-    return f", {_duration(state.remaining)} left, done by {end}"
+    return f", {duration(state.remaining)} left, done by {end}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Seconds, minutes or hours as text, such as "2 min 05 s"."""
     minutes, rest = divmod(round(seconds), 60)
     if not minutes:

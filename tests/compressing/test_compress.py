@@ -123,6 +123,11 @@ def test_what_lies_beside_the_weights_comes_along(dense: Path, whole: Path) -> N
     card = (whole / "README.md").read_text()
     assert card.startswith("---\nlicense: mit\n")
     assert '"tokens": 24' in card
+    assert "`report.html` shows every layer" in card
+    page = (whole / "report.html").read_text()
+    for found in (dense.name, "<dt>tokens</dt><dd>24</dd>", "Reconstruction of blocks", "perplexity"):
+        assert found in page
+    assert "<span>time</span>" not in page
     assert "perplexity of" in card
     assert not (whole / ".diba").exists()
     assert (whole / "model.safetensors").stat().st_mode & 0o777 == 0o666 & ~_umask()
@@ -464,8 +469,21 @@ def test_the_commands(dense: Path, texts: Path, tmp_path: Path, capsys: pytest.C
     assert facts["bytes"] == (tmp_path / "out" / "model.safetensors").stat().st_size
     assert main(["plan", str(dense), "--bits", "1", "--head", "none", "--no-trials", "--json"]) == 0
     assert abs(json.loads(capsys.readouterr().out)["bytes"] - facts["bytes"]) < 3000
-    assert main(["verify", out, "--against", str(dense)]) == 0
+    assert main(["verify", out, "--against", str(dense), "--html", str(tmp_path / "verified.html")]) == 0
     assert f"{out}: whole" in capsys.readouterr().out
+    plan = ["plan", str(dense), "--no-trials", "--html", str(tmp_path / "plan.html")]
+    again = ["compress", str(dense), "-o", out, "--bits", "1", "--head", "none"]
+    again += ["--quiet", "--html", str(tmp_path / "again.html")]
+    assert main(plan) == main(again) == 0
+    assert main(["inspect", out, "--html", str(tmp_path / "inspected.html")]) == 0
+    capsys.readouterr()
+    for name, said in (
+        ("plan", "memory, as expected"),
+        ("again", "diba.compress</summary>"),
+        ("verified", "SNR of each layer"),
+        ("inspected", "SNR of each layer"),
+    ):
+        assert said in (tmp_path / f"{name}.html").read_text()
     assert main(["eval", out, "--data", str(texts), "--tokens", "24", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["perplexity"] > 1
     assert main(["compress", str(dense), "-o", out, "--bits", "2"]) == 2

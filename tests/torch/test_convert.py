@@ -772,6 +772,8 @@ def test_texts_of_the_report(tmp_path: Any) -> None:
         assert len(table.splitlines()) == 2 + rows_of_it
     assert "| 3 | Linear | 2 x 16 | 32 | 128 |" in left
     assert "<td>32 x 24</td>" in report._repr_html_()
+    assert rows[0]["shape"] == "32 x 24"
+    assert (rows[0]["tied"], rows[2]["dense_bytes"]) == ("", "128")
     assert "<td>2 x 16</td><td>32</td><td>128</td>" in report._repr_html_()
 
 
@@ -799,6 +801,20 @@ def test_a_bar_moves_with_the_work_within_layers() -> None:
     assert any(0 < share < 1 for share in done)
     first = next(state for state in seen if state.item == "0")
     assert first.done == pytest.approx(2 * 64 / 72)
+
+
+def test_a_report_knows_what_it_is_told() -> None:
+    model = perceptron()
+    quiet(model)
+    data = [torch.randn(4, 24)] * 3
+    course = diba.torch.retune(model, data, lambda m, x: m(x).square().mean(), max_steps=3, progress=False)
+    report = reports.report(model, retuned=course, figures={"accuracy": 0.75})
+    assert report.facts.retuning is not None
+    assert report.facts.retuning.losses == tuple(course.losses)
+    assert report.to_dict()["facts"]["figures"] == {"accuracy": 0.75}
+    text = report.to_html(title="mine")
+    for said in ("<h1>mine</h1>", "accuracy</span><b>0.75", "3 steps, loss "):
+        assert said in text
 
 
 # ---------------------------------------------------------------- the report at any time

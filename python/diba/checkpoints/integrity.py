@@ -18,6 +18,7 @@ from .._internal.storage import DIAGONALS
 from ..errors import FormatError
 from .description import Description, crc32_of_names
 from .entries import Skipped, layer_reports
+from .facts import Facts
 from .layers import CODES, TENSORS, readable
 from .report import Report
 
@@ -237,6 +238,9 @@ def inspect(folder: PathLike) -> Report:
         bytes_after=sum(map(stored.nbytes, stored.tensors)),
         seconds=description.recipe.seconds,
         settings=description.recipe.settings,
+        reconstruction=description.recipe.reconstruction,
+        blocks=description.recipe.blocks,
+        facts=Facts.of_folder(place),
     )
 
 

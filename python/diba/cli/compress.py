@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoints import integrity
+from ..checkpoints.facts import Facts
 from ..progress import reporting
 from . import output
 
@@ -46,6 +48,7 @@ def add_command(commands: Any) -> None:
     add("--log", metavar="FILE", help="append the progress to a file, a JSON object a line")
     add("--json", action="store_true", help="print one JSON object")
     add("--quiet", action="store_true", help="print no progress and no summary")
+    output.add_html(parser)
     parser.set_defaults(run=_run)
 
 
@@ -113,6 +116,9 @@ def _run(options: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         print("diba: stopped; the same command goes on from here", file=sys.stderr)
         raise
+    if options.html is not None:
+        report = integrity.inspect(done.path) if done.report is None else done.report
+        output.write_html(dataclasses.replace(report, facts=Facts.of_folder(done.path)), options.html)
     if options.json:
         facts = {f.name: getattr(done, f.name) for f in dataclasses.fields(done) if f.name != "report"}
         output.print_json({**facts, "path": str(done.path)})

@@ -34,14 +34,20 @@ def add_command(commands: Any) -> None:
         help="a file written by 'diba solve' or save(), or a folder written by save_pretrained()",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    output.add_html(parser)
     parser.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> None:
     if not Path(options.path).is_dir():
+        if options.html is not None:
+            raise ValueError(
+                f"--html is given and {options.path} is no folder; only models have such a report"
+            )
         output.print_report(_file(options.path), options.json)
         return
     report = integrity.inspect(options.path)
+    output.write_html(report, options.html)
     if options.json:
         output.print_json(report.to_dict())
     else:

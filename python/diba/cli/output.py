@@ -7,10 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Protocol
 
     from ..factorization import Factorization
 
-__all__ = ["facts", "print_json", "print_report"]
+    class HtmlReport(Protocol):
+        """A report, or a plan."""
+
+        def to_html(self, path: str, /) -> str: ...
+
+
+__all__ = ["add_html", "facts", "print_json", "print_report", "write_html"]
 
 
 def facts(result: Factorization) -> dict[str, object]:
@@ -35,6 +42,17 @@ def print_report(report: Mapping[str, Any], as_json: bool) -> None:
     width = max(map(len, report))
     for name, value in report.items():
         print(f"{name:<{width}}  {_text(value)}")
+
+
+def add_html(parser: Any) -> None:
+    """Add the option that writes a report as a page."""
+    parser.add_argument("--html", metavar="FILE", help="write the report as one HTML file with charts")
+
+
+def write_html(report: HtmlReport, file: str | None) -> None:
+    """Write the page to a file, if one was named."""
+    if file is not None:
+        report.to_html(file)
 
 
 def print_json(report: Mapping[str, Any]) -> None:

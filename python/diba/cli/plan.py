@@ -28,6 +28,7 @@ def add_command(commands: Any) -> None:
     add("--threads", type=int, metavar="N", help="threads (default: torch's)")
     add("--no-trials", dest="trials", action="store_false", help="factor nothing, and say nothing of time")
     add("--json", action="store_true", help="print one JSON object")
+    output.add_html(parser)
     parser.set_defaults(run=_run)
 
 
@@ -39,6 +40,7 @@ def _run(options: argparse.Namespace) -> None:
         trials=options.trials,
         **settings_of(options),
     )
+    output.write_html(found, options.html)
     if options.json:
         output.print_json(found.to_dict())
     else:

@@ -24,6 +24,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument("model", metavar="FOLDER", help="folder of the compressed model")
     parser.add_argument("--against", metavar="MODEL", help="folder of the dense model")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    output.add_html(parser)
     parser.set_defaults(run=_verify)
     parser = commands.add_parser(
         "eval",
@@ -43,6 +44,7 @@ def add_command(commands: Any) -> None:
 
 def _verify(options: argparse.Namespace) -> None:
     report = compressing().verify(options.model, against=options.against)
+    output.write_html(report, options.html)
     if options.json:
         output.print_json(report.to_dict())
     else:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from typing import TYPE_CHECKING, Any
 
 from .._internal.disk import replace_file
 from ..checkpoints.entries import format_bytes
+from ..checkpoints.facts import Facts, Retuning
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,8 +43,8 @@ from transformers import {kind}
 model = {kind}.from_pretrained("FOLDER")
 ```
 
-{figures}Its settings repeat it, with the same data if there were any: `diba.compress(model, out,
-**settings)`.
+{figures}`report.html` shows every layer, in charts and a table. The settings
+repeat it, with the same data if there were any: `diba.compress(model, out, **settings)`.
 
 ```json
 {settings}
@@ -67,7 +69,10 @@ def figure_lines(figures: Mapping[str, float]) -> list[str]:
 def write(
     folder: Path, source: Source, settings: CompressSettings, facts: Mapping[str, Any], report: Report
 ) -> None:
-    """Write ``README.md``: what the model is made from and by which settings, its figures, its layers."""
+    """Write ``README.md``: what the model is made from and by which settings, its figures, its layers.
+
+    And ``report.html``, the same with charts. Neither has times in it, which differ from run to run.
+    """
     try:
         dense = (source.folder / "README.md").read_text("utf-8")
     except (OSError, UnicodeDecodeError):
@@ -75,11 +80,21 @@ def write(
     front = _FRONT.match(dense)
     licence = _LICENCE.findall(front.group(1)) if front else []
     figures = "".join(f"- {line}\n" for line in figure_lines(facts["figures"]))
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    course = facts.get("retuning")
+    known = Facts(
+        name=f"{source.folder.resolve().name}, compressed",
+        settings=settings.to_dict(),
+        files=(source.bytes, size),
+        figures=facts["figures"],
+        retuning=None if course is None else Retuning.from_dict(course),
+    )
+    dataclasses.replace(report.without_times(), facts=known).to_html(folder / "report.html")
     text = _TEXT.format(
         licence="".join(f"{line}\n" for line in licence),
         name=source.folder.resolve().name,
         kind=source.kind.__name__,
-        size=format_bytes(sum(path.stat().st_size for path in folder.glob("*.safetensors"))),
+        size=format_bytes(size),
         dense_size=format_bytes(source.bytes),
         bits=report.bits_per_weight,
         figures=f"{figures}\n" if figures else "",

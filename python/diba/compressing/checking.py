@@ -13,6 +13,7 @@ import diba.torch
 
 from .._internal import check
 from .._internal.snr import snr_db
+from ..checkpoints.facts import Facts
 from ..errors import FormatError
 from . import judge
 from .models import unfused
@@ -52,7 +53,7 @@ def verify(folder: PathLike, *, against: PathLike | None = None) -> Report:
         if not (path / name).is_file() or sha256_of(path / name) != digest:
             raise FormatError(f"{path / name} is not what diba.compress wrote: its SHA-256 differs")
     model = source.read(path)
-    report = diba.torch.report(model)
+    report = dataclasses.replace(diba.torch.report(model), facts=Facts.of_folder(path))
     if not report.layers:
         raise ValueError(f"{path} is a dense model; it must be one that diba has compressed")
     for name, tensor in model.state_dict().items():

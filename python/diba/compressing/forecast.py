@@ -17,6 +17,7 @@ import diba.torch
 
 from .._internal import check, storage
 from ..checkpoints.entries import format_bytes
+from ..checkpoints.facts import Facts
 from .models import Layer, with_empty_layers
 from .recipe import CompressSettings
 from .source import Source
@@ -73,6 +74,16 @@ class Plan:
                 f"SNR: {self.snr_db:.1f} dB for random matrices of these shapes, more for trained ones"
             )
         return "\n".join(lines)
+
+    def to_html(self, path: PathLike | None = None, *, title: str | None = None) -> str:
+        """:meth:`diba.torch.Report.to_html`, with the time, the memory and the SNR that are expected."""
+        known = {"seconds": self.seconds, "memory_bytes": self.memory_bytes, "snr_db": self.snr_db}
+        facts = Facts(
+            settings=self.settings,
+            files=(self.dense_bytes, self.bytes),
+            forecast={name: float(value) for name, value in known.items() if value is not None},
+        )
+        return dataclasses.replace(self.report, facts=facts).to_html(path, title=title)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

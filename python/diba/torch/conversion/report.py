@@ -14,6 +14,7 @@ from ..._internal import check
 from ...checkpoints.blocks import BlockRecipe
 from ...checkpoints.description import Description, Recipe
 from ...checkpoints.entries import LayerReport, Skipped, layer_reports
+from ...checkpoints.facts import Facts, Retuning
 from ...checkpoints.layers import LayerDescription, LayerRecipe
 from ...checkpoints.report import Report
 from ..model.layers import layers_of, named_layers
@@ -24,6 +25,8 @@ from ..modules.state import CompressedLayer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from ..retuning.retune import RetuneReport
 
 __all__ = [
     "LayerReport",
@@ -44,7 +47,9 @@ NOT_COMPRESSED = "not compressed"
 _RECIPE, _PEAK = "_diba_recipe", "_diba_peak_bytes"  # attributes of modules, copied and pickled with them
 
 
-def report(model: nn.Module) -> Report:
+def report(
+    model: nn.Module, *, retuned: RetuneReport | None = None, figures: Mapping[str, float] | None = None
+) -> Report:
     """Report what of a model is compressed, how well, and why the rest is not.
 
     The report is available at any time: for dense models, for models converted in one call or several, fully
@@ -53,6 +58,8 @@ def report(model: nn.Module) -> Report:
     Args:
         model: Any module. It is not changed; but modules with fused matrices, such as experts, are unfused
             and fused again, so the model must not run in another thread at the same time.
+        retuned: What :func:`diba.torch.retune` returned, for the course of the losses in ``to_html``.
+        figures: What was measured on data, by name, such as ``{"perplexity": 12.3}``.
 
     Returns:
         The report. Facts that the tensors do not contain (SNRs, objectives, times, settings, reasons) are
@@ -88,6 +95,10 @@ def report(model: nn.Module) -> Report:
         settings=recipe.settings,
         reconstruction=recipe.reconstruction,
         blocks=recipe.blocks,
+        facts=Facts(
+            figures=dict(figures or {}),
+            retuning=None if retuned is None else Retuning.of(retuned),
+        ),
     )
 
 
