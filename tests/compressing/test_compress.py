@@ -21,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 
 import diba
 import diba.compressing
+from diba.checkpoints.integrity import inspect
 from diba.cli import main
 from tiny_language import language_model, tokenizer
 
@@ -125,8 +126,16 @@ def test_what_lies_beside_the_weights_comes_along(dense: Path, whole: Path) -> N
     assert '"tokens": 24' in card
     assert "`report.html` shows every layer" in card
     page = (whole / "report.html").read_text()
+    facts = json.loads((whole / DONE).read_text())
+    assert len(facts["retuning"]["losses"]) == SMALL["retune"]
     for found in (dense.name, "<dt>tokens</dt><dd>24</dd>", "Reconstruction of blocks", "perplexity"):
         assert found in page
+    assert f"{SMALL['retune']} steps, loss {facts['retuning']['losses'][0]:.4g} at the first" in page
+    report = inspect(whole)
+    assert report.facts.files == (facts["dense_bytes"], facts["bytes"])
+    assert report.facts.retuning is not None
+    assert report.facts.retuning.to_dict() == facts["retuning"]
+    assert len(report.blocks) == 2
     assert "<span>time</span>" not in page
     assert "perplexity of" in card
     assert not (whole / ".diba").exists()

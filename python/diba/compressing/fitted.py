@@ -10,6 +10,7 @@ from torch import nn
 
 import diba.torch
 
+from ..checkpoints.facts import Retuning
 from . import judge
 from .models import kept_in, name_missing, recipe_of, when_converted
 from .texts import text_batches
@@ -57,7 +58,7 @@ def fitted(
         name_missing(model, missing)
         place.keep(model.save_pretrained, _CONVERTED)
     if settings.retune and place.stage == _CONVERTED:
-        diba.torch.retune(
+        course = diba.torch.retune(
             model,
             [*others, *seen],
             teacher=dense,
@@ -68,6 +69,7 @@ def fitted(
             every=KEPT_EVERY,
             progress=progress,
         )
+        place.note("retuning", Retuning.of(course).to_dict())
         place.keep(model.save_pretrained, _RETUNED)
     return model, judge.figures(dense, model, judging, source.is_causal)
 

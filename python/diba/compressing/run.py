@@ -48,6 +48,7 @@ class Compressed:
         bits_per_weight: Of the compressed layers.
         figures: What was measured on texts that nothing else has seen, dense and compressed; see ``judge``.
         seconds: Of the last run.
+        retuning: The course of the losses, as :class:`Retuning` has them; None: nothing was retuned.
         report: Every layer; None where the folder was finished before.
     """
 
@@ -58,6 +59,7 @@ class Compressed:
     bits_per_weight: float
     figures: Mapping[str, float]
     seconds: float
+    retuning: Mapping[str, Any] | None = None
     report: Report | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
@@ -145,6 +147,7 @@ class _Run:
             report = diba.torch.report(model)
             facts = {"bits_per_weight": report.bits_per_weight, "figures": figures}
             facts["dense_bytes"] = self.source.bytes
+            facts["retuning"] = self.place.noted("retuning")
             self.place.keep_result(lambda folder: self._save(model, folder, facts or {}), facts)
         facts = self.place.finish(identity, facts, time.perf_counter() - began)
         return Compressed(path=self.place.out, settings=self.settings.to_dict(), report=report, **facts)

@@ -139,6 +139,14 @@ class Workplace:
         if before is not None:
             shutil.rmtree(before)
 
+    def noted(self, name: str) -> Any:
+        """What was noted by a name, as plain values; None: nothing."""
+        return (_known(self._folder / name) or {}).get("value")
+
+    def note(self, name: str, value: Any) -> None:
+        """Note plain values, down to the disk, until the run is finished."""
+        _write(self._folder / name, {"value": value})
+
     @property
     def complete(self) -> dict[str, Any] | None:
         """The facts about the result, if it is there and is to be moved only; None: it is not."""
