@@ -16,8 +16,8 @@ import transformers
 import diba.torch
 from diba.checkpoints.description import Description
 from diba.checkpoints.layers import LayerDescription
+from diba.layers.config import Config
 from diba.torch.conversion.convert import convert
-from diba.torch.model.config import Config
 from diba.torch.modules.layer import FactoredLayer
 from run_python import python
 

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
+from diba.layers.config import Config
 from diba.torch.conversion import report as reports
 from diba.torch.conversion.convert import convert
-from diba.torch.model.config import Config
 from diba.torch.model.selection import select
 from diba.torch.modules.layer import FactoredLayer
 from diba.torch.modules.linear import DibaLinear

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 import diba
 import diba.torch
 from diba.allocation.waterfill import shared_k
+from diba.layers.config import Config
 from diba.solvers.size import stored_bits, uniform_k
 from diba.torch.allocation.loss import spliced
-from diba.torch.model.config import Config
 from diba.torch.model.selection import targets
 from diba.torch.modules.kinds import dense_matrix
 from diba.torch.retuning.losses import distillation

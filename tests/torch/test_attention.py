@@ -12,11 +12,11 @@ import pytest
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
+from diba.layers.config import Config  # noqa: E402
 from diba.torch.calibration.collect import calibrate  # noqa: E402
 from diba.torch.conversion.convert import convert  # noqa: E402
 from diba.torch.conversion.report import report  # noqa: E402
 from diba.torch.model.attention import Attention  # noqa: E402
-from diba.torch.model.config import Config  # noqa: E402
 from diba.torch.model.selection import targets  # noqa: E402
 from diba.torch.model.swap import fuse, unfuse, unfused  # noqa: E402
 from diba.torch.modules.layer import FactoredLayer  # noqa: E402

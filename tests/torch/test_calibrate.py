@@ -12,10 +12,10 @@ from torch import nn
 
 import diba
 import tiny_models
+from diba.layers.config import Config
 from diba.torch import Calibration, Moments
 from diba.torch.calibration import propagate
 from diba.torch.calibration.collect import calibrate
-from diba.torch.model.config import Config
 from diba.torch.modules import vectors
 from diba.torch.retuning.batches import call, evaluating, repeatable, size
 

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("torch")
 
 from diba import SolveOptions
-from diba.torch.model.config import OVERRIDES, Config, Settings
+from diba.layers.config import OVERRIDES, Config, Settings
 
 
 def k_of(config: Config, name: str) -> int | None:

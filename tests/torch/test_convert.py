@@ -25,13 +25,13 @@ import torch
 from torch import nn
 
 import diba
+from diba.layers.config import Config
 from diba.solvers.second_moments import factor_shrinkage
 from diba.torch import Calibration, Moments
 from diba.torch.conversion import report as reports
 from diba.torch.conversion.convert import convert
 from diba.torch.conversion.report import Report
 from diba.torch.conversion.run import Conversion
-from diba.torch.model.config import Config
 from diba.torch.model.selection import select, targets
 from diba.torch.modules.kinds import compressed
 from diba.torch.modules.layer import FactoredLayer

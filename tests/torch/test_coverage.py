@@ -18,6 +18,7 @@ from torch import nn
 import diba
 import diba.torch
 import diba.torch.calibration.propagate
+from diba.layers.config import Config
 from diba.solvers.size import uniform_k
 from diba.torch import Calibration, Moments
 from diba.torch.allocation.scores import scores
@@ -25,7 +26,6 @@ from diba.torch.calibration import blocks
 from diba.torch.conversion.convert import convert
 from diba.torch.conversion.report import report
 from diba.torch.conversion.solving import warn_unreached
-from diba.torch.model.config import Config
 
 CHEAP: dict[str, Any] = {"bits_per_weight": 4, "method": "greedy", "threads": 1, "progress": False}
 

@@ -14,12 +14,12 @@ import transformers
 from torch import nn
 
 import tiny_experts
+from diba.layers.config import Config
 from diba.torch.allocation.allocate import allocate
 from diba.torch.calibration.collect import calibrate
 from diba.torch.calibration.inputs import InputSums
 from diba.torch.conversion.convert import convert
 from diba.torch.conversion.report import report
-from diba.torch.model.config import Config
 from diba.torch.model.experts import Experts
 from diba.torch.model.selection import select, targets
 from diba.torch.model.swap import unfuse, unfused

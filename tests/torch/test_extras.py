@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
+from diba.layers.config import Config
 from diba.torch.conversion.convert import convert
 from diba.torch.conversion.report import report
-from diba.torch.model.config import Config
 from diba.torch.model.selection import select
 from diba.torch.modules.layer import FactoredLayer
 from diba.torch.modules.linear import DibaLinear

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import diba
+from diba.layers.config import Config
 from diba.torch import DibaLinear, calibrate, convert
-from diba.torch.model.config import Config
 from diba.torch.model.selection import select
 from diba.torch.modules import dense, kinds
 from diba.torch.modules.kinds import KINDS, dense_matrix, input_layout, input_size, kind_of, replaceable

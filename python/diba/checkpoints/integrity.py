@@ -8,7 +8,6 @@ does all of this and reports the contents.
 from __future__ import annotations
 
 import functools
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
@@ -19,6 +18,7 @@ from ..errors import FormatError
 from .description import Description, crc32_of_names
 from .entries import Skipped, layer_reports
 from .facts import Facts
+from .folders import json_object, weight_files
 from .layers import CODES, TENSORS, readable
 from .report import Report
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .._internal.disk import PathLike
     from .layers import LayerDescription
 
-__all__ = ["Stored", "Tensor", "check_headers", "check_names", "check_stored", "factored_in", "inspect"]
+__all__ = ["Stored", "Tensor", "check_headers", "check_names", "check_stored", "factored_in", "inspect", "report_of"]
 
 
 class Tensor(NamedTuple):
@@ -38,6 +38,11 @@ class Tensor(NamedTuple):
 
     dtype: str
     shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its values; entries of a dtype that is not known, as F8_E4M3, take one."""
+        return math.prod(self.shape) * int(tensor_files.DTYPES.get(self.dtype, "|u1")[2:])
 
 
 class _Place(NamedTuple):
@@ -81,11 +86,6 @@ class Stored:
         known = [path for path in paths if path.endswith(".safetensors")]
         files = {path: functools.partial(disk.open_regular, path) for path in known}
         return cls(files, str(Path(known[0]).parent) if known else "the checkpoint")
-
-    def nbytes(self, name: str) -> int:
-        """Bytes of one tensor, by the header."""
-        entry = self._places[name].entry
-        return entry.end - entry.begin
 
     def array(self, name: str) -> NDArray[Any]:
         """The values of one tensor."""
@@ -206,18 +206,23 @@ def inspect(folder: PathLike) -> Report:
     """
     place = Path(check.path(folder))
     with disk.open_regular(str(place / "config.json")) as stream:
-        config = _json(stream.read(), place / "config.json")
+        config = json_object(stream.read(), place / "config.json")
     found = config.get("quantization_config", {})
     ours = isinstance(found, dict) and found.get("quant_method") == "diba"
     description = Description.from_dict(found, str(place / "config.json")) if ours else Description()
-    stored = Stored.at(map(str, _files(place)))
+    stored = Stored.at(map(str, weight_files(place)))
     elsewhere = check_stored(description.layers, stored)
     check_names(stored.tensors, description.crc32_names, elsewhere, stored.where)
+    return report_of(description, stored.tensors)
+
+
+def report_of(description: Description, tensors: Mapping[str, Tensor]) -> Report:
+    """The report of a model by its description and all of its tensors."""
     layers = layer_reports(description)
     own = {
         f"{name}.{own}" for name, layer in description.layers.items() for own in (*layer.tensors, "weight")
     }
-    dense = [name for name in stored.tensors if name not in own]
+    dense = [name for name in tensors if name not in own]
     diagonals = sum(
         math.prod(layer.shapes[own])
         for layer in description.layers.values()
@@ -225,57 +230,32 @@ def inspect(folder: PathLike) -> Report:
         for own in layer.tensors
         if own in DIAGONALS
     )
-    plain = sum(math.prod(stored.tensors[name].shape) for name in dense)
+    plain = sum(math.prod(tensors[name].shape) for name in dense)
     added = {f"{name}.bias" for name, layer in description.layers.items() if layer.bias_added} & {*dense}
     return Report(
         layers=layers,
-        skipped=tuple(_left(description, stored, dense)),
-        parameters_before=sum(math.prod(stored.tensors[name].shape) for name in dense if name not in added)
+        skipped=tuple(_left(description, tensors, dense)),
+        parameters_before=sum(math.prod(tensors[name].shape) for name in dense if name not in added)
         + sum(layer.weights for layer in layers),
         parameters_after=plain + diagonals,
-        bytes_before=sum(stored.nbytes(name) for name in dense if name not in added)
+        bytes_before=sum(tensors[name].nbytes for name in dense if name not in added)
         + sum(layer.dense_bytes for layer in layers),
-        bytes_after=sum(map(stored.nbytes, stored.tensors)),
+        bytes_after=sum(tensor.nbytes for tensor in tensors.values()),
         seconds=description.recipe.seconds,
         settings=description.recipe.settings,
         reconstruction=description.recipe.reconstruction,
         blocks=description.recipe.blocks,
-        facts=Facts.of_folder(place),
     )
 
 
-def _files(folder: Path) -> list[Path]:
-    """The safetensors files that the index names, or all if there is no index."""
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        found = sorted(folder.glob("*.safetensors"))
-        if not found:
-            raise FileNotFoundError(f"{folder} has no safetensors file; give the folder of a checkpoint")
-        return found
-    names = _json(index.read_bytes(), index).get("weight_map")
-    if not isinstance(names, dict) or not all(type(name) is str for name in names.values()):
-        raise FormatError(f"{index}: weight_map is missing or damaged; copy or download the checkpoint again")
-    return [folder / name for name in sorted(set(names.values()))]
-
-
-def _json(data: bytes, path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: is no JSON ({error}); copy or download the checkpoint again") from None
-    if not isinstance(found, dict):
-        raise FormatError(f"{path}: is a {type(found).__name__}, expected an object: is it damaged?")
-    return found
-
-
-def _left(description: Description, stored: Stored, names: list[str]) -> Iterator[Skipped]:
+def _left(description: Description, tensors: Mapping[str, Tensor], names: list[str]) -> Iterator[Skipped]:
     reasons = description.recipe.left_dense
     for name in names:
-        shape = stored.tensors[name].shape
-        if len(shape) >= 2:
+        tensor = tensors[name]
+        if len(tensor.shape) >= 2:
             layer = name.removesuffix(".weight")
             reason = reasons.get(layer, reasons.get(name, "dense"))
-            yield Skipped(layer, "-", reason, shape, math.prod(shape), stored.nbytes(name))
+            yield Skipped(layer, "-", reason, tensor.shape, math.prod(tensor.shape), tensor.nbytes)
 
 
 # ---------------------------------------------------------------- headers

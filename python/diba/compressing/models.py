@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from typing import TYPE_CHECKING, Any, NamedTuple
+import math
+from typing import TYPE_CHECKING, Any
 
+import torch
 import transformers
 
 import diba.hf  # noqa: F401  # models of transformers with compressed layers can be saved and read
 from diba.hf.compression import NEW
+from diba.layers.config import Config
 from diba.torch.conversion.convert import when_converted
 from diba.torch.conversion.kept import kept_in
-from diba.torch.conversion.report import forget_times, recipe_of, remember
+from diba.torch.conversion.report import describe, forget_times, recipe_of, remember
 from diba.torch.conversion.run import shown_to
-from diba.torch.model.config import Config
 from diba.torch.model.layers import layers_of
 from diba.torch.model.selection import require, select
 from diba.torch.model.swap import exchange_tied, unfused
@@ -22,33 +24,44 @@ from diba.torch.modules.kinds import replaceable
 from diba.torch.modules.layer import Sizes
 from diba.torch.modules.state import CodeSizes
 
-from ..checkpoints.description import Recipe
+from ..checkpoints.description import FORMAT_VERSION, Recipe
+from ..layers.tensors import FLOATS
 from ..progress import reporting
 from ..solvers.size import inner_dimension
+from .outline import Outline, Weight
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
+    from diba.torch.model.selection import Target
+
+    from ..checkpoints.layers import LayerDescription
+    from ..layers.tensors import FileTensor
     from ..progress import ProgressOption
 
 __all__ = [
-    "Layer",
     "forget_times",
     "kept_in",
     "name_missing",
+    "outlined",
     "recipe_of",
     "shown_while_read",
     "unfused",
     "when_converted",
-    "with_empty_layers",
 ]
 
-
-class Layer(NamedTuple):
-    """A layer that would be compressed: (m, n), and k; 0 where it gets codes."""
-
-    shape: tuple[int, int]
-    k: int
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 
 @contextlib.contextmanager
@@ -70,41 +83,98 @@ def name_missing(model: Any, layers: Iterable[str]) -> None:
     remember(model, dataclasses.replace(recipe, left_dense=left))
 
 
-def with_empty_layers(model: Any, settings: Mapping[str, Any]) -> list[Layer]:
-    """Put empty compressed layers into a model on the meta device, as a conversion would put full ones.
+def outlined(model: Any, settings: Mapping[str, Any], tensors: Mapping[str, FileTensor]) -> Outline | str:
+    """What a model of transformers will be: compressed layers are put into it, as a conversion would.
 
     Args:
-        model: On the meta device; changed in place.
+        model: On the meta device, of the dtype of the result; changed in place.
         settings: Fields of :class:`diba.torch.Config`, with ``bits_per_weight``.
+        tensors: Those of the dense model's files.
 
     Returns:
-        The layers that were put in; those that share a weight count once.
+        The outline; or why the files do not tell it, because they do not have the model's tensors as they are.
 
     Raises:
         ValueError: A setting names no layer, or nothing would be compressed.
     """
     config = Config.from_dict(settings)
-    found = []
-    with unfused(model):
+    dtype = model.dtype
+    with unfused(model) as apart:
         selection = select(model, config)
         require(selection.targets, selection.skipped)
         names = {layer.names[0] for layer in layers_of(model)}
-        for target in selection.targets:
-            chosen = target.settings
-            sizes: Any
-            if chosen.codes is None:
-                k = inner_dimension(*target.shape, "bits_per_weight", chosen.bits_per_weight or 0.0)
-                sizes = Sizes(target.shape, k, chosen.alphabet)
-            else:
-                k, sizes = 0, CodeSizes(target.shape, chosen.codes, chosen.group)
-            kinds = [replaceable(module) for module in target.modules]
-            made = [
-                kind.empty(module, sizes)
-                for kind, module in zip(kinds, target.modules, strict=True)
-                if kind is not None
-            ]
-            exchange_tied(model, target.modules, made)
-            found.append(Layer(target.shape, k))
+        found = [(target, _put_in(model, target)) for target in selection.targets]
         left = {each.name: each.reason for each in selection.skipped if each.name in names}
         remember(model, Recipe(settings=config.to_dict(), left_dense=left))
-    return found
+        model.to(dtype)
+        description = describe(model)
+        if apart.parts:
+            return "it has fused matrices, which files hold in other ways"
+        return _matched(model, found, description.layers, (config.to_dict(), left), tensors)
+
+
+def _put_in(model: Any, target: Target) -> int:
+    """Replace the dense layers of a target by empty ones; returns k, 0 for codes."""
+    chosen, k = target.settings, 0
+    sizes: Any
+    if chosen.codes is None:
+        k = inner_dimension(*target.shape, "bits_per_weight", chosen.bits_per_weight or 0.0)
+        sizes = Sizes(target.shape, k, chosen.alphabet)
+    else:
+        sizes = CodeSizes(target.shape, chosen.codes, chosen.group)
+    kinds = [replaceable(module) for module in target.modules]
+    pairs = zip(kinds, target.modules, strict=True)
+    exchange_tied(model, target.modules, [kind.empty(module, sizes) for kind, module in pairs if kind])
+    return k
+
+
+def _matched(
+    model: Any,
+    found: list[tuple[Target, int]],
+    layers: Mapping[str, LayerDescription],
+    facts: tuple[dict[str, Any], dict[str, str]],
+    tensors: Mapping[str, FileTensor],
+) -> Outline | str:
+    """Find the tensors of a model with empty layers in the files of the dense one."""
+    by_target = {name: pair for pair in found for name in (pair[0].name, *pair[0].aliases, *pair[0].tied)}
+    own = {name for name, layer in layers.items() if layer.shared is None}
+    weights = {}
+    for name in own:
+        target, k = by_target[name]
+        names = (name, target.name, *target.aliases, *target.tied)
+        tensor = next((tensors[key] for each in names if (key := f"{each}.weight") in tensors), None)
+        weight = None if tensor is None else _weight(name, tensor, target, k)
+        if weight is None:
+            return f"the weight of {name} is not in them under its name"
+        weights[name] = weight
+    inside = {f"{name}.{each}" for name in layers for each in layers[name].tensors}
+    dense: dict[str, FileTensor] = {}
+    known: set[int] = set()
+    for name, value in model.state_dict(keep_vars=True).items():
+        if name in inside or id(value) in known:
+            continue
+        tensor = tensors.get(name)
+        if tensor is None or tensor.shape != tuple(value.shape) or tensor.dtype != _DTYPES.get(value.dtype):
+            return f"{name} is not in them as the model has it"
+        dense[name] = tensor
+        known.add(id(value))
+    settings, left = facts
+    return Outline(
+        layers=layers,
+        weights=weights,
+        dense=dense,
+        guarded=frozenset(layers),
+        settings=settings,
+        left_dense=left,
+        metadata={"diba_format_version": str(FORMAT_VERSION), "format": "pt"},
+    )
+
+
+def _weight(name: str, tensor: FileTensor, target: Target, k: int) -> Weight | None:
+    """The weight of a layer in a file; None: the file has another shape."""
+    m, n = target.shape
+    turned = target.kind == "Conv1D"
+    shape = (tensor.shape[0], math.prod(tensor.shape[1:])) if tensor.shape else ()
+    if shape != ((n, m) if turned else (m, n)) or tensor.dtype not in FLOATS:
+        return None
+    return Weight(name, tensor, (m, n), target.settings, k, turned)

@@ -13,7 +13,7 @@ from ..solvers.options import SolveOptions
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ..torch.model.config import CodeBits
+    from ..layers.config import CodeBits
 
 __all__ = ["RECIPES", "CompressSettings"]
 

@@ -19,7 +19,7 @@ from ..torch.modules.kinds import dense_matrix, kind_of
 from ..torch.modules.state import compressed_layers
 
 if TYPE_CHECKING:
-    from ..torch.model.config import Config
+    from ..layers.config import Config
     from .config import DibaConfig
 
 __all__ = ["NEW", "Compress", "Compression"]

@@ -10,7 +10,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .._internal import check
 from ..checkpoints.description import FORMAT_VERSION, Description
-from ..torch.model.config import Config, suggestion
+from ..layers.config import Config, suggestion
 
 __all__ = ["METHOD", "DibaConfig"]
 

@@ -25,10 +25,10 @@ from .._internal import check
 from .._internal.disk import replace_file
 from ..checkpoints.description import crc32_of_names
 from ..checkpoints.integrity import Stored
+from ..layers.config import Config
 from ..torch.conversion.convert import when_converted
 from ..torch.conversion.report import describe, recipe_of, remember
 from ..torch.conversion.solving import warn_user
-from ..torch.model.config import Config
 from ..torch.model.sizes import uncounted
 from ..torch.modules.coded_layers import DibaCodedEmbedding
 from ..torch.modules.embedding import DibaEmbedding

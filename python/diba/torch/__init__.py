@@ -17,6 +17,7 @@ except ImportError as error:
 
 from diba_autoload import expect_transformers as _expect_transformers
 
+from ..layers.config import Config
 from .allocation.allocate import allocate
 from .allocation.scores import keep_best, scores
 from .calibration.calibration import Calibration
@@ -24,7 +25,6 @@ from .calibration.collect import calibrate
 from .calibration.moments import Moments
 from .conversion.convert import convert
 from .conversion.report import LayerReport, Report, report
-from .model.config import Config
 from .modules.coded import CodedLayer
 from .modules.coded_layers import DibaCodedEmbedding, DibaCodedLinear
 from .modules.conv import DibaConv1d, DibaConv2d

@@ -13,11 +13,11 @@ from ...allocation.matrices import SIZES, check_sizes
 from ...allocation.response import Response, fitted, smoothed
 from ...allocation.waterfill import shared_k, waterfill
 from ...checkpoints.entries import first_names
+from ...layers.config import Config
 from ...progress import Steps, reporting
 from ..calibration.moments import Moments
 from ..conversion.biases import free_biases
 from ..conversion.solving import moments_of, unreached, warn_unreached, warn_user
-from ..model.config import Config
 from ..model.selection import check_weights, select
 from ..model.swap import unfused
 from .groups import joined

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..._internal.check import describe
-from ..model.config import PATTERN, check_rule, suggestion
+from ...layers.config import PATTERN, check_rule, suggestion
 
 if TYPE_CHECKING:
     from ..model.selection import Target

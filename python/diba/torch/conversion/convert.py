@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import nn
 
 from ..._internal import check
+from ...layers.config import Config
 from ..calibration import propagate
 from ..calibration.calibration import Calibration
-from ..model.config import Config
 from ..model.selection import check_weights
 from ..model.swap import unfused
 from ..reconstruction.settings import Reconstruction

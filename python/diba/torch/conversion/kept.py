@@ -20,24 +20,18 @@ import numpy as np
 
 import diba
 
-from ..._internal.codes import Codes
-from ..._internal.disk import open_regular, replace_file
-from ..._internal.tensor_files import ChecksummedFile, Format, StoredTensor, encode
-from ...checkpoints.layers import LayerRecipe
-from .solving import Solved
+from ...layers.solved import read_solved, write_solved
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
+    from ...layers.config import Settings
+    from ...layers.solved import Solved
     from ..calibration.targets import LayerTask
-    from ..model.config import Settings
 
 __all__ = ["KeptLayers", "kept_in", "kept_layers"]
-
-_FORMAT = Format("diba layer", "a finished layer", 1)
-_DTYPES = {"float32": "F32", "float64": "F64", "uint8": "U8"}
 
 kept_layers: ContextVar[KeptLayers | None] = ContextVar("kept_layers", default=None)
 """Where the conversions that begin now keep their layers; None: nowhere."""
@@ -72,12 +66,7 @@ class KeptLayers:
 
     def get(self, task: LayerTask, settings: Settings) -> Solved | None:
         """What was kept of this task; None: nothing that can be read."""
-        path = self._path(task.name)
-        try:
-            with open_regular(path) as file:
-                solved = _read(ChecksummedFile(file, str(path), _FORMAT), _key(task, settings))
-        except (OSError, ValueError):  # not there, or damaged
-            return None
+        solved = read_solved(self._path(task.name), _key(task, settings))
         self.found += solved is not None
         return solved
 
@@ -87,17 +76,7 @@ class KeptLayers:
         Raises:
             OSError: The disk is full, or the folder cannot be written.
         """
-        arrays = {name: value for name, value in _arrays(solved).items() if value is not None}
-        metadata = {"key": _key(task, settings), "recipe": json.dumps(dataclasses.asdict(solved.recipe))}
-        if isinstance(solved.f, Codes):
-            metadata |= {"codes": json.dumps([*solved.f.shape, solved.f.bits, solved.f.group])}
-        else:
-            metadata |= {"alphabet": solved.f.alphabet}
-        tensors = {
-            name: StoredTensor(_DTYPES[value.dtype.name], value.shape, lambda value=value: value)  # type: ignore[misc]
-            for name, value in arrays.items()
-        }
-        replace_file(self._path(task.name), encode(_FORMAT, metadata, tensors))
+        write_solved(self._path(task.name), _key(task, settings), solved)
 
     def _path(self, layer: str) -> Path:
         return self._folder / f"{hashlib.sha256(layer.encode()).hexdigest()[:32]}.layer"
@@ -117,29 +96,3 @@ def _key(task: LayerTask, settings: Settings) -> str:
         if array is not None:
             digest.update(np.ascontiguousarray(array).view(np.uint8).data)
     return digest.hexdigest()
-
-
-def _arrays(solved: Solved) -> dict[str, NDArray[Any] | None]:
-    f = solved.f
-    own: dict[str, NDArray[Any] | None]
-    if isinstance(f, Codes):
-        own = {"d1": f.d1, "codes": f.codes, "steps": f.steps}
-    else:
-        own = {"d1": f.d1, "b1": f.b1.packed_rows(), "d2": f.d2, "b2": f.b2.packed_rows(), "d3": f.d3}
-    return own | {"bias": solved.bias}
-
-
-def _read(file: ChecksummedFile, key: str) -> Solved | None:
-    if file.value("key") != key:
-        return None
-    own = {name: file.array(name) for name in file.tensors}
-    f: diba.Factorization | Codes
-    if "codes" in file.metadata:
-        m, n, bits, group = json.loads(file.value("codes"))
-        f = Codes((m, n), bits, group, own["d1"], own["codes"], own.get("steps"))
-    else:
-        alphabet: Any = file.value("alphabet")
-        b1 = diba.BitMatrix.from_packed_rows(own["b1"], len(own["d2"]), alphabet)
-        b2 = diba.BitMatrix.from_packed_rows(own["b2"], len(own["d3"]), alphabet)
-        f = diba.Factorization(own["d1"], b1, own["d2"], b2, own["d3"])
-    return Solved(f, LayerRecipe(**json.loads(file.value("recipe"))), own.get("bias"))

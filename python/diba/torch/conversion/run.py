@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from ...layers.config import Config
     from ...progress import ProgressOption
     from ..calibration.moments import Moments
-    from ..model.config import Config
     from ..model.selection import Target
     from ..reconstruction.settings import Reconstruction
     from .solving import Solved

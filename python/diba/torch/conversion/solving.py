@@ -7,7 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from ..._internal.rounding import quantize_for
 from ..._internal.snr import energy_and_error, snr_db
 from ...checkpoints.entries import first_names
 from ...checkpoints.layers import LayerRecipe
+from ...layers.solved import Solved, solve_weight
 from ...solvers.second_moments import factor_shrinkage, missing_power
 from ..modules.kinds import dense_matrix, input_size
 from .biases import as_dense, fitted_bias, output_snr_db
@@ -27,9 +28,9 @@ from .biases import as_dense, fitted_bias, output_snr_db
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from ...layers.config import Settings
     from ..calibration.moments import Moments
     from ..calibration.targets import LayerTask
-    from ..model.config import Settings
     from ..model.selection import Target
 
 __all__ = [
@@ -48,14 +49,6 @@ _DB_OF_A_BIT = 7  # SNR of outputs for each bit per weight, about
 _LARGEST_EXPONENT = 120  # of the entries of a matrix to solve
 
 
-class Solved(NamedTuple):
-    """Factors or codes of one layer, how they were found, and its new bias (m,); None: the bias it has."""
-
-    f: diba.Factorization | Codes
-    recipe: LayerRecipe
-    bias: NDArray[np.float64] | None
-
-
 def solve_layer(task: LayerTask, target: Target, **options: Any) -> Solved:
     """Factor the matrix of a layer, or find its codes, and then its bias if that is free.
 
@@ -70,9 +63,12 @@ def solve_layer(task: LayerTask, target: Target, **options: Any) -> Solved:
     free = task.bias is not None and minimised == "covariance" and moments is not None
     about = moments.centred() if free and moments is not None else moments
     f: diba.Factorization | Codes
-    if settings.codes is None:
+    F = None
+    if moments is None:
+        f, weight_snr = solve_weight(task.matrix, settings, **options)
+    elif settings.codes is None:
         f = factorization(task.matrix, settings, minimised, about, **options)
-        F = None if moments is None else f.to_dense()
+        F = f.to_dense()
         weight_snr = f.snr_db(dense_matrix(target.module))
     else:
         task = as_dense(task, dense_matrix(target.module))

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ..._internal.codes import CODE_BITS, COLUMNS_MAX
-from .config import AUTO, SIZES
+from ...layers.config import AUTO, SIZES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .config import Config, Settings
+    from ...layers.config import Config, Settings
     from .layers import Layer
 
 __all__ = ["coded_weights", "output_layer", "settings_of", "uncoded"]

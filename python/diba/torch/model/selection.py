@@ -13,10 +13,10 @@ from torch.nn.parameter import is_lazy
 
 from ..._internal import check
 from ...checkpoints.entries import reason_lines
+from ...layers.config import Config, Settings, suggestion
 from ...solvers.size import inner_dimension
 from ..modules.kinds import KINDS, factored_matrix, input_size
 from .coding import coded_weights, settings_of, uncoded
-from .config import Config, Settings, suggestion
 from .layers import layers_of
 from .sizes import CONVERTED, skipped_weights
 from .swap import unfused

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..._internal import check
 from ...checkpoints.blocks import BlockRecipe
-from ..model.config import known_keys
+from ...layers.config import known_keys
 
 __all__ = ["BlockRecipe", "Reconstruction"]
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..._internal import check
 from ..._internal.check import describe
-from ..model.config import suggestion
+from ...layers.config import suggestion
 from ..modules.layer import FactoredLayer, factored_layers
 from .flips import Flips
 

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..._internal import check
-from ..._internal.check import Alphabet, describe
-from ..._internal.codes import CODE_BITS, check_group
-from ...solvers.options import SolveOptions
+from .._internal import check
+from .._internal.check import Alphabet, describe
+from .._internal.codes import CODE_BITS, check_group
+from ..solvers.options import SolveOptions
 
 __all__ = [
     "AUTO",

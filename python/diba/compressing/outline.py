@@ -1,0 +1,137 @@
+"""What a compressed model will be, before a weight is read: its layers, where their weights lie, and the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import _core
+from ..checkpoints.description import Description, Recipe
+from ..checkpoints.integrity import Tensor, report_of
+from ..layers.config import Settings
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ..checkpoints.layers import LayerDescription
+    from ..checkpoints.report import Report
+    from ..layers.tensors import FileTensor
+
+__all__ = ["GUARD", "Outline", "Weight"]
+
+GUARD = Tensor("F32", (0,))
+"""An empty tensor under the dense name of a layer, which is no use to a reader that does not know diba."""
+
+_OWN_DTYPES = {"codes": "U8", "steps": "U8", "b1": "U8", "b2": "U8"}
+
+
+@dataclass(frozen=True)
+class Weight:
+    """The dense weight of a layer, and what is to become of it. It can be pickled, and holds no values.
+
+    ``weight[start:stop]`` reads rows of its matrix from the file, float32 (float64 if the file's are).
+
+    Attributes:
+        name: Of the layer.
+        tensor: Where its weight is; its first axis is that of the rows, unless it is ``turned``.
+        shape: (m, n) of its matrix.
+        settings: Of the layer.
+        k: Inner dimension; 0: it gets codes.
+        turned: Whether the file has the matrix transposed.
+    """
+
+    name: str
+    tensor: FileTensor
+    shape: tuple[int, int]
+    settings: Settings
+    k: int
+    turned: bool = False
+
+    def __getitem__(self, rows: slice) -> NDArray[Any]:
+        """Some rows of the matrix.
+
+        Raises:
+            OSError, FormatError: The file cannot be read, or is damaged.
+            ValueError: An entry is not finite.
+        """
+        if self.turned:
+            found = np.ascontiguousarray(self.tensor.array().T[rows])
+        else:
+            start, stop, _ = rows.indices(self.shape[0])
+            found = self.tensor.array(start, stop)
+            found = found.reshape(len(found), self.shape[1])
+        if found.dtype.itemsize < 4:
+            found = found.astype(np.float32)
+        bad = int(np.count_nonzero(~np.isfinite(found)))
+        if bad:
+            raise ValueError(
+                f"the weight of {self.name} has {bad} NaN or infinite entries in {self.tensor.path}; all must "
+                f"be finite: repair it, or use skip=[{self.name!r}]"
+            )
+        return found
+
+    @property
+    def work(self) -> float:
+        """About the operations that it takes: m n k, or m n for codes."""
+        return float(math.prod(self.shape)) * max(self.k, 1)
+
+    @property
+    def key(self) -> str:
+        """What the result depends on, beside the values in the file."""
+        settings = {key: x for key, x in dataclasses.asdict(self.settings).items() if key != "threads"}
+        facts = [_core.__version__, self.name, self.shape, self.turned, settings]
+        place = [self.tensor.name, self.tensor.dtype, self.tensor.shape]
+        return hashlib.sha256(json.dumps([*facts, *place]).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outline:
+    """The tensors that a compressed model will have.
+
+    Attributes:
+        layers: Name -> description of a layer, without checksums.
+        weights: Name -> weight of a layer that shares no other's.
+        dense: Name -> tensor that stays as it is.
+        guarded: Layers with a guard, ``<layer>.weight``.
+        settings: Fields of ``diba.torch.Config``.
+        left_dense: Name -> why a layer stays dense.
+        metadata: Of the safetensors file.
+    """
+
+    layers: Mapping[str, LayerDescription]
+    weights: Mapping[str, Weight]
+    dense: Mapping[str, FileTensor]
+    guarded: frozenset[str]
+    settings: Mapping[str, Any]
+    left_dense: Mapping[str, str]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors of the file, in no order."""
+        found = {name: Tensor(tensor.dtype, tensor.shape) for name, tensor in self.dense.items()}
+        found |= {f"{name}.weight": GUARD for name in self.guarded}
+        for name in self.weights:
+            shapes = self.layers[name].shapes
+            found |= {f"{name}.{own}": Tensor(_OWN_DTYPES.get(own, "F32"), x) for own, x in shapes.items()}
+        return found
+
+    @property
+    def description(self) -> Description:
+        """The description of the model, without what is known only when its layers are."""
+        recipe = Recipe(settings=self.settings, left_dense=self.left_dense)
+        return Description(layers=self.layers, recipe=recipe)
+
+    def report(self) -> Report:
+        """The report of the model, with diagonals counted at 16 bits, as those of solves are."""
+        layers = {
+            name: dataclasses.replace(layer, diagonal_bits=16) for name, layer in self.layers.items()
+        }
+        return report_of(dataclasses.replace(self.description, layers=layers), self.tensors)
