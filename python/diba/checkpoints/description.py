@@ -27,6 +27,7 @@ checkpoint.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -40,7 +41,18 @@ from .layers import LayerDescription, from_json, is_number, readable
 if TYPE_CHECKING:
     from typing import Self
 
-__all__ = ["FORMAT_VERSION", "Description", "Recipe", "crc32_of_entries", "crc32_of_names"]
+__all__ = [
+    "FORMAT_VERSION",
+    "METHOD",
+    "Description",
+    "Recipe",
+    "config_of",
+    "crc32_of_entries",
+    "crc32_of_names",
+]
+
+METHOD = "diba"
+"""``quant_method`` of its checkpoints."""
 
 FORMAT_VERSION = 1
 """Version of the checkpoint format: tensors ``<layer>.d1 .d2 .d3 .b1 .b2 .bias``, or ``.d1 .codes .steps
@@ -134,6 +146,21 @@ class Description:
             blocks=blocks_from_json(blocks, where),
         )
         return cls(layers=layers, recipe=recipe, crc32_names=names)
+
+
+def config_of(description: Description, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The ``quantization_config`` of a checkpoint: settings, method and version, and the description.
+
+    Args:
+        description: Of the model, its recipe with the settings.
+        more: Values to add.
+    """
+    settings = dict(description.recipe.settings or {})
+    if "layers" in settings:  # transformers sorts the keys of dicts, but here the first match wins
+        settings["layers"] = [[name, rule] for name, rule in dict(settings["layers"]).items()]
+    settings |= {"quant_method": METHOD, "format_version": FORMAT_VERSION, **(more or {})}
+    recipe = dataclasses.replace(description.recipe, settings=None)
+    return settings | dataclasses.replace(description, recipe=recipe).to_dict()
 
 
 def crc32_of_names(names: Iterable[str]) -> str:

@@ -10,10 +10,14 @@ from ..errors import FormatError
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["WEIGHTS", "is_beside_weights", "json_object", "model_class", "weight_files"]
+__all__ = ["WEIGHTS", "UnknownClass", "is_beside_weights", "json_object", "model_class", "weight_files"]
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".data", ".gguf")
 """How the names of files of weights end."""
+
+
+class UnknownClass(ValueError):
+    """A model is of a class that the library lacks."""
 
 
 def is_beside_weights(path: Path) -> bool:
@@ -64,12 +68,12 @@ def model_class(transformers: Any, config: Any, folder: Path) -> Any:
         folder: For messages.
 
     Raises:
-        ValueError: The library has no such class.
+        UnknownClass: The library has no such class.
     """
     named = list(getattr(config, "architectures", None) or [])
     found = getattr(transformers, named[0], None) if named else transformers.AutoModel
     if found is None:
-        raise ValueError(
+        raise UnknownClass(
             f"{folder} names the class {named[0]}, which transformers {transformers.__version__} lacks; "
             "install the version that has it"
         )

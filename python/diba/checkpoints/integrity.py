@@ -30,7 +30,16 @@ if TYPE_CHECKING:
     from .._internal.disk import PathLike
     from .layers import LayerDescription
 
-__all__ = ["Stored", "Tensor", "check_headers", "check_names", "check_stored", "factored_in", "inspect", "report_of"]
+__all__ = [
+    "Stored",
+    "Tensor",
+    "check_headers",
+    "check_names",
+    "check_stored",
+    "factored_in",
+    "inspect",
+    "report_of",
+]
 
 
 class Tensor(NamedTuple):

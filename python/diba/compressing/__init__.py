@@ -1,8 +1,10 @@
 """Whole models, from a folder to a folder: ``diba.compress``, and what stands before and after it.
 
-``run.py`` is the course of a compression, ``fitted.py`` that with data, ``forecast.py`` says before what
-comes out, ``checking.py`` what is there afterwards; ``recipe.py`` has the settings, ``workplace.py`` what is
-on the disk meanwhile, ``texts.py`` reads data, ``card.py`` writes what was done.
+``run.py`` is its course: ``plain.py`` without data, weight by weight, solved as in ``solving.py``; ``fitted.py``
+with data. ``forecast.py`` says before what comes out (``outline.py``), ``checking.py`` what is there afterwards.
+``recipe.py`` has the settings, ``source.py`` and ``files.py`` the dense model, ``workplace.py`` what is on the
+disk meanwhile; ``texts.py`` reads data, ``writing.py`` and ``card.py`` write the result. Torch and transformers
+are imported where a model's code is needed.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 from .checking import evaluate, verify
 from .forecast import Plan, plan
 from .recipe import RECIPES, CompressSettings
-from .run import Compressed, compress
+from .run import Compressed, compress, compress_shard, merge
 from .workplace import status
 
 __all__ = [
@@ -19,7 +21,9 @@ __all__ = [
     "Compressed",
     "Plan",
     "compress",
+    "compress_shard",
     "evaluate",
+    "merge",
     "plan",
     "status",
     "verify",

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..checkpoints.report import Report
+    from .files import FileSource
     from .recipe import CompressSettings
-    from .source import Source
 
 __all__ = ["figure_lines", "write"]
 
@@ -27,20 +27,17 @@ _LICENCE = re.compile(r"^license(?:_name|_link)?:.*$", re.MULTILINE)
 
 _TEXT = """\
 ---
-{licence}library_name: transformers
+{licence}library_name: {library}
 tags: [diba]
 ---
 
 # {name}, compressed with diba
 
-{kind} in {size} instead of {dense_size}, at {bits:.2f} bits a weight in the compressed layers. It is read
-with diba installed (`pip install diba[hf]`):
+{title} in {size} instead of {dense_size}, at {bits:.2f} bits a weight in the compressed layers. It is read
+with diba installed:
 
 ```python
-import diba.hf
-from transformers import {kind}
-
-model = {kind}.from_pretrained("FOLDER")
+{usage}
 ```
 
 {figures}`report.html` shows every layer, in charts and a table. The settings
@@ -67,7 +64,7 @@ def figure_lines(figures: Mapping[str, float]) -> list[str]:
 
 
 def write(
-    folder: Path, source: Source, settings: CompressSettings, facts: Mapping[str, Any], report: Report
+    folder: Path, source: FileSource, settings: CompressSettings, facts: Mapping[str, Any], report: Report
 ) -> None:
     """Write ``README.md``: what the model is made from and by which settings, its figures, its layers.
 
@@ -83,7 +80,7 @@ def write(
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     course = facts.get("retuning")
     known = Facts(
-        name=f"{source.folder.resolve().name}, compressed",
+        name=f"{source.path.resolve().name}, compressed",
         settings=settings.to_dict(),
         files=(source.bytes, size),
         figures=facts["figures"],
@@ -92,8 +89,10 @@ def write(
     dataclasses.replace(report.without_times(), facts=known).to_html(folder / "report.html")
     text = _TEXT.format(
         licence="".join(f"{line}\n" for line in licence),
-        name=source.folder.resolve().name,
-        kind=source.kind.__name__,
+        name=source.path.resolve().name,
+        library=source.library,
+        title=source.title.capitalize() if " " in source.title else source.title,
+        usage=source.usage,
         size=format_bytes(size),
         dense_size=format_bytes(source.bytes),
         bits=report.bits_per_weight,

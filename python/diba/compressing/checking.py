@@ -16,9 +16,10 @@ from .._internal.snr import snr_db
 from ..checkpoints.facts import Facts
 from ..errors import FormatError
 from . import judge
+from .files import sha256_of
 from .models import unfused
 from .recipe import CompressSettings
-from .source import Source, sha256_of
+from .source import Source
 from .texts import text_batches
 from .workplace import DONE
 

@@ -3,36 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 import diba
-import diba.torch
 
-from .._internal import check, storage
+from .. import runtime
+from .._internal import check
 from ..checkpoints.entries import format_bytes
 from ..checkpoints.facts import Facts
-from .models import Layer, with_empty_layers
+from ..layers.solved import CODED_ENTRIES
+from .outline import Outline
 from .recipe import CompressSettings
-from .source import Source
+from .source import source_at
+from .writing import file_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from .._internal.disk import PathLike
     from ..checkpoints.report import Report
+    from .outline import Weight
 
 __all__ = ["Plan", "plan"]
 
 _TRIED = 1536  # most rows and columns of a matrix that is factored to know the time
 _SOLVER_BYTES = 18.0  # of a solve, for each entry of its matrices (m, k), (k, n) and (k, k), as measured
 _CODES_SECONDS = 6e-8  # of an entry that gets codes
+_CODES_BYTES = 40  # for each entry that gets codes at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +48,11 @@ class Plan:
         bytes: Of the file of weights.
         dense_bytes: Of the files of the dense model.
         seconds: Of the factorizations, from short trials on this machine; None if they were not asked for.
-        memory_bytes: At the peak, beyond an interpreter with torch and transformers; the mapped files of the
-            dense model are part of it.
+        memory_bytes: At the peak, beyond an interpreter with diba, and with transformers where it has the
+            class of the model.
         snr_db: Of random matrices of the same shapes, the mean over the trials; those of trained models are
             easier. None if nothing was tried.
+        note: Why layers are known by names of tensors only, or why the files do not tell them; "": neither.
     """
 
     settings: Mapping[str, Any]
@@ -58,6 +62,7 @@ class Plan:
     seconds: float | None
     memory_bytes: int
     snr_db: float | None
+    note: str = ""
 
     def __str__(self) -> str:
         lines = [
@@ -68,11 +73,13 @@ class Plan:
         if self.seconds is not None:
             minutes = f" ({self.seconds / 60:.0f} min)" if self.seconds >= 90 else ""
             lines.append(f"time without data: about {self.seconds:.0f} s{minutes}")
-        lines.append(f"memory: {format_bytes(self.memory_bytes)} beside torch and transformers")
+        lines.append(f"memory: {format_bytes(self.memory_bytes)} beside the interpreter")
         if self.snr_db is not None:
             lines.append(
                 f"SNR: {self.snr_db:.1f} dB for random matrices of these shapes, more for trained ones"
             )
+        if self.note:
+            lines.append(f"note: {self.note}")
         return "\n".join(lines)
 
     def to_html(self, path: PathLike | None = None, *, title: str | None = None) -> str:
@@ -102,9 +109,9 @@ def plan(
     """Say what :func:`diba.compressing.compress` would do without data, without reading a weight.
 
     Args:
-        model: A folder that ``from_pretrained`` of transformers reads; of it ``config.json`` is read.
+        model: See :func:`diba.compressing.compress`; of its weights, the headers of files are read.
         recipe: See :func:`diba.compressing.compress`.
-        threads: Number of threads of the trials; None: torch's number.
+        threads: Number of threads of the trials; None: ``diba.num_threads()``.
         trials: Whether to factor a random matrix of every shape (smaller where it has more than 1,536 rows or
             columns) to know time and SNR, which takes up to a minute.
         **settings: See :func:`diba.compressing.compress`.
@@ -113,47 +120,43 @@ def plan(
         TypeError, ValueError, OSError, ImportError: As for :func:`diba.compressing.compress`.
     """
     chosen = CompressSettings.of(recipe, settings)
-    source = Source.at(check.path(model))
-    empty = source.empty()
-    layers = with_empty_layers(empty, chosen.config(source.has_output_layer))
-    empty.to(source.dtype)
-    report = _at_16_bits(diba.torch.report(empty))
-    seconds = snr = None
-    if trials:
-        count = torch.get_num_threads() if threads is None else check.positive_int(threads, "threads")
-        seconds, snr = _tried(layers, chosen, count)
+    source = source_at(Path(check.path(model)))
+    outline = source.outline(chosen)
+    note = outline if isinstance(outline, str) else ""
+    if isinstance(outline, str):
+        outline = source.outline(chosen, files=False)
+    assert isinstance(outline, Outline)
+    count = runtime.num_threads() if threads is None else check.positive_int(threads, "threads")
+    weights = list(outline.weights.values())
+    seconds, snr = _tried(weights, chosen, count) if trials else (None, None)
+    report = outline.report()
+    memory = max((_memory(weight) for weight in weights), default=0)
+    if note:  # the model is in memory, and so are its files
+        memory += source.bytes + report.bytes_after
     return Plan(
         settings=chosen.to_dict(),
         report=report,
-        bytes=_file_bytes(empty),
+        bytes=file_bytes(outline),
         dense_bytes=source.bytes,
         seconds=seconds,
-        memory_bytes=source.bytes + report.bytes_after + max(map(_memory, layers), default=0),
+        memory_bytes=memory,
         snr_db=snr,
+        note=source.note or note,
     )
 
 
-def _at_16_bits(report: Report) -> Report:
-    """The report with diagonals counted at 16 bits an entry, as those of solves are: empty ones say 32."""
-    layers = [
-        dataclasses.replace(layer, bits_per_weight=storage.bits_per_weight(*layer.shape, layer.k, 16))
-        if layer.k
-        else layer
-        for layer in report.layers
-    ]
-    return dataclasses.replace(report, layers=tuple(layers))
-
-
-def _memory(layer: Layer) -> int:
+def _memory(weight: Weight) -> int:
     """Bytes of the work on one layer: its weight as it was read and in float32, and what the solver holds."""
-    m, n, k = *layer.shape, layer.k
+    (m, n), k = weight.shape, weight.k
+    if not k:
+        return CODED_ENTRIES * _CODES_BYTES + m * n
     return 8 * m * n + int(_SOLVER_BYTES * (m * k + k * n + k * k))
 
 
-def _tried(layers: list[Layer], settings: CompressSettings, threads: int) -> tuple[float, float | None]:
+def _tried(weights: list[Weight], settings: CompressSettings, threads: int) -> tuple[float, float | None]:
     """Seconds of all layers, and the mean SNR, from one trial of every shape, shrunk if it is large."""
     seconds, snrs = 0.0, []
-    for (shape, k), count in Counter((layer.shape, layer.k) for layer in layers).items():
+    for (shape, k), count in Counter((weight.shape, weight.k) for weight in weights).items():
         if not k:
             seconds += count * shape[0] * shape[1] * _CODES_SECONDS
             continue
@@ -168,21 +171,3 @@ def _tried(layers: list[Layer], settings: CompressSettings, threads: int) -> tup
         seconds += count * took * scale
         snrs += [f.snr_db(matrix)] * count
     return seconds, float(np.mean(snrs)) if snrs else None
-
-
-def _file_bytes(model: Any) -> int:
-    """Bytes of the safetensors files of the model, header included."""
-    unique: dict[int, tuple[str, torch.Tensor]] = {}
-    modules = dict(model.named_modules(remove_duplicate=False))
-    for name in model.state_dict():
-        owner, _, own = name.rpartition(".")
-        value = getattr(modules[owner], own)  # the object itself, which tied layers share
-        unique.setdefault(id(value), (name, value))
-    header, end = {}, 0
-    for name, value in unique.values():
-        header[name] = {
-            "dtype": "F32",
-            "shape": list(value.shape),
-            "data_offsets": [end, end := end + value.nbytes],
-        }
-    return end + len(json.dumps(header, separators=(",", ":"))) + 8

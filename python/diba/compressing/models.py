@@ -25,7 +25,7 @@ from diba.torch.modules.layer import Sizes
 from diba.torch.modules.state import CodeSizes
 
 from ..checkpoints.description import FORMAT_VERSION, Recipe
-from ..layers.tensors import FLOATS
+from ..layers.tensors import FLOATS, FileTensor
 from ..progress import reporting
 from ..solvers.size import inner_dimension
 from .outline import Outline, Weight
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from diba.torch.model.selection import Target
 
     from ..checkpoints.layers import LayerDescription
-    from ..layers.tensors import FileTensor
     from ..progress import ProgressOption
 
 __all__ = [
@@ -83,16 +82,18 @@ def name_missing(model: Any, layers: Iterable[str]) -> None:
     remember(model, dataclasses.replace(recipe, left_dense=left))
 
 
-def outlined(model: Any, settings: Mapping[str, Any], tensors: Mapping[str, FileTensor]) -> Outline | str:
+def outlined(
+    model: Any, settings: Mapping[str, Any], tensors: Mapping[str, FileTensor] | None
+) -> Outline | str:
     """What a model of transformers will be: compressed layers are put into it, as a conversion would.
 
     Args:
         model: On the meta device, of the dtype of the result; changed in place.
         settings: Fields of :class:`diba.torch.Config`, with ``bits_per_weight``.
-        tensors: Those of the dense model's files.
+        tensors: Those of the dense model's files; None: the outline is to tell names and sizes only.
 
     Returns:
-        The outline; or why the files do not tell it, because they do not have the model's tensors as they are.
+        The outline; or why the files do not tell it: they do not have the tensors as the model has them.
 
     Raises:
         ValueError: A setting names no layer, or nothing would be compressed.
@@ -108,9 +109,20 @@ def outlined(model: Any, settings: Mapping[str, Any], tensors: Mapping[str, File
         remember(model, Recipe(settings=config.to_dict(), left_dense=left))
         model.to(dtype)
         description = describe(model)
-        if apart.parts:
+        if tensors is None:
+            tensors = _as_described(model, found)
+        elif apart.parts:
             return "it has fused matrices, which files hold in other ways"
         return _matched(model, found, description.layers, (config.to_dict(), left), tensors)
+
+
+def _as_described(model: Any, found: list[tuple[Target, int]]) -> dict[str, FileTensor]:
+    """Tensors as the files of a model would have them, with names and sizes only."""
+    every = {name: (_DTYPES[x.dtype], tuple(x.shape)) for name, x in model.state_dict().items()}
+    dtype = _DTYPES[model.dtype]
+    for target, _ in found:
+        every[f"{target.name}.weight"] = dtype, target.shape[:: -1 if target.kind == "Conv1D" else 1]
+    return {name: FileTensor("", name, kind, shape, 0) for name, (kind, shape) in every.items()}
 
 
 def _put_in(model: Any, target: Target) -> int:

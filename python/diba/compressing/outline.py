@@ -1,4 +1,4 @@
-"""What a compressed model will be, before a weight is read: its layers, where their weights lie, and the rest."""
+"""What a compressed model will be, before a weight is read: its layers, where their weights are, the rest."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ class Weight:
         bad = int(np.count_nonzero(~np.isfinite(found)))
         if bad:
             raise ValueError(
-                f"the weight of {self.name} has {bad} NaN or infinite entries in {self.tensor.path}; all must "
-                f"be finite: repair it, or use skip=[{self.name!r}]"
+                f"the weight of {self.name} has {bad} NaN or infinite entries in {self.tensor.path}; all "
+                f"must be finite: repair it, or use skip=[{self.name!r}]"
             )
         return found
 
@@ -131,7 +131,5 @@ class Outline:
 
     def report(self) -> Report:
         """The report of the model, with diagonals counted at 16 bits, as those of solves are."""
-        layers = {
-            name: dataclasses.replace(layer, diagonal_bits=16) for name, layer in self.layers.items()
-        }
+        layers = {name: dataclasses.replace(layer, diagonal_bits=16) for name, layer in self.layers.items()}
         return report_of(dataclasses.replace(self.description, layers=layers), self.tensors)

@@ -9,8 +9,8 @@ import os
 import signal
 import threading
 import time
-from concurrent.futures import BrokenExecutor, CancelledError, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures import FIRST_COMPLETED as FIRST
+from concurrent.futures import BrokenExecutor, CancelledError, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from ..checkpoints.layers import LayerRecipe
 from ..layers.solved import Solved, read_solved, solve_weight, write_solved
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from concurrent.futures import Executor, Future
     from multiprocessing.synchronize import Event
 
@@ -149,7 +149,9 @@ class Solving:
             options: Any = {"mp_context": context, "initializer": _begin, "initargs": (stop,)}
             pool = ProcessPoolExecutor(min(count, len(self.left)), **options)
             try:
-                self._gather({pool.submit(solve_to, str(self._folder), w, threads) for w in self.left.values()})
+                self._gather(
+                    {pool.submit(solve_to, str(self._folder), w, threads) for w in self.left.values()}
+                )
             except BrokenExecutor:
                 self._look()
                 deaths = deaths + 1 if len(self.left) == before else 1

@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
-import hashlib
-import shutil
+import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoints.folders import WEIGHTS, is_beside_weights, model_class
+from ..checkpoints.folders import UnknownClass, model_class
+from .files import FileSource, complete
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Mapping
 
-__all__ = ["Source", "sha256_of"]
+    from ..checkpoints.description import Description
+    from .outline import Outline
+    from .recipe import CompressSettings
 
-_WRITTEN = {"config.json", "README.md"}  # by the compressed model
-_BLOCK = 2**20
+__all__ = ["Source", "source_at"]
+
+_USAGE = """\
+import diba.hf  # pip install 'diba[hf]'
+from transformers import {0}
+
+model = {0}.from_pretrained("FOLDER")"""
 
 
 @dataclass(frozen=True)
-class Source:
-    """A folder with a dense model.
-
-    Attributes:
-        folder: The folder.
-    """
-
-    folder: Path
+class Source(FileSource):
+    """A folder with a dense model of a class that transformers has."""
 
     @classmethod
-    def at(cls, folder: Any) -> Source:
+    def at(cls, path: Any, note: str = "") -> Source:
         """Look at a folder.
 
         Raises:
@@ -39,7 +40,9 @@ class Source:
             ValueError: The model is compressed already, or its class is unknown.
             ImportError: transformers is missing.
         """
-        source = cls.any(Path(folder))
+        del note
+        folder = Path(path)
+        source = cls.any(folder)
         if getattr(source.config, "quantization_config", None) is not None:
             raise ValueError(
                 f"{folder} is quantized already, as its config.json says; it must be the dense model"
@@ -54,6 +57,13 @@ class Source:
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(2, "there is no config.json in it, which names the class", str(folder))
         source = cls(folder)
+        from transformers import CONFIG_MAPPING
+
+        named = source.json.get("model_type")
+        if named not in CONFIG_MAPPING:
+            raise UnknownClass(
+                f"{folder / 'config.json'} names the model type {named!r}, which transformers does not have"
+            )
         source.kind  # noqa: B018  # an unknown class is an error now, not in an hour
         return source
 
@@ -71,10 +81,25 @@ class Source:
 
         return model_class(transformers, self.config, self.folder)
 
+    @property
+    def title(self) -> str:
+        """Name of its class."""
+        return str(self.kind.__name__)
+
+    @property
+    def library(self) -> str:
+        """The library that reads the result."""
+        return "transformers"
+
+    @property
+    def usage(self) -> str:
+        """How the result is read."""
+        return _USAGE.format(self.title)
+
     @cached_property
     def is_causal(self) -> bool:
         """Whether it predicts every token from those before."""
-        return str(self.kind.__name__).endswith(("CausalLM", "LMHeadModel"))
+        return self.title.endswith(("CausalLM", "LMHeadModel"))
 
     @cached_property
     def has_output_layer(self) -> bool:
@@ -128,36 +153,46 @@ class Source:
         found = getattr(self.config, "dtype", None)
         return found if isinstance(found, torch.dtype) else torch.float32
 
-    @property
-    def bytes(self) -> int:
-        """Bytes of the files of weights."""
-        return sum(path.stat().st_size for path in self.folder.iterdir() if path.suffix in WEIGHTS)
+    def outline(self, settings: CompressSettings, *, files: bool = True) -> Outline | str:
+        """What a compression by these settings gives; or why the files do not tell.
 
-    def digests(self) -> dict[str, str]:
-        """SHA-256 of what the result depends on: weights and configuration, by name."""
-        names = [path for path in self._files() if path.suffix in WEIGHTS or path.name.endswith(".json")]
-        return {str(path.relative_to(self.folder)): sha256_of(path) for path in names}
+        Args:
+            settings: Of the compression.
+            files: Whether to find the tensors in the files; without, the outline tells names and sizes only.
+        """
+        from .models import outlined
 
-    def copy_others(self, folder: Path) -> None:
-        """Copy the files of tokenizer, processor, generation and licence to a folder."""
-        for path in self._files():
-            name = path.relative_to(self.folder)
-            hidden = any(part.startswith(".") for part in name.parts)
-            if not is_beside_weights(path) or hidden or str(name) in _WRITTEN:
-                continue
-            target = folder / name
-            if not target.exists():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, target)
+        tensors = self.tensors if files else None
+        return outlined(self.empty().to(self.dtype), settings.config(self.has_output_layer), tensors)
 
-    def _files(self) -> Iterator[Path]:
-        return (path for path in sorted(self.folder.rglob("*")) if path.is_file())
+    def write_config(self, folder: Path, description: Description, names: Iterable[str]) -> None:
+        """Write ``config.json`` of the compressed model.
+
+        Args:
+            folder: Of the model.
+            description: With its checksums.
+            names: Of all its tensors.
+        """
+        from ..hf import DibaConfig
+
+        config = copy.deepcopy(self.config)
+        config.architectures = [self.title]
+        config.dtype = self.dtype
+        config.quantization_config = DibaConfig.of(description)
+        config.save_pretrained(folder)
+        complete(folder / "config.json", names)
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, as hex digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+def source_at(path: Path) -> FileSource:
+    """The model at a path: of a class of transformers, or tensors in files if there is no such class.
+
+    Raises:
+        OSError: There is nothing, or nothing that has weights.
+        ValueError: The model is compressed already.
+    """
+    if not (path / "config.json").is_file():
+        return FileSource.at(path)
+    try:
+        return Source.at(path)
+    except (ImportError, UnknownClass) as error:
+        return FileSource.at(path, str(error))

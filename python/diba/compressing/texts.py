@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .source import sha256_of
+from .files import sha256_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,6 +1,7 @@
 """What is on the disk while a model is compressed, so that a run that was stopped goes on.
 
-``OUT/.diba`` holds, until all is done: ``run.json``, what the run is of; ``lock``, held by its process;
+``OUT/.diba`` holds, until all is done: ``run.json``, what the run is of; ``model.json``, where its dense
+model is; ``lock``, held by its process;
 ``layers``, finished layers; ``part.0`` or ``part.1``, a model with finished blocks; ``part``, which of them,
 and what comes next; ``training``, the state of retuning; ``final``, the result, and ``complete``, once all of
 it is there. Then its files are moved to OUT, ``diba-compress.json`` last, and the folder is deleted.
@@ -17,24 +18,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._internal.disk import replace_file
-from .source import sha256_of
+from .files import sha256_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-__all__ = ["DONE", "Workplace", "opened", "status"]
+__all__ = ["DONE", "Workplace", "begun_in", "opened", "status"]
 
 DONE = "diba-compress.json"
 _FOLDER = ".diba"
 
 
 @contextlib.contextmanager
-def opened(out: Path, identity: Mapping[str, Any]) -> Iterator[Workplace]:
+def opened(
+    out: Path, identity: Mapping[str, Any], model: Path, *, shared: bool = False
+) -> Iterator[Workplace]:
     """The place of a run, new or gone on with, held by this process alone.
 
     Args:
         out: The folder to write.
         identity: What the result depends on, as plain values.
+        model: Where the dense model is.
+        shared: Whether others may hold it at the same time that say the same, and finish layers only.
 
     Raises:
         OSError: The folder cannot be made, or another process is at work in it.
@@ -55,15 +60,26 @@ def opened(out: Path, identity: Mapping[str, Any]) -> Iterator[Workplace]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("wb") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError:
             raise OSError(16, "another process is compressing into it; wait for its end", str(out)) from None
         begun = _known(folder / "run.json")
         if begun is None:
+            _write(folder / "model.json", {"path": str(model.absolute())})
             _write(folder / "run.json", identity)
         else:
             _same(begun, identity, out, "was begun with")
         yield Workplace(out, None)
+
+
+def begun_in(out: Path) -> tuple[dict[str, Any], Path] | None:
+    """The settings of the run in a folder, and the path of its model; None: there is none.
+
+    Raises:
+        ValueError: A file in it is damaged.
+    """
+    run, model = (_known(out / _FOLDER / name) for name in ("run.json", "model.json"))
+    return None if run is None or model is None else (run["settings"], Path(model["path"]))
 
 
 def status(out: Path) -> dict[str, Any]:
@@ -152,10 +168,28 @@ class Workplace:
         """The facts about the result, if it is there and is to be moved only; None: it is not."""
         return _known(self._folder / "complete")
 
-    def keep_result(self, save: Callable[[Path], object], facts: Mapping[str, Any]) -> None:
-        """Have the result saved, with facts about it."""
-        _save_into(self._folder / "final", save)
-        _write(self._folder / "complete", facts)
+    def keep_result(self, save: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+        """Have the result saved; returns what ``save`` says of it, which is kept with it."""
+        facts: list[dict[str, Any]] = []
+        _save_into(self._folder / "final", lambda folder: facts.append(save(folder)))
+        _write(self._folder / "complete", facts[0])
+        return facts[0]
+
+    def take_layers(self, part: Path, identity: Mapping[str, Any]) -> None:
+        """Copy the finished layers of another folder's run, which must be of the same task.
+
+        Raises:
+            OSError: A file cannot be read or written.
+            ValueError: The folder is of no run, or of another one.
+        """
+        begun = _known(part / _FOLDER / "run.json")
+        if begun is None:
+            raise ValueError(f"{part} has no run in it; give the folders that diba compress --shard wrote")
+        _same(begun, identity, part, "was begun with")
+        self.layers.mkdir(exist_ok=True)
+        for path in sorted((part / _FOLDER / "layers").glob("*.layer")):
+            if not (self.layers / path.name).exists():
+                replace_file(self.layers / path.name, path.read_bytes())
 
     def finish(self, identity: Mapping[str, Any], facts: Mapping[str, Any], seconds: float) -> dict[str, Any]:
         """Move the result to where it belongs, and clear up; returns all facts."""

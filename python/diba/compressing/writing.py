@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from ..checkpoints.layers import LayerDescription
     from ..layers.solved import Solved
     from .outline import Outline
 
@@ -40,7 +41,7 @@ def described(outline: Outline, solved: Callable[[str], Solved]) -> Description:
         outline: Of the model.
         solved: Gives a finished layer by name.
     """
-    layers = {}
+    layers: dict[str, LayerDescription] = {}
     for name, layer in outline.layers.items():
         owner = layer.shared or name
         found = solved(owner)
@@ -82,7 +83,9 @@ def write_tensors(path: Path, outline: Outline, solved: Callable[[str], Solved])
 
 def _header(outline: Outline) -> bytes:
     tensors = outline.tensors
-    header: dict[str, Any] = {"__metadata__": dict(sorted(outline.metadata.items()))} if outline.metadata else {}
+    header: dict[str, Any] = (
+        {"__metadata__": dict(sorted(outline.metadata.items()))} if outline.metadata else {}
+    )
     end = 0
     for name in _ordered(tensors):
         dtype, shape = tensors[name]
@@ -101,7 +104,8 @@ def _arrays(solved: Solved) -> dict[str, NDArray[Any]]:
     """The tensors of a layer as a file has them."""
     f = solved.f
     if isinstance(f, Codes):
-        return {"d1": f.d1, "codes": f.codes} | ({} if f.steps is None else {"steps": f.steps})
+        found: dict[str, NDArray[Any] | None] = {"d1": f.d1, "codes": f.codes, "steps": f.steps}
+        return {name: array for name, array in found.items() if array is not None}
     return {"d1": f.d1, "d2": f.d2, "d3": f.d3, "b1": f.b1.packed_rows(), "b2": f.b2.packed_rows()}
 
 

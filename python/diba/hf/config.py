@@ -9,12 +9,11 @@ from typing import Any
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .._internal import check
-from ..checkpoints.description import FORMAT_VERSION, Description
+from ..checkpoints.description import FORMAT_VERSION, METHOD, Description, config_of
 from ..layers.config import Config, suggestion
 
 __all__ = ["METHOD", "DibaConfig"]
 
-METHOD = "diba"
 _SETTINGS = tuple(f.name for f in dataclasses.fields(Config))
 
 
@@ -95,16 +94,12 @@ class DibaConfig(QuantizationConfigMixin):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; ``from_dict`` takes them back."""
-        result: dict[str, Any] = {} if self.settings is None else self.settings.to_dict()
-        if "layers" in result:  # transformers sorts the keys of dicts, but here the first match wins
-            result["layers"] = [[name, rule] for name, rule in result["layers"].items()]
-        result |= {"quant_method": self.quant_method, "format_version": self.format_version}
+        settings = None if self.settings is None else self.settings.to_dict()
+        recipe = dataclasses.replace(self.description.recipe, settings=settings)
+        more: dict[str, Any] = {"format_version": self.format_version}
         if self.modules_to_not_convert is not None:
-            result["modules_to_not_convert"] = list(self.modules_to_not_convert)
-        facts = dataclasses.replace(
-            self.description, recipe=dataclasses.replace(self.description.recipe, settings=None)
-        )
-        return result | facts.to_dict()
+            more["modules_to_not_convert"] = list(self.modules_to_not_convert)
+        return config_of(dataclasses.replace(self.description, recipe=recipe), more)
 
     def to_diff_dict(self) -> dict[str, Any]:
         """The same: a later version may have other defaults. Transformers 5.0 does not define it."""

@@ -25,11 +25,12 @@ if TYPE_CHECKING:
 
     from .config import Settings
 
-__all__ = ["Rows", "Solved", "read_solved", "solve_weight", "write_solved"]
+__all__ = ["CODED_ENTRIES", "Rows", "Solved", "read_solved", "recorded", "solve_weight", "write_solved"]
 
 _FORMAT = Format("diba layer", "a finished layer", 1)
 _DTYPES = {"float32": "F32", "float64": "F64", "uint8": "U8"}
-_ENTRIES = 2**21  # that get codes at once
+CODED_ENTRIES = 2**21
+"""Entries of a matrix that get codes at once."""
 
 
 class Rows(Protocol):
@@ -63,12 +64,12 @@ def solve_weight(matrix: Rows, settings: Settings, **options: Any) -> tuple[Fact
         return _coded(matrix, settings.codes, settings.group)
     whole = matrix[:]
     f = solve(whole, **{**options, **settings.solve_options()})
-    return f, f.snr_db(whole)
+    return f, recorded(f.snr_db(whole))
 
 
 def _coded(matrix: Rows, bits: int, group: int) -> tuple[Codes, float]:
     m, n = matrix.shape
-    step = max(1, _ENTRIES // n)
+    step = max(1, CODED_ENTRIES // n)
     parts, energy, error = [], 0.0, 0.0
     for start in range(0, m, step):
         rows = matrix[start : start + step]
@@ -78,7 +79,12 @@ def _coded(matrix: Rows, bits: int, group: int) -> tuple[Codes, float]:
         energy, error = energy + found[0], error + found[1]
     d1, codes = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
     steps = np.concatenate([part[2] for part in parts]) if bits == 4 else None
-    return Codes((m, n), bits, group, d1, codes, steps), snr_db(energy, error)
+    return Codes((m, n), bits, group, d1, codes, steps), recorded(snr_db(energy, error))
+
+
+def recorded(snr: float) -> float:
+    """An SNR as it is recorded: the last digits depend on NumPy's BLAS, and what is written must not."""
+    return round(snr, 4)
 
 
 # ---------------------------------------------------------------- files

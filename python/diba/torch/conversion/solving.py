@@ -20,7 +20,7 @@ from ..._internal.rounding import quantize_for
 from ..._internal.snr import energy_and_error, snr_db
 from ...checkpoints.entries import first_names
 from ...checkpoints.layers import LayerRecipe
-from ...layers.solved import Solved, solve_weight
+from ...layers.solved import Solved, recorded, solve_weight
 from ...solvers.second_moments import factor_shrinkage, missing_power
 from ..modules.kinds import dense_matrix, input_size
 from .biases import as_dense, fitted_bias, output_snr_db
@@ -69,18 +69,19 @@ def solve_layer(task: LayerTask, target: Target, **options: Any) -> Solved:
     elif settings.codes is None:
         f = factorization(task.matrix, settings, minimised, about, **options)
         F = f.to_dense()
-        weight_snr = f.snr_db(dense_matrix(target.module))
+        weight_snr = recorded(f.snr_db(dense_matrix(target.module)))
     else:
         task = as_dense(task, dense_matrix(target.module))
         f = _codes(task.matrix, settings, minimised, about)
         F = f.rows()
-        weight_snr = snr_db(*energy_and_error(task.matrix, F))
+        weight_snr = recorded(snr_db(*energy_and_error(task.matrix, F)))
     seconds = time.perf_counter() - began
     bias = None if not free or F is None else fitted_bias(task, F, target.module)
+    outputs = None if F is None else output_snr_db(task, F, bias)
     recipe = LayerRecipe(
         objective=minimised,
         snr_db=weight_snr,
-        output_snr_db=None if F is None else output_snr_db(task, F, bias),
+        output_snr_db=None if outputs is None else recorded(outputs),
         seconds=seconds,
         bias_corrected=bias is not None,
     )
