@@ -74,6 +74,7 @@ LAYERS = (
         "cli.doctor",
     ),
     ("layers.solved",),
+    ("layers.stored",),
     ("cli.solve",),
     ("allocation.waterfill",),
     ("allocation.matrices",),

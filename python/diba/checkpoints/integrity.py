@@ -36,6 +36,7 @@ __all__ = [
     "check_headers",
     "check_names",
     "check_stored",
+    "checked",
     "factored_in",
     "inspect",
     "report_of",
@@ -213,6 +214,12 @@ def inspect(folder: PathLike) -> Report:
         FormatError: the checkpoint is damaged. The message names the file, or the layer and the tensor.
         OSError: a file cannot be read, or there is none.
     """
+    description, stored = checked(folder)
+    return report_of(description, stored.tensors)
+
+
+def checked(folder: PathLike) -> tuple[Description, Stored]:
+    """The description and the tensors of a checkpoint, all files checked; errors as for :func:`inspect`."""
     place = Path(check.path(folder))
     with disk.open_regular(str(place / "config.json")) as stream:
         config = json_object(stream.read(), place / "config.json")
@@ -222,7 +229,7 @@ def inspect(folder: PathLike) -> Report:
     stored = Stored.at(map(str, weight_files(place)))
     elsewhere = check_stored(description.layers, stored)
     check_names(stored.tensors, description.crc32_names, elsewhere, stored.where)
-    return report_of(description, stored.tensors)
+    return description, stored
 
 
 def report_of(description: Description, tensors: Mapping[str, Tensor]) -> Report:

@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-import diba.torch
+import numpy as np
 
 from .._internal import check
-from .._internal.snr import snr_db
+from ..checkpoints import integrity
 from ..checkpoints.facts import Facts
 from ..errors import FormatError
-from . import judge
+from ..layers.solved import CODED_ENTRIES
+from ..layers.stored import snr_of, stored_layer
+from ..layers.tensors import FLOATS, FileMatrix, FileTensor, tensors_at
 from .files import sha256_of
-from .models import unfused
 from .recipe import CompressSettings
-from .source import Source
-from .texts import text_batches
+from .source import Source, source_at
 from .workplace import DONE
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from .._internal.disk import PathLike
+    from ..checkpoints.description import Description
+    from ..checkpoints.integrity import Stored
     from ..checkpoints.report import Report
 
 __all__ = ["evaluate", "verify"]
@@ -49,20 +52,24 @@ def verify(folder: PathLike, *, against: PathLike | None = None) -> Report:
         OSError: A folder cannot be read.
     """
     path = Path(check.path(folder))
-    source = Source.any(path)
     for name, digest in _digests(path).items():
         if not (path / name).is_file() or sha256_of(path / name) != digest:
             raise FormatError(f"{path / name} is not what diba.compress wrote: its SHA-256 differs")
-    model = source.read(path)
-    report = dataclasses.replace(diba.torch.report(model), facts=Facts.of_folder(path))
+    description, stored = integrity.checked(path)
+    report = integrity.report_of(description, stored.tensors)
+    report = dataclasses.replace(report, facts=Facts.of_folder(path))
     if not report.layers:
         raise ValueError(f"{path} is a dense model; it must be one that diba has compressed")
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise FormatError(f"{path}: {name} has entries that are not finite")
+    for name, tensor in tensors_at(path).items():
+        _require_finite(path, name, tensor)
     if against is None:
         return report
-    snrs = _snrs(model, Source.at(check.path(against)).dense(), report)
+    dense = source_at(Path(check.path(against)))
+    snrs = _snrs(description, stored, dense.tensors)
+    if snrs is None:
+        from .models import snrs_of_modules
+
+        snrs = snrs_of_modules(Source.any(path).read(path), dense, report)
     layers = [dataclasses.replace(layer, snr_db=snrs[layer.name]) for layer in report.layers]
     return dataclasses.replace(report, layers=tuple(layers))
 
@@ -84,6 +91,9 @@ def evaluate(
     Raises:
         TypeError, ValueError, OSError: As for :func:`diba.compressing.compress`; or ``against`` is missing.
     """
+    from . import judge
+    from .texts import text_batches
+
     source = Source.any(Path(check.path(folder)))
     if against is None and not source.is_causal:
         raise ValueError(
@@ -108,17 +118,38 @@ def _digests(folder: Path) -> dict[str, str]:
     return found
 
 
-@torch.no_grad()
-def _snrs(model: Any, dense: Any, report: Report) -> dict[str, float]:
-    """SNR of the weights of every compressed layer against the dense model."""
-    found = {}
-    with unfused(dense):
-        known = dict(dense.named_modules())
-        for layer in report.layers:
-            weight = getattr(known.get(layer.name), "weight", None)
-            own = model.get_submodule(layer.name).to_dense_module().weight.double()
-            if not isinstance(weight, torch.Tensor) or weight.shape != own.shape:
-                raise ValueError(f"against has no {layer.name} of that shape; it must be the dense model")
-            error = float((weight.double() - own).square().sum())
-            found[layer.name] = snr_db(float(weight.double().square().sum()), error)
+def _require_finite(path: Path, name: str, tensor: FileTensor) -> None:
+    if tensor.dtype not in FLOATS or not tensor.shape:
+        return
+    rows = max(1, CODED_ENTRIES // max(1, math.prod(tensor.shape[1:])))
+    for start in range(0, tensor.shape[0], rows):
+        if not np.isfinite(tensor.array(start, start + rows)).all():
+            raise FormatError(f"{path}: {name} has entries that are not finite")
+
+
+def _snrs(
+    description: Description, stored: Stored, dense: Mapping[str, FileTensor]
+) -> dict[str, float] | None:
+    """SNR of every compressed layer against the dense weights of its name, by all names that share it.
+
+    None: the dense files have other names.
+
+    Raises:
+        ValueError: A dense weight has another shape.
+    """
+    found: dict[str, float] = {}
+    sharing: dict[str, list[str]] = {}
+    for name, layer in description.layers.items():
+        sharing.setdefault(layer.shared or name, []).append(name)
+    for owner, names in sharing.items():
+        layer = description.layers[owner]
+        keys = [key for name in names for key in (f"{name}.weight", name)]
+        tensor = next((dense[key] for key in keys if key in dense), None)
+        if tensor is None:
+            return None
+        matrix = FileMatrix.of(owner, tensor, layer.shape, layer.kind)
+        if matrix is None:
+            raise ValueError(f"against has no {owner} of that shape; it must be the dense model")
+        snr = snr_of(stored_layer(stored, owner, layer), matrix)
+        found |= dict.fromkeys(names, snr)
     return found

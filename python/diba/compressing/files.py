@@ -176,14 +176,14 @@ class FileSource:
                 return f"its rows have {n} entries, codes at most {COLUMNS_MAX}"
             settings = _coded(settings, codes)
             return (
-                Weight(name, tensor, (m, n), settings, 0),
+                Weight(name, tensor, (m, n), settings=settings, k=0),
                 LayerDescription(**facts, codes=codes, group=settings.group),
             )
         try:
             k = inner_dimension(m, n, "bits_per_weight", settings.bits_per_weight or 0.0)
         except ValueError as error:
             return str(error)
-        weight = Weight(name, tensor, (m, n), settings, k)
+        weight = Weight(name, tensor, (m, n), settings=settings, k=k)
         return weight, LayerDescription(**facts, k=k, alphabet=settings.alphabet)
 
     def write_config(self, folder: Path, description: Description, names: Iterable[str]) -> None:

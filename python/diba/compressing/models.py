@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,8 +23,9 @@ from diba.torch.modules.kinds import replaceable
 from diba.torch.modules.layer import Sizes
 from diba.torch.modules.state import CodeSizes
 
+from .._internal.snr import snr_db
 from ..checkpoints.description import FORMAT_VERSION, Recipe
-from ..layers.tensors import FLOATS, FileTensor
+from ..layers.tensors import FileMatrix, FileTensor
 from ..progress import reporting
 from ..solvers.size import inner_dimension
 from .outline import Outline, Weight
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from diba.torch.model.selection import Target
 
     from ..checkpoints.layers import LayerDescription
+    from ..checkpoints.report import Report
     from ..progress import ProgressOption
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "outlined",
     "recipe_of",
     "shown_while_read",
+    "snrs_of_modules",
     "unfused",
     "when_converted",
 ]
@@ -184,9 +186,28 @@ def _matched(
 
 def _weight(name: str, tensor: FileTensor, target: Target, k: int) -> Weight | None:
     """The weight of a layer in a file; None: the file has another shape."""
-    m, n = target.shape
-    turned = target.kind == "Conv1D"
-    shape = (tensor.shape[0], math.prod(tensor.shape[1:])) if tensor.shape else ()
-    if shape != ((n, m) if turned else (m, n)) or tensor.dtype not in FLOATS:
+    found = FileMatrix.of(name, tensor, target.shape, target.kind)
+    if found is None:
         return None
-    return Weight(name, tensor, (m, n), target.settings, k, turned)
+    return Weight(name, tensor, target.shape, found.turned, settings=target.settings, k=k)
+
+
+@torch.no_grad()
+def snrs_of_modules(model: Any, source: Any, report: Report) -> dict[str, float]:
+    """SNR of the weights of every compressed layer against the dense model of a source, both in memory.
+
+    Raises:
+        ValueError: The dense model has no layer of that name and shape.
+    """
+    dense = source.dense()
+    found = {}
+    with unfused(dense):
+        known = dict(dense.named_modules())
+        for layer in report.layers:
+            weight = getattr(known.get(layer.name), "weight", None)
+            own = model.get_submodule(layer.name).to_dense_module().weight.double()
+            if not isinstance(weight, torch.Tensor) or weight.shape != own.shape:
+                raise ValueError(f"against has no {layer.name} of that shape; it must be the dense model")
+            error = float((weight.double() - own).square().sum())
+            found[layer.name] = snr_db(float(weight.double().square().sum()), error)
+    return found

@@ -10,18 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from .. import _core
 from ..checkpoints.description import Description, Recipe
 from ..checkpoints.integrity import Tensor, report_of
-from ..layers.config import Settings
+from ..layers.tensors import FileMatrix
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from ..checkpoints.layers import LayerDescription
     from ..checkpoints.report import Report
+    from ..layers.config import Settings
     from ..layers.tensors import FileTensor
 
 __all__ = ["GUARD", "Outline", "Weight"]
@@ -33,49 +30,16 @@ _OWN_DTYPES = {"codes": "U8", "steps": "U8", "b1": "U8", "b2": "U8"}
 
 
 @dataclass(frozen=True)
-class Weight:
+class Weight(FileMatrix):
     """The dense weight of a layer, and what is to become of it. It can be pickled, and holds no values.
 
-    ``weight[start:stop]`` reads rows of its matrix from the file, float32 (float64 if the file's are).
-
     Attributes:
-        name: Of the layer.
-        tensor: Where its weight is; its first axis is that of the rows, unless it is ``turned``.
-        shape: (m, n) of its matrix.
         settings: Of the layer.
         k: Inner dimension; 0: it gets codes.
-        turned: Whether the file has the matrix transposed.
     """
 
-    name: str
-    tensor: FileTensor
-    shape: tuple[int, int]
-    settings: Settings
-    k: int
-    turned: bool = False
-
-    def __getitem__(self, rows: slice) -> NDArray[Any]:
-        """Some rows of the matrix.
-
-        Raises:
-            OSError, FormatError: The file cannot be read, or is damaged.
-            ValueError: An entry is not finite.
-        """
-        if self.turned:
-            found = np.ascontiguousarray(self.tensor.array().T[rows])
-        else:
-            start, stop, _ = rows.indices(self.shape[0])
-            found = self.tensor.array(start, stop)
-            found = found.reshape(len(found), self.shape[1])
-        if found.dtype.itemsize < 4:
-            found = found.astype(np.float32)
-        bad = int(np.count_nonzero(~np.isfinite(found)))
-        if bad:
-            raise ValueError(
-                f"the weight of {self.name} has {bad} NaN or infinite entries in {self.tensor.path}; all "
-                f"must be finite: repair it, or use skip=[{self.name!r}]"
-            )
-        return found
+    settings: Settings = field(kw_only=True)
+    k: int = field(kw_only=True)
 
     @property
     def work(self) -> float:

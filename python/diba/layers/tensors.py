@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["FLOATS", "FileTensor", "tensors_at"]
+__all__ = ["FLOATS", "FileMatrix", "FileTensor", "tensors_at"]
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 _BLOCK = 2**20
@@ -100,6 +100,56 @@ class FileTensor:
         if array.shape != self.shape:
             raise FormatError(f"{self.path}: {self.name} has changed while it was read")
         return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+@dataclass(frozen=True)
+class FileMatrix:
+    """A tensor in a file as the matrix of a layer. It can be pickled, and holds no values.
+
+    ``matrix[start:stop]`` reads some rows, float32 (float64 if the file's are).
+
+    Attributes:
+        name: Of the layer, for messages.
+        tensor: Its first axis is that of the rows, unless it is ``turned``.
+        shape: (m, n).
+        turned: Whether the file has the matrix transposed.
+    """
+
+    name: str
+    tensor: FileTensor
+    shape: tuple[int, int]
+    turned: bool = False
+
+    @classmethod
+    def of(cls, name: str, tensor: FileTensor, shape: tuple[int, int], kind: str) -> FileMatrix | None:
+        """The matrix of a layer of a kind; None: the tensor has another shape, or is none of floats."""
+        turned = kind == "Conv1D"
+        found = (tensor.shape[0], math.prod(tensor.shape[1:])) if tensor.shape else ()
+        fits = found == (shape[::-1] if turned else shape) and tensor.dtype in FLOATS
+        return FileMatrix(name, tensor, shape, turned) if fits else None
+
+    def __getitem__(self, rows: slice) -> NDArray[Any]:
+        """Some rows.
+
+        Raises:
+            OSError, FormatError: The file cannot be read, or is damaged.
+            ValueError: An entry is not finite.
+        """
+        if self.turned:
+            found = np.ascontiguousarray(self.tensor.array().T[rows])
+        else:
+            start, stop, _ = rows.indices(self.shape[0])
+            found = self.tensor.array(start, stop)
+            found = found.reshape(len(found), self.shape[1])
+        if found.dtype.itemsize < 4:
+            found = found.astype(np.float32)
+        bad = int(np.count_nonzero(~np.isfinite(found)))
+        if bad:
+            raise ValueError(
+                f"the weight of {self.name} has {bad} NaN or infinite entries in {self.tensor.path}; all "
+                f"must be finite: repair it, or use skip=[{self.name!r}]"
+            )
+        return found
 
 
 def tensors_at(path: Path) -> dict[str, FileTensor]:
