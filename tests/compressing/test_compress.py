@@ -98,6 +98,18 @@ def stop_at(task: str, steps: int) -> Any:
     return progress
 
 
+def stop_after(layers: int) -> Any:
+    """A progress that ends a run once so many layers are finished."""
+    seen: list[str | None] = []
+
+    def progress(state: diba.Progress) -> None:
+        seen.append(state.item)
+        if len(set(seen) - {None}) == layers:
+            raise Stopped
+
+    return progress
+
+
 # ---------------------------------------------------------------- what comes out
 
 
@@ -276,20 +288,20 @@ def test_finished_layers_are_not_solved_again(
     dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(Stopped):
-        diba.compress(dense, tmp_path / "out", progress=stop_at("convert", 5))
+        diba.compress(dense, tmp_path / "out", threads=1, progress=stop_after(5))
     kept = sorted((tmp_path / "out" / ".diba" / "layers").iterdir())
     assert len(kept) == 5
     content = bytearray(kept[0].read_bytes())
     content[-1] ^= 1  # damage is noticed, and this layer solved again
     kept[0].write_bytes(content)
     solved: list[Any] = []
-    original = diba.torch.conversion.run.solve_layer
+    original = diba.compressing.solving.solve_to
 
-    def solve(task: Any, *args: Any, **options: Any) -> Any:
-        solved.append(task.name)
-        return original(task, *args, **options)
+    def solve(folder: str, weight: Any, *args: Any) -> Any:
+        solved.append(weight.name)
+        return original(folder, weight, *args)
 
-    monkeypatch.setattr("diba.torch.conversion.run.solve_layer", solve)
+    monkeypatch.setattr("diba.compressing.solving.solve_to", solve)
     diba.compress(dense, tmp_path / "out", progress=False)
     diba.compress(dense, tmp_path / "clean", progress=False)
     assert_same_files(tmp_path / "out", tmp_path / "clean")
@@ -347,7 +359,7 @@ def test_killed_processes_lose_nothing(dense: Path, texts: Path, whole: Path, tm
 
 def test_a_folder_is_held_by_one_process(dense: Path, tmp_path: Path) -> None:
     with pytest.raises(Stopped):
-        diba.compress(dense, tmp_path / "out", progress=stop_at("convert", 1))
+        diba.compress(dense, tmp_path / "out", threads=1, progress=stop_after(1))
     with (tmp_path / "out" / ".diba" / "lock").open("rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(OSError, match="another process is compressing into it"):
@@ -367,9 +379,9 @@ def test_folders_that_hold_something_else(dense: Path, texts: Path, whole: Path,
         with pytest.raises(ValueError, match=error):
             diba.compress(model, out, **SMALL)
     assert (tmp_path / "full" / "thesis.tex").read_text() == "x"
-    with pytest.raises(NotADirectoryError):
+    with pytest.raises(ValueError, match=r"ends in .jsonl; it must be a folder, or a file that ends in"):
         diba.compress(texts, tmp_path / "x")
-    with pytest.raises(FileNotFoundError, match=r"no config.json"):
+    with pytest.raises(FileNotFoundError, match=r"has no safetensors file"):
         diba.compress(tmp_path, tmp_path / "x")
 
 
@@ -424,7 +436,7 @@ def test_a_whole_folder_is_verified(dense: Path, whole: Path) -> None:
         exact = expected.get_submodule(layer.name).weight.detach().double().numpy()
         snr = 10 * np.log10((exact**2).sum() / ((exact - own) ** 2).sum())
         assert layer.snr_db == pytest.approx(snr, abs=1e-3)
-        assert before.snr_db == diba.torch.report(found).layers[recorded.layers.index(before)].snr_db
+        assert before.snr_db == {x.name: x.snr_db for x in diba.torch.report(found).layers}[layer.name]
 
 
 def test_damage_is_found(dense: Path, encoder: Path, whole: Path, tmp_path: Path) -> None:

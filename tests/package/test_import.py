@@ -154,7 +154,7 @@ LAYERS = (
     ("torch.allocation.loss", "torch.conversion.report"),
     ("torch.allocation.allocate",),
     ("torch.conversion.run",),
-    ("torch.conversion.convert",),
+    ("torch.conversion.convert", "torch.conversion.loading"),
     ("torch",),
     # diba.onnx, whose session does without torch
     ("onnx.places",),
@@ -187,7 +187,7 @@ LAYERS = (
     ("compressing.run",),
     ("compressing",),
     ("cli.compress", "cli.export", "cli.generate"),
-    ("cli.chat", "cli.plan", "cli.verify"),
+    ("cli.chat", "cli.merge", "cli.plan", "cli.verify"),
     ("cli",),
     ("__main__",),
 )
@@ -224,6 +224,7 @@ THIRD_PARTY = {
     "scipy": set(),
     "threadpoolctl": {"torch.conversion.run"},
     "matplotlib": {"allocation.curves"},
+    "distributed": {"cli.compress"},
     "onnx": set(),  # read and written by onnx_ir, which torch's exporter brings
     "onnx_ir": {
         "onnx.graph",
@@ -315,7 +316,12 @@ def test_other_packages_are_imported_where_they_belong(source_root: Path) -> Non
             )
             with_hf = name.split(".")[0] in ("hf", "compressing")
             assert with_hf or not (own and top == "hf"), f"{name} imports diba.hf"
-            assert top != "diba_autoload" or name in ("torch", "hf", "hf.model_methods")
+            assert top != "diba_autoload" or name in (
+                "torch",
+                "hf",
+                "hf.model_methods",
+                "compressing.files",
+            )
             assert with_torch or not (own and top == "torch"), f"{name} imports diba.torch"
             if not own and top in known and THIRD_PARTY[top] is not None:
                 assert name in THIRD_PARTY[top], f"{name} imports {top}"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from ..progress import Progress, ProgressOption
 
-__all__ = ["add_command", "add_settings", "compressing", "settings_of"]
+__all__ = ["add_command", "add_settings", "compressing", "resumable", "settings_of", "show_result"]
 
 _CODES = {"auto": "auto", "8": 8, "4": 4, "none": None}
 _RECIPES = ("small", "balanced", "best")  # of diba.compressing, which imports torch
@@ -34,17 +34,21 @@ def add_command(commands: Any) -> None:
         "compress",
         help="compress a whole model",
         description="Compress the model of a folder that from_pretrained reads to the folder OUT, which "
-        "from_pretrained and 'diba export' read. Without data each weight is factored by itself; with data, "
-        "layers are fitted to what they get, block by block, and the whole model is retuned. A run that was "
-        "stopped, however it was, goes on with the same command.",
+        "from_pretrained and 'diba export' read. Without data each weight is factored by itself, on as many "
+        "processes or machines as there are; with data, layers are fitted to what they get, block by block, "
+        "and the whole model is retuned. A run that was stopped, however it was, goes on with the same "
+        "command.",
     )
     add = parser.add_argument
-    add("model", metavar="MODEL", nargs="?", help="folder of the dense model")
+    add("model", metavar="MODEL", nargs="?", help="folder of the dense model; or its safetensors or npz file")
     add("-o", "--output", metavar="OUT", help="folder to write, empty or not there yet")
     add("--status", metavar="OUT", help="say how far the run of a folder is, and do nothing else")
     add("--data", metavar="TEXT", help="a .txt or .jsonl file, or a folder of them")
     add_settings(parser)
-    add("--threads", type=int, metavar="N", help="threads (default: torch's)")
+    add("--threads", type=int, metavar="N", help="threads, of each worker (default: all there are)")
+    add("--workers", type=int, metavar="N", help="without data: processes that solve weights (default: one)")
+    add("--dask", metavar="ADDRESS", help="without data: solve weights on the workers of a dask scheduler")
+    add("--shard", metavar="I/N", help="without data: do the I-th of N shares only; then 'diba merge OUT'")
     add("--log", metavar="FILE", help="append the progress to a file, a JSON object a line")
     add("--json", action="store_true", help="print one JSON object")
     add("--quiet", action="store_true", help="print no progress and no summary")
@@ -86,11 +90,9 @@ _SETTINGS = (
 
 
 def compressing() -> Any:
-    """``diba.compressing``, imported when it is asked for: other commands do without torch."""
-    try:
-        from .. import compressing as found
-    except ImportError as error:
-        raise ValueError(f"{error}; use python -m pip install 'diba[hf]'") from error
+    """``diba.compressing``, imported when it is asked for."""
+    from .. import compressing as found
+
     return found
 
 
@@ -102,21 +104,57 @@ def _run(options: argparse.Namespace) -> None:
         return
     if options.model is None or options.output is None:
         raise ValueError("MODEL and -o OUT are needed: diba compress MODEL -o OUT")
+    common = {"recipe": options.recipe, "threads": options.threads, **settings_of(options)}
+    with resumable(), _shown(options) as progress, _executor(options.dask) as executor:
+        if options.shard is not None:
+            _do_shard(options, whole, {**common, "progress": progress})
+            return
+        who = {"workers": options.workers, "executor": executor, "progress": progress}
+        done = whole.compress(options.model, options.output, data=options.data, **common, **who)
+    show_result(options, done)
+
+
+def _do_shard(options: argparse.Namespace, whole: Any, keywords: dict[str, Any]) -> None:
+    """Do one share of the work, and say how many layers are missing."""
+    if options.data is not None or options.workers is not None or options.dask is not None:
+        raise ValueError("--shard goes with none of --data, --workers and --dask")
+    number, slash, count = options.shard.partition("/")
+    if not (slash and number.isascii() and number.isdigit() and count.isascii() and count.isdigit()):
+        raise ValueError(f"--shard is {options.shard!r}; it must be I/N, as in 2/8")
+    missing = whole.compress_shard(options.model, options.output, (int(number), int(count)), **keywords)
+    if options.json:
+        output.print_json({"shard": options.shard, "missing": missing})
+    elif not options.quiet:
+        print(f"share {options.shard} is done; {missing} layers are missing in {options.output}")
+
+
+@contextlib.contextmanager
+def resumable() -> Iterator[None]:
+    """A context that says after Ctrl-C that the same command goes on."""
     try:
-        with _shown(options) as progress:
-            done = whole.compress(
-                options.model,
-                options.output,
-                data=options.data,
-                recipe=options.recipe,
-                threads=options.threads,
-                progress=progress,
-                **settings_of(options),
-            )
+        yield
     except KeyboardInterrupt:
         print("diba: stopped; the same command goes on from here", file=sys.stderr)
         raise
-    if options.html is not None:
+
+
+@contextlib.contextmanager
+def _executor(address: str | None) -> Iterator[Any]:
+    """An executor on the workers of a dask scheduler; None without an address."""
+    if address is None:
+        yield None
+        return
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise ValueError(f"{error}; use python -m pip install distributed") from error
+    with Client(address) as client:
+        yield client.get_executor()
+
+
+def show_result(options: argparse.Namespace, done: Any) -> None:
+    """Print what came out, as the options ask."""
+    if getattr(options, "html", None) is not None:
         report = integrity.inspect(done.path) if done.report is None else done.report
         output.write_html(dataclasses.replace(report, facts=Facts.of_folder(done.path)), options.html)
     if options.json:

@@ -19,13 +19,13 @@ def add_command(commands: Any) -> None:
         "plan",
         help="what 'diba compress' would do: layers, size, time, memory",
         description="Show every layer with its k and size, what would stay dense and why, the size of the "
-        "file, and time and memory without data. Of MODEL only config.json is read. Random matrices of the "
-        "layers' shapes are factored to know the time.",
+        "file, and time and memory without data. Of MODEL no weight is read. Random matrices of the layers' "
+        "shapes are factored to know the time.",
     )
     add = parser.add_argument
-    add("model", metavar="MODEL", help="folder of the dense model")
+    add("model", metavar="MODEL", help="folder of the dense model; or its safetensors or npz file")
     add_settings(parser)
-    add("--threads", type=int, metavar="N", help="threads (default: torch's)")
+    add("--threads", type=int, metavar="N", help="threads (default: all there are)")
     add("--no-trials", dest="trials", action="store_false", help="factor nothing, and say nothing of time")
     add("--json", action="store_true", help="print one JSON object")
     output.add_html(parser)

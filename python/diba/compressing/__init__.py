@@ -1,10 +1,10 @@
 """Whole models, from a folder to a folder: ``diba.compress``, and what stands before and after it.
 
-``run.py`` is its course: ``plain.py`` without data, weight by weight, solved as in ``solving.py``; ``fitted.py``
-with data. ``forecast.py`` says before what comes out (``outline.py``), ``checking.py`` what is there afterwards.
-``recipe.py`` has the settings, ``source.py`` and ``files.py`` the dense model, ``workplace.py`` what is on the
-disk meanwhile; ``texts.py`` reads data, ``writing.py`` and ``card.py`` write the result. Torch and transformers
-are imported where a model's code is needed.
+``run.py`` is its course: ``plain.py`` without data, weight by weight, which ``solving.py`` solves;
+``fitted.py`` with data. ``forecast.py`` says before what comes out (``outline.py``), ``checking.py`` what is
+there afterwards. ``recipe.py`` has the settings, ``source.py`` and ``files.py`` the dense model,
+``workplace.py`` what is on the disk meanwhile; ``texts.py`` reads data, ``writing.py`` and ``card.py`` write
+the result. Torch and transformers are imported where a model's code is needed.
 """
 
 from __future__ import annotations

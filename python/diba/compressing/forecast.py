@@ -149,7 +149,7 @@ def _memory(weight: Weight) -> int:
     """Bytes of the work on one layer: its weight as it was read and in float32, and what the solver holds."""
     (m, n), k = weight.shape, weight.k
     if not k:
-        return CODED_ENTRIES * _CODES_BYTES + m * n
+        return min(m * n, CODED_ENTRIES) * _CODES_BYTES + m * n
     return 8 * m * n + int(_SOLVER_BYTES * (m * k + k * n + k * k))
 
 

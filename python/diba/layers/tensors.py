@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import zipfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -217,11 +217,14 @@ def _header(archive: Any, name: str, path: Path) -> tuple[tuple[int, ...], np.dt
     return tuple(shape), dtype
 
 
-def _opened_npz(path: str) -> Any:
-    try:
-        found = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise FormatError(f"{path}: is damaged or not an npz file ({error})") from error
-    if not isinstance(found, Mapping):
-        raise FormatError(f"{path}: holds one array without a name; use numpy.savez")
-    return found
+@contextlib.contextmanager
+def _opened_npz(path: str) -> Iterator[Any]:
+    with open_regular(path) as file:
+        try:
+            found = np.load(file, allow_pickle=False)
+        except (ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise FormatError(f"{path}: is damaged or not an npz file ({error})") from error
+        if not isinstance(found, np.lib.npyio.NpzFile):
+            raise FormatError(f"{path}: holds one array without a name; use numpy.savez")
+        with found:
+            yield found

@@ -24,6 +24,7 @@ from .calibration.calibration import Calibration
 from .calibration.collect import calibrate
 from .calibration.moments import Moments
 from .conversion.convert import convert
+from .conversion.loading import load
 from .conversion.report import LayerReport, Report, report
 from .modules.coded import CodedLayer
 from .modules.coded_layers import DibaCodedEmbedding, DibaCodedLinear
@@ -63,6 +64,7 @@ __all__ = [
     "distillation",
     "fisher",
     "keep_best",
+    "load",
     "model_loss",
     "report",
     "retune",
