@@ -16,6 +16,7 @@ quality      solvers and baselines on every dense matrix of three models: over a
 models       end metrics of whole models, beside controls: hours
 reconstruction  what each stage of the reconstruction of blocks is worth: half an hour
 curves       end metrics of whole models at equal bytes, beside llama.cpp, GPTQ, onnxruntime: hours
+scaling      whole models without data: plan and run, workers, large layers: an hour
 speed        speed and memory of whole models: half an hour
 decode       exported language models in onnxruntime-genai, beside llama.cpp: minutes
 runtimes     exported models in onnxruntime, beside float32 and int8: minutes
@@ -53,6 +54,7 @@ PLACES = {
     "models": "models.models",
     "reconstruction": "models.reconstruction",
     "curves": "models.curves",
+    "scaling": "models.scaling",
     "speed": "models.speed",
     "decode": "models.decode",
     "runtimes": "models.runtimes",

@@ -24,6 +24,7 @@ __all__ = ["filled", "main", "pages", "show"]
 
 ROOT = Path(__file__).resolve().parents[1]
 README, PAGES = ROOT / "README.md", ROOT / "docs" / "benchmarks"
+SCALING = ROOT / "docs" / "scaling.md"
 # The module that makes the table of a name from results of that name, and the one that draws its figure.
 TABLES = {
     "matvec": "products.table",
@@ -37,6 +38,7 @@ TABLES = {
     "models": "models.table",
     "reconstruction": "models.reconstruction",
     "curves": "models.curves_table",
+    "scaling": "models.scaling",
     "speed": "models.speed_table",
     "decode": "models.decode_table",
     "runtimes": "models.runtimes_table",
@@ -93,7 +95,7 @@ def filled(text: str) -> str:
 
 def pages() -> Iterator[tuple[Path, str, str]]:
     """(path, text, text with tables made anew) of every page."""
-    for path in (README, *sorted(PAGES.glob("*.md"))):
+    for path in (README, SCALING, *sorted(PAGES.glob("*.md"))):
         text = path.read_text(encoding="utf-8")
         yield path, text, filled(text)
 

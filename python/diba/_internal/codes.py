@@ -123,7 +123,8 @@ def quantize(matrix: NDArray[Any], bits: int, group: int = 32) -> Codes:
     """
     m, n = matrix.shape
     step = max(1, _ENTRIES // n)
-    parts = [_quantized(matrix[i : i + step], bits, group) for i in range(0, m, step)]
+    # In one order, because sums depend on it.
+    parts = [_quantized(np.ascontiguousarray(matrix[i : i + step]), bits, group) for i in range(0, m, step)]
     d1, codes, steps = (np.concatenate(part) for part in zip(*parts, strict=True))
     return Codes((m, n), bits, group, d1, codes, steps if bits == 4 else None)
 

@@ -154,7 +154,7 @@ def _executor(address: str | None) -> Iterator[Any]:
 
 def show_result(options: argparse.Namespace, done: Any) -> None:
     """Print what came out, as the options ask."""
-    if getattr(options, "html", None) is not None:
+    if options.html is not None:
         report = integrity.inspect(done.path) if done.report is None else done.report
         output.write_html(dataclasses.replace(report, facts=Facts.of_folder(done.path)), options.html)
     if options.json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from . import output
 from .compress import compressing, resumable, show_result
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def add_command(commands: Any) -> None:
     add("output", metavar="OUT", help="folder of the model; it may be that of the shares")
     add("parts", metavar="PART", nargs="*", help="folders of other shares")
     add("--model", metavar="MODEL", help="the dense model, if it is not where the shares found it")
+    output.add_html(parser)
     add("--json", action="store_true", help="print one JSON object")
     add("--quiet", action="store_true", help="print no progress and no summary")
     parser.set_defaults(run=_run)
