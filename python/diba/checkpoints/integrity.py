@@ -7,6 +7,7 @@ does all of this and reports the contents.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from pathlib import Path
@@ -214,7 +215,8 @@ def inspect(folder: PathLike) -> Report:
         OSError: a file cannot be read, or there is none.
     """
     description, stored = checked(folder)
-    return report_of(description, stored.tensors)
+    facts = Facts.of_folder(Path(folder))
+    return dataclasses.replace(report_of(description, stored.tensors), facts=facts)
 
 
 def checked(folder: PathLike) -> tuple[Description, Stored]:
