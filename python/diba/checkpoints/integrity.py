@@ -18,6 +18,7 @@ from .._internal.storage import DIAGONALS
 from ..errors import FormatError
 from .description import Description, crc32_of_names
 from .entries import Skipped, layer_reports
+from .facts import Facts
 from .folders import json_object, weight_files
 from .layers import CODES, TENSORS, readable
 from .report import Report
