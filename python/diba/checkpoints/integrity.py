@@ -216,7 +216,7 @@ def inspect(folder: PathLike) -> Report:
         OSError: a file cannot be read, or there is none.
     """
     description, stored = checked(folder)
-    facts = Facts.of_folder(Path(folder))
+    facts = Facts.of_folder(Path(check.path(folder)))
     return dataclasses.replace(report_of(description, stored.tensors), facts=facts)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoints import integrity
 from ..checkpoints.facts import Facts
+from ..compressing.recipe import RECIPES
 from ..progress import reporting
 from . import output
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["add_command", "add_settings", "compressing", "resumable", "settings_of", "show_result"]
 
 _CODES = {"auto": "auto", "8": 8, "4": 4, "none": None}
-_RECIPES = ("small", "balanced", "best")  # of diba.compressing, which imports torch
 
 
 def add_command(commands: Any) -> None:
@@ -59,7 +59,7 @@ def add_command(commands: Any) -> None:
 def add_settings(parser: Any) -> None:
     """Add the options that ``plan`` has, too: all settings of a compression."""
     add = parser.add_argument
-    add("--recipe", choices=_RECIPES, help="settings by name: 1, 2 or 3 bits; other options change them")
+    add("--recipe", choices=tuple(RECIPES), help="settings by name: 1, 2 or 3 bits; others change them")
     add("--bits", type=float, metavar="B", help="bits a weight (default: 2)")
     add("--alphabet", choices=("sign", "binary"), help="entries -1/+1 or 0/1 (default: sign)")
     add("--effort", choices=("fast", "normal", "best"), help="of the solver (default: fast)")
