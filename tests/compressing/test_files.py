@@ -142,6 +142,15 @@ def test_tensors_by_name(source: str, files: Path, tmp_path: Path) -> None:
         assert (found[name] == exact[name]).all()
     one = diba.compress(files / "one.safetensors", tmp_path / "one", progress=False)
     assert (tmp_path / "out" / WEIGHTS).read_bytes() == (one.path / WEIGHTS).read_bytes()
+    weights = diba.compressing.weights(tmp_path / "out")
+    assert set(weights) == {name.removesuffix(".weight") for name in exact} - {"norm", "conv", "tiny"} | {
+        "norm.weight", "conv.weight", "tiny.weight",
+    }  # fmt: skip
+    assert weights["W"] == diba.solve(exact["W"], bits_per_weight=2, alphabet="sign", effort="fast")
+    assert np.abs(weights["lm_head"] - exact["lm_head.weight"]).max() < 0.02
+    assert (weights["a.up.bias"] == exact["a.up.bias"]).all()
+    with pytest.raises(KeyError, match="has no layer or tensor 'b'"):
+        weights["b"]
     report = diba.compressing.verify(tmp_path / "out", against=files / source)
     expected = diba.solve(exact["W"], bits_per_weight=2, alphabet="sign", effort="fast")
     snr = {layer.name: layer.snr_db for layer in report.layers}

@@ -178,7 +178,7 @@ LAYERS = (
     ("hf.model_methods",),
     ("hf",),
     # diba.compress, and what is above all
-    ("compressing.judge", "compressing.outline", "compressing.recipe"),
+    ("compressing.judge", "compressing.outline", "compressing.reading", "compressing.recipe"),
     ("compressing.files", "compressing.models", "compressing.solving", "compressing.writing"),
     ("compressing.card", "compressing.source", "compressing.workplace"),
     ("compressing.texts", "compressing.plain", "compressing.forecast"),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from .checking import evaluate, verify
 from .forecast import Plan, plan
+from .reading import Weights, weights
 from .recipe import RECIPES, CompressSettings
 from .run import Compressed, compress, compress_shard, merge
 from .workplace import status
@@ -20,6 +21,7 @@ __all__ = [
     "CompressSettings",
     "Compressed",
     "Plan",
+    "Weights",
     "compress",
     "compress_shard",
     "evaluate",
@@ -27,4 +29,5 @@ __all__ = [
     "plan",
     "status",
     "verify",
+    "weights",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -152,4 +153,17 @@ def write_result(
     facts: Mapping[str, Any] = {"bits_per_weight": report.bits_per_weight, "figures": {}}
     facts = {**facts, "dense_bytes": source.bytes}
     card.write(folder, source, settings, facts, report)
-    return dict(facts), report
+    seconds = {name: solved(name).recipe.seconds for name in outline.weights}
+    return dict(facts), _with_times(report, seconds)
+
+
+def _with_times(report: Report, seconds: Mapping[str, float | None]) -> Report:
+    """The report with the seconds of every layer, by the name under which its tensors are."""
+    layers = tuple(
+        dataclasses.replace(
+            layer,
+            seconds=next((seconds[name] for name in (layer.name, *layer.tied) if name in seconds), None),
+        )
+        for layer in report.layers
+    )
+    return dataclasses.replace(report, layers=layers)
