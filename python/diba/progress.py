@@ -15,7 +15,7 @@ from ._internal.check import describe
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Progress", "ProgressOption", "Steps", "check_progress", "duration", "reporting"]
+__all__ = ["Progress", "ProgressOption", "Steps", "check_progress", "duration", "hears_details", "reporting"]
 
 _SECONDS_BETWEEN_LINES = 3.0
 _BAR = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}{postfix}]"
@@ -41,6 +41,8 @@ class Progress:
         flips: Bits of both factors that the last iteration changed.
         loss: Training loss of the last step.
         detail: More about ``item``: in a conversion, its ``diba.torch.LayerReport``.
+        fraction: Where a task is a stage of a longer one, as in ``diba.compress``: the share of all stages
+            that is done, from 0 to 1; ``elapsed`` and ``remaining`` are those of all stages, too.
     """
 
     task: str
@@ -54,9 +56,12 @@ class Progress:
     flips: int | None = None
     loss: float | None = None
     detail: Any = None
+    fraction: float | None = None
 
     def __str__(self) -> str:
-        return f"{_counts(self)}, {''.join(f'{fact}, ' for fact in _facts(self))}{_times(self)}"
+        share = [] if self.fraction is None else [f"{100 * self.fraction:.0f} %"]
+        facts = "".join(f"{fact}, " for fact in (*share, *_facts(self)))
+        return f"{_counts(self)}, {facts}{_times(self)}"
 
 
 ProgressOption = bool | Callable[[Progress], object]
@@ -72,6 +77,11 @@ def check_progress(progress: Any) -> None:
             f"progress is {describe(progress)}; it must be True, False, or a callable that takes one "
             "diba.Progress"
         )
+
+
+def hears_details(progress: Any) -> bool:
+    """Whether a callable wants to hear what is done between the steps of a task, too: it says so itself."""
+    return getattr(progress, "hears_details", False) is True
 
 
 @contextmanager
@@ -124,6 +134,7 @@ class _Bar:
         self._bar.set_description_str(title, refresh=False)
         self._bar.set_postfix_str(", ".join(_facts(state)) + _outlook(state), refresh=False)
         part = state.done / state.total if state.total else 0.0
+        part = part if state.fraction is None else state.fraction
         self._bar.update(round(_BAR_STEPS * part) - self._bar.n)
 
     def close(self) -> None:
@@ -160,8 +171,14 @@ class Steps:
 
     def __init__(self, task: str, total: int | None, report: Callable[[Progress], object] | None) -> None:
         self._task, self._total, self._report = task, total, report
-        self._began = time.perf_counter()
+        self._began, self._first = time.perf_counter(), 0
+        self._started = False
         self.done(0)
+
+    def begin(self, steps: int) -> None:
+        """So many steps were done by an earlier run, in no time; only the first call counts."""
+        if not self._started:
+            self._started, self._first = True, steps
 
     def within(self, first: float, end: float) -> ProgressOption:
         """The ``progress`` argument of a solve that takes the task from ``first`` to ``end`` steps."""
@@ -182,7 +199,9 @@ class Steps:
     def _tell(self, done: float) -> None:
         if self._report is not None:
             elapsed = time.perf_counter() - self._began
-            remaining = elapsed * (self._total - done) / done if done and self._total is not None else None
+            own, remaining = done - self._first, None
+            if own > 0 and self._total is not None:
+                remaining = elapsed * (self._total - done) / own
             self._report(Progress(self._task, done, self._total, elapsed, remaining, **self._facts))
 
 

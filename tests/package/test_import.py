@@ -153,6 +153,7 @@ LAYERS = (
     ),
     ("torch.allocation.loss", "torch.conversion.report"),
     ("torch.allocation.allocate",),
+    ("torch.conversion.work",),
     ("torch.conversion.run",),
     ("torch.conversion.convert", "torch.conversion.loading"),
     ("torch",),
@@ -180,7 +181,7 @@ LAYERS = (
     # diba.compress, and what is above all
     ("compressing.judge", "compressing.outline", "compressing.reading", "compressing.recipe"),
     ("compressing.files", "compressing.models", "compressing.solving", "compressing.writing"),
-    ("compressing.card", "compressing.source", "compressing.workplace"),
+    ("compressing.card", "compressing.source", "compressing.stages", "compressing.workplace"),
     ("compressing.texts", "compressing.plain", "compressing.forecast"),
     ("compressing.checking", "compressing.fitted"),
     ("compressing.in_memory",),

@@ -13,15 +13,16 @@ import diba.torch
 from ..checkpoints.facts import Retuning
 from . import judge
 from .models import kept_in, name_missing, recipe_of, when_converted
+from .stages import fitted_seconds
 from .texts import text_batches
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from ..progress import ProgressOption
     from .recipe import CompressSettings
     from .source import Source
+    from .stages import Stages
     from .workplace import Workplace
 
 __all__ = ["fitted"]
@@ -32,20 +33,30 @@ _HELD_BACK = 16  # of so many batches one judges the result
 
 
 def fitted(
-    source: Source, settings: CompressSettings, place: Workplace, data: Path, progress: ProgressOption
+    source: Source, settings: CompressSettings, place: Workplace, data: Path, stages: Stages
 ) -> tuple[Any, dict[str, float]]:
     """The model, converted for data and retuned, and its figures on data that were held back.
 
     Goes on from what the workplace has of it.
     """
-    batches = text_batches(source, data, settings)
+    earlier = place.noted("stages")
+    if earlier is not None:
+        stages.expect(**earlier)
+    with stages.stage("load", "model and data"):
+        batches = text_batches(source, data, settings)
+        dense, missing = source.dense_and_missing()
+        model = copy.deepcopy(dense) if place.part is None else source.read(place.part)
     held_back = max(1, len(batches) // _HELD_BACK)
     judging, batches = batches[:held_back], batches[held_back:]
     seen, others = batches[: settings.batches], batches[settings.batches :]
-    dense, missing = source.dense_and_missing()
-    model = copy.deepcopy(dense) if place.part is None else source.read(place.part)
+    if earlier is None:
+        stages.expect(_seconds(source, settings, dense, seen, judging))
     if place.stage is None:
-        with kept_in(place.layers), _blocks_kept(model, place):
+        with (
+            stages.stage("convert", rest=True) as progress,
+            kept_in(place.layers),
+            _blocks_kept(model, place, stages),
+        ):
             diba.torch.convert(
                 model,
                 _config(source, settings, dense, missing),
@@ -55,23 +66,48 @@ def fitted(
                 teacher=dense,
                 progress=progress,
             )
+        place.note("stages", stages.kept())
         name_missing(model, missing)
         place.keep(model.save_pretrained, _CONVERTED)
     if settings.retune and place.stage == _CONVERTED:
-        course = diba.torch.retune(
-            model,
-            [*others, *seen],
-            teacher=dense,
-            norms=True,
-            max_steps=settings.retune,
-            seed=settings.seed,
-            checkpoint=place.training,
-            every=KEPT_EVERY,
-            progress=progress,
-        )
+        with stages.stage("retune") as progress:
+            course = diba.torch.retune(
+                model,
+                [*others, *seen],
+                teacher=dense,
+                norms=True,
+                max_steps=settings.retune,
+                seed=settings.seed,
+                checkpoint=place.training,
+                every=KEPT_EVERY,
+                progress=progress,
+            )
+        place.note("stages", stages.kept())
         place.note("retuning", Retuning.of(course).to_dict())
         place.keep(model.save_pretrained, _RETUNED)
-    return model, judge.figures(dense, model, judging, source.is_causal)
+    with stages.stage("measure"):
+        counted = stages.counted("measure", judging, 3 if source.is_causal else 1)
+        return model, judge.figures(dense, model, counted, source.is_causal)
+
+
+def _seconds(
+    source: Source,
+    settings: CompressSettings,
+    dense: nn.Module,
+    seen: Sequence[Mapping[str, Any]],
+    judging: Sequence[Any],
+) -> dict[str, float]:
+    """Estimated seconds of all stages."""
+    tables = {id(m.weight) for m in dense.modules() if isinstance(m, nn.Embedding)}
+    sizes = [max(x.numel() for x in batch.values()) for batch in seen[:8]]
+    return fitted_seconds(
+        parameters=sum(p.numel() for p in dense.parameters() if p.ndim > 1 and id(p) not in tables),
+        tokens=sum(sizes) / len(sizes),
+        width=getattr(source.config.get_text_config(), "hidden_size", 512),
+        batches=(len(seen), len(judging)),
+        settings=settings,
+        size=source.bytes,
+    )
 
 
 def _reconstruction(settings: CompressSettings) -> dict[str, Any] | None:
@@ -86,7 +122,7 @@ def _config(source: Source, settings: CompressSettings, dense: Any, missing: lis
 
 
 @contextlib.contextmanager
-def _blocks_kept(model: Any, place: Workplace) -> Iterator[None]:
+def _blocks_kept(model: Any, place: Workplace, stages: Stages) -> Iterator[None]:
     """A context in which a conversion of the model has it kept after every block."""
     known = len(recipe_of(model).blocks)
 
@@ -96,6 +132,7 @@ def _blocks_kept(model: Any, place: Workplace) -> Iterator[None]:
         if count > known:
             known = count
             place.keep(model.save_pretrained)
+            place.note("stages", stages.kept())
 
     when_converted.append(after_change)
     try:

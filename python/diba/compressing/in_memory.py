@@ -10,9 +10,11 @@ import torch
 import diba
 import diba.torch
 
+from ..progress import reporting
 from . import card
 from .fitted import fitted
 from .models import forget_times, kept_in, shown_while_read
+from .stages import Stages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -36,22 +38,27 @@ def from_model(
     progress: ProgressOption,
 ) -> tuple[dict[str, Any], Report]:
     """Make the result and keep it in the workplace; returns facts about it, and its report."""
-    with _threads(threads):
+    with _threads(threads), reporting(progress) as show:
         if data is None:
-            with kept_in(place.layers), shown_while_read(progress):
+            stages = Stages(show, {"convert": 0.95, "write": 0.05})
+            with stages.stage("convert") as heard, kept_in(place.layers), shown_while_read(heard):
                 model = source.compressed(settings.config(source.has_output_layer))
             figures: dict[str, float] = {}
         else:
-            model, figures = fitted(source, settings, place, data, progress)
-    report = diba.torch.report(model)
-    facts = {"bits_per_weight": report.bits_per_weight, "figures": figures, "dense_bytes": source.bytes}
-    facts["retuning"] = place.noted("retuning")
+            stages = Stages(show)
+            model, figures = fitted(source, settings, place, data, stages)
+        report = diba.torch.report(model)
+        facts = {"bits_per_weight": report.bits_per_weight, "figures": figures, "dense_bytes": source.bytes}
+        facts["retuning"] = place.noted("retuning")
 
-    def save(folder: Path) -> dict[str, Any]:
-        _save(model, folder, source, settings, facts)
-        return facts
+        def save(folder: Path) -> dict[str, Any]:
+            _save(model, folder, source, settings, facts)
+            return facts
 
-    return place.keep_result(save), report
+        with stages.stage("write", "files"):
+            place.keep_result(save)
+        stages.end()
+    return facts, report
 
 
 def _save(

@@ -19,6 +19,7 @@ from .outline import Outline
 from .plain import Workers, solve_weights, write_result
 from .recipe import CompressSettings
 from .source import Source, source_at
+from .stages import Stages, plain_seconds
 from .texts import digests
 from .workplace import begun_in, opened
 
@@ -258,8 +259,6 @@ class _Run:
 
     def _from_files(self, outline: Outline) -> tuple[dict[str, Any], Report]:
         """The result, made weight by weight."""
-        with reporting(self.progress) as show:
-            solve_weights(outline, self.place, self.workers, show)
         made: list[Report] = []
 
         def save(folder: Path) -> dict[str, Any]:
@@ -267,7 +266,14 @@ class _Run:
             made.append(report)
             return facts
 
-        return self.place.keep_result(save), made[0]
+        with reporting(self.progress) as show:
+            stages = Stages(show, plain_seconds(outline.weights.values(), self.source.bytes))
+            with stages.stage("compress") as heard:
+                solve_weights(outline, self.place, self.workers, heard if callable(heard) else None)
+            with stages.stage("write", "files"):
+                facts = self.place.keep_result(save)
+            stages.end()
+        return facts, made[0]
 
     def _from_model(self, why: str | None) -> tuple[dict[str, Any], Report]:
         """The result, from a model in memory; ``why`` says what the files do not tell, without data."""

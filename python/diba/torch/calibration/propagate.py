@@ -9,7 +9,7 @@ the dense model; *tasks* computes what each layer is to compute (``targets``); *
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -26,7 +26,7 @@ from .blocks import Block, Blocks, Group, Groups, plan, together
 from .dense import DenseModel
 from .held import Held, Memory
 from .inputs import InputSums, recorded
-from .reconstruct import Reconstructing, block_fit
+from .reconstruct import Reconstructing, block_fit, expected
 from .sensitivity import Sensitivity, measure
 from .stream import HeldItem, Stream, captured, run_block
 from .targets import LayerTask, layer_tasks, plain_task, trained_task
@@ -59,7 +59,8 @@ def run(
     loss: Loss | None = None,
     reconstructing: Reconstructing | None = None,
     teacher: nn.Module | None = None,
-    on_batch: Callable[[str], object] = lambda what: None,
+    on_batch: Callable[[str, str], object] = lambda what, kind: None,
+    on_plan: Callable[[Mapping[str, int], int], object] = lambda counts, blocks: None,
 ) -> None:
     """Call ``solve`` for every layer in execution order, with the moments of its inputs at that time.
 
@@ -82,7 +83,10 @@ def run(
             not.
         teacher: The dense model, with the same names; None: the model with its layers as they were, so it
             must be dense at the start.
-        on_batch: Called with a few words about what is done, after every batch that the model ran on.
+        on_batch: Called after every batch that the model or a block ran on, with a few words about what is
+            done, and what it counts as: ``gradients``, ``inputs``, ``dense``, ``statistics``.
+        on_plan: Called once, with how often each of these is expected, and ``steps`` of training; and with
+            the number of blocks. Not where the number of batches is unknown.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -102,8 +106,8 @@ def run(
     total = size(data)
     of_total = "" if total is None else f" of {total}"
 
-    def tell(what: str, count: int) -> None:
-        on_batch(f"{what}, batch {count}{of_total}")
+    def tell(what: str, kind: str, count: int) -> None:
+        on_batch(f"{what}, batch {count}{of_total}", kind)
 
     read = {name: layer for name, layer in layers.items() if input_size(layer) is not None}
     with ExitStack() as stack:
@@ -112,12 +116,15 @@ def run(
         order = plan(model, read, data)
         steps = together(model, order.steps)
         weights = None
+        if total is not None:
+            counts = expected(model, steps, total, loss is not None and bool(read), reconstructing)
+            on_plan(counts, sum(len(step) for step in steps if isinstance(step, tuple)))
         if loss is not None and read:
             dense = model if teacher is None else teacher
             blocks = [block.name for step in steps if isinstance(step, tuple) for block in step]
             theirs = {name: dense.get_submodule(name) for name in read}
             watched = blocks if reconstructing is not None else ()
-            after_batch = partial(tell, "gradients of the loss")
+            after_batch = partial(tell, "gradients of the loss", "gradients")
             weights = measure(dense, theirs, data, loss, watched, after_batch)
         memory = stack.enter_context(Memory(None if reconstructing is None else reconstructing.memory))
         propagation = _Propagation(
@@ -168,7 +175,7 @@ class _Propagation:
         masks_of: Callable[[Any], MasksOf],
         reconstructing: Reconstructing | None,
         teacher: nn.Module | None,
-        tell: Callable[[str, int], object],
+        tell: Callable[[str, str, int], object],
         memory: Memory,
     ) -> None:
         self.dense = DenseModel(model, teacher)
@@ -202,7 +209,7 @@ class _Propagation:
                     dense, _ = recorded(model, partial(call, model, batch), groups, masks, stop=True)
             for group, total, seen, before in zip(groups, sums, now, dense, strict=True):
                 total.add(seen, before, self._weights(group, key, seen))
-            self._tell(f"inputs of {groups[0].names[0]}", number)
+            self._tell(f"inputs of {groups[0].names[0]}", "inputs", number)
         self._solve(self._tasks(groups, sums))
 
     def sequence(self, blocks: Blocks) -> None:
@@ -257,7 +264,7 @@ class _Propagation:
         # A loader may shuffle, so both models are run on a batch before the next one is read.
         for number, batch in enumerate(self._batches, 1):
             masks = self._masks_of(batch)
-            self._tell(f"inputs of {block}", number)
+            self._tell(f"inputs of {block}", "inputs", number)
             item = captured(self._model, block, batch)
             if item is None:
                 continue
@@ -287,7 +294,7 @@ class _Propagation:
                 stream.dense[number] = item.next(output, following, self._memory)
             for group, tensors in zip(block.groups, calls, strict=True):
                 inputs[group].append([self._memory.hold(tensor) for tensor in tensors])
-            self._tell(block.name, number + 1)
+            self._tell(block.name, "dense", number + 1)
         return inputs
 
     def _statistics(self, block: Block, groups: Groups, stream: Stream, dense: _Inputs) -> list[InputSums]:
@@ -302,7 +309,7 @@ class _Propagation:
             for group, total, seen, known in zip(groups, sums, now, before, strict=True):
                 weights = self._weights(group, stream.keys[number], seen)
                 total.add(seen, [held.get() for held in known[number]], weights)
-            self._tell(f"inputs of {groups[0].names[0]}", number + 1)
+            self._tell(f"inputs of {groups[0].names[0]}", "statistics", number + 1)
         return sums
 
     def _decides(self, number: int, stream: Stream) -> bool:

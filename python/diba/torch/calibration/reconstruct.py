@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -12,15 +12,15 @@ from torch import Tensor
 from ..modules.layer import factored_layers
 from ..reconstruction.block import BlockFit, Sample
 from ..reconstruction.settings import BlockRecipe, Reconstruction
+from .blocks import Block, Blocks, Groups, together
 from .trace import first_tensor
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from .blocks import Block
     from .stream import HeldItem, Stream
 
-__all__ = ["Reconstructing", "block_fit"]
+__all__ = ["Reconstructing", "block_fit", "expected"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,42 @@ class Reconstructing:
     def memory(self) -> int | None:
         """Bytes of memory for activations; None: by what is available."""
         return self.settings.memory
+
+
+def expected(
+    model: nn.Module,
+    steps: Sequence[Groups | Blocks],
+    total: int,
+    gradients: bool,
+    how: Reconstructing | None,
+) -> dict[str, int]:
+    """How often ``propagate.run`` is expected to tell of its batches, by kind; and steps of training.
+
+    Args:
+        model: The model.
+        steps: What is done of it, in this order.
+        total: Number of batches.
+        gradients: Whether gradients of a loss are measured.
+        how: How blocks are reconstructed; None: they are not.
+    """
+    parts = {
+        block.name: len(together(model, block.groups))
+        for step in steps
+        if isinstance(step, tuple)
+        for block in step
+    }
+    learned, trained = total, 0
+    if how is not None:
+        learned -= sum(how.settings.is_held_out(number, total) for number in range(total))
+        each = (how.settings.steps + count * how.settings.tune_steps for count in parts.values())
+        trained = sum(count for name, count in zip(parts, each, strict=True) if name not in how.done)
+    return {
+        "gradients": total if gradients else 0,
+        "inputs": total * len(steps),
+        "dense": total * len(parts),
+        "statistics": learned * sum(parts.values()),
+        "steps": trained,
+    }
 
 
 def block_fit(

@@ -179,6 +179,7 @@ def _convert(
                         reconstructing=None if how is None else run.reconstructing(how),
                         teacher=teacher,
                         on_batch=run.busy,
+                        on_plan=run.plan,
                     )
                 run.independently()  # layers with codes that no data are needed for
     except BaseException as error:

@@ -16,7 +16,7 @@ import diba
 from ...checkpoints.blocks import BlockRecipe
 from ...checkpoints.description import Recipe
 from ...checkpoints.layers import LayerRecipe
-from ...progress import Progress, check_progress, reporting
+from ...progress import Progress, check_progress, hears_details, reporting
 from ...solvers.size import inner_dimension
 from ..calibration.reconstruct import Reconstructing
 from ..calibration.targets import LayerTask, bias_values
@@ -30,9 +30,10 @@ from . import report
 from .biases import free_biases
 from .kept import kept_layers
 from .solving import solve_layer
+from .work import Work
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import Self
 
     from torch import nn
@@ -110,9 +111,10 @@ class Conversion:
         check_progress(progress)
         self._progress, self._resources = progress, ExitStack()
         self._tell: Callable[[Progress], object] | None = shown_to.get()
-        self._work = {target.name: _work(target) for target in selection.targets}
-        self._parts = dict.fromkeys(self._work, 0.0)  # share of each layer that is done, 0 to 1
-        self._lock = threading.Lock()  # guards _parts while several layers are solved at once
+        self._detailed = progress is True or hears_details(progress) or hears_details(self._tell)
+        self._work = Work({target.name: _work(target) for target in selection.targets})
+        self._sizes = {target.name: _work(target) for target in selection.targets}
+        self._lock = threading.Lock()  # several layers may be solved at once
 
     def __enter__(self) -> Self:
         self._tell = self._resources.enter_context(reporting(self._progress))
@@ -125,11 +127,11 @@ class Conversion:
 
     def independently(self) -> None:
         """Compress all pending layers, each for its own dense weight."""
-        share = sum(self._work.values()) / self._threads
+        share = sum(self._sizes.values()) / self._threads
         small = [
             name
             for name, target in self.pending.items()
-            if min(target.shape) < _ROWS_FOR_THREADS and self._work[name] <= share
+            if min(target.shape) < _ROWS_FOR_THREADS and self._sizes[name] <= share
         ]
         if self._threads == 1 or len(small) < 2:
             small = []
@@ -151,23 +153,37 @@ class Conversion:
 
     def reconstructing(self, how: Reconstruction) -> Reconstructing:
         """That blocks are reconstructed by these settings, and reported here."""
-        self._reconstruction = how
+        self._reconstruction, steps = how, 0
+
+        def on_step(name: str) -> None:
+            nonlocal steps
+            steps += 1
+            self.busy(name, "steps")
 
         def on_block(name: str, recipe: BlockRecipe) -> None:
+            nonlocal steps
             self.blocks[name] = recipe
+            self._work.spared("steps", how.steps + recipe.groups * how.tune_steps - steps)
+            steps = 0
             self._remember()
             self.tell(block=(name, recipe))
 
-        return Reconstructing(how, self.busy, on_block, self._before.blocks)
+        return Reconstructing(how, on_step, on_block, self._before.blocks)
 
-    def busy(self, what: str) -> None:
-        """Show what is done between two layers, on the bar or in the lines; callables hear of layers only."""
-        if self._progress is True:
+    def plan(self, counts: Mapping[str, int], blocks: int) -> None:
+        """How often everything between layers is expected."""
+        self._work.plan(counts, blocks)
+
+    def busy(self, what: str, kind: str) -> None:
+        """Count and show what is done between two layers; most callables hear of layers only."""
+        self._work.did(kind)
+        if self._detailed:
             self.tell(item=what)
 
     def leave(self, name: str, reason: str) -> None:
         """Decide that a pending layer stays dense."""
-        del self.pending[name], self._work[name], self._parts[name]
+        del self.pending[name], self._sizes[name]
+        self._work.drop(name)
         self.left_dense[name] = reason
 
     def _side_by_side(self, names: list[str]) -> None:
@@ -178,7 +194,7 @@ class Conversion:
         each = max(1, self._threads // workers)
         futures: dict[Future[Solved], str] = {}
         try:
-            for name in sorted(names, key=lambda name: -self._work[name]):  # an interrupt may arrive here
+            for name in sorted(names, key=lambda name: -self._sizes[name]):  # an interrupt may arrive here
                 futures[pool.submit(self._solve, name, each)] = name
             for future in as_completed(list(futures)):
                 self._replace(futures.pop(future), future.result())
@@ -199,6 +215,7 @@ class Conversion:
         task = self._given.get(name) or self._own_task(target)
         found = None if self._kept is None else self._kept.get(task, target.settings)
         if found is not None:
+            self._work.found(name)
             return found
         solved = solve_layer(task, target, threads=threads, progress=self.watch(name))
         if self._kept is not None:
@@ -224,8 +241,8 @@ class Conversion:
             self._mapped.add(weight.untyped_storage().data_ptr())
         tied = tuple(target.tied)
         del target, weight  # the last references to the dense layer
-        if announce and self._tell is not None:
-            self._parts[name] = 1.0
+        if announce:
+            self._work.solving(name, 1.0)
             self.tell(report.report_of_layer(name, new, tied))
 
     # ------------------------------------------------------------ progress and recipe
@@ -236,11 +253,9 @@ class Conversion:
         def show(state: Progress) -> None:
             if self._stop.is_set():
                 raise _Stopped
-            if self._progress is True and state.total:
+            if self._detailed and state.total:
                 with self._lock:
-                    self._parts[name] = min(
-                        state.done / state.total, 0.99
-                    )  # measuring and replacing still follow
+                    self._work.solving(name, min(state.done / state.total, 0.99))  # measuring still follows
                     self.tell()
 
         return show
@@ -254,9 +269,8 @@ class Conversion:
         """Report the progress; ``layer`` was just replaced, ``block`` reconstructed, ``item`` under way."""
         if self._tell is None:
             return
-        elapsed, whole = time.perf_counter() - self._began, sum(self._work.values())
-        share = sum(self._work[name] * part for name, part in self._parts.items()) / whole if whole else 1.0
-        total, facts = len(self._work), dict[str, Any]()
+        elapsed, (share, remaining) = time.perf_counter() - self._began, self._work.outlook()
+        total, facts = self._work.layers, dict[str, Any]()
         if layer is not None:
             facts = {"item": layer.name, "snr_db": layer.snr_db, "detail": layer}
         elif block is not None:
@@ -264,8 +278,9 @@ class Conversion:
         elif item is not None:
             facts = {"item": item}
         done = share * total if self._progress is True else len(self.done)
-        remaining = elapsed * (1 - share) / share if share else None
-        self._tell(Progress("convert", done, total, elapsed, remaining, **facts))
+        facts["remaining"] = remaining if share else None
+        facts["fraction"] = share if hears_details(self._tell) else None
+        self._tell(Progress("convert", done, total, elapsed, **facts))
 
     def _remember(self) -> None:
         """Store the recipe so far on the model, and call the hooks."""
@@ -273,7 +288,7 @@ class Conversion:
         if self.done:
             before = self._before
             left = {**before.left_dense, **self.left_dense}
-            left = {name: reason for name, reason in left.items() if name not in self._work}
+            left = {name: reason for name, reason in left.items() if name not in self._sizes}
             seconds += before.seconds or 0.0
             how = self._reconstruction
             recipe = Recipe(

@@ -169,6 +169,7 @@ def retune(
 
         def after_step() -> None:
             flips = None if flipper is None else trainer.flips
+            progressed.begin(len(trainer.losses) - 1)
             progressed.done(len(trainer.losses), loss=trainer.losses[-1], flips=flips)
 
         progressed = Steps("retune", steps, show)
