@@ -28,7 +28,7 @@ class Progress:
 
     Attributes:
         task: What is running: ``"solve"``, ``"curve"``, ``"allocate"``, ``"calibrate"``, ``"convert"``,
-            ``"retune"``.
+            ``"retune"``; of ``diba.compress`` also ``"load"``, ``"compress"``, ``"measure"``, ``"write"``.
         done: Steps done: iterations of a solver, matrices, layers, batches or optimizer steps. A fraction
             counts the part done of the current step, where that is known. 0 reports the start.
         total: Number of steps at most; None while unknown.

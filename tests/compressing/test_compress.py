@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import shutil
 import signal
@@ -110,7 +111,40 @@ def stop_after(layers: int) -> Any:
     return progress
 
 
+def assert_one_piece_of_work(seen: list[diba.Progress]) -> None:
+    """One share that is done, which rises to 1, and a time left that falls to 0, over all stages."""
+    shares = [state.fraction for state in seen]
+    assert all(share is not None and 0 <= share <= 1 for share in shares)
+    assert shares == sorted(shares, key=lambda share: share or 0.0)
+    assert (shares[-1], seen[-1].remaining) == (1.0, 0.0)
+    assert all(state.remaining is not None and math.isfinite(state.remaining) for state in seen)
+    times = [state.elapsed for state in seen]
+    assert times == sorted(times)
+
+
 # ---------------------------------------------------------------- what comes out
+
+
+def test_progress_is_that_of_all_stages(
+    dense: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[diba.Progress] = []
+    diba.compress(dense, tmp_path / "a", data=texts, **{**SMALL, "progress": seen.append})
+    assert_one_piece_of_work(seen)
+    stages = ["load", "convert", "retune", "measure", "write"]
+    assert list(dict.fromkeys(state.task for state in seen)) == stages
+    assert any("gradients of the loss" in (state.item or "") for state in seen)
+    middle = [state.fraction for state in seen if state.task == "convert"]
+    assert len(set(middle)) > 100  # not of layers alone
+    capsys.readouterr()
+    diba.compress(dense, tmp_path / "b", data=texts, **{**SMALL, "progress": True})
+    shown = capsys.readouterr().err
+    assert "100 %" in shown.splitlines()[-1]
+    assert "Loading weights" not in shown  # transformers has bars of its own
+    plain: list[diba.Progress] = []
+    diba.compress(dense, tmp_path / "c", progress=plain.append)
+    assert_one_piece_of_work(plain)
+    assert list(dict.fromkeys(state.task for state in plain)) == ["compress", "write"]
 
 
 def test_without_data_every_layer_is_that_of_convert(dense: Path, tmp_path: Path) -> None:
@@ -263,8 +297,10 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(
     seen: list[diba.Progress] = []
     diba.compress(dense, out, data=texts, **{**SMALL, "progress": seen.append})
     assert_same_files(out, whole)
+    assert_one_piece_of_work(seen)
     if task == "retune":
         assert not any(state.task == "convert" for state in seen)
+        assert (seen[0].fraction or 0) > 0.3  # what an earlier run did counts
 
 
 def test_what_is_retuned_is_not_retuned_again(
@@ -280,7 +316,7 @@ def test_what_is_retuned_is_not_retuned_again(
     assert diba.compressing.status(tmp_path / "out")["stage"] == "measuring"
     seen: list[diba.Progress] = []
     diba.compress(dense, tmp_path / "out", data=texts, **{**SMALL, "progress": seen.append})
-    assert not seen
+    assert {state.task for state in seen} == {"load", "measure", "write"}
     assert_same_files(tmp_path / "out", whole)
 
 
@@ -538,6 +574,14 @@ def test_status_and_log(dense: Path, texts: Path, tmp_path: Path, capsys: pytest
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert [line["done"] for line in lines if line["task"] == "retune"] == list(range(7))
     assert all(line["time"] > 1.7e9 for line in lines)
+    shares = [line["fraction"] for line in lines]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+    assert {"load", "convert", "measure", "write"} & {line["task"] for line in lines} == {
+        "load",
+        "measure",
+        "write",
+    }
     assert main(["compress", str(dense)]) == 2
     assert "MODEL and -o OUT are needed" in capsys.readouterr().err
 

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ..checkpoints import integrity
 from ..checkpoints.facts import Facts
@@ -173,13 +173,26 @@ def _shown(options: argparse.Namespace) -> Iterator[ProgressOption]:
         yield not options.quiet
         return
     with Path(options.log).open("a") as file, reporting(not options.quiet) as show:
+        log = _Log(file)
 
         def both(state: Progress) -> None:
-            facts = {
-                name: value for name, value in vars(state).items() if name != "detail" and value is not None
-            }
-            print(json.dumps({"time": round(time.time(), 3), **facts}), file=file, flush=True)
+            log(state)
             if show is not None:
                 show(state)
 
         yield both
+
+
+class _Log:
+    """Writes every step as a JSON object on a line, and what is done between steps once a second."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file, self._last, self._written = file, ("", -1.0), 0.0
+
+    def __call__(self, state: Progress) -> None:
+        now, step = time.time(), (state.task, state.done)
+        if step == self._last and state.fraction != 1 and now - self._written < 1:
+            return
+        self._last, self._written = step, now
+        facts = {name: value for name, value in vars(state).items() if name != "detail" and value is not None}
+        print(json.dumps({"time": round(now, 3), **facts}), file=self._file, flush=True)

@@ -13,7 +13,7 @@ import diba.torch
 from ..progress import reporting
 from . import card
 from .fitted import fitted
-from .models import forget_times, kept_in, shown_while_read
+from .models import forget_times, kept_in, one_bar, shown_while_read
 from .stages import Stages
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def from_model(
     progress: ProgressOption,
 ) -> tuple[dict[str, Any], Report]:
     """Make the result and keep it in the workplace; returns facts about it, and its report."""
-    with _threads(threads), reporting(progress) as show:
+    with _threads(threads), one_bar(), reporting(progress) as show:
         if data is None:
             stages = Stages(show, {"convert": 0.95, "write": 0.05})
             with stages.stage("convert") as heard, kept_in(place.layers), shown_while_read(heard):
@@ -55,7 +55,7 @@ def from_model(
             _save(model, folder, source, settings, facts)
             return facts
 
-        with stages.stage("write", "files"):
+        with stages.stage("write"):
             place.keep_result(save)
         stages.end()
     return facts, report

@@ -43,6 +43,7 @@ __all__ = [
     "forget_times",
     "kept_in",
     "name_missing",
+    "one_bar",
     "outlined",
     "recipe_of",
     "shown_while_read",
@@ -66,9 +67,21 @@ _DTYPES = {
 
 
 @contextlib.contextmanager
+def one_bar() -> Iterator[None]:
+    """A context in which transformers shows no bars: there is one of ours."""
+    logging: Any = transformers.utils.logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
 def shown_while_read(progress: ProgressOption) -> Iterator[None]:
     """A context in which the compression of models that are read is shown."""
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # there is one of ours
     with reporting(progress) as show:
         token = shown_to.set(show)
         try:

@@ -270,7 +270,7 @@ class _Run:
             stages = Stages(show, plain_seconds(outline.weights.values(), self.source.bytes))
             with stages.stage("compress") as heard:
                 solve_weights(outline, self.place, self.workers, heard if callable(heard) else None)
-            with stages.stage("write", "files"):
+            with stages.stage("write"):
                 facts = self.place.keep_result(save)
             stages.end()
         return facts, made[0]
