@@ -541,6 +541,7 @@ def test_the_commands(dense: Path, texts: Path, tmp_path: Path, capsys: pytest.C
         ("inspected", "SNR of each layer"),
     ):
         assert said in (tmp_path / f"{name}.html").read_text()
+    assert f"<h1>{dense.name}, as planned</h1>" in (tmp_path / "plan.html").read_text()
     assert main(["eval", out, "--data", str(texts), "--tokens", "24", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["perplexity"] > 1
     assert main(["compress", str(dense), "-o", out, "--bits", "2"]) == 2

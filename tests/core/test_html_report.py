@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import reports
-from diba.checkpoints.entries import format_bytes
+from diba.checkpoints.entries import format_bytes, in_order
 from diba.checkpoints.facts import Facts, Retuning
 from diba.checkpoints.html import style
 from diba.checkpoints.html.groups import groups_of
@@ -212,7 +212,7 @@ def test_what_is_unknown_is_not_zero() -> None:
         report(0, blocks={}),
         report(1, facts=Facts(retuning=Retuning(losses=(1.0,)))),
         report(facts=Facts(retuning=Retuning(losses=(None, None), restored=True))),
-        report(3, facts=Facts(figures={"accuracy": 0.5, "relative_error": 0.25}, forecast={"seconds": 3.0})),
+        report(3, facts=Facts(figures={"accuracy": 0.5, "agreement": 0.25}, forecast={"seconds": 3.0})),
         report(500),
     ],
     ids=["nothing", "one layer", "one step", "no step", "figures of other names", "1,001 layers"],
@@ -266,6 +266,11 @@ def test_layers_are_grouped_by_what_they_are() -> None:
     few = groups_of([layer(name, i) for i, name in enumerate(names)], 3)
     assert [group.name for group in few] == ["attn.q", "mlp", "others"]
     assert sorted(place for group in few for place in group.layers) == list(range(1, 8))
+
+
+def test_names_are_in_the_order_of_people() -> None:
+    names = ["a.10.q", "a.2.q", "a.2.k", "b", "a.x", "a.²"]
+    assert sorted(names, key=in_order) == ["a.2.k", "a.2.q", "a.10.q", "a.x", "a.²", "b"]
 
 
 # ---------------------------------------------------------------- facts

@@ -13,7 +13,16 @@ if TYPE_CHECKING:
 
     from .description import Description
 
-__all__ = ["SPLIT", "LayerReport", "Skipped", "first_names", "format_bytes", "layer_reports", "reason_lines"]
+__all__ = [
+    "SPLIT",
+    "LayerReport",
+    "Skipped",
+    "first_names",
+    "format_bytes",
+    "in_order",
+    "layer_reports",
+    "reason_lines",
+]
 
 SPLIT = "its matrices are separate layers"
 """The reason given for a fused parameter, whose weights are counted with the layers made of it."""
@@ -134,6 +143,11 @@ def reason_lines(skipped: Iterable[Skipped]) -> list[str]:
         size = f"{sum(x.weights for x in found):,} weights, {format_bytes(sum(x.bytes for x in found))}"
         lines.append(f"{reason}: {first_names([x.name for x in found])} ({size})")
     return lines
+
+
+def in_order(name: str) -> list[tuple[bool, int, str]]:
+    """A key that sorts names as people do, 2 before 10; in checkpoints they have any order."""
+    return [(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in name.split(".")]
 
 
 def first_names(names: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ from .._internal import check, disk, tensor_files
 from .._internal.storage import DIAGONALS
 from ..errors import FormatError
 from .description import Description, crc32_of_names
-from .entries import Skipped, layer_reports
+from .entries import Skipped, in_order, layer_reports
 from .facts import Facts
 from .folders import json_object, weight_files
 from .layers import CODES, TENSORS, readable
@@ -221,7 +221,10 @@ def inspect(folder: PathLike) -> Report:
 
 
 def checked(folder: PathLike) -> tuple[Description, Stored]:
-    """The description and the tensors of a checkpoint, all files checked; errors as for :func:`inspect`."""
+    """The description, its layers by name, and the tensors of a checkpoint, all files checked.
+
+    Errors as for :func:`inspect`.
+    """
     place = Path(check.path(folder))
     with disk.open_regular(str(place / "config.json")) as stream:
         config = json_object(stream.read(), place / "config.json")
@@ -231,7 +234,8 @@ def checked(folder: PathLike) -> tuple[Description, Stored]:
     stored = Stored.at(map(str, weight_files(place)))
     elsewhere = check_stored(description.layers, stored)
     check_names(stored.tensors, description.crc32_names, elsewhere, stored.where)
-    return description, stored
+    layers = sorted(description.layers.items(), key=lambda item: in_order(item[0]))
+    return dataclasses.replace(description, layers=dict(layers)), stored
 
 
 def report_of(description: Description, tensors: Mapping[str, Tensor]) -> Report:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     class HtmlReport(Protocol):
         """A report, or a plan."""
 
-        def to_html(self, path: str, /) -> str: ...
+        def to_html(self, path: str, /, *, title: str | None) -> str: ...
 
 
 __all__ = ["add_html", "facts", "print_json", "print_report", "write_html"]
@@ -49,10 +49,10 @@ def add_html(parser: Any) -> None:
     parser.add_argument("--html", metavar="FILE", help="write the report as one HTML file with charts")
 
 
-def write_html(report: HtmlReport, file: str | None) -> None:
-    """Write the page to a file, if one was named."""
+def write_html(report: HtmlReport, file: str | None, title: str | None = None) -> None:
+    """Write the page to a file, if one was named; without a title it is that of the report."""
     if file is not None:
-        report.to_html(file)
+        report.to_html(file, title=title)
 
 
 def print_json(report: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import output
@@ -40,7 +41,7 @@ def _run(options: argparse.Namespace) -> None:
         trials=options.trials,
         **settings_of(options),
     )
-    output.write_html(found, options.html)
+    output.write_html(found, options.html, f"{Path(options.model).resolve().name}, as planned")
     if options.json:
         output.print_json(found.to_dict())
     else:

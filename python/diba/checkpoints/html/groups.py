@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from ..entries import LayerReport
 
-__all__ = ["Group", "Part", "finite", "groups_of", "in_order"]
+__all__ = ["Group", "Part", "finite", "groups_of"]
 
 _OTHERS = "others"
 
@@ -69,11 +69,6 @@ def groups_of(layers: Sequence[LayerReport], most: int) -> list[Group]:
 def finite(values: Iterable[float | None]) -> list[float]:
     """The known and finite ones."""
     return [value for value in values if value is not None and math.isfinite(value)]
-
-
-def in_order(name: str) -> list[tuple[bool, int, str]]:
-    """A key that sorts names as people do, 2 before 10; checkpoints have blocks in any order."""
-    return [(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in name.split(".")]
 
 
 def _role(layer: LayerReport) -> str:

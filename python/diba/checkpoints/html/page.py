@@ -9,10 +9,10 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from ...progress import duration
-from ..entries import format_bytes
+from ..entries import format_bytes, in_order
 from ..text import summary
 from . import figures, tables
-from .groups import Part, groups_of, in_order
+from .groups import Part, groups_of
 from .style import PAGE, SCRIPT, style
 from .svg import COLOURS
 
@@ -110,14 +110,18 @@ def _snr(report: Contents) -> Tile:
 def _measured(values: Mapping[str, float]) -> list[Tile]:
     """Tiles of what was measured; figures of unknown names as they are."""
     left, found = dict(values), list[Tile]()
-    tokens = left.pop("tokens_judged", None)
-    of = "of text held back" if tokens is None else f"of {tokens:,.0f} tokens held back"
+    tokens, answers = left.pop("tokens_judged", None), left.pop("answers_judged", None)
+    of = "on data held back" if tokens is None else f"of {tokens:,.0f} tokens held back"
     if "perplexity" in left:
         after, before = left.pop("perplexity"), left.pop("perplexity_dense", None)
         dense = "unknown" if before is None else f"{before:.4g}"
         found.append(("perplexity", f"{dense} → {after:.4g}", f"dense → compressed, {of}"))
     if "relative_error" in left:
         found.append(("error of outputs", f"{100 * left.pop('relative_error'):.3g} %", of))
+    if "agreement" in left:
+        count = "answers" if answers is None else f"{answers:,.0f} answers"
+        share = f"{100 * left.pop('agreement'):.4g} %"
+        found.append(("agreement", share, f"of {count} held back are those of the dense model"))
     return found + [(name.replace("_", " "), f"{value:.4g}", "measured") for name, value in left.items()]
 
 
@@ -127,7 +131,7 @@ def _forecast(values: Mapping[str, float]) -> list[Tile]:
         found.append(("time, as expected", duration(values["seconds"]), "without data, on this machine"))
     if "memory_bytes" in values:
         size = format_bytes(int(values["memory_bytes"]))
-        found.append(("memory, as expected", size, "at the peak, beside torch and transformers"))
+        found.append(("memory, as expected", size, "at the peak, beside the interpreter"))
     if "snr_db" in values:
         found.append(
             ("SNR, as expected", f"{values['snr_db']:.1f} dB", "of random matrices; trained ones get more")
