@@ -191,11 +191,11 @@ def test_what_lies_beside_the_weights_comes_along(dense: Path, whole: Path) -> N
 def test_its_figures_are_those_of_the_models(dense: Path, texts: Path, whole: Path) -> None:
     """Perplexity of the batches held back, computed by the models' own losses."""
     from diba.compressing import CompressSettings
+    from diba.compressing.data.kinds import Data
     from diba.compressing.source import Source
-    from diba.compressing.texts import text_batches
 
     settings = CompressSettings(**{k: v for k, v in SMALL.items() if k not in ("threads", "progress")})
-    batches = text_batches(Source.at(dense), texts, settings)
+    batches = Data.at(Source.at(dense), texts, settings).batches()
     judging = batches[: max(1, len(batches) // 16)]
     figures = json.loads((whole / DONE).read_text())["figures"]
     assert figures["tokens_judged"] == sum(batch["input_ids"].numel() for batch in judging)
@@ -428,7 +428,7 @@ def test_folders_that_hold_something_else(dense: Path, texts: Path, whole: Path,
         ("a.txt", b"\xff\xfe" * 500, "is no text in UTF-8"),
         ("a.jsonl", b'"good"\n{"text": 3}\n', 'a.jsonl, line 2: has no text'),
         ("a.jsonl", b'"good"\nbad\n', "line 2: is no JSON"),
-        ("a.csv", b"1,2", r"ends in .csv; it must end in .txt or .jsonl"),
+        ("a.csv", b"1,2", r"ends in .csv; for LlamaForCausalLM it must have texts"),
     ],
 )  # fmt: skip
 def test_data_that_are_no_texts(name: str, content: bytes, error: str, dense: Path, tmp_path: Path) -> None:

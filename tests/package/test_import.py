@@ -182,7 +182,16 @@ LAYERS = (
     ("compressing.judge", "compressing.outline", "compressing.reading", "compressing.recipe"),
     ("compressing.files", "compressing.models", "compressing.solving", "compressing.writing"),
     ("compressing.card", "compressing.source", "compressing.stages", "compressing.workplace"),
-    ("compressing.texts", "compressing.plain", "compressing.forecast"),
+    ("compressing.plain", "compressing.forecast"),
+    ("compressing.data", "compressing.data.batches", "compressing.data.wav"),
+    (
+        "compressing.data.texts",
+        "compressing.data.images",
+        "compressing.data.script",
+        "compressing.data.answers",
+    ),
+    ("compressing.data.recordings",),
+    ("compressing.data.kinds",),
     ("compressing.checking", "compressing.fitted"),
     ("compressing.in_memory",),
     ("compressing.run",),
@@ -213,6 +222,7 @@ PACKAGES = {
     "hf",
     "onnx",
     "compressing",
+    "compressing.data",
 }
 BINDINGS = {"bindings.hpp", "module.cpp"} | {
     f"bind_{folder}.cpp" for folder in ("file", "layout", "runtime", "product", "solve")
@@ -226,6 +236,7 @@ THIRD_PARTY = {
     "threadpoolctl": {"torch.conversion.run"},
     "matplotlib": {"allocation.curves"},
     "distributed": {"cli.compress"},
+    "PIL": {"compressing.data.images"},
     "onnx": set(),  # read and written by onnx_ir, which torch's exporter brings
     "onnx_ir": {
         "onnx.graph",

@@ -43,7 +43,7 @@ def add_command(commands: Any) -> None:
     add("model", metavar="MODEL", nargs="?", help="folder of the dense model; or its safetensors or npz file")
     add("-o", "--output", metavar="OUT", help="folder to write, empty or not there yet")
     add("--status", metavar="OUT", help="say how far the run of a folder is, and do nothing else")
-    add("--data", metavar="TEXT", help="a .txt or .jsonl file, or a folder of them")
+    add("--data", metavar="DATA", help="texts, images or recordings, or a script that makes batches")
     add_settings(parser)
     add("--threads", type=int, metavar="N", help="threads, of each worker (default: all there are)")
     add("--workers", type=int, metavar="N", help="without data: processes that solve weights (default: one)")

@@ -28,13 +28,14 @@ def add_command(commands: Any) -> None:
     parser.set_defaults(run=_verify)
     parser = commands.add_parser(
         "eval",
-        help="measure a model on texts, beside the dense one",
-        description="Perplexity of a language model on texts; of other models the relative error of the last "
-        "hidden states. With --against, the dense model is measured beside it.",
+        help="measure a model on data, beside the dense one",
+        description="Perplexity of a language model; of others the relative error of their answers, and "
+        "of classifiers how often the top class is the same. With --against, the dense model is measured "
+        "beside it.",
     )
     add = parser.add_argument
     add("model", metavar="FOLDER", help="folder of a model, compressed or not")
-    add("--data", metavar="TEXT", required=True, help="a .txt or .jsonl file, or a folder of them")
+    add("--data", metavar="DATA", required=True, help="as for 'diba compress'")
     add("--against", metavar="MODEL", help="folder of the dense model")
     add("--tokens", type=int, default=256, metavar="N", help="tokens of a text (default: 256)")
     add("--rows", type=int, default=4, metavar="N", help="texts in a batch (default: 4)")

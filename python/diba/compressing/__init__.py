@@ -3,7 +3,7 @@
 ``run.py`` is its course: ``plain.py`` without data, weight by weight, which ``solving.py`` solves;
 ``fitted.py`` with data. ``forecast.py`` says before what comes out (``outline.py``), ``checking.py`` what is
 there afterwards. ``recipe.py`` has the settings, ``source.py`` and ``files.py`` the dense model,
-``workplace.py`` what is on the disk meanwhile; ``texts.py`` reads data, ``writing.py`` and ``card.py`` write
+``workplace.py`` what is on the disk meanwhile; ``data`` reads data, ``writing.py`` and ``card.py`` write
 the result. Torch and transformers are imported where a model's code is needed.
 """
 

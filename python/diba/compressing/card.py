@@ -59,7 +59,11 @@ def figure_lines(figures: Mapping[str, float]) -> list[str]:
         count = f"{figures['tokens_judged']:,.0f} tokens held back"
         return [f"perplexity of {count}: {before:.4g} dense, {after:.4g} compressed"]
     if "relative_error" in figures:
-        return [f"last hidden states of texts held back: relative error {figures['relative_error']:.3g}"]
+        lines = [f"answers to data held back: relative error {figures['relative_error']:.3g}"]
+        if "agreement" in figures:
+            count = f"{figures['answers_judged']:,.0f} answers held back"
+            lines.append(f"top class of {count}: that of the dense model in {figures['agreement']:.1%}")
+        return lines
     return []
 
 

@@ -77,11 +77,11 @@ def verify(folder: PathLike, *, against: PathLike | None = None) -> Report:
 def evaluate(
     folder: PathLike, data: PathLike, *, against: PathLike | None = None, **settings: Any
 ) -> dict[str, float]:
-    """Measure a model on texts, compressed or not.
+    """Measure a model on data, compressed or not.
 
     Args:
         folder: A folder that ``from_pretrained`` reads.
-        data: Texts, see :func:`diba.compressing.compress`; all of them are used.
+        data: See :func:`diba.compressing.compress`; all of them are used.
         against: Folder of the dense model, which is measured beside it; only language models can do without.
         **settings: ``tokens``, ``rows`` and ``seed`` of :class:`CompressSettings`.
 
@@ -92,7 +92,8 @@ def evaluate(
         TypeError, ValueError, OSError: As for :func:`diba.compressing.compress`; or ``against`` is missing.
     """
     from . import judge
-    from .texts import text_batches
+    from .data.answers import answered
+    from .data.kinds import Data
 
     source = Source.any(Path(check.path(folder)))
     if against is None and not source.is_causal:
@@ -100,10 +101,11 @@ def evaluate(
             f"{source.kind.__name__} has no loss of its own; give against, the folder of the dense model"
         )
     chosen = CompressSettings.of(None, settings)
-    batches = text_batches(source, Path(check.path(data)), chosen)
+    batches = Data.at(source, Path(check.path(data)), chosen).batches()
     model = source.read(source.folder)
     dense = model if against is None else Source.any(Path(check.path(against))).dense()
-    figures = judge.figures(dense, model, batches, source.is_causal)
+    heard = answered(source, batches, dense, chosen.tokens, [])
+    figures = judge.figures(dense, model, heard, source.is_causal)
     return figures if against is not None else {k: v for k, v in figures.items() if k != "perplexity_dense"}
 
 

@@ -6,20 +6,23 @@ import contextlib
 import copy
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 import diba.torch
 
 from ..checkpoints.facts import Retuning
 from . import judge
+from .data.answers import answered
+from .data.batches import picked
 from .models import kept_in, name_missing, recipe_of, when_converted
 from .stages import fitted_seconds
-from .texts import text_batches
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Iterator, Sequence
 
+    from .data.batches import Batch
+    from .data.kinds import Data
     from .recipe import CompressSettings
     from .source import Source
     from .stages import Stages
@@ -30,10 +33,11 @@ __all__ = ["fitted"]
 KEPT_EVERY = 100  # steps of retuning
 _CONVERTED, _RETUNED = "converted", "retuned"  # stages whose end is kept
 _HELD_BACK = 16  # of so many batches one judges the result
+_NUMBERS = 512  # of an image or a sound, a rough guess
 
 
 def fitted(
-    source: Source, settings: CompressSettings, place: Workplace, data: Path, stages: Stages
+    source: Source, settings: CompressSettings, place: Workplace, data: Data, stages: Stages
 ) -> tuple[Any, dict[str, float]]:
     """The model, converted for data and retuned, and its figures on data that were held back.
 
@@ -43,14 +47,12 @@ def fitted(
     if earlier is not None:
         stages.expect(**earlier)
     with stages.stage("load", "model and data"):
-        batches = text_batches(source, data, settings)
+        batches = data.batches()
         dense, missing = source.dense_and_missing()
+        used = _Used(source, batches, settings, dense, place)
         model = copy.deepcopy(dense) if place.part is None else source.read(place.part)
-    held_back = max(1, len(batches) // _HELD_BACK)
-    judging, batches = batches[:held_back], batches[held_back:]
-    seen, others = batches[: settings.batches], batches[settings.batches :]
     if earlier is None:
-        stages.expect(_seconds(source, settings, dense, seen, judging))
+        stages.expect(_seconds(source, settings, dense, used))
     if place.stage is None:
         with (
             stages.stage("convert", rest=True) as progress,
@@ -60,7 +62,7 @@ def fitted(
             diba.torch.convert(
                 model,
                 _config(source, settings, dense, missing),
-                batches=seen,
+                batches=used.seen,
                 loss=diba.torch.fisher(seed=settings.seed),
                 reconstruct=_reconstruction(settings),
                 teacher=dense,
@@ -73,7 +75,7 @@ def fitted(
         with stages.stage("retune") as progress:
             course = diba.torch.retune(
                 model,
-                [*others, *seen],
+                used.all,
                 teacher=dense,
                 norms=True,
                 max_steps=settings.retune,
@@ -86,28 +88,64 @@ def fitted(
         place.note("retuning", Retuning.of(course).to_dict())
         place.keep(model.save_pretrained, _RETUNED)
     with stages.stage("measure"):
-        counted = stages.counted("measure", judging, 3 if source.is_causal else 1)
+        counted = stages.counted("measure", used.judging, 3 if source.is_causal else 1)
         return model, judge.figures(dense, model, counted, source.is_causal)
 
 
-def _seconds(
-    source: Source,
-    settings: CompressSettings,
-    dense: nn.Module,
-    seen: Sequence[Mapping[str, Any]],
-    judging: Sequence[Any],
-) -> dict[str, float]:
+def _seconds(source: Source, settings: CompressSettings, dense: nn.Module, used: _Used) -> dict[str, float]:
     """Estimated seconds of all stages."""
     tables = {id(m.weight) for m in dense.modules() if isinstance(m, nn.Embedding)}
-    sizes = [max(x.numel() for x in batch.values()) for batch in seen[:8]]
+    sizes = [_tokens(batch) for batch in used.seen[:8]]
     return fitted_seconds(
         parameters=sum(p.numel() for p in dense.parameters() if p.ndim > 1 and id(p) not in tables),
         tokens=sum(sizes) / len(sizes),
         width=getattr(source.config.get_text_config(), "hidden_size", 512),
-        batches=(len(seen), len(judging)),
+        batches=(len(used.seen), len(used.judging)),
         settings=settings,
         size=source.bytes,
     )
+
+
+def _tokens(batch: Batch) -> float:
+    """About how many vectors go through the layers; of images and sounds hundreds of numbers are one."""
+    tensors = [value for value in batch.values() if isinstance(value, torch.Tensor)]
+    return max(x.numel() / (_NUMBERS if x.is_floating_point() else 1) for x in tensors)
+
+
+class _Used:
+    """The batches of a run.
+
+    Attributes:
+        judging: Those that nothing else sees.
+        seen: Those that compression sees.
+        all: Those of retuning: first others, as many as it has steps, then the same.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        batches: Sequence[Batch],
+        settings: CompressSettings,
+        dense: Any,
+        place: Workplace,
+    ) -> None:
+        judging = max(1, len(batches) // _HELD_BACK)
+        end = min(judging + settings.batches, len(batches))
+        last = min(end + settings.retune, len(batches))
+        known = place.noted("answers") or []
+        made = answered(
+            source,
+            picked(batches, range(last)),
+            dense,
+            settings.tokens,
+            known,
+            lambda: place.note("answers", known),
+        )
+        if place.part is None:
+            for _ in made:  # what cannot be read is an error now, not in an hour
+                pass
+        self.judging, self.seen = made[:judging], made[judging:end]
+        self.all = picked(made, [*range(end, last), *range(judging, end)])
 
 
 def _reconstruction(settings: CompressSettings) -> dict[str, Any] | None:

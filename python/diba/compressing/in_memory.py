@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from ..checkpoints.report import Report
     from ..progress import ProgressOption
+    from .data.kinds import Data
     from .recipe import CompressSettings
     from .source import Source
     from .workplace import Workplace
@@ -33,7 +34,7 @@ def from_model(
     source: Source,
     settings: CompressSettings,
     place: Workplace,
-    data: Path | None,
+    data: Data | None,
     threads: int | None,
     progress: ProgressOption,
 ) -> tuple[dict[str, Any], Report]:

@@ -20,7 +20,6 @@ from .plain import Workers, solve_weights, write_result
 from .recipe import CompressSettings
 from .source import Source, source_at
 from .stages import Stages, plain_seconds
-from .texts import digests
 from .workplace import begun_in, opened
 
 if TYPE_CHECKING:
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from .._internal.disk import PathLike
     from ..checkpoints.report import Report
     from ..progress import ProgressOption
+    from .data.kinds import Data
     from .files import FileSource
     from .workplace import Workplace
 
@@ -50,7 +50,7 @@ class Compressed:
         bytes: Of the files of weights.
         dense_bytes: Of those of the dense model, at its own dtype.
         bits_per_weight: Of the compressed layers.
-        figures: What was measured on texts that nothing else has seen, dense and compressed; see ``judge``.
+        figures: What was measured on data that nothing else has seen, dense and compressed; see ``judge``.
         seconds: Of the last run.
         retuning: The course of the losses, as :class:`Retuning` has them; None: nothing was retuned.
         report: Every layer; None where the folder was finished before.
@@ -101,8 +101,11 @@ def compress(
             model's code: a safetensors file, the index of several, a folder of them, or an npz. Layers are
             then known by the names and shapes of tensors; see ``docs/compress``.
         out: A folder that is empty, not there, or that of the same call.
-        data: Text: a ``.txt`` or ``.jsonl`` file (each line a string, or an object with one as ``"text"``),
-            or a folder of them. Language models take all of it in windows, other models each line by itself.
+        data: A file or folder of what the model takes. Texts: ``.txt``, or ``.jsonl`` (each line a string, or
+            an object with one as ``"text"``), which language models take in windows, others line by line.
+            Images, also in folders of classes. Recordings: ``.wav``, for models that write them down with
+            ``NAME.txt`` beside ``NAME.wav`` or without. Anything else: a script, ``.py``, with a function
+            ``batches(model_folder)`` that yields dicts of the model's arguments, the same ones each time.
             A sixteenth is held back to judge the result.
         recipe: Name of settings, one of ``diba.compressing.RECIPES``; None: the defaults.
         threads: Number of threads, of every worker; None: torch's number with data, else that of diba, shared
@@ -126,12 +129,12 @@ def compress(
     """
     chosen = CompressSettings.of(recipe, settings)
     check_progress(progress)
-    texts = None if data is None else Path(check.path(data))
-    source, target, identity = _task(model, out, texts, chosen)
+    given = None if data is None else Path(check.path(data))
+    source, target, identity, read = _task(model, out, given, chosen)
     who = Workers(threads=threads, count=workers, executor=executor)
     with opened(target, identity, source.path) as place:
         if place.done is None:
-            return _Run(source, chosen, place, texts, progress, who).run(identity)
+            return _Run(source, chosen, place, read, progress, who).run(identity)
         return Compressed(path=target, settings=chosen.to_dict(), **place.done)
 
 
@@ -166,7 +169,7 @@ def compress_shard(
         TypeError, ValueError, OSError: As for :func:`compress`.
     """
     chosen = CompressSettings.of(recipe, settings)
-    source, target, identity = _task(model, out, None, chosen)
+    source, target, identity, _ = _task(model, out, None, chosen)
     who = Workers(threads=threads, shard=shard)
     with opened(target, identity, source.path, shared=True) as place, reporting(progress) as show:
         return 0 if place.done is not None else solve_weights(_outline(source, chosen), place, who, show)
@@ -197,7 +200,7 @@ def merge(
     if begun is None:
         raise ValueError(f"{target} has no run in it; give the folders that diba compress --shard wrote")
     chosen, dense = CompressSettings(**begun[0]), begun[1] if model is None else model
-    source, _, identity = _task(dense, target, None, chosen)
+    source, _, identity, _ = _task(dense, target, None, chosen)
     with opened(target, identity, source.path) as place:
         if place.done is not None:
             return Compressed(path=target, settings=chosen.to_dict(), **place.done)
@@ -208,22 +211,30 @@ def merge(
 
 
 def _task(
-    model: PathLike, out: PathLike, texts: Path | None, settings: CompressSettings
-) -> tuple[FileSource, Path, dict[str, Any]]:
-    """The source and the target of a run, and what its result depends on."""
+    model: PathLike, out: PathLike, data: Path | None, settings: CompressSettings
+) -> tuple[FileSource, Path, dict[str, Any], Data | None]:
+    """The source and the target of a run, what its result depends on, and its data."""
     target, source = Path(check.path(out)), source_at(Path(check.path(model)))
-    if texts is not None and not isinstance(source, Source):
-        why = source.note or "there is no config.json beside the weights"
-        raise ValueError(f"data needs the code of the model, and {why}; leave data out")
     if target.exists() and source.folder.samefile(target):
         raise ValueError(f"out {target} is the model's folder; name another one")
+    read = None if data is None else _data(source, data, settings)
     identity = {
         "model": source.digests(),
-        "data": {} if texts is None else digests(texts),
+        "data": {} if read is None else read.digests(),
         "settings": settings.to_dict(),
         "versions": {"diba": diba.__version__, "layers of": source.title},
     }
-    return source, target, identity
+    return source, target, identity, read
+
+
+def _data(source: FileSource, path: Path, settings: CompressSettings) -> Data:
+    """The data of a run, which need the code of the model."""
+    if not isinstance(source, Source):
+        why = source.note or "there is no config.json beside the weights"
+        raise ValueError(f"data needs the code of the model, and {why}; leave data out")
+    from .data.kinds import Data
+
+    return Data.at(source, path, settings)
 
 
 def _outline(source: FileSource, settings: CompressSettings) -> Outline:
@@ -241,7 +252,7 @@ class _Run:
     source: FileSource
     settings: CompressSettings
     place: Workplace
-    texts: Path | None
+    data: Data | None
     progress: ProgressOption
     workers: Workers
 
@@ -249,7 +260,7 @@ class _Run:
         began, report = time.perf_counter(), None
         facts = self.place.complete
         if facts is None:
-            outline = None if self.texts is not None else self.source.outline(self.settings)
+            outline = None if self.data is not None else self.source.outline(self.settings)
             if isinstance(outline, Outline):
                 facts, report = self._from_files(outline)
             else:
@@ -284,4 +295,4 @@ class _Run:
 
         assert isinstance(self.source, Source), "tensors by name have an outline, and take no data"
         threads = self.workers.threads
-        return from_model(self.source, self.settings, self.place, self.texts, threads, self.progress)
+        return from_model(self.source, self.settings, self.place, self.data, threads, self.progress)

@@ -98,8 +98,8 @@ def repeatable(batches: Any, name: str = "batches", *, limit: int = HELD_BYTES) 
 
 
 def some(batches: Iterable[Any], count: int) -> list[Any]:
-    """``count`` batches or fewer: evenly spaced ones of a list, the first ones of anything else."""
-    if isinstance(batches, (list, tuple)):
+    """``count`` batches or fewer: evenly spaced ones of a sequence, the first ones of anything else."""
+    if isinstance(batches, Sequence):
         return list(batches[:: max(1, len(batches) // count)][:count])
     return list(islice(batches, count))
 

@@ -1,28 +1,23 @@
-"""Texts as batches of a model: what ``--data`` names."""
+"""Texts: files of text, and of lines of JSON."""
 
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .files import sha256_of
-
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    from .recipe import CompressSettings
-    from .source import Source
+    from ..recipe import CompressSettings
+    from ..source import Source
+    from .batches import Batch
 
-__all__ = ["digests", "text_batches"]
-
-_KINDS = (".txt", ".jsonl")
-_LEAST = 4  # batches: of them one is held out
+__all__ = ["text_batches", "tokenizer_of"]
 
 
-def text_batches(source: Source, data: Path, settings: CompressSettings) -> list[dict[str, Any]]:
-    """All batches of the texts, in an order that the seed gives.
+def text_batches(source: Source, files: Sequence[Path], settings: CompressSettings) -> list[Batch]:
+    """All batches of the texts.
 
     Models that predict each token from those before get the texts one after another, in windows of
     ``settings.tokens``; what is left over is dropped. Others get each line by itself, cut at that length,
@@ -30,40 +25,31 @@ def text_batches(source: Source, data: Path, settings: CompressSettings) -> list
 
     Raises:
         OSError: A file cannot be read.
-        ValueError: It is no text, or there is too little of it; the model is of another kind, or has no
-            tokenizer.
+        ValueError: It is no text; the model has no tokenizer, or takes fewer tokens.
     """
-    from transformers import AutoTokenizer
-
-    if getattr(source.config, "is_encoder_decoder", False) or source.kind.main_input_name != "input_ids":
-        raise ValueError(
-            f"data is text, and {source.kind.__name__} takes more than tokens, or others; leave data out, or "
-            "give its batches to diba.torch.convert and diba.torch.retune"
-        )
     most = getattr(source.config.get_text_config(), "max_position_embeddings", None)
     if most is not None and settings.tokens > most:
         raise ValueError(f"tokens is {settings.tokens}, and the model takes at most {most}; give fewer")
+    tokenizer = tokenizer_of(source)
+    texts = list(_texts(files))
+    return (_windows if source.is_causal else _rows)(tokenizer, texts, settings)
+
+
+def tokenizer_of(source: Source) -> Any:
+    """The model's tokenizer.
+
+    Raises:
+        ValueError: It has none.
+    """
+    from transformers import AutoTokenizer
+
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source.folder)
+        return AutoTokenizer.from_pretrained(source.folder)
     except Exception as error:
-        raise ValueError(f"data is text, and {source.folder} has no tokenizer ({error})") from error
-    texts = list(_texts(data))
-    made = _windows(tokenizer, texts, settings) if source.is_causal else _rows(tokenizer, texts, settings)
-    if len(made) < _LEAST:
-        raise ValueError(
-            f"{data} makes {len(made)} batches of {settings.rows} rows; there must be at least {_LEAST}, and "
-            "hundreds are better: give more text, or fewer rows or tokens"
-        )
-    random.Random(settings.seed).shuffle(made)
-    return made
+        raise ValueError(f"data has texts, and {source.folder} has no tokenizer ({error})") from error
 
 
-def digests(data: Path) -> dict[str, str]:
-    """SHA-256 of the files of texts, by name."""
-    return {path.name: sha256_of(path) for path in _files(data)}
-
-
-def _windows(tokenizer: Any, texts: list[str], settings: CompressSettings) -> list[dict[str, Any]]:
+def _windows(tokenizer: Any, texts: list[str], settings: CompressSettings) -> list[Batch]:
     import torch
 
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
@@ -73,7 +59,7 @@ def _windows(tokenizer: Any, texts: list[str], settings: CompressSettings) -> li
     return [{"input_ids": rows[i : i + settings.rows]} for i in range(0, len(rows), settings.rows)]
 
 
-def _rows(tokenizer: Any, texts: list[str], settings: CompressSettings) -> list[dict[str, Any]]:
+def _rows(tokenizer: Any, texts: list[str], settings: CompressSettings) -> list[Batch]:
     if tokenizer.pad_token is None:
         raise ValueError("the tokenizer has no token to fill rows up with; set its pad_token and save it")
     lines = [line for text in texts for line in text.splitlines() if line.strip()]
@@ -91,19 +77,8 @@ def _rows(tokenizer: Any, texts: list[str], settings: CompressSettings) -> list[
     return made
 
 
-def _files(data: Path) -> list[Path]:
-    if data.is_dir():
-        found = sorted(path for path in data.iterdir() if path.suffix in _KINDS and path.is_file())
-        if not found:
-            raise ValueError(f"{data} has no file that ends in {' or '.join(_KINDS)}")
-        return found
-    if data.suffix not in _KINDS:
-        raise ValueError(f"{data} ends in {data.suffix or 'nothing'}; it must end in {' or '.join(_KINDS)}")
-    return [data]
-
-
-def _texts(data: Path) -> Iterator[str]:
-    for path in _files(data):
+def _texts(files: Sequence[Path]) -> Iterator[str]:
+    for path in files:
         try:
             content = path.read_text("utf-8")
         except UnicodeDecodeError as error:

@@ -1,0 +1,44 @@
+"""Batches that are made when they are read, so that they take no memory between two reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar, overload
+
+__all__ = ["Batch", "Made", "picked"]
+
+Batch = dict[str, Any]
+"""Names of arguments of a model's ``forward`` -> tensors, and plain values."""
+
+T = TypeVar("T")
+
+
+class Made(Sequence[Batch]):
+    """A sequence of batches, each made of an item, equal whenever it is read.
+
+    Args:
+        items: What they are made of.
+        make: Makes a batch of an item.
+    """
+
+    def __init__(self, items: Iterable[T], make: Callable[[T], Batch]) -> None:
+        self._items, self._make = list(items), make
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @overload
+    def __getitem__(self, place: int) -> Batch: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Made: ...
+
+    def __getitem__(self, place: int | slice) -> Batch | Made:
+        if isinstance(place, slice):
+            return Made(self._items[place], self._make)
+        return self._make(self._items[place])
+
+
+def picked(batches: Sequence[Batch], numbers: Iterable[int]) -> Made:
+    """Those batches, in that order."""
+    return Made(numbers, batches.__getitem__)
