@@ -314,9 +314,9 @@ const errors = [];
 window.addEventListener("error", event => errors.push(String(event.message)));
 window.addEventListener("load", () => setTimeout(() => {
   const rows = () => [...document.querySelectorAll("table.sortable tbody tr")];
-  const column = () => rows().map(row => row.cells[7].textContent);
+  const column = () => rows().map(row => row.cells[1].textContent);
   const found = {before: column(), width: innerWidth, needed: document.documentElement.scrollWidth};
-  const head = document.querySelectorAll("table.sortable thead th")[7];
+  const head = document.querySelectorAll("table.sortable thead th")[1];
   head.querySelector("button").click();
   found.rising = column(), found.sorted = head.getAttribute("aria-sort");
   head.querySelector("button").click();

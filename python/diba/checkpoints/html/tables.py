@@ -122,9 +122,9 @@ def layers_table(layers: Sequence[LayerReport], places: Mapping[str, int]) -> st
     Columns of which nothing is known are left out, and named below.
     """
     head = [
-        ("layer", False), ("place", True), ("kind", False), ("shape", True), ("k", True),
-        ("entries", False), ("bits a weight", True), ("SNR, dB", True), ("relative error", True),
-        ("SNR of outputs, dB", True), ("objective", False), ("bytes before", True), ("bytes after", True),
+        ("layer", False), ("SNR, dB", True), ("relative error", True), ("SNR of outputs, dB", True),
+        ("bits a weight", True), ("shape", True), ("k", True), ("entries", False), ("kind", False),
+        ("place", True), ("objective", False), ("bytes before", True), ("bytes after", True),
         ("bytes in a diba file", True), ("seconds", True),
     ]  # fmt: skip
     rows = [_layer(layer, places[layer.name]) for layer in layers]
@@ -172,15 +172,15 @@ def _layer(layer: LayerReport, place: int) -> list[Cell]:
     error = None if snr is None or not math.isfinite(snr) else 100 * 10 ** (-snr / 20)
     return [
         Cell(" = ".join((layer.name, *layer.tied))),
-        Cell(str(place), place),
-        Cell(layer.kind),
-        Cell(_by(layer.shape), layer.weights),
-        Cell(str(layer.k), layer.k) if layer.k else Cell("-"),
-        Cell(layer.alphabet),
-        _decimal(layer.bits_per_weight, 3),
         _decimal(snr),
         Cell(f"{error:.3g} %", error) if error is not None else Cell("0 %" if snr == math.inf else UNKNOWN),
         _decimal(layer.output_snr_db),
+        _decimal(layer.bits_per_weight, 3),
+        Cell(_by(layer.shape), layer.weights),
+        Cell(str(layer.k), layer.k) if layer.k else Cell("-"),
+        Cell(layer.alphabet),
+        Cell(layer.kind),
+        Cell(str(place), place),
         Cell(UNKNOWN if layer.objective is None else layer.objective),
         *(_bytes(x) for x in (layer.dense_bytes, layer.memory_bytes, layer.file_bytes)),
         _decimal(layer.seconds, 1),
