@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "bindings.hpp"
+#include "product/bit_counts.hpp"
 #include "product/code_rows.hpp"
 #include "product/exact.hpp"
 #include "product/fingerprint.hpp"
@@ -68,6 +69,27 @@ void gram(const Words& words, std::size_t cols, const Floats& weights, bool sign
   float* h = elements(out, view.rows, view.rows, "out must have shape (rows, rows)");
   const Unlocked unlocked;
   diba::gram(view, signs, w, h, threads);
+}
+
+// ---- exact products of numbers of one or two bits
+
+using Integers = py::array_t<std::int32_t, py::array::c_style>;
+
+diba::BitNumbers bit_numbers(const Words& words, std::size_t cols) {
+  require(words.ndim() == 3 && (extent(words, 0) == 1 || extent(words, 0) == 2) &&
+              extent(words, 2) == diba::words_for(cols),
+          "words must have shape (1 or 2, rows, ceil(cols / 64))");
+  require(cols <= diba::kMostCountedCols, "there are too many columns");
+  return {words.data(), extent(words, 1), cols, static_cast<int>(extent(words, 0))};
+}
+
+void bit_products(const Words& a, const Words& b, std::size_t cols, Integers& out, int threads) {
+  const diba::BitNumbers left = bit_numbers(a, cols), right = bit_numbers(b, cols);
+  require(out.ndim() == 2 && extent(out, 0) == left.rows && extent(out, 1) == right.rows,
+          "out must have shape (rows of a, rows of b)");
+  std::int32_t* to = out.mutable_data();
+  const Unlocked unlocked;
+  diba::bit_products(left, right, to, threads);
 }
 
 // ---- fast products of a factorization, from arrays
@@ -290,6 +312,7 @@ void bind_product(py::module_& m) {
       .def(py::init<std::size_t, std::size_t>(), py::arg("rows"), cols);
   m.def("correlate", &correlate, words, py::arg("x"), weights, signs, out, threads);
   m.def("gram", &gram, words, cols, weights, signs, out, threads);
+  m.def("bit_products", &bit_products, py::arg("a"), py::arg("b"), cols, out, threads);
   bind_packed(m);
   m.def("multiply_codes", &multiply_codes, py::arg("codes"), py::arg("steps"), py::arg("d1"), py::arg("rows"),
         py::arg("columns"), py::arg("bits"), py::arg("group"), py::arg("x"), py::arg("count"), py::arg("bias"),

@@ -32,6 +32,7 @@ from .allocation.waterfill import Allocation
 from .bits import BitMatrix
 from .errors import FormatError
 from .factorization import Factorization, load
+from .levels import Levels, bitgemm
 from .progress import Progress
 from .runtime import info, isa, num_threads, set_num_threads, supported_isas
 from .solvers import SolveOptions, solve
@@ -53,6 +54,7 @@ __all__ = [
     "Curve",
     "Factorization",
     "FormatError",
+    "Levels",
     "OneBit",
     "Progress",
     "SolveOptions",
@@ -60,6 +62,7 @@ __all__ = [
     "__version__",
     "allocate",
     "autotune",
+    "bitgemm",
     "curve",
     "info",
     "isa",

@@ -64,6 +64,9 @@ def gram(
     out: NDArray[np.float32],
     threads: int,
 ) -> None: ...
+def bit_products(
+    a: NDArray[np.uint64], b: NDArray[np.uint64], cols: int, out: NDArray[np.int32], threads: int
+) -> None: ...
 
 class TiledMatrix:
     @overload

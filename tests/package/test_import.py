@@ -53,7 +53,7 @@ LAYERS = (
     ("checkpoints.html.figures",),
     ("checkpoints.html.page",),
     ("checkpoints.report",),
-    ("factorization", "svid", "solvers.second_moments", "checkpoints.integrity"),
+    ("factorization", "levels", "svid", "solvers.second_moments", "checkpoints.integrity"),
     ("cli.output",),
     ("solvers.options", "solvers.size", "solvers.schedule", "solvers.objective"),
     ("solvers.side", "_internal.timing"),

@@ -77,9 +77,31 @@ struct Vector {
   }
 };
 
+// Vectors of bytes for counts.hpp.
+struct Bytes {
+  using Vector = __m256i;
+  static constexpr std::size_t kBytes = 32;
+
+  static Vector zero() { return _mm256_setzero_si256(); }
+  static Vector load(const std::uint8_t* p) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(p)); }
+  static Vector table(const std::uint8_t* p) {
+    return _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static Vector lookup(Vector table, Vector nibbles) { return _mm256_shuffle_epi8(table, nibbles); }
+  static Vector add(Vector a, Vector b) { return _mm256_add_epi8(a, b); }
+  static void add_to(std::uint16_t* sums, Vector a) {
+    auto* const to = reinterpret_cast<__m256i*>(sums);
+    const __m256i low_u16x16 = _mm256_cvtepu8_epi16(_mm256_castsi256_si128(a));
+    const __m256i high_u16x16 = _mm256_cvtepu8_epi16(_mm256_extracti128_si256(a, 1));
+    _mm256_store_si256(to, _mm256_add_epi16(_mm256_load_si256(to), low_u16x16));
+    _mm256_store_si256(to + 1, _mm256_add_epi16(_mm256_load_si256(to + 1), high_u16x16));
+  }
+};
+
 }  // namespace
 }  // namespace diba
 
+#include "kernels/counts.hpp"
 #include "kernels/rows.hpp"
 
 namespace diba {

@@ -62,9 +62,33 @@ struct Vector {
   static Mask first_lanes(std::size_t count) { return static_cast<Mask>((1U << smaller(count, kLanes)) - 1U); }
 };
 
+// Vectors of bytes for counts.hpp.
+struct Bytes {
+  using Vector = __m512i;
+  static constexpr std::size_t kBytes = 64;
+
+  static Vector zero() { return _mm512_setzero_si512(); }
+  static Vector load(const std::uint8_t* p) { return _mm512_load_si512(p); }
+  static Vector table(const std::uint8_t* p) {
+    return _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static Vector lookup(Vector table, Vector nibbles) { return _mm512_shuffle_epi8(table, nibbles); }
+  static Vector add(Vector a, Vector b) { return _mm512_add_epi8(a, b); }
+  static void add_to(std::uint16_t* sums, Vector a) {
+    const __m512i low_u16x32 = widened(_mm512_castsi512_si256(a));
+    const __m512i high_u16x32 = widened(_mm512_extracti64x4_epi64(a, 1));
+    _mm512_store_si512(sums, _mm512_add_epi16(_mm512_load_si512(sums), low_u16x32));
+    _mm512_store_si512(sums + 32, _mm512_add_epi16(_mm512_load_si512(sums + 32), high_u16x32));
+  }
+
+ private:
+  static __m512i widened(__m256i a) { return _mm512_and_si512(_mm512_cvtepi8_epi16(a), _mm512_set1_epi16(255)); }
+};
+
 }  // namespace
 }  // namespace diba
 
+#include "kernels/counts.hpp"
 #include "kernels/rows.hpp"
 
 namespace diba {

@@ -61,6 +61,12 @@ struct CodeRows {
   [[gnu::always_inline]] std::size_t groups() const { return bits == 8 ? 1 : (cols + group - 1) / group; }
 };
 
+// Rows of bits, `stride` words from one another.
+struct CountRows {
+  const std::uint64_t* words;
+  std::size_t count, stride;
+};
+
 struct Kernels {
   const char* name;
 
@@ -116,6 +122,12 @@ struct Kernels {
   void (*code_sums)(const CodeRows& rows, std::size_t begin, std::size_t end, const std::int16_t* x, std::size_t count,
                     std::int32_t* sums, std::size_t stride);
 
+  // y(r, l) += the number of ones that row r of `rows` and row l of `lanes` have in common in the first `words` words,
+  // times 2^shift; exactly. At most kCountLanes lanes and kCountWords words; y has rows of `stride`. scratch:
+  // count_scratch_bytes(), 64-byte aligned.
+  void (*common_counts)(const CountRows& lanes, const CountRows& rows, std::size_t words, int shift, std::int32_t* y,
+                        std::size_t stride, std::uint8_t* scratch);
+
   // Fills row.target and row.state (SignRow); returns the sum of correlations * weights * signs.
   // Order: lane l of 16 sums columns l, l + 16, ...; the lanes are then added pairwise, l and l + 8, 4, 2, 1.
   float (*sign_target)(const SignRow& row);
@@ -140,6 +152,11 @@ inline constexpr std::size_t kHalfBits = 4 * kGroups;
 [[gnu::always_inline]] constexpr std::size_t padded_cols(std::size_t cols) {
   return (cols + kHalfBits - 1) / kHalfBits * kHalfBits;
 }
+
+// common_counts spreads 64 rows of 1024 bits, and four others, to a byte for every four bits.
+inline constexpr std::size_t kCountLanes = 64;
+inline constexpr std::size_t kCountWords = 16;
+[[gnu::always_inline]] constexpr std::size_t count_scratch_bytes() { return 16 * kCountWords * (kCountLanes + 4); }
 
 // Rows of 8-bit integers are padded to whole vectors.
 [[gnu::always_inline]] constexpr std::size_t padded_bytes(std::size_t cols) { return (cols + 63) / 64 * 64; }

@@ -173,9 +173,26 @@ void code_sums(const CodeRows& rows, std::size_t begin, std::size_t end, const s
     code_sums_of_row(rows, i, x, count, sums + i - begin, stride);
 }
 
+// Vectors of bytes for counts.hpp.
+struct Bytes {
+  using Vector = uint8x16_t;
+  static constexpr std::size_t kBytes = 16;
+
+  static Vector zero() { return vdupq_n_u8(0); }
+  static Vector load(const std::uint8_t* p) { return vld1q_u8(p); }
+  static Vector table(const std::uint8_t* p) { return vld1q_u8(p); }
+  static Vector lookup(Vector table, Vector nibbles) { return vqtbl1q_u8(table, nibbles); }
+  static Vector add(Vector a, Vector b) { return vaddq_u8(a, b); }
+  static void add_to(std::uint16_t* sums, Vector a) {
+    vst1q_u16(sums, vaddw_u8(vld1q_u16(sums), vget_low_u8(a)));
+    vst1q_u16(sums + 8, vaddw_u8(vld1q_u16(sums + 8), vget_high_u8(a)));
+  }
+};
+
 }  // namespace
 }  // namespace diba
 
+#include "kernels/counts.hpp"
 #include "kernels/rows.hpp"
 
 namespace diba {

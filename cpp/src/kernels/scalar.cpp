@@ -140,6 +140,17 @@ void code_sums(const CodeRows& rows, std::size_t begin, std::size_t end, const s
   for (std::size_t i = begin; i < end; ++i) code_sums_of_row(rows, i, x, count, sums + i - begin, stride);
 }
 
+void common_counts(const CountRows& lanes, const CountRows& rows, std::size_t words, int shift, std::int32_t* y,
+                   std::size_t stride, std::uint8_t* /*scratch*/) {
+  for (std::size_t r = 0; r < rows.count; ++r)
+    for (std::size_t l = 0; l < lanes.count; ++l) {
+      std::int32_t ones = 0;
+      for (std::size_t w = 0; w < words; ++w)
+        ones += __builtin_popcountll(rows.words[r * rows.stride + w] & lanes.words[l * lanes.stride + w]);
+      y[r * stride + l] += ones << shift;
+    }
+}
+
 void fused_tile(const float* a, std::size_t rows, std::size_t stride, std::size_t inner, const float* x, float* y) {
   for (std::size_t i = 0; i < rows; ++i)
     for (std::size_t l = 0; l < inner; ++l)
@@ -164,8 +175,8 @@ float largest_in(const float* x, std::uint64_t word) {
 
 }  // namespace
 
-const Kernels kScalar = {"scalar",    pack_row,     unpack_row,   row_sums,      column_sums,  row_sums_tile,
-                         dot_rows,    fused_tile,   invert_pivot, quantize_row,  integer_tile, code_sums,
-                         sign_target, sign_project, flip_rows,    &kLookupScalar};
+const Kernels kScalar = {"scalar",      pack_row,    unpack_row,   row_sums,     column_sums,   row_sums_tile,
+                         dot_rows,      fused_tile,  invert_pivot, quantize_row, integer_tile,  code_sums,
+                         common_counts, sign_target, sign_project, flip_rows,    &kLookupScalar};
 
 }  // namespace diba

@@ -1,0 +1,85 @@
+#include "product/bit_counts.hpp"
+
+#include <algorithm>
+#include <vector>
+
+#include "kernels/kernels.hpp"
+#include "layout/aligned.hpp"
+#include "layout/bit_matrix.hpp"
+#include "runtime/dispatch.hpp"
+#include "runtime/parallel.hpp"
+
+namespace diba {
+namespace {
+
+constexpr std::size_t kRowsAtOnce = 256;  // for each spread of 64 others; their words of one step stay in a cache
+
+// The sum of u over each row, modulo 2^32 as all that follows: only what comes out must fit 32 bits with a sign.
+std::vector<std::uint32_t> row_totals(const BitNumbers& x) {
+  const std::size_t words = words_for(x.cols);
+  std::vector<std::uint32_t> totals(x.rows);
+  for (int p = 0; p < x.bits; ++p)
+    for (std::size_t i = 0; i < x.rows; ++i) {
+      const std::uint64_t* const row = x.words + (static_cast<std::size_t>(p) * x.rows + i) * words;
+      std::uint32_t ones = 0;
+      for (std::size_t w = 0; w < words; ++w) ones += static_cast<std::uint32_t>(__builtin_popcountll(row[w]));
+      totals[i] += ones << p;
+    }
+  return totals;
+}
+
+// Y, by blocks of 256 rows of A and 64 of B.
+class Products {
+ public:
+  Products(const BitNumbers& a, const BitNumbers& b, std::int32_t* y)
+      : a_(a), b_(b), y_(y), of_a_(row_totals(a)), of_b_(row_totals(b)) {}
+
+  std::size_t across() const { return (b_.rows + kCountLanes - 1) / kCountLanes; }
+  std::size_t blocks() const { return (a_.rows + kRowsAtOnce - 1) / kRowsAtOnce * across(); }
+
+  void block(std::size_t number, std::uint8_t* scratch) const {
+    const std::size_t i0 = number / across() * kRowsAtOnce, j0 = number % across() * kCountLanes;
+    const std::size_t rows = std::min(kRowsAtOnce, a_.rows - i0), lanes = std::min(kCountLanes, b_.rows - j0);
+    for (std::size_t i = i0; i < i0 + rows; ++i) std::fill_n(y_ + i * b_.rows + j0, lanes, 0);
+    const std::size_t words = words_for(a_.cols);
+    for (std::size_t w = 0; w < words; w += kCountWords)
+      for (int p = 0; p < b_.bits; ++p)
+        for (int q = 0; q < a_.bits; ++q)
+          active().common_counts({plane(b_, p, j0) + w, lanes, words}, {plane(a_, q, i0) + w, rows, words},
+                                 std::min(kCountWords, words - w), p + q, y_ + i0 * b_.rows + j0, b_.rows, scratch);
+    for (std::size_t i = i0; i < i0 + rows; ++i)
+      for (std::size_t j = j0; j < j0 + lanes; ++j) finish(i, j);
+  }
+
+ private:
+  static const std::uint64_t* plane(const BitNumbers& x, int p, std::size_t row) {
+    return x.words + (static_cast<std::size_t>(p) * x.rows + row) * words_for(x.cols);
+  }
+
+  // From the sum of u v to that of the numbers.
+  void finish(std::size_t i, std::size_t j) const {
+    const std::uint32_t most_a = (1U << a_.bits) - 1, most_b = (1U << b_.bits) - 1;
+    std::int32_t& at = y_[i * b_.rows + j];
+    const std::uint32_t all = 4 * static_cast<std::uint32_t>(at) - 2 * most_b * of_a_[i] - 2 * most_a * of_b_[j] +
+                              static_cast<std::uint32_t>(a_.cols) * most_a * most_b;
+    __builtin_memcpy(&at, &all, sizeof at);
+  }
+
+  BitNumbers a_, b_;
+  std::int32_t* y_;
+  std::vector<std::uint32_t> of_a_, of_b_;
+};
+
+}  // namespace
+
+void bit_products(const BitNumbers& a, const BitNumbers& b, std::int32_t* y, int threads) {
+  const Products products(a, b, y);
+  const double work = static_cast<double>(a.rows) * static_cast<double>(b.rows) * static_cast<double>(a.cols) / 64;
+  const auto blocks = [&](std::size_t begin, std::size_t end) {
+    alignas(64) std::uint8_t scratch[count_scratch_bytes()];
+    for (std::size_t number = begin; number < end; ++number) products.block(number, scratch);
+  };
+  parallel_for(products.blocks(), 1, work, threads, blocks);
+}
+
+}  // namespace diba

@@ -1,0 +1,26 @@
+// Exact products of rows of numbers of one or two bits: Y = A B^T in 32-bit integers.
+//
+// A number of b bits is 2 u - (2^b - 1) with 0 <= u < 2^b: -1, 1 or -3, -1, 1, 3. So
+//   sum a b' = 4 sum u v - 2 (2^q - 1) sum u - 2 (2^p - 1) sum v + n (2^p - 1) (2^q - 1)
+// with p and q bits, and the sums of u v are those of the ones that planes of bits have in common.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace diba {
+
+// Rows of numbers: `bits` planes one after another, the low bits first, each of rows * words_for(cols) words, zero past
+// the last column.
+struct BitNumbers {
+  const std::uint64_t* words;
+  std::size_t rows, cols;
+  int bits;
+};
+
+// y (a.rows, b.rows), row-major. a.cols == b.cols, at most kMostCountedCols.
+void bit_products(const BitNumbers& a, const BitNumbers& b, std::int32_t* y, int threads);
+
+inline constexpr std::size_t kMostCountedCols = std::size_t{1} << 27;  // 9 * 2^27 fits 32 bits
+
+}  // namespace diba
