@@ -312,7 +312,7 @@ void bind_product(py::module_& m) {
       .def(py::init<std::size_t, std::size_t>(), py::arg("rows"), cols);
   m.def("correlate", &correlate, words, py::arg("x"), weights, signs, out, threads);
   m.def("gram", &gram, words, cols, weights, signs, out, threads);
-  m.def("bit_products", &bit_products, py::arg("a"), py::arg("b"), cols, out, threads);
+  m.def("bit_products", &bit_products, py::arg("a").noconvert(), py::arg("b").noconvert(), cols, out, threads);
   bind_packed(m);
   m.def("multiply_codes", &multiply_codes, py::arg("codes"), py::arg("steps"), py::arg("d1"), py::arg("rows"),
         py::arg("columns"), py::arg("bits"), py::arg("group"), py::arg("x"), py::arg("count"), py::arg("bias"),
