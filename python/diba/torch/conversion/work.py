@@ -29,7 +29,9 @@ class Work:
 
     def __init__(self, layers: Mapping[str, float]) -> None:
         self._layers = dict(layers)
-        self._shares = dict.fromkeys(layers, 0.0)
+        self._begun: dict[str, float] = {}  # share that is solved of layers that are not finished
+        self._ended: set[str] = set()
+        self._whole, self._finished = sum(layers.values()), 0.0  # solvers tell of every iteration
         self._planned: dict[str, float] = {}
         self._done: dict[str, float] = {}
         self._measured: dict[str, tuple[float, float]] = {}  # kind -> units and seconds
@@ -43,7 +45,7 @@ class Work:
 
     def drop(self, name: str) -> None:
         """A layer stays dense."""
-        del self._layers[name], self._shares[name]
+        self._whole -= self._layers.pop(name)
 
     def plan(self, counts: Mapping[str, int], blocks: int) -> None:
         """How often everything but solves will happen.
@@ -73,20 +75,23 @@ class Work:
     def solving(self, name: str, share: float) -> None:
         """A share of a layer is solved, from 0 to 1."""
         with self._lock:
-            before, self._shares[name] = self._shares[name], share
-            self._measure(_SOLVING, self._layers[name] * (share - before))
+            more = 0.0 if name in self._ended else share - self._begun.get(name, 0.0)
+            self._begun[name] = share
+            self._measure(_SOLVING, self._layers[name] * more)
+            if share == 1.0:
+                self._finish(name)
 
     def found(self, name: str) -> None:
         """A layer was solved by an earlier run, in no time."""
         with self._lock:
-            self._shares[name], self._last = 1.0, time.perf_counter()
+            self._finish(name)
+            self._last = time.perf_counter()
 
     def outlook(self) -> tuple[float, float]:
         """The share of all work that is done, from 0 to 1, which never falls; and seconds of the rest."""
         with self._lock:
-            whole = sum(self._layers.values())
-            solved = sum(self._layers[name] * share for name, share in self._shares.items())
-            parts = [(self._rate(_SOLVING), solved, whole)]
+            begun = sum(self._layers[name] * share for name, share in self._begun.items())
+            parts = [(self._rate(_SOLVING), self._finished + begun, self._whole)]
             kinds = {**self._planned, **self._done}
             for kind in kinds:
                 done = self._done.get(kind, 0.0)
@@ -95,6 +100,12 @@ class Work:
             left = sum(rate * (planned - done) for rate, done, planned in parts)
             self._share = max(self._share, spent / (spent + left) if spent + left else 1.0)
             return self._share, left
+
+    def _finish(self, name: str) -> None:
+        self._begun.pop(name, None)
+        if name not in self._ended:
+            self._ended.add(name)
+            self._finished += self._layers[name]
 
     def _measure(self, kind: str, units: float) -> None:
         now = time.perf_counter()
