@@ -3,6 +3,7 @@
 
 matvec       products beside NumPy, torch, onnxruntime and OpenVINO: a quarter of an hour
 op_overhead  what a call of a layer costs beside its kernel: a minute
+bitgemm      products of numbers of one and two bits, beside torch: a minute
 heads        output layers in 8 and 4 bits, beside torch and onnxruntime: minutes
 streaming    products with matrices that no cache holds: a minute
 compare      two installations of diba side by side: five minutes
@@ -41,6 +42,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 PLACES = {
     "matvec": "products.matvec",
     "op_overhead": "products.op_overhead",
+    "bitgemm": "products.bitgemm",
     "heads": "products.heads",
     "streaming": "products.streaming",
     "compare": "products.compare",

@@ -44,6 +44,7 @@ TABLES = {
     "runtimes": "models.runtimes_table",
     "streaming": "products.streaming",
     "heads": "products.heads",
+    "bitgemm": "products.bitgemm",
 }
 FIGURES = {
     "matvec": "products.figure",
