@@ -17,6 +17,7 @@ quality      solvers and baselines on every dense matrix of three models: over a
 models       end metrics of whole models, beside controls: hours
 reconstruction  what each stage of the reconstruction of blocks is worth: half an hour
 curves       end metrics of whole models at equal bytes, beside llama.cpp, GPTQ, onnxruntime: hours
+kills        diba compress killed at random moments: the same bytes as without: minutes to hours
 scaling      whole models without data: plan and run, workers, large layers: an hour
 speed        speed and memory of whole models: half an hour
 decode       exported language models in onnxruntime-genai, beside llama.cpp: minutes
@@ -57,6 +58,7 @@ PLACES = {
     "reconstruction": "models.reconstruction",
     "curves": "models.curves",
     "scaling": "models.scaling",
+    "kills": "models.kills",
     "speed": "models.speed",
     "decode": "models.decode",
     "runtimes": "models.runtimes",

@@ -320,6 +320,23 @@ def test_what_is_retuned_is_not_retuned_again(
     assert_same_files(tmp_path / "out", whole)
 
 
+def test_gradients_are_not_measured_again(
+    dense: Path, texts: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(Stopped):
+        diba.compress(dense, out, data=texts, **{**SMALL, "progress": stop_at("convert", 1)})
+    file = out / ".diba" / "gradients"
+    content = file.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr("diba.torch.calibration.propagate.measure", lambda *args: pytest.fail("measured again"))
+        with pytest.raises(Stopped):
+            diba.compress(dense, out, data=texts, **{**SMALL, "progress": stop_at("convert", 3)})
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # damage is noticed
+    diba.compress(dense, out, data=texts, **SMALL)
+    assert_same_files(out, whole)
+
+
 def test_finished_layers_are_not_solved_again(
     dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -134,7 +134,12 @@ LAYERS = (
         "torch.calibration.moments",
         "torch.calibration.sensitivity",
     ),
-    ("torch.calibration.stream", "torch.reconstruction.straight", "torch.reconstruction.settings"),
+    (
+        "torch.calibration.kept",
+        "torch.calibration.stream",
+        "torch.reconstruction.straight",
+        "torch.reconstruction.settings",
+    ),
     ("torch.calibration.calibration", "torch.calibration.inputs"),
     ("torch.retuning.settings", "torch.calibration.targets"),
     ("torch.conversion.biases",),

@@ -15,7 +15,7 @@ from ..checkpoints.facts import Retuning
 from . import judge
 from .data.answers import answered
 from .data.batches import picked
-from .models import kept_in, name_missing, recipe_of, when_converted
+from .models import gradients_kept_at, kept_in, name_missing, recipe_of, when_converted
 from .stages import fitted_seconds
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def fitted(
         with (
             stages.stage("convert", rest=True) as progress,
             kept_in(place.layers),
+            gradients_kept_at(place.gradients),
             _blocks_kept(model, place, stages),
         ):
             diba.torch.convert(

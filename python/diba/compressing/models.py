@@ -12,6 +12,7 @@ import transformers
 import diba.hf  # noqa: F401  # models of transformers with compressed layers can be saved and read
 from diba.hf.compression import NEW
 from diba.layers.config import Config
+from diba.torch.calibration.kept import gradients_kept_at
 from diba.torch.conversion.convert import when_converted
 from diba.torch.conversion.kept import kept_in
 from diba.torch.conversion.report import describe, forget_times, recipe_of, remember
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "forget_times",
+    "gradients_kept_at",
     "kept_in",
     "name_missing",
     "one_bar",

@@ -126,6 +126,7 @@ class Workplace:
         done: Facts about the finished run; None: it is not finished.
         layers: Folder of finished layers.
         training: File of the state of retuning.
+        gradients: File of the gradients of the loss.
     """
 
     def __init__(self, out: Path, done: dict[str, Any] | None) -> None:
@@ -133,6 +134,7 @@ class Workplace:
         own = ("run", "files")
         self.done = None if done is None else {key: done[key] for key in done if key not in own}
         self.layers, self.training = self._folder / "layers", self._folder / "training"
+        self.gradients = self._folder / "gradients"
 
     @property
     def part(self) -> Path | None:

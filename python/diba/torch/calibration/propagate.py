@@ -26,6 +26,7 @@ from .blocks import Block, Blocks, Group, Groups, plan, together
 from .dense import DenseModel
 from .held import Held, Memory
 from .inputs import InputSums, recorded
+from .kept import known_or_measured
 from .reconstruct import Reconstructing, block_fit, expected
 from .sensitivity import Sensitivity, measure
 from .stream import HeldItem, Stream, captured, run_block
@@ -125,7 +126,9 @@ def run(
             theirs = {name: dense.get_submodule(name) for name in read}
             watched = blocks if reconstructing is not None else ()
             after_batch = partial(tell, "gradients of the loss", "gradients")
-            weights = measure(dense, theirs, data, loss, watched, after_batch)
+            weights = known_or_measured(
+                dense, data, theirs, lambda: measure(dense, theirs, data, loss, watched, after_batch)
+            )
         memory = stack.enter_context(Memory(None if reconstructing is None else reconstructing.memory))
         propagation = _Propagation(
             model,

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..modules.vectors import input_of, mark_like, output_rows, sampled
+from ..modules.vectors import input_of, mark, mark_like, marked, output_rows, sampled
 from ..retuning.batches import differentiable, digest, token_masks
 from ..retuning.losses import Loss, loss_value
 from .held import apart
@@ -119,6 +119,28 @@ class Sensitivity:
             self._outputs[name] += sums
         else:
             self._outputs[name] = sums
+
+    def state(self) -> dict[str, Any]:
+        """All of it in tensors and plain values, for :meth:`of`."""
+        vectors = [
+            (batch.hex(), name, call, weights, marked(weights))
+            for batch, known in self._vectors.items()
+            for (name, call), weights in known.items()
+        ]
+        outputs = {name: torch.from_numpy(squares) for name, squares in self._outputs.items()}
+        sums = {"totals": self._totals, "counts": self._counts, "outputs": outputs}
+        return {"vectors": vectors, **sums, "channels": self.channels}
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> Sensitivity:
+        """What :meth:`state` is of."""
+        made = cls()
+        for batch, name, call, weights, place in state["vectors"]:
+            known = weights if place is None else mark(weights, *place)
+            made._vectors.setdefault(bytes.fromhex(batch), {})[name, call] = known
+        made._totals, made._counts, made.channels = state["totals"], state["counts"], state["channels"]
+        made._outputs = {name: squares.numpy() for name, squares in state["outputs"].items()}
+        return made
 
     def pack(self, batch: bytes) -> None:
         """Move the weights of a batch, which is complete, out of the way of the next one's tensors."""
