@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Kill ``diba compress`` at random moments, and compare what comes out with a run without a stop.
 
-A whole run is timed first. Then runs are killed by SIGKILL, each after a random time of up to a third of that,
-and the last one goes on to the end. Prints JSON.
+A whole run is timed first. Then runs are killed by SIGKILL, each at a random moment after it has begun to work
+in its folder, so that all of them go through the whole course; the last one goes on to the end. Prints
+JSON.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from ..common import BenchmarkError
 
 __all__ = ["compare", "killed", "main"]
 
+STARTED = 3.0  # seconds until a run that goes on has imported what it needs, about
+LOADED = 2.0  # seconds until it has read the model, about
 OTHER = {"diba-compress.json", "report.html"}  # they have times in them
 
 
@@ -33,9 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", metavar="DATA", help="see 'diba compress' (default: none)")
     parser.add_argument("--kills", type=int, default=20, metavar="N", help="(default: 20)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the moments (default: 0)")
-    parser.add_argument(
-        "--work", metavar="FOLDER", help="where both results are written (default: temporary)"
-    )
+    parser.add_argument("--work", metavar="FOLDER", help="where results are written (default: temporary)")
     options, rest = parser.parse_known_args(arguments)
     more = [*(["--data", options.data] if options.data else []), *rest]
     with tempfile.TemporaryDirectory(dir=options.work) as folder:
@@ -69,8 +70,12 @@ def killed(
     """
     draw, found = random.Random(seed), list[dict[str, object]]()
     while len(found) < kills:
-        wait = draw.uniform(0.0, max(seconds / 3, 8.0))
+        wait = draw.uniform(0.0, 2 * max(seconds / kills, 1.0) + LOADED)
         with subprocess.Popen(command(model, out, more)) as process:
+            while process.poll() is None and not (out / ".diba" / "run.json").exists():
+                time.sleep(0.01)  # Python and torch are being read
+            if found:
+                time.sleep(STARTED)
             try:
                 if process.wait(wait):
                     raise BenchmarkError("a run that was killed did not go on")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +14,7 @@ from ..checkpoints.facts import Retuning
 from . import judge
 from .data.answers import answered
 from .data.batches import picked
-from .models import gradients_kept_at, kept_in, name_missing, recipe_of, when_converted
+from .models import gradients_kept_at, kept_in, name_missing, recipe_of, separate, sharing, when_converted
 from .stages import fitted_seconds
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ def fitted(
         batches = data.batches()
         dense, missing = source.dense_and_missing()
         used = _Used(source, batches, settings, dense, place)
-        model = copy.deepcopy(dense) if place.part is None else source.read(place.part)
+        model = sharing(dense) if place.part is None else source.read(place.part)
     if earlier is None:
         stages.expect(_seconds(source, settings, dense, used))
     if place.stage is None:
@@ -73,6 +72,7 @@ def fitted(
         name_missing(model, missing)
         place.keep(model.save_pretrained, _CONVERTED)
     if settings.retune and place.stage == _CONVERTED:
+        separate(model, dense)  # norms are trained
         with stages.stage("retune") as progress:
             course = diba.torch.retune(
                 model,

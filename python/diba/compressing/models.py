@@ -12,6 +12,7 @@ import transformers
 import diba.hf  # noqa: F401  # models of transformers with compressed layers can be saved and read
 from diba.hf.compression import NEW
 from diba.layers.config import Config
+from diba.torch.calibration.dense import separate, sharing
 from diba.torch.calibration.kept import gradients_kept_at
 from diba.torch.conversion.convert import when_converted
 from diba.torch.conversion.kept import kept_in
@@ -48,6 +49,8 @@ __all__ = [
     "one_bar",
     "outlined",
     "recipe_of",
+    "separate",
+    "sharing",
     "shown_while_read",
     "snrs_of_modules",
     "unfused",

@@ -5,13 +5,32 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 from torch import nn
 
 from ..model.swap import put
 from ..modules.layer import FactoredLayer
 
-__all__ = ["DenseModel"]
+__all__ = ["DenseModel", "separate", "sharing"]
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def sharing(model: Model) -> Model:
+    """A copy of a model whose parameters lie in the memory of the model's, until :func:`separate`."""
+    memo: dict[int, Any] = {
+        id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in model.parameters()
+    }
+    return copy.deepcopy(model, memo)
+
+
+def separate(module: nn.Module, other: nn.Module) -> None:
+    """Give a module memory of its own for what it shares with another."""
+    shared = {p.untyped_storage().data_ptr() for p in other.parameters()}
+    for p in module.parameters():
+        if p.untyped_storage().data_ptr() in shared:
+            p.data = p.detach().clone()
 
 
 class DenseModel:
@@ -46,7 +65,10 @@ class DenseModel:
 
     def remember(self, block: str) -> None:
         """Keep copies of what is dense in a block, which is going to be trained."""
-        if not self.needed or self._teacher is not None:
+        if self._teacher is not None:
+            separate(self._model.get_submodule(block), self._teacher)
+            return
+        if not self.needed:
             return
         for name, module in self._model.get_submodule(block).named_modules():
             whole = f"{block}.{name}"
