@@ -1,9 +1,8 @@
 #!/usr/bin/env python3
 """Kill ``diba compress`` at random moments, and compare what comes out with a run without a stop.
 
-A whole run is timed first. Then runs are killed by SIGKILL, each at a random moment after it has begun to work
-in its folder, so that all of them go through the whole course; the last one goes on to the end. Prints
-JSON.
+A whole run is timed first. Then runs are killed by SIGKILL, each at a random moment after it has begun to
+work in its folder, so that all of them go through the whole course; the last one goes on to the end.
 """
 
 from __future__ import annotations
