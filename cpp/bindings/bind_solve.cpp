@@ -13,6 +13,7 @@
 #include "solve/input_side.hpp"
 #include "solve/inverse.hpp"
 #include "solve/quantized.hpp"
+#include "solve/sign_products.hpp"
 
 namespace py = pybind11;
 
@@ -89,6 +90,22 @@ double step_input_side(Words& words, Floats& outer, Floats& inner, Floats& state
   return diba::step_input_side(side, variables, system, r, w, threads);
 }
 
+void correlate_signs(const Words& words, const diba::TiledMatrix& x, const Floats& weights, Floats& out, int threads) {
+  const diba::BitView view = bit_view(words, x.rows);
+  const float* w = elements(weights, view.cols, "weights must have shape (cols,)");
+  float* to = elements(out, x.cols, view.rows, "out must have shape (x.cols, rows)");
+  const Unlocked unlocked;
+  diba::correlate_signs(view, x, w, to, threads);
+}
+
+void gram_signs(const Words& words, std::size_t cols, const Floats& weights, Floats& out, int threads) {
+  const diba::BitView view = bit_view(words, cols);
+  const float* w = elements(weights, view.cols, "weights must have shape (cols,)");
+  float* h = elements(out, view.rows, view.rows, "out must have shape (rows, rows)");
+  const Unlocked unlocked;
+  diba::gram_signs(view, w, h, threads);
+}
+
 void weighted_gram(const Floats& x, const Floats& weights, Floats& out, int threads) {
   const std::size_t n = length_of(weights, "weights must have shape (n,)");
   require(out.ndim() == 2, "out must be two-dimensional");
@@ -127,7 +144,7 @@ double product_along(const Words& words, bool signs, const Floats& scale, const 
 }
 
 double fit_inner(const Floats& gram_left, const Floats& gram_right, const Floats& correlations, const Words& words,
-                 bool signs, const Floats& scale, double energy, Floats& d2) {
+                 bool signs, const Floats& scale, double energy, Floats& d2, int threads) {
   const std::size_t k = length_of(d2, "d2 must be one-dimensional");
   const float* left = elements(gram_left, k, k, "gram_left must have shape (k, k)");
   const float* right = elements(gram_right, k, k, "gram_right must have shape (k, k)");
@@ -136,7 +153,7 @@ double fit_inner(const Floats& gram_left, const Floats& gram_right, const Floats
   const float* d1 = elements(scale, view.rows, "scale must have shape (rows,)");
   float* d = d2.mutable_data();
   const Unlocked unlocked;
-  return diba::fit_inner(left, right, t, view, signs, d1, energy, d);
+  return diba::fit_inner(left, right, t, view, signs, d1, energy, d, threads);
 }
 
 double residual_correlations(const Floats& gram, const Floats& correlations, const Floats& inner, const Words& words,
@@ -177,6 +194,8 @@ void bind_solve(py::module_& m) {
         array("out"), threads);
   m.def("quantize_shifted", &quantize_shifted, array("x"), py::arg("shift"), array("w").none(true), array("out"),
         threads);
+  m.def("correlate_signs", &correlate_signs, words, py::arg("x"), array("weights"), array("out"), threads);
+  m.def("gram_signs", &gram_signs, words, py::arg("cols"), array("weights"), array("out"), threads);
   m.def("weighted_gram", &weighted_gram, array("x"), array("weights"), array("out"), threads);
   m.def("step_input_side", &step_input_side, words, outer, inner, state, array("solution"), array("eigen_state"),
         array("values"), array("basis"), py::arg("gram"), correlations, array("image"), array("ratio"),
@@ -188,7 +207,7 @@ void bind_solve(py::module_& m) {
   m.def("product_energy", &product_energy, array("gram_left"), array("gram_right"), array("d"));
   m.def("product_along", &product_along, words, signs, scale, correlations, array("d"));
   m.def("fit_inner", &fit_inner, array("gram_left"), array("gram_right"), correlations, words, signs, scale,
-        py::arg("energy"), array("d2"));
+        py::arg("energy"), array("d2"), threads);
   m.def("residual_correlations", &residual_correlations, gram, correlations, inner, words, signs, py::arg("fit"), scale,
         array("out"), threads);
   m.def("greedy_rows", &greedy_rows, gram, correlations, scale, words, signs, threads, py::arg("pairs"));

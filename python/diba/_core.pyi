@@ -67,6 +67,16 @@ def gram(
 def bit_products(
     a: NDArray[np.uint64], b: NDArray[np.uint64], cols: int, out: NDArray[np.int32], threads: int
 ) -> None: ...
+def correlate_signs(
+    words: NDArray[np.uint64],
+    x: TiledMatrix,
+    weights: NDArray[np.float32],
+    out: NDArray[np.float32],
+    threads: int,
+) -> None: ...
+def gram_signs(
+    words: NDArray[np.uint64], cols: int, weights: NDArray[np.float32], out: NDArray[np.float32], threads: int
+) -> None: ...
 
 class TiledMatrix:
     @overload
@@ -158,6 +168,7 @@ def fit_inner(
     scale: NDArray[np.float32],
     energy: float,
     d2: NDArray[np.float32],
+    threads: int,
 ) -> float: ...
 def residual_correlations(
     gram: NDArray[np.float32],

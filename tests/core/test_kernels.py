@@ -260,7 +260,9 @@ def fit_inner(A: np.ndarray, L: np.ndarray, R: np.ndarray, d2: np.ndarray) -> tu
         part.astype(np.float32) for part in (L.T @ L, R @ R.T, A @ R.T, scale)
     )
     energy = float(np.square(A).sum())
-    value = _core.fit_inner(gram_left, gram_right, correlations, packed(L > 0), signs, floats, energy, found)
+    value = _core.fit_inner(
+        gram_left, gram_right, correlations, packed(L > 0), signs, floats, energy, found, 1
+    )
     return value, found.astype(np.float64)
 
 
@@ -445,7 +447,9 @@ SEVEN_THREADS = {  # sizes with enough work for seven threads: parallel.cpp want
     "matmul_t": (1001, 613, 200),
     "correlate": (300, 1001, 400),
     "gram": (450, 1301),
-    "fit_inner": (501, 130),
+    "correlate_signs": (300, 1001, 400),
+    "gram_signs": (450, 1301),
+    "fit_inner": (501, 330),
     "greedy_rows": (5001, 130),
     "invert_shifted": (1, 300, 4),  # C++ tests know threads: enough work takes the scalar code half a minute
     "step_sign_side": (1201, 320),

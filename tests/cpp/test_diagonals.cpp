@@ -74,7 +74,7 @@ struct Problem {
     return sum;
   }
 
-  double fit(std::vector<float>& d2) const {
+  double fit(std::vector<float>& d2, int threads = 1) const {
     std::vector<float> gram_left(k * k), gram_right(k * k), correlations(m * k);
     for (std::size_t j = 0; j < k; ++j) {
       for (std::size_t l = 0; l < k; ++l) {
@@ -93,7 +93,7 @@ struct Problem {
       }
     }
     return diba::fit_inner(gram_left.data(), gram_right.data(), correlations.data(), {words.data(), m, k}, signs,
-                           scale.data(), diba::energy(a.data(), a.size()), d2.data());
+                           scale.data(), diba::energy(a.data(), a.size()), d2.data(), threads);
   }
 };
 

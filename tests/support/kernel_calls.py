@@ -158,7 +158,8 @@ def call(name: str, rows: int = 5, cols: int = 70, p: int = 6, threads: int = 1,
         given = {"words": words, "outer": floats(rows), "inner": floats(cols), "state": floats(rows, cols)}
         given |= {"correlations": floats(rows, cols), "inverse": inverse, "ratio": floats(cols)}
         return Call(
-            name, given | {"weights": floats(cols), "penalty": 0.4, "fixed": False, "threads": threads}
+            name,
+            given | {"weights": floats(cols), "penalty": 0.4, "fixed": False, "threads": threads},
         )
     if name in ("greedy_rows", "residual_correlations", "fit_inner"):
         X = floats(cols, 2 * p)
@@ -174,8 +175,11 @@ def call(name: str, rows: int = 5, cols: int = 70, p: int = 6, threads: int = 1,
             more = {"inner": np.ones(cols, np.float32), "fit": True, "out": np.ones((rows, cols), np.float32)}
             return Call(name, problem | more | flags)
         problem["gram_left"], problem["gram_right"] = problem["gram"], problem.pop("gram") + 1
-        return Call(name, problem | {"signs": False, "energy": 1e3, "d2": floats(cols)})
+        return Call(name, problem | {"energy": 1e3, "d2": floats(cols)} | flags)
     arguments: dict[str, Any] = {"words": words, "cols": cols} | flags
+    if name.endswith("_signs"):  # as gram and correlate, of signs only
+        similar = call(name.removesuffix("_signs"), rows, cols, p, threads, seed)
+        return Call(name, {key: value for key, value in similar.arguments.items() if key != "signs"})
     if name == "gram":
         return Call(name, arguments | {"weights": floats(cols), "out": np.ones((rows, rows), np.float32)})
     if name == "correlate":

@@ -15,6 +15,7 @@ namespace {
 struct Vector {
   using Floats = __m256;
   using Doubles = __m256d;
+  using Shorts = __m256i;
   using Mask = __m256;  // all ones in the lanes chosen
   static constexpr std::size_t kLanes = 8, kDoubles = 4, kColumnWords = 1, kFusedRows = 6;
   static constexpr bool kBitsSelect = false;
@@ -56,6 +57,17 @@ struct Vector {
     return _mm_cvtss_f32(_mm_max_ss(lanes2, _mm_movehdup_ps(lanes2)));
   }
 
+  static Shorts no_shorts() { return _mm256_setzero_si256(); }
+  static Shorts load(const std::int16_t* x) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(x)); }
+  static void store(std::int16_t* x, Shorts a) { _mm256_store_si256(reinterpret_cast<__m256i*>(x), a); }
+  static Shorts add(Shorts a, Shorts b) { return _mm256_add_epi16(a, b); }
+  static void keep(Shorts& a) { __asm__("" : "+x"(a)); }
+  static Shorts sub(Shorts a, Shorts b) { return _mm256_sub_epi16(a, b); }
+  // Both interleave fours of a and b, so that no lane crosses from one half of a vector to the other.
+  static Shorts rounded(Floats a, Floats b) { return _mm256_packs_epi32(_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b)); }
+  static Floats low(Shorts a) { return widened(_mm256_unpacklo_epi16(a, a)); }
+  static Floats high(Shorts a) { return widened(_mm256_unpackhi_epi16(a, a)); }
+
   static Doubles set1(double x) { return _mm256_set1_pd(x); }
   static Doubles load_any(const double* x) { return _mm256_loadu_pd(x); }
   static Doubles add(Doubles a, Doubles b) { return _mm256_add_pd(a, b); }
@@ -71,6 +83,7 @@ struct Vector {
   }
 
  private:
+  static Floats widened(__m256i twice) { return _mm256_cvtepi32_ps(_mm256_srai_epi32(twice, 16)); }
   static unsigned bits(__m256 condition) { return static_cast<unsigned>(_mm256_movemask_ps(condition)); }
   static __m256i first_lanes(std::size_t count) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));

@@ -15,6 +15,7 @@ namespace {
 struct Vector {
   using Floats = __m512;
   using Doubles = __m512d;
+  using Shorts = __m512i;
   using Mask = __mmask16;
   static constexpr std::size_t kLanes = 16, kDoubles = 8, kColumnWords = 4, kFusedRows = 12;
   static constexpr bool kBitsSelect = true;
@@ -45,6 +46,17 @@ struct Vector {
   }
   static float largest(Floats a) { return _mm512_reduce_max_ps(a); }
 
+  static Shorts no_shorts() { return _mm512_setzero_si512(); }
+  static Shorts load(const std::int16_t* x) { return _mm512_load_si512(x); }
+  static void store(std::int16_t* x, Shorts a) { _mm512_store_si512(x, a); }
+  static Shorts add(Shorts a, Shorts b) { return _mm512_add_epi16(a, b); }
+  static void keep(Shorts&) {}  // a line of the table is one vector
+  static Shorts sub(Shorts a, Shorts b) { return _mm512_sub_epi16(a, b); }
+  // Both interleave fours of a and b, so that no lane crosses from one quarter of a vector to another.
+  static Shorts rounded(Floats a, Floats b) { return _mm512_packs_epi32(_mm512_cvtps_epi32(a), _mm512_cvtps_epi32(b)); }
+  static Floats low(Shorts a) { return widened(_mm512_unpacklo_epi16(a, a)); }
+  static Floats high(Shorts a) { return widened(_mm512_unpackhi_epi16(a, a)); }
+
   static Doubles set1(double x) { return _mm512_set1_pd(x); }
   static Doubles load_any(const double* x) { return _mm512_loadu_pd(x); }
   static Doubles add(Doubles a, Doubles b) { return _mm512_add_pd(a, b); }
@@ -59,6 +71,7 @@ struct Vector {
   }
 
  private:
+  static Floats widened(__m512i twice) { return _mm512_cvtepi32_ps(_mm512_srai_epi32(twice, 16)); }
   static Mask first_lanes(std::size_t count) { return static_cast<Mask>((1U << smaller(count, kLanes)) - 1U); }
 };
 

@@ -39,7 +39,15 @@ void invert_pivot(float* block) {
 
 inline float larger(float a, float b) { return a > b ? a : b; }
 
-// Kernels::quantize_row. Adding 1.5 * 2^23 leaves the nearest integer in the low bits of a float.
+// The nearest whole number, ties to even, in the low 22 bits: adding 1.5 * 2^23 leaves it there.
+inline std::int32_t nearest(float x) {
+  const float shifted = x + 0x1.8p23F;
+  std::int32_t pattern;
+  __builtin_memcpy(&pattern, &shifted, sizeof pattern);
+  return pattern;
+}
+
+// Kernels::quantize_row
 float quantize_row(const float* __restrict x, std::size_t cols, std::int8_t* __restrict q) {
   float lanes[kLaneSums] = {};
   std::size_t done = 0;
@@ -49,12 +57,7 @@ float quantize_row(const float* __restrict x, std::size_t cols, std::int8_t* __r
   float largest = 0.0F;
   for (const float lane : lanes) largest = larger(lane, largest);
   const float inverse = largest > 0.0F ? 127.0F / largest : 0.0F;
-  for (std::size_t j = 0; j < cols; ++j) {
-    const float shifted = x[j] * inverse + 0x1.8p23F;
-    std::int32_t pattern;
-    __builtin_memcpy(&pattern, &shifted, sizeof pattern);
-    q[j] = static_cast<std::int8_t>(pattern);
-  }
+  for (std::size_t j = 0; j < cols; ++j) q[j] = static_cast<std::int8_t>(nearest(x[j] * inverse));
   for (std::size_t j = cols; j < padded_bytes(cols); ++j) q[j] = 0;
   return largest / 127.0F;
 }

@@ -93,6 +93,15 @@ struct Kernels {
   void (*row_sums_tile)(const std::uint64_t* words, std::size_t rows, std::size_t cols, const float* x,
                         const float* weights, float* y, float* table);
 
+  // Y(i, c) = sum of s(i, j) * q(j, c) * unit over j, s = 1 where bit j of row i is set, else -1, for one tile of kTile
+  // columns c. x(j, c) * weights(j), rounded, is q(j, c) * unit to the nearest whole q, ties to even: in each word of
+  // 64 columns j, and for each c, unit = their largest magnitude, at least kLeastRounded, / kMostRounded. Order: sums
+  // of q in a word are exact, times unit they are added in order of the words. words: of row i, word w lies at w *
+  // stride + i; x (cols, kTile), weights (cols); y (rows, kTile); table: scratch of sign_table_shorts(); x, y and table
+  // 64-byte aligned.
+  void (*sign_sums_tile)(const std::uint64_t* words, std::size_t stride, std::size_t rows, std::size_t cols,
+                         const float* x, const float* weights, float* y, std::int16_t* table);
+
   // dots(r) = sum of x(j) * y(r, j) over j < cols, for r < rows <= 4; y has rows of `stride`.
   // Order: lane l of 8 sums columns l, l + 8, ...; the lanes are then added pairwise, l and l + 4, 2, 1.
   void (*dot_rows)(const double* x, const double* y, std::size_t stride, std::size_t rows, std::size_t cols,
@@ -157,6 +166,11 @@ inline constexpr std::size_t kHalfBits = 4 * kGroups;
 inline constexpr std::size_t kCountLanes = 64;
 inline constexpr std::size_t kCountWords = 16;
 [[gnu::always_inline]] constexpr std::size_t count_scratch_bytes() { return 16 * kCountWords * (kCountLanes + 4); }
+
+// Of sign_sums_tile: 64 whole numbers up to kMostRounded add up in 16 bits.
+inline constexpr float kMostRounded = 511.0F;
+inline constexpr float kLeastRounded = 0x1p-100F;
+[[gnu::always_inline]] constexpr std::size_t sign_table_shorts() { return kWordBits / 4 * 16 * kTile; }
 
 // Rows of 8-bit integers are padded to whole vectors.
 [[gnu::always_inline]] constexpr std::size_t padded_bytes(std::size_t cols) { return (cols + 63) / 64 * 64; }

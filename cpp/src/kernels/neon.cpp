@@ -15,6 +15,7 @@ namespace {
 struct Vector {
   using Floats = float32x4_t;
   using Doubles = float64x2_t;
+  using Shorts = int16x8_t;
   using Mask = uint32x4_t;  // all ones in the lanes chosen
   static constexpr std::size_t kLanes = 4, kDoubles = 2, kColumnWords = 1, kFusedRows = 8;
   static constexpr bool kBitsSelect = false;
@@ -55,6 +56,18 @@ struct Vector {
   }
   static float sum(Floats a) { return vpadds_f32(vadd_f32(vget_low_f32(a), vget_high_f32(a))); }
   static float largest(Floats a) { return vmaxnmvq_f32(a); }
+
+  static Shorts no_shorts() { return vdupq_n_s16(0); }
+  static Shorts load(const std::int16_t* x) { return vld1q_s16(x); }
+  static void store(std::int16_t* x, Shorts a) { vst1q_s16(x, a); }
+  static Shorts add(Shorts a, Shorts b) { return vaddq_s16(a, b); }
+  static void keep(Shorts& a) { __asm__("" : "+w"(a)); }
+  static Shorts sub(Shorts a, Shorts b) { return vsubq_s16(a, b); }
+  static Shorts rounded(Floats a, Floats b) {
+    return vcombine_s16(vmovn_s32(vcvtnq_s32_f32(a)), vmovn_s32(vcvtnq_s32_f32(b)));
+  }
+  static Floats low(Shorts a) { return vcvtq_f32_s32(vmovl_s16(vget_low_s16(a))); }
+  static Floats high(Shorts a) { return vcvtq_f32_s32(vmovl_high_s16(a)); }
 
   static Doubles set1(double x) { return vdupq_n_f64(x); }
   static Doubles load_any(const double* x) { return vld1q_f64(x); }

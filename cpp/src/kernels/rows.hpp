@@ -3,6 +3,7 @@
 
 #include "kernels/dense_rows.hpp"
 #include "kernels/gains.hpp"
+#include "kernels/sign_sums.hpp"
 
 namespace diba {
 namespace {
@@ -204,9 +205,9 @@ using IntegerTile = decltype(Kernels::integer_tile);
 using CodeSums = decltype(Kernels::code_sums);
 constexpr Kernels kernels_named(const char* name, IntegerTile integer_tile, CodeSums code_sums,
                                 const LookupKernels* lookup) {
-  return {name,          pack_row,    unpack_row,   row_sums,     column_sums,  row_sums_tile,
-          dot_rows,      fused_tile,  invert_pivot, quantize_row, integer_tile, code_sums,
-          common_counts, sign_target, sign_project, flip_rows,    lookup};
+  return {name,           pack_row,      unpack_row,  row_sums,     column_sums,  row_sums_tile,
+          sign_sums_tile, dot_rows,      fused_tile,  invert_pivot, quantize_row, integer_tile,
+          code_sums,      common_counts, sign_target, sign_project, flip_rows,    lookup};
 }
 
 }  // namespace

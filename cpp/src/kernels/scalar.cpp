@@ -79,6 +79,27 @@ void row_sums_tile(const std::uint64_t* words, std::size_t rows, std::size_t col
   }
 }
 
+void sign_sums_tile(const std::uint64_t* words, std::size_t stride, std::size_t rows, std::size_t cols, const float* x,
+                    const float* weights, float* y, std::int16_t* table) {
+  for (std::size_t first = 0; first < cols; first += kWordBits) {
+    const std::size_t count = smaller(kWordBits, cols - first);
+    std::int16_t* q = table;  // (count)
+    for (std::size_t c = 0; c < kTile; ++c) {
+      const auto entry = [&](std::size_t j) { return x[(first + j) * kTile + c] * weights[first + j]; };
+      float top = kLeastRounded;
+      for (std::size_t j = 0; j < count; ++j) top = larger(__builtin_fabsf(entry(j)), top);
+      const float inverse = kMostRounded / top, unit = top / kMostRounded;
+      for (std::size_t j = 0; j < count; ++j) q[j] = static_cast<std::int16_t>(nearest(entry(j) * inverse));
+      for (std::size_t i = 0; i < rows; ++i) {
+        std::int32_t sum = 0;
+        for (std::size_t j = 0; j < count; ++j) sum += bit(words + first / kWordBits * stride + i, j) ? q[j] : -q[j];
+        float* out = y + i * kTile + c;
+        *out = first == 0 ? static_cast<float>(sum) * unit : *out + static_cast<float>(sum) * unit;
+      }
+    }
+  }
+}
+
 void dot_rows(const double* x, const double* y, std::size_t stride, std::size_t rows, std::size_t cols, double* dots) {
   for (std::size_t r = 0; r < rows; ++r) {
     double lanes[8] = {};
@@ -175,8 +196,8 @@ float largest_in(const float* x, std::uint64_t word) {
 
 }  // namespace
 
-const Kernels kScalar = {"scalar",      pack_row,    unpack_row,   row_sums,     column_sums,   row_sums_tile,
-                         dot_rows,      fused_tile,  invert_pivot, quantize_row, integer_tile,  code_sums,
-                         common_counts, sign_target, sign_project, flip_rows,    &kLookupScalar};
+const Kernels kScalar = {"scalar",       pack_row,      unpack_row,  row_sums,     column_sums,  row_sums_tile,
+                         sign_sums_tile, dot_rows,      fused_tile,  invert_pivot, quantize_row, integer_tile,
+                         code_sums,      common_counts, sign_target, sign_project, flip_rows,    &kLookupScalar};
 
 }  // namespace diba

@@ -13,6 +13,9 @@
 //   select(mask, zero, one)       `one` in the lanes chosen, `zero` in the others
 //   add_where(sum, mask, x)       sum + x in the lanes chosen, sum in the others
 //   greater(a, b), equal(a, b)    bit l: whether it holds in lane l
+//   Shorts                        2 kLanes of 16-bit integers: load and store (64-byte aligned), add, sub, no_shorts()
+//   = 0 rounded(a, b)                 the whole numbers nearest to both, ties to even; low(s), high(s): both again
+//   keep(a)                       where a tile has several: compilers neither reorder nor regroup the sums so far
 //   kBitsSelect                   bits choose lanes without being widened to vectors
 //   kColumnWords                  words whose column sums stay in registers
 //   kFusedRows                    rows whose sums stay in registers in fused_tile

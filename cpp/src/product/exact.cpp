@@ -2,16 +2,10 @@
 
 #include <algorithm>
 
-#include "layout/transpose.hpp"
-#include "runtime/dispatch.hpp"
-#include "runtime/parallel.hpp"
+#include "product/tiles.hpp"
 
 namespace diba {
 namespace {
-
-double additions(BitView bits, std::size_t p) {
-  return static_cast<double>(bits.rows) * static_cast<double>(bits.cols) * static_cast<double>(p);
-}
 
 // S x = 2 B x - sum(x)
 float to_sign(float y, float sum) { return 2.0F * y - sum; }
@@ -27,15 +21,6 @@ float total(const float* x, std::size_t count) {
 
 void to_signs(float* y, std::size_t count, float sum) {
   for (std::size_t i = 0; i < count; ++i) y[i] = to_sign(y[i], sum);
-}
-
-// Copies one row of a tile. Whole rows by inline moves: calls of memcpy would cost as much as the product.
-void copy_row(const float* from, std::size_t width, float* to) {
-  if (width == kTile) {
-    for (std::size_t c = 0; c < kTile; ++c) to[c] = from[c];
-  } else {
-    for (std::size_t c = 0; c < width; ++c) to[c] = from[c];
-  }
 }
 
 // Y = B W X for tiles of kTile columns, in the layout of Kernels::row_sums_tile.
@@ -67,27 +52,10 @@ class TileProduct {
       for (std::size_t c = 0; c < kTile; ++c) sums[j % 4][c] += x[j * kTile + c] * weights_.data()[j];
     for (std::size_t c = 0; c < kTile; ++c) sums[0][c] = (sums[0][c] + sums[1][c]) + (sums[2][c] + sums[3][c]);
     for (std::size_t i = 0; i < rows; ++i)
-      for (std::size_t c = 0; c < kTile; ++c) y_.data()[i * kTile + c] = to_sign(y_row(i)[c], sums[0][c]);
+      for (std::size_t c = 0; c < kTile; ++c) y_.data()[i * kTile + c] = to_sign(y_.data()[i * kTile + c], sums[0][c]);
   }
 
-  const float* y_row(std::size_t i) const { return y_.data() + i * kTile; }
-
-  // to(i, c) = y(i, c) for c < width; to has rows of `stride`.
-  void store(std::size_t rows, std::size_t width, float* to, std::size_t stride) const {
-    for (std::size_t i = 0; i < rows; ++i) copy_row(y_row(i), width, to + i * stride);
-  }
-
-  // to(c, i) = y(i, c) for c < width; to has rows of `stride`. Strips of 16 fill the cache lines they touch.
-  void store_transposed(std::size_t rows, std::size_t width, float* to, std::size_t stride) const {
-    constexpr std::size_t kStrip = 16;
-    std::size_t first = 0;
-    for (; width == kTile && first + kStrip <= rows; first += kStrip)
-      for (std::size_t c = 0; c < kTile; c += 4)
-        for (std::size_t i = first; i < first + kStrip; i += 4)
-          transpose_4x4(y_row(i) + c, kTile, to + c * stride + i, stride);
-    for (; first < rows; ++first)
-      for (std::size_t c = 0; c < width; ++c) to[c * stride + first] = y_row(first)[c];
-  }
+  const float* y() const { return y_.data(); }
 
  private:
   const Kernels& kernels_;
@@ -149,7 +117,7 @@ void matmul(BitView bits, bool signs, const float* x, std::size_t p, float* y, i
     for (std::size_t first = 0; first < p; first += kTile) {
       fill_tile(x, bits.cols, p, first, tile.data());
       product.multiply(tile.data(), part.rows);
-      product.store(part.rows, std::min(kTile, p - first), y + begin * p + first, p);
+      store_tile(product.y(), part.rows, std::min(kTile, p - first), y + begin * p + first, p);
     }
   });
 }
@@ -173,47 +141,11 @@ TiledMatrix::TiledMatrix(std::size_t rows_, std::size_t cols_)
 }
 
 void correlate(BitView bits, bool signs, const TiledMatrix& x, const float* weights, float* y, int threads) {
-  parallel_for(x.tiles(), 1, additions(bits, x.cols) / 16, threads, [&](std::size_t begin, std::size_t end) {
-    TileProduct product(bits, signs, weights);
-    for (std::size_t t = begin; t < end; ++t) {
-      product.multiply(x.tile(t), bits.rows);
-      const std::size_t first = t * kTile;
-      product.store_transposed(bits.rows, std::min(kTile, x.cols - first), y + first * bits.rows, bits.rows);
-    }
-  });
+  correlate_tiles(bits, x, y, threads, [&] { return TileProduct(bits, signs, weights); });
 }
 
 void gram(BitView bits, bool signs, const float* weights, float* h, int threads) {
-  const Kernels& kernels = active();
-  const std::size_t k = bits.rows;
-  const BitMatrix turned = transposed(bits);
-  // Tile t: columns [first, first + width) of H, rows up to its own end only; the rest is their mirror image.
-  const auto one_tile = [&](TileProduct& product, float* tile, std::size_t t) {
-    const std::size_t first = t * kTile;
-    const std::size_t width = std::min(kTile, k - first);
-    for (std::size_t j = 0; j < bits.cols; ++j) {
-      const std::uint64_t word = turned.view().row(j)[first / kWordBits] >> (first % kWordBits);
-      kernels.unpack_row(&word, width, signs ? -1.0F : 0.0F, 1.0F, tile + j * kTile);
-      for (std::size_t c = width; c < kTile; ++c) tile[j * kTile + c] = 0.0F;
-    }
-    product.multiply(tile, first + width);
-    product.store(first, width, h + first, k);
-    product.store_transposed(first, width, h + first * k, k);
-    for (std::size_t i = 0; i < width; ++i)
-      for (std::size_t c = i; c < width; ++c)
-        h[(first + i) * k + first + c] = h[(first + c) * k + first + i] = product.y_row(first + i)[c];
-  };
-  // Tiles are dealt in pairs of equal work, first with last.
-  const std::size_t tiles = (k + kTile - 1) / kTile;
-  parallel_for((tiles + 1) / 2, 1, additions(bits, k) / 32, threads, [&](std::size_t begin, std::size_t end) {
-    TileProduct product(bits, signs, weights);
-    const AlignedFloats tile(padded_cols(bits.cols) * kTile);
-    std::fill_n(tile.data(), padded_cols(bits.cols) * kTile, 0.0F);
-    for (std::size_t t = begin; t < end; ++t) {
-      one_tile(product, tile.data(), t);
-      if (tiles - 1 - t != t) one_tile(product, tile.data(), tiles - 1 - t);
-    }
-  });
+  gram_tiles(bits, signs ? -1.0F : 0.0F, h, threads, [&] { return TileProduct(bits, signs, weights); });
 }
 
 }  // namespace diba

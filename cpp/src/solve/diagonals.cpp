@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "runtime/dispatch.hpp"
+#include "runtime/parallel.hpp"
 
 namespace diba {
 namespace {
@@ -46,31 +47,55 @@ Normal normal_equations(const float* gram_left, const float* gram_right, const f
   return normal;
 }
 
-// L with M + ridge = L L^T, in the lower triangle of `l`, row by row; columns of dependent components are zero.
-void cholesky(std::vector<double>& l, std::size_t k) {
-  const Kernels& kernels = active();
-  std::vector<double> inverse(k);  // 1 / pivots
-  for (std::size_t i = 0; i < k; ++i) {
-    double* row = l.data() + i * k;
-    const double diagonal = row[i];
-    for (std::size_t first = 0; first <= i; first += 4) {
-      double dots[4];
-      const std::size_t count = std::min<std::size_t>(4, k - first);
-      kernels.dot_rows(row, l.data() + first * k, k, count, first, dots);
-      for (std::size_t j = first; j < std::min(first + count, i + 1); ++j) {
-        double value = row[j] - dots[j - first];
-        for (std::size_t q = first; q < j; ++q) value -= row[q] * l[j * k + q];
-        if (j < i) {
-          row[j] = value * inverse[j];
-        } else {
-          const bool dependent = !(value > kDependent * diagonal);
-          row[i] = dependent ? 0.0 : __builtin_sqrt(value);
-          inverse[i] = dependent ? 0.0 : 1.0 / row[i];
-        }
+// L with M + ridge = L L^T, in the lower triangle of `l`, row by row; columns of dependent components are zero. Blocks
+// of rows share the reading of the rows before them, which threads divide by rows.
+class Cholesky {
+ public:
+  Cholesky(std::vector<double>& l, std::size_t k) : kernels_(active()), l_(l), k_(k), diagonal_(k), inverse_(k) {
+    for (std::size_t i = 0; i < k; ++i) diagonal_[i] = l[i * (k + 1)];
+  }
+
+  void run(int threads) {
+    for (std::size_t begin = 0; begin < k_; begin += kBlock) {
+      const std::size_t end = std::min(begin + kBlock, k_);
+      const double work =
+          static_cast<double>(begin) * static_cast<double>(begin) * static_cast<double>(end - begin) / 8;
+      parallel_for(end - begin, 1, work, threads, [&](std::size_t from, std::size_t to) {
+        for (std::size_t first = 0; first < begin; first += kDots)
+          for (std::size_t i = begin + from; i < begin + to; ++i) eliminate(i, first);
+      });
+      for (std::size_t i = begin; i < end; ++i)
+        for (std::size_t first = begin; first <= i; first += kDots) eliminate(i, first);
+    }
+  }
+
+ private:
+  static constexpr std::size_t kDots = 4, kBlock = 64;  // rows; kBlock is a multiple of kDots
+
+  // Columns [first, first + kDots) of row i, up to the diagonal; what is before them is done.
+  void eliminate(std::size_t i, std::size_t first) {
+    double* row = l_.data() + i * k_;
+    double dots[kDots];
+    const std::size_t count = std::min(kDots, k_ - first);
+    kernels_.dot_rows(row, l_.data() + first * k_, k_, count, first, dots);
+    for (std::size_t j = first; j < std::min(first + count, i + 1); ++j) {
+      double value = row[j] - dots[j - first];
+      for (std::size_t q = first; q < j; ++q) value -= row[q] * l_[j * k_ + q];
+      if (j < i) {
+        row[j] = value * inverse_[j];
+      } else {
+        const bool dependent = !(value > kDependent * diagonal_[i]);
+        row[i] = dependent ? 0.0 : __builtin_sqrt(value);
+        inverse_[i] = dependent ? 0.0 : 1.0 / row[i];
       }
     }
   }
-}
+
+  const Kernels& kernels_;
+  std::vector<double>& l_;
+  const std::size_t k_;
+  std::vector<double> diagonal_, inverse_;  // of M; 1 / pivots
+};
 
 // Solves L L^T d = c.
 std::vector<double> solve(const std::vector<double>& l, std::vector<double> d) {
@@ -131,7 +156,7 @@ double product_along(BitView bits, bool signs, const float* scale, const float* 
 }
 
 double fit_inner(const float* gram_left, const float* gram_right, const float* correlations, BitView bits, bool signs,
-                 const float* scale, double energy, float* d2) {
+                 const float* scale, double energy, float* d2, int threads) {
   const std::size_t k = bits.cols;
   const Normal normal = normal_equations(gram_left, gram_right, correlations, bits, signs, scale);
   const double before = normal.objective(std::vector<double>(d2, d2 + k), energy);
@@ -140,7 +165,7 @@ double fit_inner(const float* gram_left, const float* gram_right, const float* c
   double trace = 0.0;
   for (std::size_t j = 0; j < k; ++j) trace += system[j * (k + 1)];
   for (std::size_t j = 0; j < k; ++j) system[j * (k + 1)] += kRidge * trace / static_cast<double>(k);
-  cholesky(system, k);
+  Cholesky(system, k).run(threads);
   const std::vector<double> best = solve(system, normal.c);
   const double after = normal.objective(best, energy);
   if (!(after < before)) return before;

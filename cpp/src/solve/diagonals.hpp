@@ -24,6 +24,6 @@ double product_along(BitView bits, bool signs, const float* scale, const float* 
 // gram_left, gram_right (k, k) = L^T L and R^T R; correlations (rows, k) = A R; bits, scale (rows): L; k = bits.cols.
 // A component that the ones before it can replace, up to float32 rounding, gets 0.
 double fit_inner(const float* gram_left, const float* gram_right, const float* correlations, BitView bits, bool signs,
-                 const float* scale, double energy, float* d2);
+                 const float* scale, double energy, float* d2, int threads);
 
 }  // namespace diba

@@ -26,7 +26,7 @@ import numpy as np
 
 from .. import _core
 from ..bits import BitMatrix
-from .side import Side
+from .sign_side import POWER_STEPS, SignSide, may_round
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,127 +36,20 @@ if TYPE_CHECKING:
     from .._internal.check import Alphabet
     from .schedule import Deadline
 
-__all__ = ["PUBLISHED_STEPS", "RIDGE", "Admm", "SignSide", "divided"]
+__all__ = ["PUBLISHED_STEPS", "Admm"]
 
 PUBLISHED_STEPS = 260
 _PUBLISHED_PROJECTIONS = 3
 _DIVERGED = 1e8  # a run ends when its objective exceeds this many times |A|^2
-RIDGE = 0.03  # added to the Gram matrix's diagonal of ones, as published
 _FIRST_PENALTY = 0.2
 _EXCESS = 16  # norms of a component are scaled back when they leave 2^-16 to 2^16
 _SEQUENTIAL_BITS = 1.4  # up to about this many bits per weight, solving one side after the other is better
 _SETTLED = 3  # steps at the end with penalty 1
-_POWER_STEPS = 5  # power iterations of the first projection; later ones start from the one before
 
 
 def ramp(part: float, first: float) -> float:
     """The penalty after this part of the steps: geometric, from the first to 1."""
     return math.pow(first, 1 - part)
-
-
-class SignSide(Side):
-    """One side, ``Z = diag(u) S diag(v)`` of shape (rows, k), with its ADMM variables.
-
-    Args:
-        A: See :class:`Side`; so are ``threads``, ``transposed`` and ``unit``.
-        k: Inner dimension.
-        random: Generator of the normal start.
-        balance: Weights w (k,) of the penalty ``(w . y)^2`` on every row y of Y; None for no penalty.
-        outer: u to keep, of length one; None to fit it.
-
-    Attributes:
-        fixed: Whether u is kept.
-        scale: u (rows,), of length one.
-        inner: v (k,).
-        state: Y + U (rows, k), of which Z is the projection.
-        norms: Lengths of the other side's columns (k,) when v was fitted.
-    """
-
-    def __init__(
-        self,
-        A: NDArray[np.float32],
-        k: int,
-        random: np.random.Generator,
-        balance: NDArray[np.float32] | None,
-        threads: int,
-        *,
-        transposed: bool = False,
-        unit: float = 1.0,
-        outer: NDArray[np.float32] | None = None,
-    ) -> None:
-        rows = A.shape[1 if transposed else 0]
-        self.state = random.standard_normal((rows, k), dtype=np.float32)
-        words = np.empty((rows, -(-k // 64)), dtype=np.uint64)
-        _core.pack(self.state, words, threads)
-        super().__init__(
-            BitMatrix(words, k, "sign", copy=False), outer, A, threads, transposed=transposed, unit=unit
-        )
-        self.balance = balance
-        self.fixed = outer is not None
-        self.inner = np.ones(k, dtype=np.float32)
-        self.norms = np.ones(k, dtype=np.float32)
-        self._tiles = _core.TiledMatrix(k, k)
-        self._inverse = _core.QuantizedMatrix(k)
-        self.refine(_POWER_STEPS)
-        self.state = self.projection()  # the dual U starts at zero
-
-    def refine(self, steps: int) -> None:
-        """Improve the rank-one fit u v' of |Y + U| by power iteration from v."""
-        for _ in range(steps):
-            _core.fit_magnitudes(self.scale, self.inner, self.state, self.fixed)
-        self.scale_changed()
-
-    def as_partner(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-        """(X'X, A X, lengths of the columns of Z): what the other side's steps take this side X for."""
-        return self.gram, self.correlations, self.column_norms()
-
-    def column_norms(self) -> NDArray[np.float32]:
-        """Lengths of the columns of Z in the units of A; v was fitted to a unit-length other side."""
-        return divided(self.inner, self.norms)
-
-    def projection(self) -> NDArray[np.float32]:
-        """Z = diag(u) S diag(v), dense."""
-        return self.dense() * self.scale[:, None] * self.inner
-
-    def advance(
-        self,
-        gram: NDArray[np.float32],
-        correlations: NDArray[np.float32],
-        norms: NDArray[np.float32],
-        penalties: tuple[float, ...],
-        power_steps: int = 1,
-    ) -> float:
-        """Make one ADMM step for each penalty, with the other side X held fixed.
-
-        Args:
-            gram: X'X, shape (k, k).
-            correlations: A X, shape (rows, k).
-            norms: Lengths of X's columns before they were scaled to one, shape (k,).
-            penalties: rho of each step.
-            power_steps: Power iterations of each projection.
-
-        Returns:
-            ``<Z diag(norms) X', A>`` of the iterate before the steps.
-        """
-        d2 = norms * self.column_norms()
-        ratio = divided(norms, self.norms)
-        self.norms = norms
-        variables, along = (self.words, self.scale, self.inner, self.state), math.nan
-        for step, penalty in enumerate(penalties):
-            if step == 0 or penalty != penalties[step - 1]:
-                _core.invert_shifted(
-                    gram, RIDGE + penalty, self.balance, self._tiles, self._inverse, self.threads
-                )
-            product = _core.step_sign_side(
-                *variables, correlations, self._inverse, ratio, d2, penalty, self.fixed, self.threads
-            )
-            if power_steps > 1:
-                self.refine(power_steps - 1)
-            if step == 0:
-                along = product
-                ratio = np.ones_like(ratio)
-        self.bits_changed()
-        return along
 
 
 class Iterate(NamedTuple):
@@ -232,8 +125,21 @@ class Admm:
     ) -> tuple[float, SignSide, SignSide]:
         """(objective of the zero matrix, left side, right side); ``square`` is ``|A|^2``."""
         unit = float(self._unit)
-        left = SignSide(A, k, random, balance[0], threads, unit=unit, outer=outer[0])
-        right = SignSide(A, k, random, balance[1], threads, transposed=True, unit=unit, outer=outer[1])
+        rounded = not self.published and may_round(A, k)
+        left, right = (
+            SignSide(
+                A,
+                k,
+                random,
+                balance[side],
+                threads,
+                transposed=side == 1,
+                unit=unit,
+                outer=outer[side],
+                rounded=rounded,
+            )
+            for side in (0, 1)
+        )
         return square, left, right
 
     def iterate(self, steps: int, deadline: Deadline) -> Iterator[int]:
@@ -249,7 +155,7 @@ class Admm:
             last = step == steps or deadline.over() or not deadline.leaves(self.pace)
             if self.published:
                 penalties = (part**3,) + (1.0,) * (_PUBLISHED_PROJECTIONS - 1)
-                self._step(penalties, _POWER_STEPS, last)
+                self._step(penalties, POWER_STEPS, last)
             else:
                 self._step((ramp(part, self.first_penalty),), 1, last)
             if not self.objective <= _DIVERGED * self.energy:
@@ -322,8 +228,3 @@ class Admm:
 def _alternating(k: int) -> NDArray[np.float32]:
     """1, -1, 1, ... of length k."""
     return np.where(np.arange(k) % 2, -1, 1).astype(np.float32)
-
-
-def divided(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
-    """a / b, and 0 where b is 0: a component whose scale has become 0."""
-    return np.divide(a, b, out=np.zeros_like(b), where=b > 0)

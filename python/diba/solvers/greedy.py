@@ -151,6 +151,7 @@ class Greedy:
             self.left.scale,
             self.energy,
             self.d2,
+            self._threads,
         )
         self.objective = max(objective, 0.0)
         self._rows_problem = None

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .. import _core
-from .admm import RIDGE, Admm, SignSide, divided
+from .admm import Admm
+from .sign_side import RIDGE, SignSide, divided
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

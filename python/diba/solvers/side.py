@@ -76,8 +76,7 @@ class Side:
     def gram(self) -> NDArray[np.float32]:
         """X'X, shape (k, k); the array is overwritten after the next change."""
         if not self._has_gram:
-            weights = np.square(self.scale)
-            _core.gram(self._columns, self.rows, weights, self.signs, self._gram, self.threads)
+            self._fill_gram(np.square(self.scale))
             self._has_gram = True
         return self._gram
 
@@ -85,6 +84,13 @@ class Side:
     def correlations(self) -> NDArray[np.float32]:
         """A'X, shape (p, k); the array is overwritten after the next change."""
         if not self._has_correlations:
-            _core.correlate(self._columns, self._A, self.scale, self.signs, self._correlations, self.threads)
+            self._fill_correlations()
             self._has_correlations = True
         return self._correlations
+
+    def _fill_gram(self, weights: NDArray[np.float32]) -> None:
+        """B' diag(weights) B."""
+        _core.gram(self._columns, self.rows, weights, self.signs, self._gram, self.threads)
+
+    def _fill_correlations(self) -> None:
+        _core.correlate(self._columns, self._A, self.scale, self.signs, self._correlations, self.threads)

@@ -147,6 +147,15 @@ inline __m512i _mm512_srai_epi32(__m512i a, unsigned count) {
   for (std::int32_t& lane : to.lane) lane >>= count;
   return to;
 }
+inline __m512 _mm512_cvtepi32_ps(__m512i a) {
+  std::int32_t lanes[16];
+  float to[16];
+  std::memcpy(lanes, &a, sizeof lanes);
+  for (int l = 0; l < 16; ++l) to[l] = static_cast<float>(lanes[l]);
+  __m512 result;
+  std::memcpy(&result, to, sizeof result);
+  return result;
+}
 inline __m512i _mm512_cvtps_epi32(__m512 a) { return emulated::converted(emulated::Floats(a), emulated::nearest); }
 inline __m512i _mm512_cvt_roundps_epi32(__m512 a, int /*up*/) {
   return emulated::converted(emulated::Floats(a), emulated::up);
