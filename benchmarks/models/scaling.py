@@ -36,9 +36,9 @@ from ..solver.large import made
 __all__ = ["main", "table", "work"]
 
 PARTS = ("forecast", "workers", "layers", "billion")
-SHAPES = ((2048, 2048), (4096, 4096), (14336, 4096))
+SHAPES = ((1024, 1024), (2048, 2048), (4096, 4096))
 BILLION = {"hidden": 2048, "intermediate": 5632, "blocks": 22, "heads": 256, "vocabulary": 32000}
-TURNS = 3
+TURNS = 2
 # Layers of a block, as (rows, columns, how many), and blocks; embeddings and heads cost next to nothing.
 LARGE_MODELS = {
     "7B (Llama 2)": ([(4096, 4096, 4), (11008, 4096, 3)], 32),
@@ -162,7 +162,7 @@ def workers(model: str, bits: float, rows: list[dict[str, Any]]) -> Iterator[Non
             with _cluster() as address:
                 row["dask"] = _in_process({**common, "out": f"{folder}/d", "dask": address}, 1)["seconds"]
             same = {(Path(folder, name) / "model.safetensors").read_bytes() for name in ("one", "two", "d")}
-        rows.append({**row, "equal": len(same) == 1})
+        rows.append({**row, "bits": bits, "equal": len(same) == 1})
         yield
 
 
@@ -192,7 +192,9 @@ def layers(bits: float, threads: int, rows: list[dict[str, Any]]) -> Iterator[No
     for shape in SHAPES:
         if not any(row["shape"] == list(shape) for row in rows):
             task = {"part": "layer", "shape": shape, "bits": bits, "threads": threads}
-            rows.append({"shape": list(shape), "threads": threads, **_in_process(task, threads)})
+            rows.append(
+                {"shape": list(shape), "bits": bits, "threads": threads, **_in_process(task, threads)}
+            )
             yield
 
 
@@ -276,20 +278,19 @@ def _layers_table(report: dict[str, Any]) -> str:
     rows = report["layers"]
     if not rows:
         return ""
-    shown = [
-        [
-            " x ".join(map(str, row["shape"])), str(row["threads"]), f"{row['seconds']:.0f}",
-            f"{row['memory'] / 1e6:.0f}", f"{row['snr_db']:.2f}",
-        ]
-        for row in rows
-    ]  # fmt: skip
-    text = markdown(["Matrix", "Threads", "Seconds", "Memory, MB", "SNR, dB"], shown)
-    return f"{text}\n\n{_large_models(rows, report['arguments']['bits'])}"
+    shown = []
+    for row in rows:
+        size = " x ".join(map(str, row["shape"]))
+        taken = [f"{row['seconds']:.0f}", f"{row['memory'] / 1e6:.0f}", f"{row['snr_db']:.2f}"]
+        shown.append([size, f"{row['bits']:g}", str(row["threads"]), *taken])
+    text = markdown(["Matrix", "Bits", "Threads", "Seconds", "Memory, MB", "SNR, dB"], shown)
+    return f"{text}\n\n{_large_models(rows)}"
 
 
-def _large_models(rows: list[dict[str, Any]], bits: float) -> str:
+def _large_models(rows: list[dict[str, Any]]) -> str:
     """Hours of large models, from the seconds of the largest matrix for m n k, which they grow with."""
     last = rows[-1]
+    bits = last["bits"]
     rate = last["seconds"] / (last["shape"][0] * last["shape"][1] * last["k"])
     shown = []
     for name, (shapes, blocks) in LARGE_MODELS.items():

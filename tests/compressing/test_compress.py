@@ -267,6 +267,22 @@ def test_trials_tell_time_and_snr(dense: Path) -> None:
         assert line in str(planned)
 
 
+def test_bits_go_where_they_are_worth_most(dense: Path, texts: Path, tmp_path: Path) -> None:
+    settings = {**SMALL, "allocate": True, "reconstruct": 0, "retune": 0}
+    with pytest.raises(Stopped):
+        diba.compress(dense, tmp_path / "out", data=texts, **{**settings, "progress": stop_at("convert", 1)})
+    allocated = json.loads((tmp_path / "out" / ".diba" / "allocation").read_text())["value"]
+    done = diba.compress(dense, tmp_path / "out", data=texts, **settings)
+    diba.compress(dense, tmp_path / "clean", data=texts, **settings)
+    assert_same_files(tmp_path / "out", tmp_path / "clean")
+    assert done.report is not None
+    factored = [layer for layer in done.report.layers if layer.k]
+    assert {layer.name: layer.k for layer in factored} == allocated
+    assert len({layer.k for layer in factored if layer.shape == factored[0].shape}) > 1
+    bits = sum(layer.bits_per_weight * layer.weights for layer in factored)
+    assert bits <= settings.get("bits", 2.0) * sum(layer.weights for layer in factored)
+
+
 def test_nothing_to_compress_is_an_error(dense: Path) -> None:
     with pytest.raises(ValueError, match="nothing of the model would be compressed"):
         diba.compressing.plan(dense, skip=["re:.*"], embeddings=None, head=None)
@@ -461,6 +477,8 @@ def test_data_that_are_no_texts(name: str, content: bytes, error: str, dense: Pa
         ({"effort": "high"}, ValueError, "effort"),
         ({"embeddings": 3}, ValueError, "embeddings is 3; it must be 8, 4, 'auto' or None"),
         ({"tokens": 1}, ValueError, "at least 2"),
+        ({"allocate": 1}, TypeError, r"allocate is 1 \(int\); it must be True or False"),
+        ({"allocate": True}, ValueError, "there are no data, which say what layers are worth"),
         ({"retune": -1}, ValueError, "retune"),
         ({"recipe": "tiny"}, ValueError, "recipe"),
         ({"bit": 2}, TypeError, "no setting 'bit'; known: bits"),

@@ -76,6 +76,8 @@ def test_wrong_shapes_are_refused(name: str) -> None:
         for shape in shapes:
             if name == "energy" or (name == "tails_are_zero" and shape[1:] == value.shape[1:]):
                 continue  # any shape, any number of rows will do
+            if name == "bit_products" and argument != "out" and shape == (1, *value.shape[1:]):
+                continue  # of one bit
             if min(shape, default=1) < 0:
                 continue
             with pytest.raises(ValueError, match=r"must|wrong"):
@@ -87,7 +89,7 @@ def test_wrong_sizes_are_refused(name: str) -> None:
     one = call(name)
     for cols in (0, 6, 64, 71, 129, 2**32, 2**63, 2**64 - 70, 2**64 - 1):
         if "cols" in one.arguments:
-            if name == "tails_are_zero" and 64 < cols <= 128:
+            if name in ("tails_are_zero", "bit_products") and 64 < cols <= 128:
                 continue
             with pytest.raises((ValueError, TypeError)):
                 one.run(cols=cols)

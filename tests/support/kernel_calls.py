@@ -111,6 +111,10 @@ def call(name: str, rows: int = 5, cols: int = 70, p: int = 6, threads: int = 1,
         return Call(name, {"x": floats(rows, cols)})
     if name == "tails_are_zero":
         return Call(name, {"words": words, "cols": cols})
+    if name == "bit_products":
+        a, b = (np.stack([packed(random_bits(rng, m, cols)) for _ in range(2)]) for m in (rows, p))
+        out = np.ones((rows, p), np.int32)
+        return Call(name, {"a": a, "b": b, "cols": cols, "out": out, "threads": threads})
     if name == "transpose":
         return Call(name, {"words": words, "cols": cols, "out": np.ones((cols, words_for(rows)), np.uint64)})
     if name == "pack":

@@ -47,8 +47,7 @@ class Products {
         for (int q = 0; q < a_.bits; ++q)
           active().common_counts({plane(b_, p, j0) + w, lanes, words}, {plane(a_, q, i0) + w, rows, words},
                                  std::min(kCountWords, words - w), p + q, y_ + i0 * b_.rows + j0, b_.rows, scratch);
-    for (std::size_t i = i0; i < i0 + rows; ++i)
-      for (std::size_t j = j0; j < j0 + lanes; ++j) finish(i, j);
+    for (std::size_t i = i0; i < i0 + rows; ++i) finish(i, j0, lanes);
   }
 
  private:
@@ -56,13 +55,13 @@ class Products {
     return x.words + (static_cast<std::size_t>(p) * x.rows + row) * words_for(x.cols);
   }
 
-  // From the sum of u v to that of the numbers.
-  void finish(std::size_t i, std::size_t j) const {
+  // From the sums of u v to those of the numbers, in row i from column j0 on.
+  void finish(std::size_t i, std::size_t j0, std::size_t count) const {
     const std::uint32_t most_a = (1U << a_.bits) - 1, most_b = (1U << b_.bits) - 1;
-    std::int32_t& at = y_[i * b_.rows + j];
-    const std::uint32_t all = 4 * static_cast<std::uint32_t>(at) - 2 * most_b * of_a_[i] - 2 * most_a * of_b_[j] +
-                              static_cast<std::uint32_t>(a_.cols) * most_a * most_b;
-    __builtin_memcpy(&at, &all, sizeof at);
+    const std::uint32_t same = static_cast<std::uint32_t>(a_.cols) * most_a * most_b - 2 * most_b * of_a_[i];
+    auto* const sums = reinterpret_cast<std::uint32_t*>(y_ + i * b_.rows + j0);  // the same bytes without a sign
+    const std::uint32_t* const of_lanes = of_b_.data() + j0;
+    for (std::size_t j = 0; j < count; ++j) sums[j] = 4 * sums[j] + same - 2 * most_a * of_lanes[j];
   }
 
   BitNumbers a_, b_;

@@ -66,6 +66,7 @@ def add_settings(parser: Any) -> None:
     add("--embeddings", choices=_CODES, help="bits of embeddings (default: auto, which loses nothing)")
     add("--head", choices=_CODES, help="bits of the output layer; none factors it (default: auto)")
     add("--skip", action="append", metavar="NAME", help="leave a layer dense; may be given several times")
+    add("--allocate", action="store_const", const=True, help="with data: bits of layers by their worth")
     add("--reconstruct", type=int, metavar="N", help="with data: steps for each block (default: 256)")
     add("--retune", type=int, metavar="N", help="with data: steps at the end (default: 96)")
     add("--tokens", type=int, metavar="N", help="with data: tokens of a text (default: 256)")
@@ -84,8 +85,8 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
 
 
 _SETTINGS = (
-    "bits", "alphabet", "effort", "embeddings", "head", "skip", "reconstruct", "retune", "tokens", "rows",
-    "batches", "seed",
+    "bits", "alphabet", "effort", "embeddings", "head", "skip", "allocate", "reconstruct", "retune", "tokens",
+    "rows", "batches", "seed",
 )  # fmt: skip
 
 

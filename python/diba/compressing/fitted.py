@@ -52,6 +52,9 @@ def fitted(
         model = sharing(dense) if place.part is None else source.read(place.part)
     if earlier is None:
         stages.expect(_seconds(source, settings, dense, used))
+    config = _config(source, settings, dense, missing)
+    if settings.allocate:
+        config["layers"] = _allocated(config, settings, dense, used.seen, place, stages)
     if place.stage is None:
         with (
             stages.stage("convert", rest=True) as progress,
@@ -61,7 +64,7 @@ def fitted(
         ):
             diba.torch.convert(
                 model,
-                _config(source, settings, dense, missing),
+                config,
                 batches=used.seen,
                 loss=diba.torch.fisher(seed=settings.seed),
                 reconstruct=_reconstruction(settings),
@@ -158,6 +161,29 @@ def _config(source: Source, settings: CompressSettings, dense: Any, missing: lis
     config = settings.config(source.has_output_layer)
     known = [name for name in missing if isinstance(dense.get_submodule(name), nn.Linear)]
     return {**config, "skip": [*config["skip"], *(name for name in known if name not in config["skip"])]}
+
+
+def _allocated(
+    config: dict[str, Any],
+    settings: CompressSettings,
+    dense: Any,
+    batches: Sequence[Batch],
+    place: Workplace,
+    stages: Stages,
+) -> dict[str, dict[str, int]]:
+    """Name of a layer -> its k, chosen once, for the errors of outputs weighted by gradients."""
+    known = place.noted("allocation")
+    if known is None:
+        with stages.stage("allocate") as progress:
+            chosen, loss = diba.torch.Config(**config), diba.torch.fisher(seed=settings.seed)
+            calibration = diba.torch.calibrate(dense, batches, config=chosen, loss=loss, progress=False)
+            found = diba.torch.allocate(
+                dense, settings.bits, config=chosen, calibration=calibration, progress=progress
+            )
+        known = {name: int(k) for name, k in sorted(found.k.items())}  # the order in which they are read
+        place.note("allocation", known)
+        place.note("stages", stages.kept())
+    return {name: {"k": k} for name, k in known.items()}
 
 
 @contextlib.contextmanager

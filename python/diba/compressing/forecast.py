@@ -20,6 +20,7 @@ from ..checkpoints.facts import Facts
 from ..layers.solved import CODED_ENTRIES
 from .outline import Outline
 from .recipe import CompressSettings
+from .solving import ROWS_FOR_THREADS
 from .source import source_at
 from .writing import file_bytes
 
@@ -35,6 +36,7 @@ __all__ = ["Plan", "plan"]
 _TRIED = 1536  # most rows and columns of a matrix that is factored to know the time
 _SOLVER_BYTES = 18.0  # of a solve, for each entry of its matrices (m, k), (k, n) and (k, k), as measured
 _CODES_SECONDS = 6e-8  # of an entry that gets codes
+_AROUND = 8_000_000  # bytes of threads, their stacks, and what is imported while work goes on
 _CODES_BYTES = 40  # for each entry that gets codes at once
 
 
@@ -130,7 +132,7 @@ def plan(
     weights = list(outline.weights.values())
     seconds, snr = _tried(weights, chosen, count) if trials else (None, None)
     report = outline.report()
-    memory = max((_memory(weight) for weight in weights), default=0)
+    memory = _memory_of_all(weights, count)
     if note:  # the model is in memory, and so are its files
         memory += source.bytes + report.bytes_after
     return Plan(
@@ -143,6 +145,13 @@ def plan(
         snr_db=snr,
         note=source.note or note,
     )
+
+
+def _memory_of_all(weights: list[Weight], threads: int) -> int:
+    """Bytes at the peak: of the largest layer, or of as many as are solved side by side, and around them."""
+    small = sorted((_memory(w) for w in weights if min(w.shape) < ROWS_FOR_THREADS), reverse=True)
+    together = sum(small[: max(1, threads)])
+    return _AROUND + max(together, max((_memory(weight) for weight in weights), default=0))
 
 
 def _memory(weight: Weight) -> int:

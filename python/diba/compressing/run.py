@@ -217,6 +217,8 @@ def _task(
     target, source = Path(check.path(out)), source_at(Path(check.path(model)))
     if target.exists() and source.folder.samefile(target):
         raise ValueError(f"out {target} is the model's folder; name another one")
+    if settings.allocate and data is None:
+        raise ValueError("allocate is True and there are no data, which say what layers are worth; give data")
     read = None if data is None else _data(source, data, settings)
     identity = {
         "model": source.digests(),

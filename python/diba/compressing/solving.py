@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from ..progress import Progress
     from .outline import Weight
 
-__all__ = ["Solving", "layer_file", "shard_of", "solve_to"]
+__all__ = ["ROWS_FOR_THREADS", "Solving", "layer_file", "shard_of", "solve_to"]
 
-_ROWS_FOR_THREADS = 1024  # layers with fewer rows or columns are solved side by side, not with more threads
+ROWS_FOR_THREADS = 1024
+"""Layers with fewer rows or columns are solved side by side, each by one thread."""
+
 _TRIES = 3  # of a layer whose worker dies
 _TICK = 0.2  # seconds between looks at what workers do
 
@@ -115,7 +117,7 @@ class Solving:
     def here(self, threads: int) -> None:
         """Solve in this process: large layers with all threads, small ones side by side."""
         share = sum(weight.work for weight in self.left.values()) / threads
-        small = [w for w in self.left.values() if min(w.shape) < _ROWS_FOR_THREADS and w.work <= share]
+        small = [w for w in self.left.values() if min(w.shape) < ROWS_FOR_THREADS and w.work <= share]
         if threads == 1 or len(small) < 2:
             small = []
         for weight in [weight for weight in self.left.values() if weight not in small]:
