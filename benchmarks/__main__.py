@@ -12,6 +12,7 @@ choices      what each choice in the solver is worth: minutes
 objectives   plain, weighted and covariance objectives on held-out activations: minutes
 outputs      two installations of diba: errors of outputs on held-out inputs: an hour
 large        time and memory of one large matrix: minutes
+faster       large solves beside those of another installation: minutes to hours
 minilm       every dense matrix of a small language model: minutes
 quality      solvers and baselines on every dense matrix of three models: over an hour
 models       end metrics of whole models, beside controls: hours
@@ -52,6 +53,7 @@ PLACES = {
     "objectives": "solver.objectives",
     "outputs": "solver.outputs",
     "large": "solver.large",
+    "faster": "solver.faster",
     "minilm": "quality.minilm",
     "quality": "quality.quality",
     "models": "models.models",

@@ -33,6 +33,7 @@ TABLES = {
     "choices": "solver.choices",
     "objectives": "solver.objectives",
     "large": "solver.large",
+    "faster": "solver.faster",
     "minilm": "quality.minilm_table",
     "quality": "quality.table",
     "models": "models.table",

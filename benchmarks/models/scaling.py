@@ -36,7 +36,7 @@ from ..solver.large import made
 __all__ = ["main", "table", "work"]
 
 PARTS = ("forecast", "workers", "layers", "billion")
-SHAPES = ((1024, 1024), (2048, 2048), (4096, 4096))
+SHAPES = ((1024, 1024), (2048, 2048))
 BILLION = {"hidden": 2048, "intermediate": 5632, "blocks": 22, "heads": 256, "vocabulary": 32000}
 TURNS = 2
 # Layers of a block, as (rows, columns, how many), and blocks; embeddings and heads cost next to nothing.

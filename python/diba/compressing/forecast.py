@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections import Counter
@@ -27,13 +28,17 @@ from .writing import file_bytes
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from numpy.typing import NDArray
+
     from .._internal.disk import PathLike
     from ..checkpoints.report import Report
+    from ..progress import Progress
     from .outline import Weight
 
 __all__ = ["Plan", "plan"]
 
-_TRIED = 1536  # most rows and columns of a matrix that is factored to know the time
+_TRIED = 1536  # most rows and columns of a matrix that is factored whole to know the time
+_SHRUNK, _STEPS = 512, 6  # of a larger one: its size to know the SNR, and steps to know the time
 _SOLVER_BYTES = 18.0  # of a solve, for each entry of its matrices (m, k), (k, n) and (k, k), as measured
 _CODES_SECONDS = 6e-8  # of an entry that gets codes
 _AROUND = 8_000_000  # bytes of threads, their stacks, and what is imported while work goes on
@@ -114,8 +119,8 @@ def plan(
         model: See :func:`diba.compressing.compress`; of its weights, the headers of files are read.
         recipe: See :func:`diba.compressing.compress`.
         threads: Number of threads of the trials; None: ``diba.num_threads()``.
-        trials: Whether to factor a random matrix of every shape (smaller where it has more than 1,536 rows or
-            columns) to know time and SNR, which takes up to a minute.
+        trials: Whether to factor a random matrix of every shape to know time and SNR, which takes up to a
+            minute. Of one with more than 1,536 rows or columns it is a few steps, and a smaller matrix.
         **settings: See :func:`diba.compressing.compress`.
 
     Raises:
@@ -163,20 +168,46 @@ def _memory(weight: Weight) -> int:
 
 
 def _tried(weights: list[Weight], settings: CompressSettings, threads: int) -> tuple[float, float | None]:
-    """Seconds of all layers, and the mean SNR, from one trial of every shape, shrunk if it is large."""
+    """Seconds of all layers, and the mean SNR, from a trial of every shape; of large ones from steps."""
     seconds, snrs = 0.0, []
     for (shape, k), count in Counter((weight.shape, weight.k) for weight in weights).items():
         if not k:
             seconds += count * shape[0] * shape[1] * _CODES_SECONDS
             continue
-        shrink = max(1.0, max(shape) / _TRIED)
+        options: dict[str, Any] = {
+            "alphabet": settings.alphabet,
+            "effort": settings.effort,
+            "threads": threads,
+        }
+        shrink = 1.0 if max(shape) <= _TRIED else max(shape) / _SHRUNK
         m, n = (max(8, round(side / shrink)) for side in shape)
-        matrix = np.random.default_rng(0).standard_normal((m, n), dtype=np.float32)
+        matrix = _random(m, n)
         began = time.perf_counter()
-        options: dict[str, Any] = {"alphabet": settings.alphabet, "effort": settings.effort}
-        f = diba.solve(matrix, k=max(1, round(k / shrink)), threads=threads, **options)
+        f = diba.solve(matrix, k=max(1, round(k / shrink)), **options)
         took = time.perf_counter() - began
-        scale = shape[0] * shape[1] * k / (m * n * f.k)
-        seconds += count * took * scale
+        seconds += count * (took if shrink == 1 else _announced(_random(*shape), k, options))
         snrs += [f.snr_db(matrix)] * count
     return seconds, float(np.mean(snrs)) if snrs else None
+
+
+def _announced(matrix: NDArray[np.float32], k: int, options: dict[str, Any]) -> float:
+    """Seconds that a solve announces after its first steps, with which it ends."""
+    found: list[float] = []
+
+    def show(state: Progress) -> None:
+        if state.done and state.remaining is not None:
+            found.append(state.elapsed + state.remaining)
+            if len(found) == _STEPS:
+                raise _Enough
+
+    with contextlib.suppress(_Enough):
+        diba.solve(matrix, k=k, progress=show, **options)
+    return found[-1] if found else 0.0
+
+
+class _Enough(Exception):
+    """Ends a solve."""
+
+
+def _random(m: int, n: int) -> NDArray[np.float32]:
+    return np.random.default_rng(0).standard_normal((m, n), dtype=np.float32)
