@@ -27,7 +27,7 @@ constexpr CommonOnes common_ones() {
 constexpr CommonOnes kCommonOnes = common_ones();
 
 constexpr std::size_t kNibbles = 16 * kCountWords;  // of a row
-constexpr std::size_t kByteSums = 52;  // lookups whose sum, at most 4 each, fits a byte: a fifth of 256
+constexpr std::size_t kByteSums = 52;               // lookups whose sum, at most 4 each, fits a byte: a fifth of 256
 constexpr std::size_t kCountVectors = kCountLanes / Bytes::kBytes;
 constexpr std::size_t kCountRows = 4;  // of which counts are made at once
 
