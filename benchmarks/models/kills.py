@@ -30,7 +30,9 @@ OTHER = {"diba-compress.json", "report.html"}  # they have times in them
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Options that are not known here go to 'diba compress'.")
+    parser = argparse.ArgumentParser(
+        prog="benchmarks kills", description="Options that are not known here go to 'diba compress'."
+    )
     parser.add_argument("model", metavar="MODEL", help="folder of a dense model")
     parser.add_argument("--data", metavar="DATA", help="see 'diba compress' (default: none)")
     parser.add_argument("--kills", type=int, default=20, metavar="N", help="(default: 20)")

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import diba
-from diba.solvers import admm, greedy, methods, stages
+from diba.solvers import admm, greedy, methods, sign_side, stages
 
 from ..common import results
 from ..common.command import finish, parser
@@ -60,8 +60,8 @@ TRIALS: dict[str, tuple[Change, int]] = {
     "first penalty 0.1": (setting(admm, "_FIRST_PENALTY", 0.1), STEPS),
     "first penalty 0.3": (setting(admm, "_FIRST_PENALTY", 0.3), STEPS),
     "linear ramp from 0.1": (setting(admm, "ramp", lambda part, first: 0.1 + 0.9 * part), STEPS),
-    "ridge 0": (setting(admm, "RIDGE", 0.0), STEPS),
-    "ridge 0.1": (setting(admm, "RIDGE", 0.1), STEPS),
+    "ridge 0": (setting(sign_side, "RIDGE", 0.0), STEPS),
+    "ridge 0.1": (setting(sign_side, "RIDGE", 0.1), STEPS),
     "balance 0.01": (setting(methods, "BALANCE", 0.01), STEPS),
     "balance 0.03": (setting(methods, "BALANCE", 0.03), STEPS),
     "balance 0.3": (setting(methods, "BALANCE", 0.3), STEPS),

@@ -36,15 +36,21 @@ def test_the_greedy_loop_in_torch_is_the_same_algorithm(benchmark: Benchmark, al
 def test_every_choice_is_there_and_is_taken_back(benchmark: Benchmark) -> None:
     choices = benchmark("solver.choices")
     before = (
-        [dict(vars(module)) for module in (choices.admm, choices.methods, choices.stages)],
+        [dict(vars(module)) for module in (choices.admm, choices.sign_side, choices.methods, choices.stages)],
         choices.greedy.Greedy.__init__,
     )
     for name, (change, _) in choices.TRIALS.items():
         with choices.changed(change):
-            changed = [dict(vars(module)) for module in (choices.admm, choices.methods, choices.stages)]
+            changed = [
+                dict(vars(module))
+                for module in (choices.admm, choices.sign_side, choices.methods, choices.stages)
+            ]
             same = (changed, choices.greedy.Greedy.__init__) == before
             assert same == (name == "as it is" or name.endswith("00 steps"))
-        after = [dict(vars(module)) for module in (choices.admm, choices.methods, choices.stages)]
+        after = [
+            dict(vars(module))
+            for module in (choices.admm, choices.sign_side, choices.methods, choices.stages)
+        ]
         assert (after, choices.greedy.Greedy.__init__) == before
 
 
