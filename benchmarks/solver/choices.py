@@ -78,7 +78,7 @@ TRIALS: dict[str, tuple[Change, int]] = {
 @contextmanager
 def changed(change: Change) -> Iterator[None]:
     """The change, for a while."""
-    kept = [(module, dict(vars(module))) for module in (admm, methods, stages)]
+    kept = [(module, dict(vars(module))) for module in (admm, sign_side, methods, stages)]
     start = greedy.Greedy.__init__
     change()
     try:
