@@ -39,7 +39,7 @@ TABLES = {
     "models": "models.table",
     "reconstruction": "models.reconstruction",
     "curves": "models.curves_table",
-    "scaling": "models.scaling",
+    "scaling": "models.scaling_table",
     "speed": "models.speed_table",
     "decode": "models.decode_table",
     "runtimes": "models.runtimes_table",

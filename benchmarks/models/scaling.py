@@ -14,7 +14,6 @@ import contextlib
 import json
 import os
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,25 +25,20 @@ from typing import Any
 import numpy as np
 
 import diba
+from diba._internal.tensor_files import framed, read_header
 
 from ..common import results
 from ..common.command import arguments_of, finish, parser
 from ..common.process import in_process, memory
-from ..common.tables import markdown, measured
 from ..solver.large import made
+from .scaling_table import table
 
-__all__ = ["main", "table", "work"]
+__all__ = ["main", "work"]
 
 PARTS = ("forecast", "workers", "layers", "billion")
 SHAPES = ((1024, 1024), (2048, 2048))
 BILLION = {"hidden": 2048, "intermediate": 5632, "blocks": 22, "heads": 256, "vocabulary": 32000}
 TURNS = 2
-# Layers of a block, as (rows, columns, how many), and blocks; embeddings and heads cost next to nothing.
-LARGE_MODELS = {
-    "7B (Llama 2)": ([(4096, 4096, 4), (11008, 4096, 3)], 32),
-    "8B (Llama 3)": ([(4096, 4096, 2), (1024, 4096, 2), (14336, 4096, 3)], 32),
-    "70B (Llama 2 and 3)": ([(8192, 8192, 2), (1024, 8192, 2), (28672, 8192, 3)], 80),
-}
 
 
 # ---------------------------------------------------------------- in a process of its own
@@ -71,7 +65,7 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
         diba.compress(task["model"], task["out"], executor=executor, **settings, **who)
     seconds = time.perf_counter() - began
     out = Path(task["out"])
-    solved = [json.loads(_recipe(path))["seconds"] for path in (out / ".diba" / "layers").glob("*.layer")]
+    solved = [_seconds(path) for path in (out / ".diba" / "layers").glob("*.layer")]
     weights = out / "model.safetensors"
     return {
         "seconds": seconds,
@@ -99,11 +93,11 @@ def _stop_after(layers: int | None) -> Any:
     return progress
 
 
-def _recipe(path: Path) -> str:
-    """How a finished layer was solved, from the header of its file."""
-    content = path.read_bytes()
-    size = int.from_bytes(content[:8], "little")
-    return str(json.loads(content[8 : 8 + size])["__metadata__"]["recipe"])
+def _seconds(path: Path) -> float:
+    """What a finished layer took, from the header of its file."""
+    with path.open("rb") as file:
+        recipe = json.loads(read_header(file, str(path)).metadata["recipe"])
+    return float(recipe["seconds"])
 
 
 @contextlib.contextmanager
@@ -230,92 +224,12 @@ def _write_billion(path: Path) -> None:
     for name, shape in shapes.items():
         offsets = [end, end := end + 2 * shape[0] * shape[1]]
         header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": offsets}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
     random = np.random.default_rng(0)
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(framed(json.dumps(header).encode()))
         for shape in shapes.values():
             values = random.standard_normal(shape, dtype=np.float32)
             file.write((values.view(np.uint32) >> 16).astype("<u2").tobytes())
-
-
-# ---------------------------------------------------------------- tables
-
-
-def table(report: dict[str, Any]) -> str:
-    """All parts that there are."""
-    parts = [_forecast_table, _workers_text, _layers_table, _billion_text]
-    made_ones = [text for part in parts if (text := part(report))]
-    return "\n\n".join([*made_ones, f"{measured(report)}."])
-
-
-def _forecast_table(report: dict[str, Any]) -> str:
-    rows = []
-    for row in report["forecast"]:
-        said, came = row["plan"], row["run"]
-        pairs = [(f"{said['bytes'] / 1e6:.2f}", f"{came['bytes'] / 1e6:.2f}")]
-        pairs += [(f"{said['seconds']:.0f}", f"{came['seconds']:.0f}")]
-        pairs += [(f"{said['memory'] / 1e6:.0f}", f"{came['memory'] / 1e6:.0f}")]
-        rows.append([row["model"], f"{row['bits']:g}", *(f"{a} / {b}" for a, b in pairs)])
-    head = ["Model", "Bits", "MB, plan / run", "Seconds, plan / run", "Memory, MB, plan / run"]
-    return markdown(head, rows) if rows else ""
-
-
-def _workers_text(report: dict[str, Any]) -> str:
-    rows = report["workers"]
-    if not rows:
-        return ""
-    one, two, dask = (statistics.median(row[name] for row in rows) for name in ("one", "two", "dask"))
-    equal = "equal bytes" if all(row["equal"] for row in rows) else "other bytes"
-    return (
-        f"One worker with one thread {one:.0f} s; two {two:.0f} s, {one / two:.2f} times as fast; two dask "
-        f"workers {dask:.0f} s, {two / dask:.2f} of that speed; {equal}."
-    )
-
-
-def _layers_table(report: dict[str, Any]) -> str:
-    rows = report["layers"]
-    if not rows:
-        return ""
-    shown = []
-    for row in rows:
-        size = " x ".join(map(str, row["shape"]))
-        taken = [f"{row['seconds']:.0f}", f"{row['memory'] / 1e6:.0f}", f"{row['snr_db']:.2f}"]
-        shown.append([size, f"{row['bits']:g}", str(row["threads"]), *taken])
-    text = markdown(["Matrix", "Bits", "Threads", "Seconds", "Memory, MB", "SNR, dB"], shown)
-    return f"{text}\n\n{_large_models(rows)}"
-
-
-def _large_models(rows: list[dict[str, Any]]) -> str:
-    """Hours of large models, from the seconds of the largest matrix for m n k, which they grow with."""
-    last = rows[-1]
-    bits = last["bits"]
-    rate = last["seconds"] / (last["shape"][0] * last["shape"][1] * last["k"])
-    shown = []
-    for name, (shapes, blocks) in LARGE_MODELS.items():
-        seconds = blocks * sum(count * m * n * _k(m, n, bits) * rate for m, n, count in shapes)
-        longest = max(m * n * _k(m, n, bits) * rate for m, n, _ in shapes)
-        hours = [max(seconds / machines, longest) / 3600 for machines in (1, 16, 256)]
-        shown.append([name, *(f"{each:,.1f}" for each in hours)])
-    return markdown(["Hours, by machines like this one", "1", "16", "256"], shown)
-
-
-def _k(m: int, n: int, bits: float) -> float:
-    return bits * m * n / (m + n)
-
-
-def _billion_text(report: dict[str, Any]) -> str:
-    found = report.get("billion")
-    if not found:
-        return ""
-    run, plan = found["run"], found["plan"]
-    return (
-        f"A model of 1B shapes ({found['file_bytes'] / 1e9:.1f} GB in bfloat16, random weights): the first "
-        f"{found['layers']} of its layers, the largest first, took {run['seconds']:.0f} s and "
-        f"{run['memory'] / 1e6:.0f} MB at the peak (plan: {plan['memory'] / 1e6:.0f} MB); by the plan all "
-        f"of them take {plan['seconds'] / 3600:.1f} hours."
-    )
 
 
 def main(arguments: Sequence[str]) -> None:

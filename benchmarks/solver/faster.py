@@ -9,27 +9,25 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 import diba
 
 from ..common import BenchmarkError, results
 from ..common.command import arguments_of, finish, parser
 from ..common.tables import markdown, measured
+from .large import made
 
 PROGRAM = """
 import json, resource, sys, time
 import numpy as np
 import diba
-size, bits, threads = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
-random = np.random.default_rng(0)
-rank = size // 8
-left, right = (random.standard_normal((size, rank), dtype=np.float32) for _ in range(2))
-A = (left / np.sqrt(np.arange(1, rank + 1, dtype=np.float32))) @ right.T
-A /= A.std()
-A += random.standard_normal((size, size), dtype=np.float32)
+A, bits, threads = np.load(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
 began = time.perf_counter()
 f = diba.solve(A, bits_per_weight=bits, alphabet="sign", effort="fast", threads=threads)
 seconds = time.perf_counter() - began
@@ -38,9 +36,9 @@ print(json.dumps({"seconds": seconds, "snr_db": f.snr_db(A), "peak_bytes": peak}
 """
 
 
-def solved(folder: Path, size: int, bits: float, threads: int) -> dict[str, Any]:
-    """What a solve takes with the diba of a folder."""
-    command = [sys.executable, "-c", PROGRAM, str(size), str(bits), str(threads)]
+def solved(folder: Path, matrix: Path, bits: float, threads: int) -> dict[str, Any]:
+    """What a solve of the matrix in a file takes with the diba of a folder."""
+    command = [sys.executable, "-c", PROGRAM, str(matrix), str(bits), str(threads)]
     environment = {**os.environ, "PYTHONPATH": str(folder)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -75,7 +73,10 @@ def main(arguments: Sequence[str]) -> None:
     here = Path(diba.__file__).resolve().parents[1]
     report = {"machine": results.machine(), "arguments": arguments_of(chosen) | {"against": ""}, "rows": []}
     for size in chosen.sizes:
-        after, before = (solved(x, size, chosen.bits, chosen.threads) for x in (here, chosen.against))
+        with tempfile.TemporaryDirectory() as folder:
+            matrix = Path(folder, "matrix.npy")
+            np.save(matrix, made(size, 0))
+            after, before = (solved(x, matrix, chosen.bits, chosen.threads) for x in (here, chosen.against))
         report["rows"].append({"size": size, "bits": chosen.bits, "before": before, "after": after})
         results.write(chosen.json, report)
     finish(table(report), report, chosen)

@@ -32,6 +32,7 @@ __all__ = [
     "TensorEntry",
     "crc32",
     "encode",
+    "framed",
     "read_array",
     "read_header",
 ]
@@ -201,6 +202,12 @@ def crc32(data: memoryview | bytes) -> str:
     return f"{zlib.crc32(data):08x}"
 
 
+def framed(header: bytes) -> bytes:
+    """What a safetensors file begins with; the tensors then begin at a multiple of 8 bytes."""
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header
+
+
 def encode(
     kind: Format,
     metadata: Mapping[str, str],
@@ -230,8 +237,6 @@ def encode(
     lines = (f"{key}={value}\n" for key, value in sorted(signed.items()))
     signed["crc32_metadata"] = crc32("".join(lines).encode())
     header["__metadata__"] = dict(sorted(signed.items()))
-    text = json.dumps(header, separators=(",", ":")).encode("ascii")
-    text += b" " * (-len(text) % 8)
-    yield len(text).to_bytes(8, "little") + text
+    yield framed(json.dumps(header, separators=(",", ":")).encode("ascii"))
     for tensor in tensors.values():
         yield tensor.data()

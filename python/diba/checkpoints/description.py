@@ -94,6 +94,19 @@ class Description:
     recipe: Recipe = field(default_factory=Recipe)
     crc32_names: str | None = None
 
+    @property
+    def sharing(self) -> dict[str, list[str]]:
+        """Layer under whose name tensors are saved -> all layers that have them, itself among them."""
+        found: dict[str, list[str]] = {}
+        for name, layer in self.layers.items():
+            found.setdefault(layer.shared or name, []).append(name)
+        return found
+
+    @property
+    def tensors(self) -> set[str]:
+        """Names that tensors of compressed layers can have in files, guards among them, but no bias."""
+        return {f"{name}.{own}" for name, layer in self.layers.items() for own in (*layer.tensors, "weight")}
+
     def to_dict(self) -> dict[str, Any]:
         """The description as plain values for JSON; :meth:`from_dict` reads them."""
         result = dict(self.recipe.settings or {})

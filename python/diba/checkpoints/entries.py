@@ -107,11 +107,8 @@ class LayerReport:
 
 def layer_reports(description: Description) -> tuple[LayerReport, ...]:
     """One report for every layer of a description, and one for each set of layers that share factors."""
-    groups: dict[str, list[str]] = {}
-    for name, layer in description.layers.items():
-        groups.setdefault(layer.shared or name, []).append(name)
     found = {}
-    for names in groups.values():
+    for names in description.sharing.values():
         # Calibration and settings use the name of the layer that multiplies, not that of an embedding.
         lead = next((name for name in names if description.layers[name].kind != "Embedding"), names[0])
         layer = description.layers[lead]

@@ -241,9 +241,7 @@ def checked(folder: PathLike) -> tuple[Description, Stored]:
 def report_of(description: Description, tensors: Mapping[str, Tensor]) -> Report:
     """The report of a model by its description and all of its tensors."""
     layers = layer_reports(description)
-    own = {
-        f"{name}.{own}" for name, layer in description.layers.items() for own in (*layer.tensors, "weight")
-    }
+    own = description.tensors
     dense = [name for name in tensors if name not in own]
     diagonals = sum(
         math.prod(layer.shapes[own])

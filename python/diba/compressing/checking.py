@@ -14,7 +14,7 @@ from .._internal import check
 from ..checkpoints import integrity
 from ..checkpoints.facts import Facts
 from ..errors import FormatError
-from ..layers.solved import CODED_ENTRIES
+from ..layers.solved import pieces
 from ..layers.stored import snr_of, stored_layer
 from ..layers.tensors import FLOATS, FileMatrix, FileTensor, tensors_at
 from .files import sha256_of
@@ -123,9 +123,8 @@ def _digests(folder: Path) -> dict[str, str]:
 def _require_finite(path: Path, name: str, tensor: FileTensor) -> None:
     if tensor.dtype not in FLOATS or not tensor.shape:
         return
-    rows = max(1, CODED_ENTRIES // max(1, math.prod(tensor.shape[1:])))
-    for start in range(0, tensor.shape[0], rows):
-        if not np.isfinite(tensor.array(start, start + rows)).all():
+    for rows in pieces(tensor.shape[0], math.prod(tensor.shape[1:])):
+        if not np.isfinite(tensor.array(rows.start, rows.stop)).all():
             raise FormatError(f"{path}: {name} has entries that are not finite")
 
 
@@ -140,10 +139,7 @@ def _snrs(
         ValueError: A dense weight has another shape.
     """
     found: dict[str, float] = {}
-    sharing: dict[str, list[str]] = {}
-    for name, layer in description.layers.items():
-        sharing.setdefault(layer.shared or name, []).append(name)
-    for owner, names in sharing.items():
+    for owner, names in description.sharing.items():
         layer = description.layers[owner]
         keys = [key for name in names for key in (f"{name}.weight", name)]
         tensor = next((dense[key] for key in keys if key in dense), None)

@@ -17,7 +17,7 @@ from diba_autoload import LOCK, LOCKED
 
 from .._internal.codes import COLUMNS_MAX
 from .._internal.disk import replace_file
-from ..checkpoints.description import FORMAT_VERSION, config_of, crc32_of_names
+from ..checkpoints.description import Recipe, config_of, crc32_of_names
 from ..checkpoints.entries import first_names
 from ..checkpoints.folders import WEIGHTS, is_beside_weights, json_object
 from ..checkpoints.layers import LayerDescription
@@ -61,7 +61,7 @@ class FileSource:
     note: str = ""
 
     @classmethod
-    def at(cls, path: Path, note: str = "") -> FileSource:
+    def by_name(cls, path: Path, note: str = "") -> FileSource:
         """Look at a path.
 
         Raises:
@@ -145,16 +145,15 @@ class FileSource:
                     or "it has no matrix"
                 )
             )
-        more = {name: "has more than two dimensions" for name, x in self.tensors.items() if len(x.shape) > 2}
+        deep = (name.removesuffix(".weight") for name, x in self.tensors.items() if len(x.shape) > 2)
+        more = dict.fromkeys(deep, "has more than two dimensions")
         compressed = {weight.tensor.name for weight, _ in found.values()}
         return Outline(
             layers={layer: description for layer, (_, description) in found.items()},
             weights={layer: weight for layer, (weight, _) in found.items()},
             dense={name: tensor for name, tensor in self.tensors.items() if name not in compressed},
             guarded=frozenset(layer for layer in found if names[layer] != layer),
-            settings=config.to_dict(),
-            left_dense=left | {name.removesuffix(".weight"): why for name, why in more.items()},
-            metadata={"diba_format_version": str(FORMAT_VERSION), "format": "pt"},
+            recipe=Recipe(settings=config.to_dict(), left_dense=left | more),
         )
 
     def _layer(self, name: str, tensor: FileTensor, config: Config) -> tuple[Weight, LayerDescription] | str:

@@ -26,7 +26,7 @@ from diba.torch.modules.layer import Sizes
 from diba.torch.modules.state import CodeSizes
 
 from .._internal.snr import snr_db
-from ..checkpoints.description import FORMAT_VERSION, Recipe
+from ..checkpoints.description import Recipe
 from ..layers.tensors import FileMatrix, FileTensor
 from ..progress import reporting
 from ..solvers.size import inner_dimension
@@ -53,7 +53,6 @@ __all__ = [
     "sharing",
     "shown_while_read",
     "snrs_of_modules",
-    "unfused",
     "when_converted",
 ]
 
@@ -126,14 +125,14 @@ def outlined(
         names = {layer.names[0] for layer in layers_of(model)}
         found = [(target, _put_in(model, target)) for target in selection.targets]
         left = {each.name: each.reason for each in selection.skipped if each.name in names}
-        remember(model, Recipe(settings=config.to_dict(), left_dense=left))
+        recipe = Recipe(settings=config.to_dict(), left_dense=left)
         model.to(dtype)
-        description = describe(model)
+        layers = describe(model, recipe).layers
         if tensors is None:
             tensors = _as_described(model, found)
         elif apart.parts:
             return "it has fused matrices, which files hold in other ways"
-        return _matched(model, found, description.layers, (config.to_dict(), left), tensors)
+        return _matched(model, found, layers, recipe, tensors)
 
 
 def _as_described(model: Any, found: list[tuple[Target, int]]) -> dict[str, FileTensor]:
@@ -164,14 +163,13 @@ def _matched(
     model: Any,
     found: list[tuple[Target, int]],
     layers: Mapping[str, LayerDescription],
-    facts: tuple[dict[str, Any], dict[str, str]],
+    recipe: Recipe,
     tensors: Mapping[str, FileTensor],
 ) -> Outline | str:
     """Find the tensors of a model with empty layers in the files of the dense one."""
     by_target = {name: pair for pair in found for name in (pair[0].name, *pair[0].aliases, *pair[0].tied)}
-    own = {name for name, layer in layers.items() if layer.shared is None}
     weights = {}
-    for name in own:
+    for name in [name for name, layer in layers.items() if layer.shared is None]:
         target, k = by_target[name]
         names = (name, target.name, *target.aliases, *target.tied)
         tensor = next((tensors[key] for each in names if (key := f"{each}.weight") in tensors), None)
@@ -190,15 +188,12 @@ def _matched(
             return f"{name} is not in them as the model has it"
         dense[name] = tensor
         known.add(id(value))
-    settings, left = facts
     return Outline(
         layers=layers,
         weights=weights,
         dense=dense,
         guarded=frozenset(layers),
-        settings=settings,
-        left_dense=left,
-        metadata={"diba_format_version": str(FORMAT_VERSION), "format": "pt"},
+        recipe=recipe,
     )
 
 

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .. import _core
 from ..checkpoints.description import Description, Recipe
@@ -64,18 +64,14 @@ class Outline:
         weights: Name -> weight of a layer that shares no other's.
         dense: Name -> tensor that stays as it is.
         guarded: Layers with a guard, ``<layer>.weight``.
-        settings: Fields of ``diba.torch.Config``.
-        left_dense: Name -> why a layer stays dense.
-        metadata: Of the safetensors file.
+        recipe: Settings, and why layers stay dense.
     """
 
     layers: Mapping[str, LayerDescription]
     weights: Mapping[str, Weight]
     dense: Mapping[str, FileTensor]
     guarded: frozenset[str]
-    settings: Mapping[str, Any]
-    left_dense: Mapping[str, str]
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    recipe: Recipe
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -90,8 +86,7 @@ class Outline:
     @property
     def description(self) -> Description:
         """The description of the model, without what is known only when its layers are."""
-        recipe = Recipe(settings=self.settings, left_dense=self.left_dense)
-        return Description(layers=self.layers, recipe=recipe)
+        return Description(layers=self.layers, recipe=self.recipe)
 
     def report(self) -> Report:
         """The report of the model, with diagonals counted at 16 bits, as those of solves are."""

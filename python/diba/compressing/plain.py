@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 from .. import runtime
 from .._internal import check
 from ..checkpoints import integrity
-from ..layers.solved import read_solved
+from ..layers.solved import layer_file, read_solved
 from ..progress import Progress
 from . import card
-from .solving import Solving, layer_file, shard_of
-from .writing import described, write_tensors
+from .solving import Solving, shard_of
+from .writing import described, without_times, write_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from concurrent.futures import Executor
     from pathlib import Path
 
@@ -113,15 +112,14 @@ def _told(
     weights: list[Weight], show: Callable[[Progress], object] | None
 ) -> Callable[[str | None, float | None, float], None]:
     """What ``Solving`` tells, as a Progress that counts layers by their work."""
-    began = time.perf_counter()
-    first: list[float] = []
+    began, start = time.perf_counter(), -1.0
 
     def tell(name: str | None, snr: float | None, share: float) -> None:
+        nonlocal start
         if show is None:
             return
         elapsed = time.perf_counter() - began
-        first[:] = first or [share]
-        start = first[0]
+        start = share if start < 0 else start
         left = elapsed * (1 - share) / (share - start) if share > start else None
         facts: dict[str, Any] = {} if name is None else {"item": name, "snr_db": snr}
         show(Progress("compress", share * len(weights), len(weights), elapsed, left, **facts))
@@ -146,24 +144,10 @@ def write_result(
 
     write_tensors(folder / WEIGHTS, outline, solved)
     description = described(outline, solved)
-    source.write_config(folder, description, outline.tensors)
+    source.write_config(folder, without_times(description), outline.tensors)
     source.copy_others(folder)
     integrity.inspect(folder)  # what was written is read and checked
     report = integrity.report_of(description, outline.tensors)
-    facts: Mapping[str, Any] = {"bits_per_weight": report.bits_per_weight, "figures": {}}
-    facts = {**facts, "dense_bytes": source.bytes}
-    card.write(folder, source, settings, facts, report)
-    seconds = {name: solved(name).recipe.seconds for name in outline.weights}
-    return dict(facts), _with_times(report, seconds)
-
-
-def _with_times(report: Report, seconds: Mapping[str, float | None]) -> Report:
-    """The report with the seconds of every layer, by the name under which its tensors are."""
-    layers = tuple(
-        dataclasses.replace(
-            layer,
-            seconds=next((seconds[name] for name in (layer.name, *layer.tied) if name in seconds), None),
-        )
-        for layer in report.layers
-    )
-    return dataclasses.replace(report, layers=layers)
+    facts = {"bits_per_weight": report.bits_per_weight, "figures": {}, "dense_bytes": source.bytes}
+    card.write(folder, source, settings, facts, report.without_times())
+    return facts, report

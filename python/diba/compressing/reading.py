@@ -30,8 +30,7 @@ class Weights(Mapping[str, Any]):
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._description, self._stored = checked(folder)
-        layers = self._description.layers
-        own = {f"{name}.{each}" for name, layer in layers.items() for each in (*layer.tensors, "weight")}
+        own = self._description.tensors
         self._dense = [name for name in self._stored.tensors if name not in own]
 
     def __getitem__(self, name: str) -> Factorization | NDArray[Any]:

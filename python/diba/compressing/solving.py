@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import multiprocessing
 import os
 import signal
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.layers import LayerRecipe
-from ..layers.solved import Solved, read_solved, solve_weight, write_solved
+from ..layers.solved import Solved, layer_file, read_solved, solve_weight, write_solved
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from ..progress import Progress
     from .outline import Weight
 
-__all__ = ["ROWS_FOR_THREADS", "Solving", "layer_file", "shard_of", "solve_to"]
+__all__ = ["ROWS_FOR_THREADS", "Solving", "shard_of", "solve_to"]
 
 ROWS_FOR_THREADS = 1024
 """Layers with fewer rows or columns are solved side by side, each by one thread."""
@@ -34,11 +33,6 @@ _TRIES = 3  # of a layer whose worker dies
 _TICK = 0.2  # seconds between looks at what workers do
 
 _stop: Event | None = None  # in a worker process: whether its run has ended
-
-
-def layer_file(folder: Path, name: str) -> Path:
-    """The file of a finished layer."""
-    return folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.layer"
 
 
 def solve_to(

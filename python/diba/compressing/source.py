@@ -32,7 +32,7 @@ class Source(FileSource):
     """A folder with a dense model of a class that transformers has."""
 
     @classmethod
-    def at(cls, path: Any, note: str = "") -> Source:
+    def at(cls, folder: Path) -> Source:
         """Look at a folder.
 
         Raises:
@@ -40,8 +40,6 @@ class Source(FileSource):
             ValueError: The model is compressed already, or its class is unknown.
             ImportError: transformers is missing.
         """
-        del note
-        folder = Path(path)
         source = cls.any(folder)
         if getattr(source.config, "quantization_config", None) is not None:
             raise ValueError(
@@ -104,11 +102,13 @@ class Source(FileSource):
     @cached_property
     def has_output_layer(self) -> bool:
         """Whether there is an output layer with a weight of its own."""
+        return self._heads(self.empty())
+
+    def _heads(self, model: Any) -> bool:
+        """Whether the model, which may be empty, has an output layer with a weight of its own."""
         from ..torch.model.coding import output_layer
 
-        return output_layer(self.empty()) is not None and not getattr(
-            self.config, "tie_word_embeddings", False
-        )
+        return output_layer(model) is not None and not getattr(self.config, "tie_word_embeddings", False)
 
     def empty(self) -> Any:
         """The model on the meta device, without values; its weights are tied as they will be."""
@@ -162,8 +162,8 @@ class Source(FileSource):
         """
         from .models import outlined
 
-        tensors = self.tensors if files else None
-        return outlined(self.empty().to(self.dtype), settings.config(self.has_output_layer), tensors)
+        model = self.empty().to(self.dtype)
+        return outlined(model, settings.config(self._heads(model)), self.tensors if files else None)
 
     def write_config(self, folder: Path, description: Description, names: Iterable[str]) -> None:
         """Write ``config.json`` of the compressed model.
@@ -191,8 +191,8 @@ def source_at(path: Path) -> FileSource:
         ValueError: The model is compressed already.
     """
     if not (path / "config.json").is_file():
-        return FileSource.at(path)
+        return FileSource.by_name(path)
     try:
         return Source.at(path)
     except (ImportError, UnknownClass) as error:
-        return FileSource.at(path, str(error))
+        return FileSource.by_name(path, str(error))

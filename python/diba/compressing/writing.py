@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._internal.codes import Codes
-from ..checkpoints.description import Description
+from .._internal.tensor_files import framed
+from ..checkpoints.description import FORMAT_VERSION, Description
 from ..checkpoints.integrity import Tensor
+from ..layers.solved import tensors_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     from ..layers.solved import Solved
     from .outline import Outline
 
-__all__ = ["described", "file_bytes", "write_tensors"]
+__all__ = ["described", "file_bytes", "without_times", "write_tensors"]
+
+_METADATA = {"diba_format_version": str(FORMAT_VERSION), "format": "pt"}
 
 # As the library of safetensors orders tensors: those of large entries first, which keeps all aligned.
 _ORDER = (
@@ -35,8 +38,6 @@ _ORDER = (
 def described(outline: Outline, solved: Callable[[str], Solved]) -> Description:
     """The description of the model, with the checksums of its layers and how they were found.
 
-    Times, which differ from run to run, are left out.
-
     Args:
         outline: Of the model.
         solved: Gives a finished layer by name.
@@ -45,13 +46,24 @@ def described(outline: Outline, solved: Callable[[str], Solved]) -> Description:
     for name, layer in outline.layers.items():
         owner = layer.shared or name
         found = solved(owner)
-        own = dataclasses.replace(layer, recipe=dataclasses.replace(found.recipe, seconds=None))
+        own = dataclasses.replace(layer, recipe=found.recipe)
         if layer.shared is None:
-            own = own.sealed(name, _arrays(found))
+            own = own.sealed(name, tensors_of(found.f))
         else:
             own = dataclasses.replace(own, diagonal_bits=layers[owner].diagonal_bits)
         layers[name] = own
     return dataclasses.replace(outline.description, layers=layers)
+
+
+def without_times(description: Description) -> Description:
+    """The description as it is written: times differ from run to run."""
+    layers = {
+        name: dataclasses.replace(
+            layer, recipe=layer.recipe and dataclasses.replace(layer.recipe, seconds=None)
+        )
+        for name, layer in description.layers.items()
+    }
+    return dataclasses.replace(description, layers=layers)
 
 
 def file_bytes(outline: Outline) -> int:
@@ -70,7 +82,7 @@ def write_tensors(path: Path, outline: Outline, solved: Callable[[str], Solved])
     Raises:
         OSError: The disk is full, or a file cannot be read.
     """
-    last = functools.lru_cache(maxsize=1)(lambda name: _arrays(solved(name)))
+    last = functools.lru_cache(maxsize=1)(lambda name: tensors_of(solved(name).f))
     with path.open("wb") as file:
         file.write(_header(outline))
         for name in _ordered(outline.tensors):
@@ -83,30 +95,17 @@ def write_tensors(path: Path, outline: Outline, solved: Callable[[str], Solved])
 
 def _header(outline: Outline) -> bytes:
     tensors = outline.tensors
-    header: dict[str, Any] = (
-        {"__metadata__": dict(sorted(outline.metadata.items()))} if outline.metadata else {}
-    )
+    header: dict[str, Any] = {"__metadata__": _METADATA}
     end = 0
     for name in _ordered(tensors):
         dtype, shape = tensors[name]
         offsets = [end, end := end + tensors[name].nbytes]
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": offsets}
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
+    return framed(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
 
 
 def _ordered(tensors: Mapping[str, Tensor]) -> Iterator[str]:
     yield from sorted(tensors, key=lambda name: (-_ORDER.index(tensors[name].dtype), name))
-
-
-def _arrays(solved: Solved) -> dict[str, NDArray[Any]]:
-    """The tensors of a layer as a file has them."""
-    f = solved.f
-    if isinstance(f, Codes):
-        found: dict[str, NDArray[Any] | None] = {"d1": f.d1, "codes": f.codes, "steps": f.steps}
-        return {name: array for name, array in found.items() if array is not None}
-    return {"d1": f.d1, "d2": f.d2, "d3": f.d3, "b1": f.b1.packed_rows(), "b2": f.b2.packed_rows()}
 
 
 def _bytes(array: NDArray[Any]) -> memoryview:

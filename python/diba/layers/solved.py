@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -18,14 +19,27 @@ from ..factorization import Factorization
 from ..solvers.solver import solve
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from .._internal.check import Alphabet
     from .config import Settings
 
-__all__ = ["CODED_ENTRIES", "Rows", "Solved", "read_solved", "recorded", "solve_weight", "write_solved"]
+__all__ = [
+    "CODED_ENTRIES",
+    "Rows",
+    "Solved",
+    "layer_file",
+    "layer_of",
+    "pieces",
+    "read_solved",
+    "recorded",
+    "solve_weight",
+    "tensors_of",
+    "write_solved",
+]
 
 _FORMAT = Format("diba layer", "a finished layer", 1)
 _DTYPES = {"float32": "F32", "float64": "F64", "uint8": "U8"}
@@ -69,10 +83,9 @@ def solve_weight(matrix: Rows, settings: Settings, **options: Any) -> tuple[Fact
 
 def _coded(matrix: Rows, bits: int, group: int) -> tuple[Codes, float]:
     m, n = matrix.shape
-    step = max(1, CODED_ENTRIES // n)
     parts, energy, error = [], 0.0, 0.0
-    for start in range(0, m, step):
-        rows = matrix[start : start + step]
+    for some in pieces(m, n):
+        rows = matrix[some]
         part = quantize(rows, bits, group)
         parts.append((part.d1, part.codes, part.steps))
         found = energy_and_error(rows, part.rows())
@@ -82,12 +95,24 @@ def _coded(matrix: Rows, bits: int, group: int) -> tuple[Codes, float]:
     return Codes((m, n), bits, group, d1, codes, steps), recorded(snr_db(energy, error))
 
 
+def pieces(rows: int, columns: int) -> Iterator[slice]:
+    """The rows of a matrix, as many at a time as ``CODED_ENTRIES`` allows."""
+    step = max(1, CODED_ENTRIES // max(1, columns))
+    for start in range(0, rows, step):
+        yield slice(start, start + step)
+
+
 def recorded(snr: float) -> float:
     """An SNR as it is recorded: the last digits depend on NumPy's BLAS, and what is written must not."""
     return round(snr, 4)
 
 
 # ---------------------------------------------------------------- files
+
+
+def layer_file(folder: Path, name: str) -> Path:
+    """The file of a finished layer in a folder."""
+    return folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.layer"
 
 
 def write_solved(path: Path, key: str, solved: Solved) -> None:
@@ -101,7 +126,7 @@ def write_solved(path: Path, key: str, solved: Solved) -> None:
     Raises:
         OSError: The disk is full, or the folder cannot be written.
     """
-    arrays = {name: value for name, value in _arrays(solved).items() if value is not None}
+    arrays = tensors_of(solved.f) | ({} if solved.bias is None else {"bias": solved.bias})
     metadata = {"key": key, "recipe": json.dumps(dataclasses.asdict(solved.recipe))}
     if isinstance(solved.f, Codes):
         metadata |= {"codes": json.dumps([*solved.f.shape, solved.f.bits, solved.f.group])}
@@ -127,27 +152,38 @@ def _given(value: NDArray[Any]) -> Callable[[], NDArray[Any]]:
     return lambda: value
 
 
-def _arrays(solved: Solved) -> dict[str, NDArray[Any] | None]:
-    f = solved.f
-    own: dict[str, NDArray[Any] | None]
+def tensors_of(f: Factorization | Codes) -> dict[str, NDArray[Any]]:
+    """The tensors of a layer, by the names and as the arrays that files have."""
     if isinstance(f, Codes):
-        own = {"d1": f.d1, "codes": f.codes, "steps": f.steps}
-    else:
-        own = {"d1": f.d1, "b1": f.b1.packed_rows(), "d2": f.d2, "b2": f.b2.packed_rows(), "d3": f.d3}
-    return own | {"bias": solved.bias}
+        own: dict[str, NDArray[Any] | None] = {"d1": f.d1, "codes": f.codes, "steps": f.steps}
+        return {name: array for name, array in own.items() if array is not None}
+    return {"d1": f.d1, "b1": f.b1.packed_rows(), "d2": f.d2, "b2": f.b2.packed_rows(), "d3": f.d3}
+
+
+def layer_of(
+    own: Mapping[str, NDArray[Any]], form: tuple[tuple[int, int], int, int] | Alphabet
+) -> Factorization | Codes:
+    """The reverse of :func:`tensors_of`.
+
+    Args:
+        own: The arrays.
+        form: The alphabet of factors; or the shape, bits and group of codes.
+    """
+    if not isinstance(form, str):
+        return Codes(*form, own["d1"], own["codes"], own.get("steps"))
+    b1 = BitMatrix.from_packed_rows(own["b1"], len(own["d2"]), form)
+    b2 = BitMatrix.from_packed_rows(own["b2"], len(own["d3"]), form)
+    return Factorization(own["d1"], b1, own["d2"], b2, own["d3"])
 
 
 def _read(file: ChecksummedFile, key: str) -> Solved | None:
     if file.value("key") != key:
         return None
     own = {name: file.array(name) for name in file.tensors}
-    f: Factorization | Codes
+    form: Any
     if "codes" in file.metadata:
         m, n, bits, group = json.loads(file.value("codes"))
-        f = Codes((m, n), bits, group, own["d1"], own["codes"], own.get("steps"))
+        form = (m, n), bits, group
     else:
-        alphabet: Any = file.value("alphabet")
-        b1 = BitMatrix.from_packed_rows(own["b1"], len(own["d2"]), alphabet)
-        b2 = BitMatrix.from_packed_rows(own["b2"], len(own["d3"]), alphabet)
-        f = Factorization(own["d1"], b1, own["d2"], b2, own["d3"])
-    return Solved(f, LayerRecipe(**json.loads(file.value("recipe"))), own.get("bias"))
+        form = file.value("alphabet")
+    return Solved(layer_of(own, form), LayerRecipe(**json.loads(file.value("recipe"))), own.get("bias"))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-__all__ = ["Batch", "Made", "picked"]
+if TYPE_CHECKING:
+    from ..source import Source
+
+__all__ = ["Batch", "Made", "picked", "read_processor"]
 
 Batch = dict[str, Any]
 """Names of arguments of a model's ``forward`` -> tensors, and plain values."""
@@ -37,6 +40,27 @@ class Made(Sequence[Batch]):
         if isinstance(place, slice):
             return Made(self._items[place], self._make)
         return self._make(self._items[place])
+
+
+def read_processor(load: Callable[[Any], Any], source: Source, data: str, what: str) -> Any:
+    """What makes inputs of a model of data, from its folder.
+
+    Args:
+        load: ``from_pretrained`` of its class.
+        source: The model.
+        data: What the data are, in the message.
+        what: What the processor is called.
+
+    Raises:
+        ValueError: It is not there, or cannot be read.
+    """
+    try:
+        return load(source.folder)
+    except Exception as error:
+        raise ValueError(
+            f"data has {data}, and {source.folder} has no {what} ({error}); save it there, "
+            "preprocessor_config.json"
+        ) from error
 
 
 def picked(batches: Sequence[Batch], numbers: Iterable[int]) -> Made:

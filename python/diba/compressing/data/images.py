@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .batches import Made
+from .batches import Made, read_processor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,10 +74,4 @@ def _pillow() -> Any:
 def _processor(source: Source) -> Any:
     from transformers import AutoImageProcessor
 
-    try:
-        return AutoImageProcessor.from_pretrained(source.folder)  # type: ignore[no-untyped-call]
-    except Exception as error:
-        raise ValueError(
-            f"data has images, and {source.folder} has no image processor ({error}); save it there, "
-            "preprocessor_config.json"
-        ) from error
+    return read_processor(AutoImageProcessor.from_pretrained, source, "images", "image processor")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import wav
 from .answers import decoder_inputs, takes_decoder_inputs
-from .batches import Made
+from .batches import Made, read_processor
 from .texts import tokenizer_of
 
 if TYPE_CHECKING:
@@ -85,10 +85,4 @@ def _batch(source: Source, extractor: Any, pieces: Sequence[_Piece]) -> Batch:
 def _extractor(source: Source) -> Any:
     from transformers import AutoFeatureExtractor
 
-    try:
-        return AutoFeatureExtractor.from_pretrained(source.folder)  # type: ignore[no-untyped-call]
-    except Exception as error:
-        raise ValueError(
-            f"data has recordings, and {source.folder} has no feature extractor ({error}); save it there, "
-            "preprocessor_config.json"
-        ) from error
+    return read_processor(AutoFeatureExtractor.from_pretrained, source, "recordings", "feature extractor")

@@ -20,7 +20,7 @@ import numpy as np
 
 import diba
 
-from ...layers.solved import read_solved, write_solved
+from ...layers.solved import layer_file, read_solved, write_solved
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,7 +66,7 @@ class KeptLayers:
 
     def get(self, task: LayerTask, settings: Settings) -> Solved | None:
         """What was kept of this task; None: nothing that can be read."""
-        solved = read_solved(self._path(task.name), _key(task, settings))
+        solved = read_solved(layer_file(self._folder, task.name), _key(task, settings))
         self.found += solved is not None
         return solved
 
@@ -76,10 +76,7 @@ class KeptLayers:
         Raises:
             OSError: The disk is full, or the folder cannot be written.
         """
-        write_solved(self._path(task.name), _key(task, settings), solved)
-
-    def _path(self, layer: str) -> Path:
-        return self._folder / f"{hashlib.sha256(layer.encode()).hexdigest()[:32]}.layer"
+        write_solved(layer_file(self._folder, task.name), _key(task, settings), solved)
 
 
 def _key(task: LayerTask, settings: Settings) -> str:

@@ -53,10 +53,11 @@ def load(model: nn.Module, folder: PathLike) -> nn.Module:
     description, stored = checked(path)
     if not description.layers:
         raise ValueError(f"{path} has no compressed layers; it must be what diba.compress wrote")
-    sharing = _sharing(model, description.layers, path)
-    dense = _dense_names(description.layers, stored)
+    _require_layers(model, description.layers, path)
+    own = description.tensors
+    dense = [name for name in stored.tensors if name not in own]
     _require_names(model, description.layers, dense, stored, path)
-    for owner, names in sharing.items():
+    for owner, names in description.sharing.items():
         layer = description.layers[owner]
         bias = stored.array(f"{owner}.bias").astype("float64") if layer.bias_added else None
         modules = _owners(model, names)
@@ -68,9 +69,12 @@ def load(model: nn.Module, folder: PathLike) -> nn.Module:
     return model
 
 
-def _sharing(model: nn.Module, layers: Mapping[str, LayerDescription], path: Path) -> dict[str, list[str]]:
-    """Owner of factors -> all layers that share them, once each is known to fit the model."""
-    found: dict[str, list[str]] = {}
+def _require_layers(model: nn.Module, layers: Mapping[str, LayerDescription], path: Path) -> None:
+    """Require that every compressed layer can take the place of one of the model.
+
+    Raises:
+        ValueError: One is missing, of another kind, or of another size.
+    """
     modules = dict(model.named_modules(remove_duplicate=False))
     for name, layer in layers.items():
         module = modules.get(name)
@@ -82,8 +86,6 @@ def _sharing(model: nn.Module, layers: Mapping[str, LayerDescription], path: Pat
         if matrix is None or tuple(matrix.shape) != layer.shape:
             shape = "one that cannot be replaced" if matrix is None else f"one of {_size(matrix.shape)}"
             raise _other(path, f"{name} as a matrix of {_size(layer.shape)}", shape)
-        found.setdefault(layer.shared or name, []).append(name)
-    return found
 
 
 def _owners(model: nn.Module, names: list[str]) -> list[nn.Module]:
@@ -92,11 +94,6 @@ def _owners(model: nn.Module, names: list[str]) -> list[nn.Module]:
     weights = {id(module.weight) for module in first}
     others = [m for m in model.modules() if kind_of(m) and id(m._parameters.get("weight")) in weights]
     return list({id(module): module for module in (*first, *others)}.values())
-
-
-def _dense_names(layers: Mapping[str, LayerDescription], stored: Stored) -> list[str]:
-    own = {f"{name}.{each}" for name, layer in layers.items() for each in (*layer.tensors, "weight")}
-    return [name for name in stored.tensors if name not in own]
 
 
 def _require_names(
