@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -19,7 +20,6 @@ from ..layers.solved import Solved, layer_file, read_solved, solve_weight, write
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from concurrent.futures import Executor, Future
-    from multiprocessing.synchronize import Event
 
     from ..progress import Progress
     from .outline import Weight
@@ -32,7 +32,7 @@ ROWS_FOR_THREADS = 1024
 _TRIES = 3  # of a layer whose worker dies
 _TICK = 0.2  # seconds between looks at what workers do
 
-_stop: Event | None = None  # in a worker process: whether its run has ended
+_stop: Any = None  # in a worker process: whether its run has ended, in shared memory without a lock
 
 
 def solve_to(
@@ -140,7 +140,8 @@ class Solving:
             OSError: Workers die again and again.
         """
         context, before, deaths = multiprocessing.get_context("spawn"), len(self.left), 0
-        stop = context.Event()
+        # No Event: a worker that is killed while it looks at one keeps its lock, and all others wait for ever.
+        stop = context.RawValue(ctypes.c_bool, False)
         while self.left:
             options: Any = {"mp_context": context, "initializer": _begin, "initargs": (stop,)}
             pool = ProcessPoolExecutor(min(count, len(self.left)), **options)
@@ -159,7 +160,7 @@ class Solving:
                         "finished is kept"
                     ) from None
             except BaseException:
-                stop.set()
+                stop.value = True
                 raise
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
@@ -239,11 +240,11 @@ def _means_lost(error: BaseException | None) -> bool:
 
 
 def _watch(state: Progress) -> None:
-    if _stop is not None and _stop.is_set():
+    if _stop is not None and _stop.value:
         raise _Stopped
 
 
-def _begin(stop: Event) -> None:
+def _begin(stop: Any) -> None:
     """In a new worker: know when its run ends, and end with the process that made it."""
     global _stop
     _stop = stop
