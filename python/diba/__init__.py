@@ -29,13 +29,14 @@ from ._internal.tuning import Tuning, set_tuning, tuning
 from .allocation.curves import Curve, curve
 from .allocation.matrices import allocate
 from .allocation.waterfill import Allocation
+from .binarized import APB
 from .bits import BitMatrix
 from .errors import FormatError
 from .factorization import Factorization, load
 from .levels import Levels, bitgemm
 from .progress import Progress
 from .runtime import info, isa, num_threads, set_num_threads, supported_isas
-from .solvers import SolveOptions, solve
+from .solvers import SolveOptions, apb, solve
 from .svid import OneBit, onebit
 
 __version__: str = _core.__version__
@@ -49,6 +50,7 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
+    "APB",
     "Allocation",
     "BitMatrix",
     "Curve",
@@ -61,6 +63,7 @@ __all__ = [
     "Tuning",
     "__version__",
     "allocate",
+    "apb",
     "autotune",
     "bitgemm",
     "curve",

@@ -1,4 +1,4 @@
-"""The base class of Factorization and OneBit: products of diagonals and bit matrices."""
+"""The base classes of approximations of dense matrices: of all, and of those by bits and diagonals."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-__all__ = ["FactoredMatrix"]
+__all__ = ["ApproximateMatrix", "FactoredMatrix"]
 
 
-class FactoredMatrix(PackedOperator):
-    """An immutable product of alternating diagonals and bit matrices, with a diagonal at both ends."""
+class ApproximateMatrix(PackedOperator):
+    """An immutable packed matrix that stands for a dense one: its size, its dense form, and its error."""
 
     __slots__ = ()
 
@@ -34,42 +34,10 @@ class FactoredMatrix(PackedOperator):
     def bits_per_weight(self) -> float:
         """Stored bits for each entry of the matrix."""
 
-    # ------------------------------------------------------------ facts
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(m, n)."""
-        parts = self._parts()
-        return parts[0].size, parts[-1].size
-
-    @property
-    def diagonal_bits(self) -> int:
-        """16 if every diagonal is one power of two times float16 values exactly, else 32."""
-        return 16 if all(storage.fits_16(d) for d in self._parts()[::2]) else 32
-
     @property
     def storage_ratio(self) -> float:
         """``bits_per_weight / 32``: size relative to a float32 matrix."""
         return self.bits_per_weight / 32
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes in memory: packed words and float32 diagonals.
-
-        ``8 * nbytes`` is the number of entries of the bit matrices, plus 32 for each entry of a diagonal,
-        plus ``padding_bits``.
-        """
-        return sum(part.nbytes for part in self._parts())
-
-    @property
-    def padding_bits(self) -> int:
-        """Unused bits in memory, where every row of a bit matrix fills whole 64-bit words."""
-        return self._padding(64)
-
-    def _padding(self, unit: int) -> int:
-        return sum(b.shape[0] * (-b.shape[1] % unit) for b in self._parts()[1::2])
-
-    # ------------------------------------------------------------ dense forms
 
     def to_dense(self, dtype: DTypeLike = np.float32) -> NDArray[Any]:
         """The dense matrix, computed in float32, of shape (m, n); temporaries take a few MB."""
@@ -90,6 +58,42 @@ class FactoredMatrix(PackedOperator):
         A = check_arrays.real_matrix(A, "A")
         check.equal(A.shape, "the shape of A", self.shape, f"shape of the {type(self).__name__}")
         return snr_db(*energy_and_error(A, self))
+
+
+class FactoredMatrix(ApproximateMatrix):
+    """An immutable product of alternating diagonals and bit matrices, with a diagonal at both ends."""
+
+    __slots__ = ()
+
+    # ------------------------------------------------------------ facts
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n)."""
+        parts = self._parts()
+        return parts[0].size, parts[-1].size
+
+    @property
+    def diagonal_bits(self) -> int:
+        """16 if every diagonal is one power of two times float16 values exactly, else 32."""
+        return 16 if all(storage.fits_16(d) for d in self._parts()[::2]) else 32
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory: packed words and float32 diagonals.
+
+        ``8 * nbytes`` is the number of entries of the bit matrices, plus 32 for each entry of a diagonal,
+        plus ``padding_bits``.
+        """
+        return sum(part.nbytes for part in self._parts())
+
+    @property
+    def padding_bits(self) -> int:
+        """Unused bits in memory, where every row of a bit matrix fills whole 64-bit words."""
+        return self._padding(64)
+
+    def _padding(self, unit: int) -> int:
+        return sum(b.shape[0] * (-b.shape[1] % unit) for b in self._parts()[1::2])
 
     # ------------------------------------------------------------ products
 

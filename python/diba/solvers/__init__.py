@@ -1,8 +1,9 @@
-"""Solvers: :func:`solve` is the only entry point; each method has its own module."""
+"""Solvers: :func:`solve` and :func:`apb` are the entry points; each method has its own module."""
 
 from __future__ import annotations
 
+from .exceptions import apb
 from .options import EFFORTS, METHODS, SolveOptions
 from .solver import solve
 
-__all__ = ["EFFORTS", "METHODS", "SolveOptions", "solve"]
+__all__ = ["EFFORTS", "METHODS", "SolveOptions", "apb", "solve"]

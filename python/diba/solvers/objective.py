@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from .._internal.check import FloatArray
 
-__all__ = ["Objective", "Solution", "normalised", "objective_for"]
+__all__ = ["Objective", "Solution", "importance_of", "normalised", "objective_for"]
 
 _BLOCK_BYTES = 8 << 20  # float64 rows that are normalised together
 
@@ -183,7 +183,7 @@ def objective_for(importance: Any, covariance: Any, m: int, n: int) -> Objective
             "importance and covariance are both given; give only one (a covariance already weights columns)"
         )
     if importance is not None:
-        return Objective(*_importance(importance, m, n))
+        return Objective(*importance_of(importance, m, n))
     if covariance is not None:
         return Objective(
             S=second_moments.shrunk(*second_moments.checked(covariance, n, second_moments.SHRINK))
@@ -191,13 +191,17 @@ def objective_for(importance: Any, covariance: Any, m: int, n: int) -> Objective
     return Objective()
 
 
-def _importance(value: Any, m: int, n: int) -> tuple[NDArray[np.float64] | None, NDArray[np.float64] | None]:
-    """Check ``importance``: weights of rows (m,) and of columns (n,), float64; None for ones.
+def importance_of(
+    value: Any, m: int, n: int
+) -> tuple[NDArray[np.float64] | None, NDArray[np.float64] | None]:
+    """The argument ``importance``: weights of rows (m,) and of columns (n,), float64; None for ones.
 
     Raises:
         TypeError: it is not a pair, or a vector is not an array of real numbers.
         ValueError: a length is wrong, or an entry is not positive and finite.
     """
+    if value is None:
+        return None, None
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         raise TypeError(
             f"importance is {check.describe(value)}; it must be a pair (rows, cols) of vectors of lengths "

@@ -1,0 +1,161 @@
+"""APB: a matrix of one magnitude and two signs, apart from a few entries that are stored as they are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ._internal import check, check_arrays, storage
+from ._internal.check_arrays import saturated
+from ._internal.factored import ApproximateMatrix
+from ._internal.sparse_rows import SparseRows, stored_bits
+from .bits import BitMatrix
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["APB"]
+
+_BLOCK_WORDS = 16  # 64-bit words, so 1024 columns, of a dense block
+
+
+class APB(ApproximateMatrix):
+    """An immutable m x n matrix in the form ``diag(alpha) S + E``, S a sign matrix and E sparse.
+
+    It multiplies like a dense matrix, with the methods of :class:`diba.Factorization`.
+
+    Args:
+        alpha: One finite number for the matrix, shape (1,), or one for each row, shape (m,).
+        signs: Bit matrix of shape (m, n) and alphabet ``"sign"``.
+        starts: Where the entries of E begin in each row, and their number: integers (m + 1), ascending.
+        columns: Columns of the entries of E, ascending in each row.
+        values: The entries of E: what is added to ``alpha`` times the sign.
+
+    Raises:
+        TypeError: ``signs`` is not a BitMatrix, or another argument is not an array of such numbers.
+        ValueError: shapes disagree, the alphabet is not ``"sign"``, an entry is not finite in float32 or out
+            of order.
+
+    Source:
+        Nardini et al., "Neural Network Compression using Binarization and Few Full-Precision Weights",
+        arXiv 2306.08960.
+    """
+
+    __slots__ = ("__weakref__", "_alpha", "_signs", "_sparse")
+
+    def __init__(
+        self, alpha: ArrayLike, signs: BitMatrix, starts: ArrayLike, columns: ArrayLike, values: ArrayLike
+    ) -> None:
+        check.instance(signs, "signs", BitMatrix, "use BitMatrix.from_dense for plain arrays")
+        check.equal(signs.alphabet, "the alphabet of signs", "sign", "alphabet of entries -1 and +1")
+        self._signs = signs
+        one = np.shape(alpha) == (1,)
+        self._alpha = check_arrays.diagonal(alpha, "alpha", 1 if one else signs.shape[0], "rows of signs")
+        self._sparse = SparseRows(starts, columns, values, signs.shape)
+
+    # ------------------------------------------------------------ parts
+
+    @property
+    def alpha(self) -> NDArray[np.float32]:
+        """The magnitude, read-only, of shape (1,), or one of each row, (m,)."""
+        return self._alpha
+
+    @property
+    def signs(self) -> BitMatrix:
+        """The sign matrix S, of shape (m, n)."""
+        return self._signs
+
+    @property
+    def starts(self) -> NDArray[np.uint32]:
+        """Where the entries of E begin in each row, read-only, of shape (m + 1,)."""
+        return self._sparse.starts
+
+    @property
+    def columns(self) -> NDArray[Any]:
+        """The columns of the entries of E, read-only: uint8, uint16 or uint32, as small as n allows."""
+        return self._sparse.columns
+
+    @property
+    def values(self) -> NDArray[np.float32]:
+        """The entries of E, read-only."""
+        return self._sparse.values
+
+    # ------------------------------------------------------------ facts
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n)."""
+        return self._signs.shape
+
+    @property
+    def exceptions(self) -> float:
+        """The share of the entries of the matrix that E has, from 0 to 1."""
+        m, n = self.shape
+        return self._sparse.values.size / (m * n)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """``[m n + q |alpha| + c m + s (w + v)] / (m n)``; padding not counted.
+
+        q and v are the bits of an alpha and of a value: 16 if all of them are one power of two times float16
+        values exactly, else 32. c: bits of the number of entries of a row, 16, or 32 from 65536 columns on.
+        s: entries of E. w: bits of a column, 8 up to 256 columns, 16 up to 65536, else 32.
+        """
+        m, n = self.shape
+        alpha = self._alpha.size * (16 if storage.fits_16(self._alpha) else 32)
+        sparse = stored_bits(m, n, self._sparse.values.size, self._sparse.value_bits)
+        return (m * n + alpha + sparse) / (m * n)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory: packed words, float32 alpha and values, starts and columns."""
+        return self._signs.nbytes + self._alpha.nbytes + self._sparse.nbytes
+
+    @property
+    def T(self) -> APB:
+        """The transposed matrix, a new object (not a view).
+
+        Raises:
+            ValueError: alpha has an entry for each row, and the transposed matrix none for its columns.
+        """
+        if self._alpha.size > 1:
+            raise ValueError(
+                "alpha has an entry for each row, so the transpose has no such form: use x @ M or rmatvec"
+            )
+        turned = self._sparse.T
+        return APB(self._alpha, self._signs.T, turned.starts, turned.columns, turned.values)
+
+    # ------------------------------------------------------------ what the base classes need
+
+    def _blocks(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        n, words = self.shape[1], self._signs.words
+        for first in range(0, words.shape[1], _BLOCK_WORDS):
+            columns = slice(64 * first, min(n, 64 * (first + _BLOCK_WORDS)))
+            part = BitMatrix(words[:, first : first + _BLOCK_WORDS], columns.stop - columns.start, "sign")
+            block = part.to_dense()
+            block *= self._alpha[:, None]
+            with np.errstate(over="ignore"):
+                self._sparse.add_to(block, columns)
+            yield columns, saturated(block)
+
+    def _apply(self, x: NDArray[Any], transposed: bool, threads: int) -> NDArray[Any]:
+        """In steps of float32: ``alpha * (S x) + E x``, or ``S' (alpha * x) + E' x``."""
+        alpha = self._alpha[:, None]
+        if transposed:
+            result = self._signs._apply(alpha * x, True, threads)
+            result += self._sparse.T.multiply(x)
+        else:
+            result = self._signs._apply(x, False, threads)
+            result *= alpha
+            result += self._sparse.multiply(x)
+        return result
+
+    def _parts(self) -> tuple[Any, ...]:
+        return self._alpha, self._signs, self.starts, self.columns, self.values
+
+    def __repr__(self) -> str:
+        m, n = self.shape
+        return f"APB({m}x{n}, {self.exceptions:.2%} exceptions, {self.bits_per_weight:.2f} bits/weight)"
