@@ -83,10 +83,7 @@ LAYERS = (
     ("torch.ops", "torch.modules", "torch.model", "torch.retuning", "torch.reconstruction"),
     ("torch.calibration", "torch.conversion", "torch.allocation"),
     # diba.torch; torch is imported here, in diba.onnx and in diba.hf alone
-    (
-        "torch.ops.packed",
-        "torch.ops.reference",
-    ),
+    ("torch.binary", "torch.binary.forms", "torch.ops.packed", "torch.ops.reference"),
     (
         "torch.modules.averaging",
         "torch.modules.weight",
@@ -105,6 +102,7 @@ LAYERS = (
     ),
     ("torch.modules.conv", "torch.modules.coded_layers"),
     ("torch.modules.kinds",),
+    ("torch.binary.layers",),
     (
         "torch.modules.vectors",
         "torch.model.attention",
@@ -162,6 +160,7 @@ LAYERS = (
     ("torch.conversion.work",),
     ("torch.conversion.run",),
     ("torch.conversion.convert", "torch.conversion.loading"),
+    ("torch.binary.training",),
     ("torch",),
     # diba.onnx, whose session does without torch
     ("onnx.places",),
@@ -218,6 +217,7 @@ PACKAGES = {
     "solvers",
     "torch",
     "torch.allocation",
+    "torch.binary",
     "torch.ops",
     "torch.modules",
     "torch.model",

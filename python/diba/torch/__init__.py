@@ -20,6 +20,8 @@ from diba_autoload import expect_transformers as _expect_transformers
 from ..layers.config import Config
 from .allocation.allocate import allocate
 from .allocation.scores import keep_best, scores
+from .binary.layers import APBConv2d, APBLayer, APBLinear, exception_penalty
+from .binary.training import binarize
 from .calibration.calibration import Calibration
 from .calibration.collect import calibrate
 from .calibration.moments import Moments
@@ -40,6 +42,9 @@ from .retuning.retune import RetuneReport, retune
 from .retuning.settings import Training, trainable
 
 __all__ = [
+    "APBConv2d",
+    "APBLayer",
+    "APBLinear",
     "BlockRecipe",
     "Calibration",
     "CodedLayer",
@@ -59,9 +64,11 @@ __all__ = [
     "RetuneReport",
     "Training",
     "allocate",
+    "binarize",
     "calibrate",
     "convert",
     "distillation",
+    "exception_penalty",
     "fisher",
     "keep_best",
     "load",

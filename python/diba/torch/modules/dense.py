@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .coded import CodedLayer
     from .layer import FactoredLayer, Sizes
 
-__all__ = ["Kind", "forward_owner", "runs_its_class"]
+__all__ = ["Kind", "assigned", "forward_owner", "runs_its_class"]
 
 _INITIAL = ("init", "reset")  # prefixes of initialisers, which a factored layer does not need
 _HARMLESS = {  # names in a class that do not change what its layers do
@@ -107,7 +107,7 @@ class Kind:
         """Make the compressed layer on the meta device, with settings, mode, attributes of the dense one."""
         make = self._coded if isinstance(sizes, (CodeSizes, Codes)) else self._built
         layer: Any = make(module, sizes)  # type: ignore[arg-type]
-        kept = _assigned(self, module)
+        kept = assigned(self, module)
         if kept:
             layer.__dict__.update(kept, _kept=tuple(kept))
         return layer.train(module.training)  # type: ignore[no-any-return]
@@ -204,7 +204,7 @@ def runs_its_class(module: nn.Module) -> bool:
     return getattr(forward, "__func__", None) is type(module).forward
 
 
-def _assigned(kind: Kind, module: nn.Module) -> dict[str, Any]:
+def assigned(kind: Kind, module: nn.Module) -> dict[str, Any]:
     """Attributes that were set on a dense layer, and are to be set on the factored one."""
     own = _plain_attributes(kind) | ({"forward"} if runs_its_class(module) else set())
     return {name: value for name, value in vars(module).items() if name not in own and name[:2] != "__"}
@@ -229,7 +229,7 @@ def _lost(kind: Kind, module: nn.Module) -> str | None:
     base = forward_owner(module)
     for name in _own_names(type(module), base):
         return f"{name!r}, which its class {type(module).__name__} adds, would be lost"
-    for name, value in _assigned(kind, module).items():
+    for name, value in assigned(kind, module).items():
         subclass = type(module) is not base and not _initial(name)
         if subclass or callable(value) or name in _TAKEN or hasattr(kind.factored, name):
             return f"its attribute {name!r} would be lost"

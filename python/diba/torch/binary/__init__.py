@@ -1,0 +1,1 @@
+"""Layers of few bits that are trained: binary weights with exceptions, and products of few bits."""
