@@ -226,7 +226,7 @@ def train(
 def test_a_small_problem_is_learned(learn: bool) -> None:
     data, model = problem(), binarize(small(), 0.05, learn_delta=learn)
     before = [layer.alpha.item() for layer in model if isinstance(layer, APBLinear)]
-    first = float(functional.cross_entropy(model(data[0]), data[1]))
+    first = functional.cross_entropy(model(data[0]), data[1]).item()
     last = train(model, data, 150, torch.optim.Adam(model.parameters(), 3e-3))
     assert last < 0.2 * first
     after = [layer.alpha.item() for layer in model if isinstance(layer, APBLinear)]
@@ -241,7 +241,7 @@ def test_a_penalty_lowers_the_share_and_nothing_else_is_moved_by_it() -> None:
     penalty = exception_penalty(model)
     total = sum(layer.weight.numel() for layer in model if isinstance(layer, APBLinear))
     count = sum(layer.share * layer.weight.numel() for layer in model if isinstance(layer, APBLinear))
-    assert float(penalty) == pytest.approx(count / total)
+    assert penalty.item() == pytest.approx(count / total)
     penalty.backward()
     for name, p in model.named_parameters():
         assert (p.grad is not None and float(p.grad) < 0) == name.endswith("log_delta"), name
@@ -250,7 +250,7 @@ def test_a_penalty_lowers_the_share_and_nothing_else_is_moved_by_it() -> None:
         torch.manual_seed(1)
         data, model = problem(), binarize(small(), 0.1, learn_delta=True)
         train(model, data, 100, torch.optim.Adam(model.parameters(), 1e-2), price)
-        shares.append(float(exception_penalty(model)))
+        shares.append(exception_penalty(model).item())
     assert shares[1] < 0.5 * shares[0]
     with pytest.raises(ValueError, match="learn_delta=True"):
         exception_penalty(binarize(small()))
