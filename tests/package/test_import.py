@@ -117,6 +117,7 @@ LAYERS = (
     (
         "torch.retuning.batches",
         "torch.retuning.outputs",
+        "torch.retuning.logits",
         "torch.retuning.latents",
         "torch.retuning.kept",
     ),

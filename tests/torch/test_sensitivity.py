@@ -73,6 +73,33 @@ def test_weights_of_a_batch_lie_together_and_progress_is_told() -> None:
     assert len(places) == 2
 
 
+def test_what_runs_again_gives_the_same_gradients_and_holds_less() -> None:
+    """Of three blocks only the inputs are held, and their insides while their own gradients are made."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 5)) for _ in range(3)))
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    batches, blocks, held = [torch.randn(n, 5) for n in (6, 3)], ["0", "1", "2"], list[int]()
+
+    def held_too(model: nn.Module, batch: Tensor) -> Tensor:
+        kept = list[Tensor]()
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+            value = square(model, batch)
+        held.append(sum(x.shape == (len(batch), 4) for x in kept))
+        return value
+
+    held_all = measure(model, layers, batches, held_too, blocks).state()
+    again = measure(model, layers, batches, held_too, blocks, blocks).state()
+    for one, other in ((held_all, again), (again["channels"], held_all["channels"])):
+        assert list(one) == list(other)
+    assert all(torch.equal(again["outputs"][name], held_all["outputs"][name]) for name in layers)
+    assert all(torch.equal(again["channels"][name], held_all["channels"][name]) for name in blocks)
+    for mine, other in zip(again["vectors"], held_all["vectors"], strict=True):
+        assert mine[:3] == other[:3]
+        assert torch.equal(mine[3], other[3])
+    assert held == [3, 3, 0, 0]
+    assert all("forward" not in vars(block) for block in model)
+
+
 def test_packed_weights_still_tell_whose_they_are() -> None:
     """Experts get some of the tokens; the marks of their vectors match them to those of other passes."""
     found, rows = Sensitivity(), torch.tensor([4, 1, 2])

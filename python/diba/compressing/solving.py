@@ -140,7 +140,7 @@ class Solving:
             OSError: Workers die again and again.
         """
         context, before, deaths = multiprocessing.get_context("spawn"), len(self.left), 0
-        # No Event: a worker that is killed while it looks at one keeps its lock, and all others wait for ever.
+        # No Event: a worker killed while it looks at one keeps its lock, and all others wait for ever.
         stop = context.RawValue(ctypes.c_bool, False)
         while self.left:
             options: Any = {"mp_context": context, "initializer": _begin, "initargs": (stop,)}

@@ -127,7 +127,7 @@ def run(
             watched = blocks if reconstructing is not None else ()
             after_batch = partial(tell, "gradients of the loss", "gradients")
             weights = known_or_measured(
-                dense, data, theirs, lambda: measure(dense, theirs, data, loss, watched, after_batch)
+                dense, data, theirs, lambda: measure(dense, theirs, data, loss, watched, blocks, after_batch)
             )
         memory = stack.enter_context(Memory(None if reconstructing is None else reconstructing.memory))
         propagation = _Propagation(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..modules.vectors import input_of, mark, mark_like, marked, output_rows, sampled
 from ..retuning.batches import differentiable, digest, token_masks
@@ -183,6 +184,7 @@ def measure(
     batches: Iterable[Any],
     loss: Loss,
     blocks: Iterable[str] = (),
+    rerun: Iterable[str] = (),
     after_batch: Callable[[int], object] = lambda count: None,
 ) -> Sensitivity:
     """Measure the gradients of a loss for the outputs of layers, over all batches.
@@ -191,6 +193,8 @@ def measure(
         model: A dense model; it is not changed.
         layers: Name -> layer with input vectors.
         blocks: Names of modules for whose outputs ``Sensitivity.channels`` is summed.
+        rerun: Names of modules that run once a batch, none inside another. What the backward pass needs of
+            their insides is computed again then, not held: memory of one module instead of all.
         batches: The batches; they are recognised by their content when they are read again.
         loss: ``loss(model, batch)``.
         after_batch: Called after each batch with the number of batches so far.
@@ -211,6 +215,8 @@ def measure(
     with ExitStack() as stack:
         stack.enter_context(differentiable(model, ()))
         calls = stack.enter_context(output_gradients(layers, take))
+        for name in rerun:
+            stack.enter_context(_run_again(model.get_submodule(name)))
         for name in blocks:
             after = partial(_watch_channels, result.channels, name)
             stack.callback(model.get_submodule(name).register_forward_hook(after).remove)
@@ -222,6 +228,20 @@ def measure(
             result.pack(batch[1])
             after_batch(number + 1)
     return result
+
+
+@contextmanager
+def _run_again(module: nn.Module) -> Iterator[None]:
+    """Hold the inputs of a module only, and run it once more when the backward pass reaches it."""
+    own = module.__dict__.get("forward")
+    object.__setattr__(module, "forward", partial(checkpoint, module.forward, use_reentrant=False))
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.__dict__["forward"]
+        else:
+            object.__setattr__(module, "forward", own)
 
 
 def _watch_channels(

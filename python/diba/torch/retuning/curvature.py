@@ -13,11 +13,11 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..._internal import check
 from .batches import call
+from .logits import drawn, surprise
 from .losses import Distillation, Forward, Loss, distillation
 from .outputs import answers, choices, positions
 
@@ -142,11 +142,4 @@ def _drawn_error(kind: str, values: Tensor, generator: torch.Generator) -> Tenso
         signs = torch.randint(0, 2, values.shape, generator=generator).to(values) * 2 - 1
         return (values * signs).sum()
     rows = values.reshape(-1, values.shape[-1])
-    return F.cross_entropy(rows, _drawn(rows.detach(), generator), reduction="sum")
-
-
-def _drawn(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """One class for every row of logits, by inversion: torch.multinomial takes seconds for a vocabulary."""
-    sums = logits.softmax(-1).cumsum(-1)
-    levels = torch.rand(len(logits), 1, generator=generator).to(logits) * sums[:, -1:]
-    return torch.searchsorted(sums, levels, right=True)[:, 0].clamp_max(logits.shape[-1] - 1)
+    return surprise(rows, drawn(rows.detach(), generator))

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..._internal import check
 from ..._internal.check import describe
 from .batches import call, digest, evaluating
+from .logits import divergence
 from .outputs import Answer, answers, choices, field, positions
 
 __all__ = [
@@ -202,14 +202,9 @@ class Distillation:
         return result
 
     def _distance(self, kind: str, student: Tensor, teacher: Tensor) -> Tensor:
-        return (_relative_error if kind == "features" else self._divergence)(student, teacher)
-
-    def _divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
-        t = self.temperature
-        log_p, log_q = (F.log_softmax(z / t, -1) for z in (teacher, student))
-        terms = log_p.exp() * (log_p - log_q)
-        terms = terms.masked_fill(log_p == -math.inf, 0)  # classes that are ruled out
-        return terms.sum() * (t * t / max(1, log_q[..., 0].numel()))
+        if kind == "features":
+            return _relative_error(student, teacher)
+        return divergence(student, teacher, self.temperature)
 
     def _teach(self, batch: Any) -> list[Answer]:
         if self._limit == 0 and not self._cache:

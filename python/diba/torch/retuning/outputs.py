@@ -152,7 +152,10 @@ def positions(batch: Any, values: Tensor, model: nn.Module) -> Any:
     for name, unused in masks:
         mask = field(batch, name)
         if isinstance(mask, Tensor) and mask.shape == shape and len(shape) > 1:
-            return (mask != unused).to(values.device)
+            counted = mask != unused
+            return (
+                ... if bool(counted.all()) else counted.to(values.device)
+            )  # an index would copy all of them
     return ...
 
 
