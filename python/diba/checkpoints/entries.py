@@ -63,8 +63,9 @@ class LayerReport:
         name: Name in the model.
         kind: Kind of the dense layer it replaced.
         shape: (m, n) of its matrix.
-        k: Inner dimension; 0 for codes.
-        alphabet: ``"binary"`` or ``"sign"``; for codes ``"int8"`` or ``"int4"``.
+        k: Inner dimension; 0 without factors.
+        alphabet: ``"binary"`` or ``"sign"``; for codes ``"int8"`` or ``"int4"``; ``"apb"`` for binary weights
+            with exceptions.
         bits_per_weight: Stored bits per weight, diagonals counted at 16 bits an entry where those hold them
             exactly, else at 32.
         dense_bytes: Bytes of the dense weight.
@@ -118,7 +119,7 @@ def layer_reports(description: Description) -> tuple[LayerReport, ...]:
             kind=layer.kind,
             shape=layer.shape,
             k=layer.k,
-            alphabet=layer.alphabet or f"int{layer.codes}",
+            alphabet=layer.alphabet or ("apb" if layer.alphas else f"int{layer.codes}"),
             bits_per_weight=layer.bits_per_weight,
             dense_bytes=layer.weight_bytes,
             memory_bytes=layer.bytes(32),

@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from .._internal import check, disk, tensor_files
-from .._internal.storage import DIAGONALS
 from ..errors import FormatError
 from .description import Description, crc32_of_names
 from .entries import Skipped, in_order, layer_reports
 from .facts import Facts
 from .folders import json_object, weight_files
-from .layers import CODES, TENSORS, readable
+from .layers import APB, CODES, FLOATS, TENSORS, readable
 from .report import Report
 
 if TYPE_CHECKING:
@@ -181,7 +180,9 @@ def check_names(names: Iterable[str], crc32: Any, elsewhere: Iterable[str], wher
     if crc32 is None or crc32 == crc32_of_names(names):
         return
     for layer in elsewhere:
-        raise FormatError(f"{where}: {readable(layer)}.d1 is missing; copy or download the checkpoint again")
+        raise FormatError(
+            f"{where}: the tensors of {readable(layer)} are missing; copy or download the checkpoint again"
+        )
     raise FormatError(
         f"{where}: the files hold other tensors than were saved, some are missing or renamed: their names "
         "differ from crc32_names in config.json; copy or download the checkpoint again (after a change on "
@@ -192,7 +193,7 @@ def check_names(names: Iterable[str], crc32: Any, elsewhere: Iterable[str], wher
 def factored_in(tensors: Mapping[str, Tensor]) -> list[str]:
     """Names of the layers whose factors or codes are among the tensors, by the tensors' names and dtypes."""
     found = []
-    for last, own in (("b1", TENSORS), ("codes", CODES[:2])):
+    for last, own in (("b1", TENSORS), ("codes", CODES[:2]), ("signs", APB[:3])):
         names = (key.removesuffix(f".{last}") for key, tensor in tensors.items() if tensor.dtype == "U8")
         found += [name for name in names if all(f"{name}.{each}" in tensors for each in own)]
     return found
@@ -248,7 +249,7 @@ def report_of(description: Description, tensors: Mapping[str, Tensor]) -> Report
         for layer in description.layers.values()
         if layer.shared is None
         for own in layer.tensors
-        if own in DIAGONALS
+        if own in FLOATS
     )
     plain = sum(math.prod(tensors[name].shape) for name in dense)
     added = {f"{name}.bias" for name, layer in description.layers.items() if layer.bias_added} & {*dense}
@@ -286,12 +287,13 @@ def _check_shapes(name: str, layer: LayerDescription, found: dict[str, Tensor], 
         key = f"{readable(name)}.{own}"
         if own not in found:
             raise FormatError(f"{where}: {key} is missing; copy or download the checkpoint again")
-        dtypes = ("F32", "F64") if own in DIAGONALS else ("U8",)
+        dtypes = ("F32", "F64") if own in FLOATS else ("U8",)
         if found[own].dtype not in dtypes:
             raise FormatError(
                 f"{where}: {key} is {readable(found[own].dtype)}, expected {' or '.join(dtypes)}"
             )
         size = f"{layer.codes} bits an entry" if layer.codes else f"k = {layer.k}"
+        size = f"{layer.entries} exceptions" if layer.alphas else size
         if tuple(found[own].shape) != shape:
             raise FormatError(
                 f"{where}: {key} has shape {tuple(found[own].shape)}, expected {shape} from config.json, "

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._internal import storage
+from .._internal import apb_bytes, storage
 from .._internal.check import ALPHABETS
 from .._internal.codes import CODE_BITS, STEP_MAX, code_bits, group_count, row_bytes
 from .._internal.storage import BITS, DIAGONALS
@@ -26,16 +26,33 @@ if TYPE_CHECKING:
 
     from .._internal.check import Alphabet
 
-__all__ = ["CODES", "TENSORS", "LayerDescription", "LayerRecipe", "from_json", "is_number", "readable"]
+__all__ = [
+    "APB",
+    "CODES",
+    "FLOATS",
+    "TENSORS",
+    "LayerDescription",
+    "LayerRecipe",
+    "from_json",
+    "is_number",
+    "readable",
+]
 
 TENSORS = (*DIAGONALS, *BITS)
 CODES = ("d1", "codes", "steps")
-_FORMS = set(TENSORS), set(CODES), set(CODES[:2])  # tensors of factors, of 4-bit and of 8-bit codes
+APB = apb_bytes.APB_TENSORS
+FLOATS = (*DIAGONALS, "alpha")
+"""Tensors of floating-point numbers; the others are uint8."""
+
+_SOME = {"columns", "values"}  # missing without exceptions
+# tensors of factors, of 4-bit and of 8-bit codes, of binary weights with and without exceptions
+_FORMS = set(TENSORS), set(CODES), set(CODES[:2]), set(APB), set(APB) - _SOME
 OBJECTIVES = ("plain", "importance", "covariance")
 _LARGEST_SIZE = 2**40
 _ADDED = "added"  # as "bias" in JSON
 _REQUIRED = {"kind", "shape", "bias", "dtype", "crc32_entry"}
 _FACTORS, _CODES = {"k", "alphabet", "diagonal_bits"}, {"codes", "group"}
+_BINARY = {"alphas", "entries", "diagonal_bits"}
 _CRC = re.compile(r"[0-9a-f]{8}")
 _DTYPE = re.compile(r"b?float(8|16|32|64)\w*")
 
@@ -61,20 +78,22 @@ class LayerRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerDescription:
-    """The description of one layer with factors, or with codes.
+    """The description of one layer with factors, with codes, or with binary weights and exceptions.
 
     Attributes:
         kind: Kind of the dense layer it replaced: ``"Linear"``, ``"Conv1D"`` (of transformers), ``"Conv1d"``,
             ``"Conv2d"`` or ``"Embedding"``.
         shape: (m, n) of its matrix.
-        k: Inner dimension; 0 with codes.
-        alphabet: ``"binary"`` or ``"sign"``; None with codes.
-        codes: Bits of an entry, 8 or 4; 0 with factors.
+        k: Inner dimension; 0 without factors.
+        alphabet: ``"binary"`` or ``"sign"``; None without factors.
+        codes: Bits of an entry, 8 or 4; 0 without codes.
         group: Entries that share a step, with 4 bits.
+        alphas: Magnitudes of binary weights, 1 or m; 0 for other layers.
+        entries: Exceptions from binary weights.
         bias: Whether it has a bias.
         bias_added: Whether the dense layer had none.
         dtype: Dtype of the dense weight, as ``"float32"``.
-        diagonal_bits: 16 if 16-bit floats hold every diagonal exactly, else 32.
+        diagonal_bits: 16 if 16-bit floats hold every diagonal, or alpha, exactly, else 32.
         shared: Name of the layer whose factors it shares.
         crc32: Name of a tensor -> its CRC-32 as 8 hex digits, for a layer in a checkpoint.
         recipe: How it was compressed; None if unknown.
@@ -88,6 +107,8 @@ class LayerDescription:
     alphabet: Alphabet | None = None
     codes: int = 0
     group: int = 32
+    alphas: int = 0
+    entries: int = 0
     dtype: str = "float32"
     diagonal_bits: int = 32
     shared: str | None = None
@@ -106,6 +127,8 @@ class LayerDescription:
         if self.codes:
             steps = {"steps": (m, group_count(n, self.group))} if self.codes == 4 else {}
             return {"d1": (m,), "codes": (m, row_bytes(n, self.codes)), **steps}
+        if self.alphas:
+            return apb_bytes.apb_shapes(m, n, self.alphas, self.entries)
         return {"d1": (m,), "d2": (k,), "d3": (n,), "b1": (m, -(-k // 8)), "b2": (k, -(-n // 8))}
 
     @property
@@ -113,6 +136,9 @@ class LayerDescription:
         """Stored bits for each weight: diagonals of factors at ``diagonal_bits``, d1 of codes at 32."""
         if self.codes:
             return code_bits(*self.shape, self.codes, self.group) / math.prod(self.shape)
+        if self.alphas:
+            bits = apb_bytes.apb_bits(*self.shape, self.alphas, self.entries, self.diagonal_bits)
+            return bits / math.prod(self.shape)
         return storage.bits_per_weight(*self.shape, self.k, self.diagonal_bits)
 
     @property
@@ -126,6 +152,9 @@ class LayerDescription:
         """Bytes of the tensors, with rows of whole bytes; an entry of a diagonal has ``diagonal_bits``."""
         if self.codes:
             return code_bits(*self.shape, self.codes, self.group) // 8
+        if self.alphas:
+            packed = sum(math.prod(shape) for own, shape in self.shapes.items() if own != "alpha")
+            return packed + diagonal_bits * self.alphas // 8
         (m, n), k = self.shape, self.k
         return sum(math.prod(self.shapes[own]) for own in BITS) + diagonal_bits * (m + k + n) // 8
 
@@ -141,7 +170,7 @@ class LayerDescription:
             result.check_tensor(name, own, tensors[own], "the model")
         if self.codes:
             return result
-        fit = all(storage.fits_16(tensors[own]) for own in DIAGONALS)
+        fit = all(storage.fits_16(tensors[own]) for own in self.tensors if own in FLOATS)
         return dataclasses.replace(result, diagonal_bits=16 if fit else 32)
 
     def check_tensor(self, name: str, own: str, values: NDArray[Any], where: str) -> None:
@@ -152,7 +181,7 @@ class LayerDescription:
                 column.
         """
         key, shape = f"{readable(name)}.{own}", self.shapes[own]
-        packed = own not in DIAGONALS
+        packed = own not in FLOATS
         if values.shape != shape or values.dtype.kind != ("u" if packed else "f"):
             raise FormatError(
                 f"{where}: {key} is {values.dtype} of shape {values.shape}, expected "
@@ -166,6 +195,9 @@ class LayerDescription:
             )
         if not packed and not np.isfinite(values).all():
             raise FormatError(f"{where}: {key} has NaN or infinite entries, expected finite numbers")
+        wrong = apb_bytes.problem(own, values, self.shape[1], self.entries) if self.alphas else None
+        if wrong is not None:
+            raise FormatError(f"{where}: {key} has {wrong}: is it damaged?")
         used = (self.k if own == "b1" else self.shape[1]) % 8
         if own in BITS and used and (values[:, -1] >> used).any():
             raise FormatError(f"{where}: {key} has ones past its last column, expected zeros")
@@ -187,7 +219,7 @@ class LayerDescription:
             "bias": _ADDED if self.bias_added else self.bias,
             "dtype": self.dtype,
         }
-        own = _CODES if self.codes else _FACTORS
+        own = _CODES if self.codes else _BINARY if self.alphas else _FACTORS
         plain |= {key: getattr(self, key) for key in sorted(own)}
         if self.shared is not None:
             plain["shared"] = self.shared
@@ -210,7 +242,8 @@ class LayerDescription:
             )
         here = f"{where}: factors[{readable(name)!r}]"
         keys = set(values) if isinstance(values, Mapping) else set()
-        required = _REQUIRED | (_CODES if "codes" in keys else _FACTORS)
+        own_keys = _CODES if "codes" in keys else _BINARY if "alphas" in keys else _FACTORS
+        required = _REQUIRED | own_keys
         known = required | {"recipe", "shared" if "shared" in keys else "crc32"}
         if not required <= keys <= known:
             raise FormatError(
@@ -232,6 +265,8 @@ class LayerDescription:
         if "recipe" in own:
             own["recipe"] = LayerRecipe(**{key: from_json(x) for key, x in own["recipe"].items()})
         result = cls(**{**own, "shape": tuple(own["shape"])})
+        if result.alphas not in (0, 1, result.shape[0]) or result.entries > math.prod(result.shape):
+            raise FormatError(f"{here}: alphas or entries do not fit the shape: is the checkpoint damaged?")
         if result.crc32 is not None and result.crc32.keys() != set(result.tensors):
             raise FormatError(f"{here}: crc32 is of other tensors: is the checkpoint damaged?")
         return result
@@ -296,6 +331,8 @@ _GOOD: dict[str, Callable[[Any], bool]] = {
     "alphabet": lambda x: type(x) is str and x in ALPHABETS,
     "codes": lambda x: type(x) is int and x in CODE_BITS,
     "group": lambda x: _is_size(x) and x >= 32 and x & (x - 1) == 0,
+    "alphas": _is_size,
+    "entries": lambda x: type(x) is int and 0 <= x <= _LARGEST_SIZE,
     "bias": lambda x: type(x) is bool or x == _ADDED,
     "dtype": lambda x: type(x) is str and _DTYPE.fullmatch(x) is not None,
     "diagonal_bits": lambda x: type(x) is int and x in (16, 32),

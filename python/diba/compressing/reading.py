@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .._internal.disk import PathLike
+    from ..binarized import APB
     from ..factorization import Factorization
 
 __all__ = ["Weights", "weights"]
@@ -23,8 +24,9 @@ __all__ = ["Weights", "weights"]
 class Weights(Mapping[str, Any]):
     """The weights of a compressed model, read when they are asked for; made by :func:`weights`.
 
-    A factored layer's is a :class:`diba.Factorization`, that of a layer in 8 or 4 bits an array (m, n) of
-    float32, any other tensor an array as it is stored.
+    A factored layer's is a :class:`diba.Factorization`, that of binary weights with exceptions a
+    :class:`diba.APB`, that of a layer in 8 or 4 bits an array (m, n) of float32, any other tensor an array as
+    it is stored.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -33,7 +35,7 @@ class Weights(Mapping[str, Any]):
         own = self._description.tensors
         self._dense = [name for name in self._stored.tensors if name not in own]
 
-    def __getitem__(self, name: str) -> Factorization | NDArray[Any]:
+    def __getitem__(self, name: str) -> Factorization | APB | NDArray[Any]:
         """The weight of a layer, by the layer's name, or another tensor by its own."""
         layer = self._description.layers.get(name)
         if layer is None:

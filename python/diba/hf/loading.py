@@ -14,6 +14,7 @@ from ..checkpoints.layers import LayerDescription
 from ..errors import FormatError
 from ..torch.conversion.report import remember, remember_layer
 from ..torch.model.swap import put, retie, unfuse
+from ..torch.modules.apb import APBSizes
 from ..torch.modules.kinds import replaceable
 from ..torch.modules.layer import Sizes
 from ..torch.modules.state import CodeSizes, CompressedLayer, as_numpy
@@ -198,8 +199,8 @@ class Loading:
             if owner not in owners:
                 owners[owner] = here
                 self._read(layer, here, owner)
-            source = self._model.get_submodule(owners[owner])
-            if layer.get_parameter("d1").is_meta or source.get_parameter("d1").is_meta:
+            source: Any = self._model.get_submodule(owners[owner])
+            if any(first.is_meta for each in (layer, source) for first in each.diagonals()):
                 raise ValueError(
                     f"{here} shares its factors with {owners[owner]}, and device_map offloads one of them, "
                     "where they cannot be shared; give a device_map that leaves both on one device"
@@ -224,7 +225,12 @@ def _empty(module: nn.Module, name: str, layer: LayerDescription) -> CompressedL
         ValueError: Kind, size or bias of the dense layer differ from the description.
     """
     kind = replaceable(module)
-    if kind is None or kind.name != layer.kind or (layer.codes and kind.coded is None):
+    if (
+        kind is None
+        or kind.name != layer.kind
+        or (layer.codes and kind.coded is None)
+        or (layer.alphas and kind.apb is None)
+    ):
         raise ValueError(
             f"the checkpoint has a {layer.kind} at {name}, and the model a {type(module).__name__}; load it "
             "with the class that it was saved from, or upgrade diba"
@@ -239,6 +245,8 @@ def _empty(module: nn.Module, name: str, layer: LayerDescription) -> CompressedL
         )
     if layer.codes:
         new: CompressedLayer = kind.empty(module, CodeSizes(layer.shape, layer.codes, layer.group))
+    elif layer.alphas:
+        new = kind.empty(module, APBSizes(layer.shape, layer.alphas, layer.entries))
     else:
         assert layer.alphabet is not None, "checked"
         new = kind.empty(module, Sizes(layer.shape, layer.k, layer.alphabet))

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .._internal.apb_bytes import decoded_exceptions
 from .._internal.codes import Codes
 from .._internal.snr import energy_and_error, snr_db
+from ..binarized import APB
+from ..bits import BitMatrix
 from ..factorization import Factorization
 from .solved import layer_of, pieces
 
@@ -17,8 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["snr_of", "stored_layer"]
 
 
-def stored_layer(stored: Stored, name: str, layer: LayerDescription) -> Factorization | Codes:
-    """Read the factors or codes of a layer.
+def stored_layer(stored: Stored, name: str, layer: LayerDescription) -> Factorization | Codes | APB:
+    """Read the factors or codes of a layer, or its binary weights and exceptions.
 
     Args:
         stored: The files of the checkpoint, checked.
@@ -29,13 +32,16 @@ def stored_layer(stored: Stored, name: str, layer: LayerDescription) -> Factoriz
     own = {each: stored.array(f"{owner}.{each}") for each in layer.tensors}
     if layer.codes:
         return layer_of(own, (layer.shape, layer.codes, layer.group))
+    if layer.alphas:
+        signs = BitMatrix.from_packed_rows(own["signs"], layer.shape[1], "sign")
+        return APB(own["alpha"], signs, *decoded_exceptions(own))
     assert layer.alphabet is not None, "checked"
     return layer_of(own, layer.alphabet)
 
 
-def snr_of(f: Factorization | Codes, matrix: Rows) -> float:
+def snr_of(f: Factorization | Codes | APB, matrix: Rows) -> float:
     """SNR in dB of a layer against its dense matrix; rows of codes are compared some at a time."""
-    if isinstance(f, Factorization):
+    if not isinstance(f, Codes):
         return snr_db(*energy_and_error(matrix[:], f))
     energy = error = 0.0
     for rows in pieces(*f.shape):

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..torch.modules.conv import Convolution, windows
+from ..torch.modules.conv import Convolution
 from ..torch.modules.embedding import DibaEmbedding
 from ..torch.modules.layer import FactoredLayer
 from ..torch.modules.linear import DibaLinear
+from ..torch.modules.patches import windows
 from ..torch.ops import reference
 
 if TYPE_CHECKING:

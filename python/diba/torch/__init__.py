@@ -20,7 +20,9 @@ from diba_autoload import expect_transformers as _expect_transformers
 from ..layers.config import Config
 from .allocation.allocate import allocate
 from .allocation.scores import keep_best, scores
-from .binary.layers import APBConv2d, APBLayer, APBLinear, exception_penalty
+from .binary.freezing import freeze
+from .binary.layer import APBLayer, exception_penalty
+from .binary.layers import APBConv2d, APBLinear
 from .binary.training import binarize
 from .calibration.calibration import Calibration
 from .calibration.collect import calibrate
@@ -28,6 +30,8 @@ from .calibration.moments import Moments
 from .conversion.convert import convert
 from .conversion.loading import load
 from .conversion.report import LayerReport, Report, report
+from .modules.apb import DibaAPBLayer
+from .modules.apb_layers import DibaAPBConv2d, DibaAPBLinear
 from .modules.coded import CodedLayer
 from .modules.coded_layers import DibaCodedEmbedding, DibaCodedLinear
 from .modules.conv import DibaConv1d, DibaConv2d
@@ -49,6 +53,9 @@ __all__ = [
     "Calibration",
     "CodedLayer",
     "Config",
+    "DibaAPBConv2d",
+    "DibaAPBLayer",
+    "DibaAPBLinear",
     "DibaCodedEmbedding",
     "DibaCodedLinear",
     "DibaConv1d",
@@ -70,6 +77,7 @@ __all__ = [
     "distillation",
     "exception_penalty",
     "fisher",
+    "freeze",
     "keep_best",
     "load",
     "model_loss",

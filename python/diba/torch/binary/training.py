@@ -14,7 +14,8 @@ from ...layers.config import Config, known_keys
 from ..conversion.report import recipe_of, remember
 from ..model.selection import check_weights, require, select
 from ..model.swap import exchange
-from .layers import APBConv2d, APBLayer, APBLinear, check_share
+from .layer import APBLayer, check_share
+from .layers import APBConv2d, APBLinear
 
 if TYPE_CHECKING:
     from ..model.selection import Target

@@ -20,6 +20,7 @@ from ...checkpoints.report import Report
 from ..model.layers import layers_of, named_layers
 from ..model.sizes import skipped_weights, totals
 from ..model.swap import unfused
+from ..modules.apb import DibaAPBLayer
 from ..modules.layer import FactoredLayer
 from ..modules.state import CompressedLayer
 
@@ -208,6 +209,9 @@ def _described(layer: CompressedLayer, shared: str | None) -> LayerDescription:
         facts: dict[str, Any] = {"k": layer.k, "alphabet": layer.alphabet}
         facts["diagonal_bits"] = layer.diagonal_bits
         return LayerDescription(shape=shape, **facts, **plain)
+    if isinstance(layer, DibaAPBLayer):
+        facts = {"alphas": layer.alpha.numel(), "entries": layer.entries}
+        return LayerDescription(shape=layer.matrix_shape, diagonal_bits=layer.diagonal_bits, **facts, **plain)
     coded: Any = layer
     m, n = coded.weight_shape
     return LayerDescription(shape=(m, n), codes=coded.bits, group=coded.group, **plain)

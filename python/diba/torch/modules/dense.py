@@ -15,12 +15,13 @@ import diba
 
 from ..._internal import check
 from ..._internal.codes import Codes
+from .apb import APBSizes, sizes_of
 from .layer import check_factorization
 from .state import CodeSizes, as_numpy
 
 if TYPE_CHECKING:
-    from .coded import CodedLayer
-    from .layer import FactoredLayer, Sizes
+    from .layer import Sizes
+    from .state import CompressedLayer
 
 __all__ = ["Kind", "assigned", "forward_owner", "runs_its_class"]
 
@@ -47,6 +48,7 @@ class Kind:
         axes: Number of spatial axes of the input, for kinds that multiply patches; 0: the layer multiplies
             the vectors along the last axis.
         coded: The class of the layer with 8- or 4-bit codes that replaces this kind; None: there is none.
+        apb: The class of the layer with binary weights and exceptions; None: there is none.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Kind:
     switch: str = ""
     axes: int = 0
     coded: Any = None
+    apb: Any = None
 
     # ------------------------------------------------------------ recognition
 
@@ -101,20 +104,28 @@ class Kind:
 
     # ------------------------------------------------------------ from dense to factored, and back
 
-    def empty(
-        self, module: Any, sizes: Sizes | diba.Factorization | CodeSizes | Codes
-    ) -> FactoredLayer | CodedLayer:
-        """Make the compressed layer on the meta device, with settings, mode, attributes of the dense one."""
-        make = self._coded if isinstance(sizes, (CodeSizes, Codes)) else self._built
-        layer: Any = make(module, sizes)  # type: ignore[arg-type]
+    def empty(self, module: Any, sizes: Any) -> CompressedLayer:
+        """Make the compressed layer on the meta device, with settings, mode, attributes of the dense one.
+
+        Args:
+            module: The dense layer.
+            sizes: ``Sizes``, ``CodeSizes`` or ``APBSizes``; or factors, codes or a matrix of these sizes.
+        """
+        layer: Any
+        if isinstance(sizes, (CodeSizes, Codes)):
+            layer = self._coded(module, sizes)
+        elif isinstance(sizes, (APBSizes, diba.APB)):
+            layer = self._binary(module, sizes if isinstance(sizes, APBSizes) else sizes_of(sizes))
+        else:
+            layer = self._built(module, sizes)
         kept = assigned(self, module)
         if kept:
             layer.__dict__.update(kept, _kept=tuple(kept))
         return layer.train(module.training)  # type: ignore[no-any-return]
 
     def replacement(
-        self, module: Any, f: diba.Factorization | Codes | None = None, **solve_options: Any
-    ) -> FactoredLayer | CodedLayer:
+        self, module: Any, f: diba.Factorization | Codes | diba.APB | None = None, **solve_options: Any
+    ) -> CompressedLayer:
         """Make the compressed layer: see :meth:`FactoredLayer.from_dense`."""
         reason = self.obstacle(module)
         if reason is not None:
@@ -125,7 +136,7 @@ class Kind:
         elif solve_options:
             options = ", ".join(solve_options)
             raise TypeError(f"f and {options} are both given; give either factors or options of diba.solve")
-        if not isinstance(f, Codes):
+        if not isinstance(f, (Codes, diba.APB)):
             check_factorization(f)
         check.equal(f.shape, "the shape of f", tuple(matrix.shape), "shape of the layer's matrix")
         layer: Any = self.empty(module, f)
@@ -143,7 +154,7 @@ class Kind:
 
     def restored(self, layer: Any) -> nn.Module:
         """The reverse of :meth:`replacement`: make a dense layer on the same device and in the same dtype."""
-        dense: Any = self._dense(layer).to_empty(device=layer.d1.device)
+        dense: Any = self._dense(layer).to_empty(device=layer.diagonals()[0].device)
         with torch.no_grad():
             dense.weight.copy_(layer.dense_weight())
             if layer.bias is not None:
@@ -172,6 +183,10 @@ class Kind:
 
     def _coded(self, module: Any, sizes: CodeSizes | Codes) -> Any:
         """Make a layer of class ``coded`` on the meta device with the settings of a dense one."""
+        raise NotImplementedError
+
+    def _binary(self, module: Any, sizes: APBSizes) -> Any:
+        """Make a layer of class ``apb`` on the meta device with the settings of a dense one."""
         raise NotImplementedError
 
     def _dense(self, layer: Any) -> Any:
@@ -204,9 +219,13 @@ def runs_its_class(module: nn.Module) -> bool:
     return getattr(forward, "__func__", None) is type(module).forward
 
 
-def assigned(kind: Kind, module: nn.Module) -> dict[str, Any]:
+def assigned(kind: Kind, module: Any) -> dict[str, Any]:
     """Attributes that were set on a dense layer, and are to be set on the factored one."""
-    own = _plain_attributes(kind) | ({"forward"} if runs_its_class(module) else set())
+    own = (
+        _plain_attributes(kind)
+        | getattr(module, "_diba_own", frozenset())
+        | ({"forward"} if runs_its_class(module) else set())
+    )
     return {name: value for name, value in vars(module).items() if name not in own and name[:2] != "__"}
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from .apb_layers import DibaAPBConv2d, DibaAPBLinear
 from .coded_layers import DibaCodedEmbedding, DibaCodedLinear
 from .conv import ConvolutionKind, DibaConv1d, DibaConv2d
 from .embedding import DibaEmbedding, EmbeddingKind
@@ -23,9 +24,8 @@ if TYPE_CHECKING:
     import diba
 
     from ..._internal.codes import Codes
-    from .coded import CodedLayer
     from .dense import Kind
-    from .layer import FactoredLayer
+    from .state import CompressedLayer
 
 __all__ = [
     "KINDS",
@@ -39,10 +39,20 @@ __all__ = [
 ]
 
 KINDS: tuple[Kind, ...] = (
-    LinearKind("Linear", nn.Linear, DibaLinear, "a torch.nn.Linear", coded=DibaCodedLinear),
+    LinearKind(
+        "Linear", nn.Linear, DibaLinear, "a torch.nn.Linear", coded=DibaCodedLinear, apb=DibaAPBLinear
+    ),
     TransformersConv1DKind("Conv1D", None, DibaLinear, "a Conv1D of transformers"),
     ConvolutionKind("Conv1d", nn.Conv1d, DibaConv1d, "a torch.nn.Conv1d", "convolutions", axes=1),
-    ConvolutionKind("Conv2d", nn.Conv2d, DibaConv2d, "a torch.nn.Conv2d", "convolutions", axes=2),
+    ConvolutionKind(
+        "Conv2d",
+        nn.Conv2d,
+        DibaConv2d,
+        "a torch.nn.Conv2d",
+        "convolutions",
+        axes=2,
+        apb=DibaAPBConv2d,
+    ),
     EmbeddingKind(
         "Embedding",
         nn.Embedding,
@@ -54,8 +64,9 @@ KINDS: tuple[Kind, ...] = (
 )
 for _kind in KINDS:
     _kind.factored.kinds = (*_kind.factored.kinds, _kind)
-    if _kind.coded is not None:
-        _kind.coded.kinds = (*_kind.coded.kinds, _kind)
+    for _other in (_kind.coded, _kind.apb):
+        if _other is not None:
+            _other.kinds = (*_other.kinds, _kind)
 
 
 def kind_of(module: nn.Module) -> Kind | None:
@@ -104,8 +115,8 @@ def input_layout(module: nn.Module) -> object:
 
 
 def compressed(
-    module: nn.Module, f: diba.Factorization | Codes | None = None, **solve_options: Any
-) -> FactoredLayer | CodedLayer:
+    module: nn.Module, f: diba.Factorization | Codes | diba.APB | None = None, **solve_options: Any
+) -> CompressedLayer:
     """Make a compressed layer from a dense one of any kind: see :meth:`FactoredLayer.from_dense`.
 
     Raises:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from ..._internal.check import Alphabet
     from ..._internal.codes import Codes
+    from .apb import APBSizes
     from .layer import Sizes
     from .state import CodeSizes
 
@@ -155,6 +156,11 @@ class LinearKind(Kind):
         (m, n), bias = sizes.shape, module.bias is not None
         options: dict[str, Any] = {"bits": sizes.bits, "group": sizes.group, "dtype": module.weight.dtype}
         return self.coded(n, m, bias=bias, **options, device="meta")
+
+    def _binary(self, module: Any, sizes: APBSizes) -> Any:
+        (m, n), bias = sizes.shape, module.bias is not None
+        options: dict[str, Any] = {"entries": sizes.entries, "alphas": sizes.alphas}
+        return self.apb(n, m, bias=bias, **options, dtype=module.weight.dtype, device="meta")
 
     def _dense(self, layer: Any) -> Any:
         bias = layer.bias is not None

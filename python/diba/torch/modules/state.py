@@ -86,8 +86,13 @@ class CompressedLayer(nn.Module):
         """A key: equal for layers that share their tensors."""
         return id(getattr(self, self.bit_names[0]))
 
+    @property
+    def rows(self) -> int:
+        """m, the number of outputs."""
+        return self.d1.numel()
+
     def diagonals(self) -> tuple[nn.Parameter, ...]:
-        """The trainable diagonals; the first one is d1, (m,)."""
+        """The trainable diagonals; the first one is d1, (m,), or alpha."""
         return tuple(getattr(self, name) for name in self.diagonal_names)
 
     @property
@@ -155,8 +160,9 @@ class CompressedLayer(nn.Module):
 
     def add_bias(self) -> None:
         """Give the layer a bias of zeros, which the dense layer did not have."""
-        values = torch.zeros(self.d1.numel(), device=self.d1.device, dtype=self.dtype)
-        self.bias = nn.Parameter(values, self.d1.requires_grad)
+        first, *_ = self.diagonals()
+        values = torch.zeros(self.rows, device=first.device, dtype=self.dtype)
+        self.bias = nn.Parameter(values, first.requires_grad)
         self.bias_added = True
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -181,7 +187,7 @@ class CompressedLayer(nn.Module):
         """Load as in ``nn.Module``; dtypes are kept, also with ``assign=True``."""
         errors: list[str] = args[-1]
         dense = state_dict.get(prefix + "weight")  # checkpoints of diba.hf have an empty tensor here
-        if isinstance(dense, Tensor) and dense.numel() and prefix + "d1" not in state_dict:
+        if isinstance(dense, Tensor) and dense.numel() and prefix + self.diagonal_names[0] not in state_dict:
             errors.append(
                 f"{prefix}weight is the weight of a dense layer, and this {type(self).__name__} holds "
                 f"{self.stored}; load it into the dense model, before diba.torch.convert."

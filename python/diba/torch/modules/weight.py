@@ -62,7 +62,7 @@ class Weight(Tensor):
             Weight,
             layer.weight_shape,
             dtype=layer.dtype,
-            device=layer.d1.device,
+            device=layer.diagonals()[0].device,
             requires_grad=not detached and any(d.requires_grad for d in layer.diagonals()),
         )
         weight._layer, weight._detached = layer, detached
