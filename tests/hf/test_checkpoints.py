@@ -294,7 +294,7 @@ CASES = {
     "no entries": ({"config": lambda c: c.update(factors=None)}, "factors is null"),
     "a layer is missing": (
         {"tensors": lambda t: [t.pop(f"{LAYER}.{own}") for own in (*FACTORS, "weight")]},
-        f"{LAYER}.d1 is missing",
+        f"the tensors of {LAYER} are missing",
     ),
     "a dense tensor is renamed": (
         {"tensors": lambda t: t.update(nrom=t.pop("model.norm.weight"))},
@@ -302,7 +302,7 @@ CASES = {
     ),
     "the owner is missing": (
         {"tensors": lambda t: [t.pop(f"model.embed_tokens.{own}") for own in (*FACTORS, "weight")]},
-        r"model\.embed_tokens\.d1 is missing",
+        r"the tensors of model\.embed_tokens are missing",
     ),
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Frozen binary layers: bits and values of the trained ones, products, gradients, casts, states, bad input."""
+"""Frozen binary layers: bits and values of the trained ones, products, gradients, states, bad input."""
 
 from __future__ import annotations
 

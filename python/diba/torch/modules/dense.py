@@ -221,11 +221,8 @@ def runs_its_class(module: nn.Module) -> bool:
 
 def assigned(kind: Kind, module: Any) -> dict[str, Any]:
     """Attributes that were set on a dense layer, and are to be set on the factored one."""
-    own = (
-        _plain_attributes(kind)
-        | getattr(module, "_diba_own", frozenset())
-        | ({"forward"} if runs_its_class(module) else set())
-    )
+    own = _plain_attributes(kind) | ({"forward"} if runs_its_class(module) else set())
+    own |= getattr(module, "_diba_own", set())  # of a layer that was trained in place of a dense one
     return {name: value for name, value in vars(module).items() if name not in own and name[:2] != "__"}
 
 
