@@ -13,10 +13,12 @@ objectives   plain, weighted and covariance objectives on held-out activations: 
 outputs      two installations of diba: errors of outputs on held-out inputs: an hour
 large        time and memory of one large matrix: minutes
 faster       large solves beside those of another installation: minutes to hours
+exceptions   a few exactly stored entries under factors, at equal bits: half an hour
 minilm       every dense matrix of a small language model: minutes
 quality      solvers and baselines on every dense matrix of three models: over an hour
 models       end metrics of whole models, beside controls: hours
 reconstruction  what each stage of the reconstruction of blocks is worth: half an hour
+apb          networks of binary weights with exceptions, beside other ways, on Fashion-MNIST: hours
 curves       end metrics of whole models at equal bytes, beside llama.cpp, GPTQ, onnxruntime: hours
 kills        diba compress killed at random moments: the same bytes as without: minutes to hours
 scaling      whole models without data: plan and run, workers, large layers: an hour
@@ -54,10 +56,12 @@ PLACES = {
     "outputs": "solver.outputs",
     "large": "solver.large",
     "faster": "solver.faster",
+    "exceptions": "quality.exceptions",
     "minilm": "quality.minilm",
     "quality": "quality.quality",
     "models": "models.models",
     "reconstruction": "models.reconstruction",
+    "apb": "apb.apb",
     "curves": "models.curves",
     "scaling": "models.scaling",
     "kills": "models.kills",

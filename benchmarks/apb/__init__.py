@@ -1,0 +1,1 @@
+"""Networks of one bit and a few exceptions on Fashion-MNIST, beside other ways to as few bytes."""

@@ -1,0 +1,88 @@
+"""What the apb benchmark measures: networks, ways to few bytes, rates, seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .networks import NETWORKS
+
+__all__ = ["ARMS", "Cell", "cells", "chosen_rate", "following"]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to make a network small.
+
+    Attributes:
+        label: For people.
+        forms: The sizes it is measured at.
+        tried: The form by which its rate is chosen.
+        rates: First learning rates to choose from.
+    """
+
+    label: str
+    forms: tuple[str, ...]
+    tried: str
+    rates: tuple[float, ...]
+
+
+RATES = (0.0005, 0.002)
+ARMS = {
+    "float32": Arm("float32, trained on", ("32 bits",), "32 bits", RATES),
+    "binary": Arm("binary", ("1 bit",), "1 bit", RATES),
+    "LSQ": Arm("learned step", ("2 bits", "3 bits"), "2 bits", RATES),
+    "APB": Arm("APB", ("0.3 %", "1 %", "3 %"), "1 %", RATES),
+    "DiBA": Arm("DiBA 0/1, diagonals trained", ("1 bit", "2 bits"), "1 bit", (0.003, 0.02)),
+    "DBF": Arm("DBF ±1, diagonals trained", ("1 bit", "2 bits"), "1 bit", (0.003, 0.02)),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training, and what it came to."""
+
+    network: str
+    arm: str
+    form: str
+    seed: int
+    rate: float
+
+    @property
+    def key(self) -> str:
+        """Its name in the results."""
+        return f"{self.network} | {self.arm} | {self.form} | {self.seed} | {self.rate:g}"
+
+
+def following(done: Mapping[str, Any], wanted: Sequence[Cell]) -> Cell | None:
+    """The first cell that is not done, its rate being known."""
+    for cell in wanted:
+        known = cell
+        if cell.rate == 0:
+            rate = chosen_rate(done, cell.network, cell.arm)
+            if rate is None:
+                continue
+            known = replace(cell, rate=rate)
+        if known.key not in done:
+            return known
+    return None
+
+
+def chosen_rate(done: Mapping[str, Any], network: str, arm: str) -> float | None:
+    """The rate of most validation accuracy with the first seed, once all were tried."""
+    tried = {rate: done.get(Cell(network, arm, ARMS[arm].tried, 0, rate).key) for rate in ARMS[arm].rates}
+    if not all(tried.values()):
+        return None
+    return max(tried, key=lambda rate: tried[rate]["validation"])
+
+
+def cells(networks: Sequence[str], arms: Sequence[str], seeds: int) -> Iterator[Cell]:
+    """All, those of the first seed and what chooses rates first; a rate of 0 is one to be chosen."""
+    for seed in range(seeds):
+        for network in (name for name in NETWORKS if name in networks):
+            for name in (name for name in ARMS if name in arms):
+                arm = ARMS[name]
+                if seed == 0:
+                    yield from (Cell(network, name, arm.tried, 0, rate) for rate in arm.rates)
+                yield from (Cell(network, name, form, seed, 0.0) for form in arm.forms)
