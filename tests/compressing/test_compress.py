@@ -215,6 +215,24 @@ def test_fitting_to_data_pays(dense: Path, texts: Path, tmp_path: Path) -> None:
     assert figures["fitted"] < figures["not"]
 
 
+def test_layers_are_solved_on_a_device(dense: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"device": torch.device("cpu"), "threads": 1, "progress": False}
+    plain = diba.compress(dense, tmp_path / "plain", threads=1, progress=False)
+    with pytest.raises(Stopped):
+        diba.compress(dense, tmp_path / "a", **{**settings, "progress": stop_after(5)})
+    with pytest.raises(ValueError, match=r'settings device: "cpu", now null'):
+        diba.compress(dense, tmp_path / "a", threads=1, progress=False)
+    done = diba.compress(dense, tmp_path / "a", **settings)
+    diba.compress(dense, tmp_path / "b", **settings)
+    assert_same_files(tmp_path / "a", tmp_path / "b")
+    assert (done.settings["device"], done.bytes) == ("cpu", plain.bytes)
+    assert done.report is not None
+    assert plain.report is not None
+    assert done.report.mean_snr_db == pytest.approx(plain.report.mean_snr_db, abs=0.2)
+    with pytest.raises(ValueError, match="device is 'gpu', which torch"):
+        diba.compress(dense, tmp_path / "c", device="gpu")
+
+
 def test_an_encoder_gets_line_by_line(encoder: Path, texts: Path, tmp_path: Path) -> None:
     done = diba.compress(encoder, tmp_path / "out", data=texts, **SMALL)
     assert 0 < done.figures["relative_error"] < 1

@@ -62,6 +62,7 @@ LAYERS = (
     ("solvers.greedy", "solvers.sign_side"),
     ("solvers.admm",),
     ("solvers.metric", "solvers.covariance"),
+    ("solvers.device",),
     ("solvers.stages",),
     ("solvers.methods",),
     ("solvers.run",),
@@ -340,6 +341,7 @@ def test_other_packages_are_imported_where_they_belong(source_root: Path) -> Non
         for module, own in imports(name, tree, PACKAGES):
             top = module.partition(".")[0]
             with_torch = name.split(".")[0] in ("torch", "hf", "onnx", "compressing")
+            with_torch |= name == "solvers.device"  # which is imported where a device is named
             assert with_torch or top not in ("torch", "transformers", "peft", "accelerate"), (
                 f"{name} imports {top}"
             )

@@ -73,6 +73,7 @@ def add_settings(parser: Any) -> None:
     add("--rows", type=int, metavar="N", help="with data: texts in a batch (default: 4)")
     add("--batches", type=int, metavar="N", help="with data: batches that compression sees (default: 64)")
     add("--seed", type=int, metavar="N", help="seed (default: 0)")
+    add("--device", metavar="NAME", help="run ADMM in torch, such as on cuda (default: compiled code)")
 
 
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
@@ -86,7 +87,7 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
 
 _SETTINGS = (
     "bits", "alphabet", "effort", "embeddings", "head", "skip", "allocate", "reconstruct", "retune", "tokens",
-    "rows", "batches", "seed",
+    "rows", "batches", "seed", "device",
 )  # fmt: skip
 
 

@@ -53,6 +53,7 @@ class CompressSettings:
         rows: With data: texts in a batch.
         batches: With data: batches that compression sees; retuning begins with the others, if there are any.
         seed: Of everything that is drawn.
+        device: Device of torch that runs ADMM for each layer, such as ``"cuda"``; None: compiled code does.
 
     Raises:
         TypeError: A value is of the wrong kind.
@@ -72,10 +73,12 @@ class CompressSettings:
     rows: int = 4
     batches: int = 64
     seed: int = 0
+    device: str | None = None
 
     def __post_init__(self) -> None:
         check.number(self.bits, "bits", minimum=0, exclusive=True)
-        SolveOptions(alphabet=self.alphabet, effort=self.effort)  # type: ignore[arg-type]
+        options = SolveOptions(alphabet=self.alphabet, effort=self.effort, device=self.device)  # type: ignore[arg-type]
+        object.__setattr__(self, "device", options.device)
         for name in ("embeddings", "head"):
             if getattr(self, name) not in _CODES:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be 8, 4, 'auto' or None")
@@ -118,6 +121,8 @@ class CompressSettings:
             "seed": self.seed,
             "skip": list(self.skip),
         }
+        if self.device is not None:
+            values["device"] = self.device
         if self.embeddings is not None:
             values["embeddings"] = self.embeddings
         if self.head is not None and output_layer:

@@ -13,6 +13,7 @@ import diba
 from .._internal import check
 from ..checkpoints.entries import format_bytes
 from ..progress import check_progress, reporting
+from ..solvers.stages import check_device
 from .card import figure_lines
 from .files import FileSource
 from .outline import Outline
@@ -125,7 +126,7 @@ def compress(
             given and cannot help; ``out`` holds something else, with what differs.
         OSError: Something cannot be read or written, the disk is full, or another process is at work in
             ``out``. What was finished stays; the same call goes on.
-        ImportError: transformers is missing.
+        ImportError: transformers is missing; or torch, which a device needs.
     """
     chosen = CompressSettings.of(recipe, settings)
     check_progress(progress)
@@ -219,6 +220,8 @@ def _task(
         raise ValueError(f"out {target} is the model's folder; name another one")
     if settings.allocate and data is None:
         raise ValueError("allocate is True and there are no data, which say what layers are worth; give data")
+    if settings.device is not None:
+        check_device(settings.device)  # now, and not after an hour
     read = None if data is None else _data(source, data, settings)
     identity = {
         "model": source.digests(),

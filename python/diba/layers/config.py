@@ -145,6 +145,8 @@ class Config(Settings):
         tol: Smallest relative improvement of the objective for which greedy iterations go on.
         time_limit: Seconds for each layer.
         threads: Total number of threads; None: torch's number, at most diba's. It does not change the result.
+        device: Device of torch that runs ADMM, such as ``"cuda"``, wherever the model is; None: compiled code
+            does.
 
     Raises:
         TypeError: A value has the wrong type, or a keyword is unknown.

@@ -178,13 +178,13 @@ class Admm:
         gram, against, norms = partner
         d2 = other[2] * norms
         if last:
-            along = _core.product_along(left.words, True, left.scale, against, d2)
+            along = left.along(against, d2)
         elif self.sequential:
             along = right.advance(*other, penalties, power_steps)
         else:
             along = left.advance(*partner, penalties, power_steps)
             right.advance(*other, penalties, power_steps)
-        square = _core.product_energy(other[0], gram, d2)
+        square = left.energy_with(other[0], gram, d2)
         # |A|^2 - 2 <L R', A> + |L R'|^2
         self.objective = max(self.energy + float(self._unit) ** 2 * (square - 2 * along), 0.0)
         if self.objective < self.best.objective:
@@ -197,16 +197,14 @@ class Admm:
         vanish.
         """
         left, right = self.left, self.right
-        excess = np.frexp(left.norms)[1]
+        excess = left.excess()
         if np.abs(excess).max() > _EXCESS:
-            left.norms = np.ldexp(left.norms, -excess)
-            right.norms = np.ldexp(right.norms, excess)
+            left.shift(-excess)
+            right.shift(excess)
 
     def _iterate(self, d2: NDArray[np.float32]) -> Iterate:
         left, right = self.left, self.right
-        return Iterate(
-            math.inf, left.words.copy(), left.scale.copy(), d2, right.words.copy(), right.scale.copy()
-        )
+        return Iterate(math.inf, *left.kept(), d2, *right.kept())
 
     def factors(
         self, alphabet: Alphabet

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from .._internal.check import Alphabet
     from ..factorization import Factorization
-    from .metric import Metric
     from .options import SolveOptions
     from .schedule import Deadline, Schedule, Stage
     from .stages import Ramps
@@ -68,8 +67,9 @@ class Problem:
         init: Factors of ``matrix`` to start from; None for a random start.
         weighted: Whether rows or columns of ``matrix`` were scaled by importance, so that a few of them may
             hold most of its energy.
-        metric: Second moments of the inputs, in the scales of ``matrix``, for a ramp on the error of outputs
-            with no greedy steps after it; None for the squared error.
+        metric: Second moments of the inputs, in the scales of ``matrix``, as :func:`stages.metric_for` makes
+            them, for a ramp on the error of outputs with no greedy steps after it; None for the squared
+            error.
     """
 
     matrix: NDArray[np.float32]
@@ -81,7 +81,7 @@ class Problem:
     deadline: Deadline
     init: Factorization | None = None
     weighted: bool = False
-    metric: Metric | None = None
+    metric: Any = None
 
     def parts(self) -> list[int]:
         """Inner dimensions of the stages of ADMM."""
@@ -186,6 +186,7 @@ def _ramps(problem: Problem, stage: Stage, deadline: Deadline) -> Ramps:
         stage=stage,
         metric=problem.metric,
         published=options.method == "dbf",
+        device=options.device,
     )
 
 

@@ -28,11 +28,17 @@ from .sign_side import RIDGE, SignSide, divided
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Metric", "MetricAdmm"]
+__all__ = ["FIRST_PENALTY", "Metric", "MetricAdmm", "iterations_for"]
 
-_FIRST_PENALTY = 0.1
+FIRST_PENALTY = 0.1
+"""Where the penalty begins."""
 _FEW_BITS = 1.2  # up to about this many bits per weight,
 _ITERATIONS = 2, 3  # this many steps of conjugate gradients, and this many above
+
+
+def iterations_for(m: int, n: int, k: int) -> int:
+    """Steps of conjugate gradients for a matrix of shape (m, n)."""
+    return _ITERATIONS[k * (m + n) > _FEW_BITS * m * n]
 
 
 class Metric:
@@ -170,7 +176,7 @@ class MetricAdmm(Admm):
     ) -> None:
         self._metric = metric
         super().__init__(A, k, seed, balance, threads, outer=outer)
-        self.first_penalty = _FIRST_PENALTY
+        self.first_penalty = FIRST_PENALTY
 
     def _sides(
         self,
@@ -183,7 +189,6 @@ class MetricAdmm(Admm):
         threads: int,
     ) -> tuple[float, SignSide, SignSide]:
         metric, unit, (m, n) = self._metric, float(self._unit), A.shape
-        iterations = _ITERATIONS[k * (m + n) > _FEW_BITS * m * n]
         left = SignSide(A @ metric.vectors, k, random, balance[0], threads, unit=unit, outer=outer[0])
         AC = A @ metric.C
         energy = float(np.einsum("ij,ij->i", A, AC).sum(dtype=np.float64))
@@ -196,6 +201,6 @@ class MetricAdmm(Admm):
             threads,
             unit=unit,
             outer=outer[1],
-            iterations=iterations,
+            iterations=iterations_for(m, n, k),
         )
         return energy, left, right

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from .._internal import check
-from .._internal.check import Alphabet
+from .._internal.check import Alphabet, describe
 
 __all__ = ["EFFORTS", "METHODS", "Effort", "Method", "SolveOptions"]
 
@@ -17,6 +17,7 @@ METHODS: tuple[str, ...] = get_args(Method)
 EFFORTS: tuple[str, ...] = get_args(Effort)
 
 _MOST_ITERATIONS = 10**9
+_ON_DEVICES = "auto", "admm"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +37,12 @@ class SolveOptions:
         tol: Greedy iterations stop when one lowers the objective by less than this share of it.
         time_limit: Seconds; None for no limit.
         threads: Threads of the compiled code; None for ``diba.num_threads()``.
+        device: Name of a device of torch that runs ADMM, such as ``"cuda"``; None: compiled code does.
 
     Raises:
         TypeError: a value is of the wrong kind.
-        ValueError: a value is unknown or out of range, or method "dbf" is combined with alphabet "binary".
+        ValueError: a value is unknown or out of range, method "dbf" is combined with alphabet "binary", or a
+            device with a method that it does not run.
 
     Example:
         >>> from dataclasses import asdict
@@ -74,6 +77,10 @@ class SolveOptions:
         default=None,
         metadata={"help": "threads of the compiled code (default: all processors of the process)"},
     )
+    device: str | None = field(
+        default=None,
+        metadata={"help": "run ADMM in torch on this device, such as cuda (default: compiled code does)"},
+    )
 
     def __post_init__(self) -> None:
         checked: dict[str, Any] = {
@@ -96,5 +103,24 @@ class SolveOptions:
             checked["time_limit"] = check.number(self.time_limit, "time_limit", minimum=0)
         if self.threads is not None:
             checked["threads"] = check.thread_count(self.threads)
+        if self.device is not None:
+            checked["device"] = _device(self.device)
+            if self.method not in _ON_DEVICES:
+                raise ValueError(
+                    f"device is {checked['device']!r} and method is {self.method!r}; on a device it must be "
+                    f"{' or '.join(map(repr, _ON_DEVICES))}: leave one of them out"
+                )
         for name, value in checked.items():  # as plain int, float and str
             object.__setattr__(self, name, value)
+
+
+def _device(value: Any) -> str:
+    """The name of a device; torch is not asked for it, nor imported."""
+    if isinstance(value, str) and value:
+        return value
+    if (type(value).__module__, type(value).__name__) == ("torch", "device"):
+        return str(value)
+    raise TypeError(
+        f"device is {describe(value)}; it must be the name of a device of torch, such as 'cuda', a "
+        "torch.device, or None"
+    )

@@ -12,9 +12,9 @@ from ..bits import BitMatrix
 from ..factorization import Factorization
 from .covariance import descend
 from .methods import Problem, factors, is_small
-from .metric import Metric
 from .schedule import Schedule
 from .size import inner_dimension, sizes_to_try, smallest_k
+from .stages import metric_for
 
 if TYPE_CHECKING:
     from .._internal.check import FloatArray
@@ -167,11 +167,11 @@ def _starts(k: int, run: Run) -> list[Factorization]:
         return [_by_method(k, run)]
     small = run.options.method == "auto" and is_small(m, n, k)
     first = replace(run, deadline=run.deadline.rest(0.5)) if small else run
-    starts = [_by_method(k, first, Metric(run.objective.scaled_covariance()))]
+    starts = [_by_method(k, first, metric_for(run.objective.scaled_covariance(), run.options.device))]
     return [*starts, _by_method(k, run)] if small else starts
 
 
-def _by_method(k: int, run: Run, metric: Metric | None = None) -> Factorization:
+def _by_method(k: int, run: Run, metric: Any = None) -> Factorization:
     """Factors of A by the method asked for, which minimises the squared error for the normalised matrix.
 
     With a metric, it minimises the error of outputs instead.

@@ -110,6 +110,27 @@ class SignSide(Side):
         """Lengths of the columns of Z in the units of A; v was fitted to a unit-length other side."""
         return divided(self.inner, self.norms)
 
+    def along(self, correlations: NDArray[np.float32], d2: NDArray[np.float32]) -> float:
+        """``<X diag(d2) Y', A>`` for the other side's Y, of which ``correlations`` are ``A Y``."""
+        return _core.product_along(self.words, True, self.scale, correlations, d2)
+
+    @staticmethod
+    def energy_with(own: NDArray[np.float32], other: NDArray[np.float32], d2: NDArray[np.float32]) -> float:
+        """``|X diag(d2) Y'|^2`` from the Gram matrices of both sides."""
+        return _core.product_energy(own, other, d2)
+
+    def excess(self) -> NDArray[np.intc]:
+        """Exponents of the norms."""
+        return np.frexp(self.norms)[1]
+
+    def shift(self, exponents: NDArray[np.intc]) -> None:
+        """Multiply the norms by powers of two."""
+        self.norms = np.ldexp(self.norms, exponents)
+
+    def kept(self) -> tuple[NDArray[np.uint64], NDArray[np.float32]]:
+        """The packed signs and u as they are now."""
+        return self.words.copy(), self.scale.copy()
+
     def projection(self) -> NDArray[np.float32]:
         """Z = diag(u) S diag(v), dense."""
         return self.dense() * self.scale[:, None] * self.inner

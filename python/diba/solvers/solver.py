@@ -15,6 +15,7 @@ from .options import SolveOptions
 from .run import Run, run_for_size
 from .schedule import Deadline, Schedule
 from .size import warn_if_too_large
+from .stages import check_device
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -46,6 +47,7 @@ def solve(
     tol: float = 1e-4,
     time_limit: float | None = None,
     threads: int | None = None,
+    device: Any = None,
     progress: ProgressOption = False,
 ) -> Factorization:
     """Factor ``A ~ D1 B1 D2 B2 D3`` with two binary matrices and three diagonals.
@@ -88,6 +90,10 @@ def solve(
         time_limit: Seconds after which the best factors so far are returned. ADMM runs are shortened to end
             in time, and no step begins that would end too late.
         threads: Threads of the compiled code; None uses ``diba.num_threads()``.
+        device: A device of torch, such as ``"cuda"``, or its name: ADMM runs there, in plain PyTorch with
+            torch's own threads, and all else in compiled code as before. The factors are as good, but not
+            the same, and may differ from device to device. For methods auto and admm; not with ``init``,
+            from which there is no ADMM. None: compiled code does it.
         progress: True shows a bar on stderr, False nothing. A callable is called with a
             :class:`diba.Progress` at the start, after every iteration, and at the end with the figures of the
             returned factors; an exception it raises ends the run, as Ctrl-C does.
@@ -122,7 +128,9 @@ def solve(
         tol=tol,
         time_limit=time_limit,
         threads=threads,
+        device=device,
     )
+    _check_device(options.device, init)
     _check_init(init, matrix.shape, options.alphabet, snr_db)
     objective = objective_for(importance, covariance, *matrix.shape)
     deadline = Deadline(options.time_limit)
@@ -139,6 +147,17 @@ def checked_matrix(A: Any, name: str) -> FloatArray:
     """A as a float32 or float64 matrix; all zeros if all its entries round to zero in float32."""
     matrix = check_arrays.real_matrix(A, name)
     return matrix if max(matrix.max(), -matrix.min()) > _SMALLEST else np.zeros_like(matrix)
+
+
+def _check_device(device: str | None, init: Any) -> None:
+    """Require that torch can use the device, before any work is done."""
+    if device is None:
+        return
+    if init is not None:
+        raise ValueError(
+            f"device is {device!r} and init is given, from which no ADMM is run; leave one of them out"
+        )
+    check_device(device)
 
 
 def _check_init(init: Any, shape: tuple[int, int], alphabet: str, snr_db: Any) -> None:

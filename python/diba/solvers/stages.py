@@ -7,23 +7,22 @@ they are factors of A like any others, and the descent that follows works on all
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ..bits import BitMatrix
 from ..factorization import Factorization
 from .admm import Admm
-from .metric import MetricAdmm
+from .metric import Metric, MetricAdmm
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .._internal.check import Alphabet
-    from .metric import Metric
     from .schedule import Deadline, Stage
 
-__all__ = ["Ramps", "part_sizes", "ramps"]
+__all__ = ["Ramps", "check_device", "metric_for", "part_sizes", "ramps"]
 
 _BITS_OF_A_PART = 1.6  # at most this many bits per weight, but for the most parts
 _MOST_PARTS = 3
@@ -51,6 +50,32 @@ def part_sizes(m: int, n: int, k: int) -> list[int]:
     return [k // count + (part < k % count) for part in range(count)]
 
 
+def metric_for(C: NDArray[np.float64], device: str | None) -> Any:
+    """Second moments with a diagonal of ones, as the ramps on a device, or in compiled code, need them."""
+    return Metric(C) if device is None else _on(device).DeviceMetric(C, device)
+
+
+def check_device(device: str) -> None:
+    """Require that there is torch, and that it can use a device.
+
+    Raises:
+        ImportError: torch is missing.
+        ValueError: It cannot.
+    """
+    _on(device).usable(device)
+
+
+def _on(device: str) -> Any:
+    """The steps in PyTorch, imported when a device asks for them."""
+    try:
+        from . import device as steps
+    except ImportError as error:
+        raise ImportError(
+            f"device is {device!r}, which needs PyTorch; use python -m pip install 'diba[torch]'"
+        ) from error
+    return steps
+
+
 def ramps(
     A: NDArray[np.float32],
     sizes: list[int],
@@ -62,8 +87,9 @@ def ramps(
     steps: int,
     deadline: Deadline,
     stage: Stage,
-    metric: Metric | None = None,
+    metric: Any = None,
     published: bool = False,
+    device: str | None = None,
 ) -> Ramps:
     """Run the stages.
 
@@ -77,15 +103,19 @@ def ramps(
         steps: Of each.
         deadline: When to stop: each stage has an equal share of the time.
         stage: Where steps are reported.
-        metric: Second moments of the inputs; None for the squared error.
+        metric: What :func:`metric_for` made of the second moments of the inputs; None for the squared
+            error.
         published: See :class:`Admm`.
+        device: Name of a device of torch; None: compiled code does it.
     """
     found: list[Factorization] = []
     rest, energy, pace = A, 0.0, 0.0
     for part, k in enumerate(sizes):
         outer = (found[0].d1, found[0].d3) if found else None
-        if metric is not None:
-            run: Admm = MetricAdmm(metric, rest, k, seed + part, balance, threads, outer=outer)
+        if device is not None:
+            run: Admm = _on(device).DeviceAdmm(device, metric, rest, k, seed + part, balance, outer=outer)
+        elif metric is not None:
+            run = MetricAdmm(metric, rest, k, seed + part, balance, threads, outer=outer)
         else:
             run = Admm(rest, k, seed + part, balance, threads, published=published, outer=outer)
         energy = energy or run.energy

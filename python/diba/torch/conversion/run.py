@@ -18,6 +18,7 @@ from ...checkpoints.description import Recipe
 from ...checkpoints.layers import LayerRecipe
 from ...progress import Progress, check_progress, hears_details, reporting
 from ...solvers.size import inner_dimension
+from ...solvers.stages import check_device
 from ..calibration.reconstruct import Reconstructing
 from ..calibration.targets import LayerTask, bias_values
 from ..model.layers import layers_of
@@ -109,6 +110,8 @@ class Conversion:
         self._stop, self._kept = threading.Event(), kept_layers.get()
         self._mapped: set[int] = set()  # addresses of storages that held a replaced weight and other tensors
         check_progress(progress)
+        if config.device is not None:
+            check_device(config.device)
         self._progress, self._resources = progress, ExitStack()
         self._tell: Callable[[Progress], object] | None = shown_to.get()
         self._detailed = progress is True or hears_details(progress) or hears_details(self._tell)
