@@ -307,6 +307,46 @@ def test_without_times_it_is_the_same_every_time() -> None:
     assert one.without_times().to_html() == other.without_times().to_html()
 
 
+# ---------------------------------------------------------------- in a notebook
+
+
+def test_a_notebook_shows_the_same_figures() -> None:
+    found = report()
+    text, whole = found._repr_html_(), found.to_html()
+    assert text == found._repr_html_()
+    charts = re.findall(r"<figure>.*?</figure>", whole)
+    tiles = re.findall(r'<ul class="tiles">.*?</ul>', whole)
+    assert len(charts) == 6
+    assert re.findall(r"<figure>.*?</figure>", text) == charts
+    assert re.findall(r'<ul class="tiles">.*?</ul>', text) == tiles
+    page = Page(text)
+    names = [name for name, _ in page.column("Compressed layers", "layer")]
+    assert names == [" = ".join((x.name, *x.tied)) for x in found.worst_first()[:10]]
+    assert f"And {len(found.layers) - 10} more:" in text
+    for entry in found.skipped:
+        assert entry.name in "".join(page.texts)
+    assert page.tags[0] == ("div", {"class": "diba-report"})
+    assert not {"script", "link", "img", "html", "body"} & {tag for tag, _ in page.tags}
+    assert not re.search(r"https?://|@import|url\(", text)
+    assert len(text) < 60_000
+
+
+@pytest.mark.parametrize("found", [report(), report(layers=(layer(HOSTILE),)), report(layers=(), skipped=())])
+def test_its_style_reaches_nothing_else(found: Report) -> None:
+    text = found._repr_html_()
+    assert "<img" not in text
+    Page(text)
+    [rules] = re.findall(r"<style>\n(.*?)</style>", text, re.DOTALL)
+    for line in rules.splitlines():
+        inside = re.sub(r"^@media \(prefers-color-scheme: dark\) \{(.*)\}$", r"\1", line)
+        for selectors, _ in re.findall(r"([^{}]+)\{([^{}]*)\}", inside):
+            for selector in selectors.split(","):
+                assert re.match(
+                    r"(\[data-jp-theme-light=\S+\] |\.vscode-\w+ )?\.diba-report\b", selector.strip()
+                )
+    assert rules.count("{") == rules.count("}")
+
+
 # ---------------------------------------------------------------- in a browser
 
 _PROBE = """<script>
@@ -390,7 +430,38 @@ def test_a_browser_shows_it(browser: str, width: int, dark: bool, tmp_path: Path
         assert right <= width
     assert min(seen["letters"]) >= 10  # pixels
     behind = (style.DARK if dark else style.LIGHT)["page"]
-    assert seen["background"] == f"rgb({', '.join(str(int(behind[i : i + 2], 16)) for i in (1, 3, 5))})"
+    assert seen["background"] == _rgb(behind)
+
+
+_NOTEBOOK = """<body data-jp-theme-light="{light}"><p>outside</p>{text}<script>
+const colour = element => getComputedStyle(element)[element.tagName === "P" ? "color" : "backgroundColor"];
+const [own, tile] = [document.querySelector("p"), document.querySelector(".tiles li")];
+const sizes = [...document.querySelectorAll("figure > svg")].map(svg => svg.getBoundingClientRect().width);
+const found = {{own: colour(own), tile: colour(tile), sizes}};
+const place = document.createElement("pre");
+place.id = "found", place.textContent = JSON.stringify(found);
+document.body.append(place);
+</script></body>"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_notebook_in_a_browser(browser: str, dark: bool, tmp_path: Path) -> None:
+    """It has the colours of the notebook's theme, whatever the system's is, and changes nothing around it."""
+    path = tmp_path / "notebook.html"
+    path.write_text(_NOTEBOOK.format(light=str(not dark).lower(), text=report()._repr_html_()), "utf-8")
+    document, log = opened(browser, path, 1000)
+    assert "CONSOLE" not in log
+    [probed] = re.findall(r'<pre id="found">(.*?)</pre>', document)
+    seen = json.loads(html.unescape(probed))
+    assert seen["own"] == "rgb(0, 0, 0)"
+    assert seen["tile"] == _rgb((style.DARK if dark else style.LIGHT)["panel"])
+    assert len(seen["sizes"]) == 6
+    assert min(seen["sizes"]) > 300
+
+
+def _rgb(colour: str) -> str:
+    return f"rgb({', '.join(str(int(colour[i : i + 2], 16)) for i in (1, 3, 5))})"
 
 
 @pytest.mark.slow

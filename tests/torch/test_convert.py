@@ -773,10 +773,10 @@ def test_texts_of_the_report(tmp_path: Any) -> None:
         assert len({line.count("|") for line in table.splitlines()}) == 1
         assert len(table.splitlines()) == 2 + rows_of_it
     assert "| 3 | Linear | 2 x 16 | 32 | 128 |" in left
-    assert "<td>32 x 24</td>" in report._repr_html_()
+    assert ">32 x 24</td>" in report._repr_html_()
     assert rows[0]["shape"] == "32 x 24"
     assert (rows[0]["tied"], rows[2]["dense_bytes"]) == ("", "128")
-    assert "<td>2 x 16</td><td>32</td><td>128</td>" in report._repr_html_()
+    assert ">2 x 16</td>" in report._repr_html_()
 
 
 def test_progress_is_shown_in_lines(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:

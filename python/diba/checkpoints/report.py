@@ -16,7 +16,7 @@ from . import text
 from .blocks import blocks_to_json
 from .contents import Contents
 from .entries import LayerReport, Skipped
-from .html.page import page
+from .html.page import notebook, page
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,7 +72,7 @@ class Report(Contents):
         return text.markdown(self)
 
     def _repr_html_(self) -> str:
-        return text.notebook(self)
+        return notebook(self)
 
     def to_html(self, path: PathLike | None = None, *, title: str | None = None) -> str:
         """One HTML file that needs nothing else: figures, charts, all layers, what stays dense, settings.

@@ -1,8 +1,7 @@
-"""The text of a report: lines of totals and reasons, tables for terminals, Markdown and notebooks."""
+"""The text of a report: lines of totals and reasons, tables for terminals and Markdown."""
 
 from __future__ import annotations
 
-import html
 import math
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from .contents import Contents
     from .entries import LayerReport
 
-__all__ = ["markdown", "notebook", "summary", "table"]
+__all__ = ["markdown", "summary", "table"]
 
 _COMPRESSED = ("layer", "kind", "shape", "k", "bits/weight", "SNR dB", "output SNR dB", "seconds")
 _DENSE = ("left dense", "kind", "shape", "weights", "bytes", "reason")
@@ -107,20 +106,6 @@ def markdown(report: Contents) -> str:
             ),
         ]
     return "\n".join(lines) + "\n"
-
-
-def notebook(report: Contents) -> str:
-    """The same tables as HTML, without a style of their own."""
-
-    def row(cells: Sequence[str], tag: str) -> str:
-        return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
-
-    tables = [
-        f"<thead>{row(head, 'th')}</thead><tbody>{''.join(row(cells, 'td') for cells in rows)}</tbody>"
-        for head, rows in _tables(report)
-    ]
-    caption = f"<caption>{'<br>'.join(map(html.escape, summary(report)))}</caption>"
-    return "".join(f"<table>{'' if number else caption}{text}</table>" for number, text in enumerate(tables))
 
 
 def _tables(report: Contents) -> list[tuple[Sequence[str], list[Sequence[str]]]]:

@@ -1,4 +1,4 @@
-"""The page of a report: headline figures, charts, tables, settings; one file that needs nothing else."""
+"""A report as a page, one file that needs nothing else, and as what a notebook shows of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..entries import format_bytes, in_order
 from ..text import summary
 from . import figures, tables
 from .groups import Part, groups_of
-from .style import PAGE, SCRIPT, style
+from .style import NOTEBOOK, PAGE, SCRIPT, style, style_within
 from .svg import COLOURS
 
 if TYPE_CHECKING:
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from ..contents import Contents
     from ..entries import LayerReport
 
-__all__ = ["page"]
+__all__ = ["notebook", "page"]
+
+_SHOWN = 10  # layers in a notebook
 
 Tile = tuple[str, str, str]
 """What it is about, the figure, and what stands below it."""
@@ -38,11 +40,7 @@ def page(report: Contents, title: str | None = None) -> str:
     name = title or report.facts.name or "A compressed model"
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     sections = [
-        _head(report, name),
-        _errors(report),
-        _sizes(report),
-        _blocks(report),
-        _retuning(report),
+        *_figures(report, name),
         _layers(report),
         _dense(report),
         _settings(report),
@@ -54,6 +52,21 @@ def page(report: Contents, title: str | None = None) -> str:
         content="\n".join(section for section in sections if section),
         script=SCRIPT,
     )
+
+
+def notebook(report: Contents) -> str:
+    """What a notebook shows: the figures and charts of :func:`page`, the worst layers, what stayed dense.
+
+    No script, and a style that holds in here alone; where a notebook drops that, plain lists and tables stay.
+    """
+    name = report.facts.name or "A compressed model"
+    sections = [*_figures(report, name), _worst(report), _dense(report)]
+    content = "\n".join(section for section in sections if section)
+    return f'<div class="{NOTEBOOK}"><style>\n{style_within(NOTEBOOK)}</style>\n{content}</div>'
+
+
+def _figures(report: Contents, name: str) -> list[str]:
+    return [_head(report, name), _errors(report), _sizes(report), _blocks(report), _retuning(report)]
 
 
 def _head(report: Contents, name: str) -> str:
@@ -195,6 +208,18 @@ def _layers(report: Contents) -> str:
     places = {layer.name: place for place, layer in enumerate(report.layers, 1)}
     note = '<p class="note">Worst first; a click on a column sorts by it.</p>'
     return _section("Layers", note, tables.layers_table(report.worst_first(), places))
+
+
+def _worst(report: Contents) -> str:
+    """The layers of the lowest SNR, and where all others are."""
+    if not report.layers:
+        return ""
+    shown = report.worst_first()[:_SHOWN]
+    places = {layer.name: place for place, layer in enumerate(report.layers, 1)}
+    others = len(report.layers) - len(shown)
+    how = "<code>print(report)</code> and <code>report.to_html(path)</code> show all"
+    note = f'<p class="note">And {others} more: {how}.</p>' if others else ""
+    return _section("Layers, worst first", tables.layers_table(shown, places), note)
 
 
 def _dense(report: Contents) -> str:

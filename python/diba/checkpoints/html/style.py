@@ -1,8 +1,20 @@
-"""Style and script of the page of a report; nothing is fetched from elsewhere."""
+"""Style and script of a report as a page and in notebooks; nothing is fetched from elsewhere."""
 
 from __future__ import annotations
 
-__all__ = ["DARK", "LIGHT", "PAGE", "SCRIPT", "style"]
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["DARK", "LIGHT", "NOTEBOOK", "PAGE", "SCRIPT", "style", "style_within"]
+
+NOTEBOOK = "diba-report"
+"""Class of what notebooks show."""
+
+# What notebooks say of their own theme, which need not be that of the system: JupyterLab and VS Code.
+_LIGHT_THEMES = '[data-jp-theme-light="true"]', ".vscode-light"
+_DARK_THEMES = '[data-jp-theme-light="false"]', ".vscode-dark"
 
 LIGHT = {
     "page": "#ffffff", "panel": "#f4f6f8", "text": "#1c2329", "soft": "#525e68", "rule": "#d5dbe0",
@@ -138,12 +150,38 @@ for (const table of document.querySelectorAll("table.sortable")) {
 
 def style() -> str:
     """The style, for light and dark screens."""
-    light, dark = ("".join(f"--{name}: {value}; " for name, value in x.items()) for x in (LIGHT, DARK))
-    colours = "".join(
+    return (
+        f":root {{ color-scheme: light dark; {_variables(LIGHT)}}}\n"
+        f"@media (prefers-color-scheme: dark) {{ :root {{ {_variables(DARK)}}} }}\n{_colours()}{_STYLE}"
+    )
+
+
+def style_within(name: str) -> str:
+    """The same for what is inside of an element of a class, whatever is around it."""
+    light, dark = _variables(LIGHT), _variables(DARK)
+    themes = [f"@media (prefers-color-scheme: dark) {{ .{name} {{ {dark}}} }}"]
+    themes += [f"{theme} .{name} {{ {light}}}" for theme in _LIGHT_THEMES]
+    themes += [f"{theme} .{name} {{ {dark}}}" for theme in _DARK_THEMES]
+    rules = [_within(name, line) for line in (_colours() + _STYLE).splitlines() if not line.startswith("@")]
+    return "\n".join([f".{name} {{ {light}}}", *themes, *rules, ""])
+
+
+def _within(name: str, line: str) -> str:
+    """A line of rules, each for what is inside of an element of a class; the body is that element."""
+    rules = [rule.partition("{") for rule in line.split("}") if rule.strip()]
+    found = []
+    for selectors, _, declarations in rules:
+        places = [f".{name} {x.strip()}".replace(f".{name} body", f".{name}") for x in selectors.split(",")]
+        found.append(f"{', '.join(places)} {{{declarations}}}")
+    return " ".join(found)
+
+
+def _variables(colours: Mapping[str, str]) -> str:
+    return "".join(f"--{name}: {value}; " for name, value in colours.items())
+
+
+def _colours() -> str:
+    return "".join(
         f".s{i} {{ fill: var(--c{i}); background: var(--c{i}); }} svg .line.s{i} {{ stroke: var(--c{i}); }}\n"
         for i in range(8)
-    )
-    return (
-        f":root {{ color-scheme: light dark; {light}}}\n"
-        f"@media (prefers-color-scheme: dark) {{ :root {{ {dark}}} }}\n{colours}{_STYLE}"
     )
