@@ -2,6 +2,7 @@
 """Set everything up and run one of the project's jobs: python3 dev.py COMMAND [args].
 
   test      every check of the project; --fast: no sanitizers, Arm, slow tests; the rest goes to pytest
+  core      the core in four builds, each tested; or those that are named: core release asan
   lint      formatting, lint and types only
   docs      build the documentation site into build/site; docs --serve shows it while it is written
   coverage  lines and branches that the tests reach, in the package and in the core; options go to pytest
@@ -41,6 +42,7 @@ from tools.environment import (
     Failure,
     Missing,
     Skipped,
+    beside,
     check_machine,
     ensure_environment,
     ensure_project,
@@ -49,23 +51,49 @@ from tools.environment import (
     timed,
 )
 
+Steps = dict[str, Callable[[], object]]
+
 
 def command_test(args: list[str]) -> None:
-    timed("environment", partial(ensure_environment, "build", "lint", "test", "docs", models=MODELS["test"]))
-    fast = "--fast" in args
-    presets = ["release"] if fast else ["release", "asan", "tsan"]
-    steps: dict[str, Callable[[], object]] = {"lint": checks.lint}
-    steps |= {f"core, {preset}": partial(checks.test_core, preset) for preset in presets}
-    if not fast:
-        steps["core, aarch64"] = checks.test_arm
-    steps["wheel"] = ensure_project
-    if not fast:
+    timed("environment for builds", partial(ensure_environment, "build"))
+    if "--fast" in args:
+        chosen = ["-m", "not slow", *(arg for arg in args if arg != "--fast")]
+        all_of(test_steps(chosen, slow=False))
+        return
+    # Most steps leave a processor idle now and then, so three builds of the core are made beside them.
+    with beside("core", "asan", "tsan", "aarch64") as others:
+        all_of(test_steps(args, slow=True) | {"core, beside": others})
+
+
+def test_steps(args: list[str], slow: bool) -> Steps:
+    """The steps of a test in their order; options go to pytest."""
+    timed("environment", partial(ensure_environment, "lint", "test", "docs", models=MODELS["test"]))
+    steps: Steps = {
+        "lint": checks.lint,
+        "core, release": partial(checks.test_core, "release"),
+        "wheel": ensure_project,
+    }
+    if slow:
         steps["wheel alone"] = checks.test_wheel_alone
         steps["oldest onnxruntime"] = runtimes.test_oldest
         steps["OpenVINO"] = runtimes.test_openvino
     steps["documentation"] = documentation.build
-    chosen = ["-m", "not slow"] if fast else []
-    steps["pytest"] = partial(checks.test_python, chosen + [arg for arg in args if arg != "--fast"])
+    steps["pytest"] = partial(checks.test_python, args)
+    return steps
+
+
+def command_core(args: list[str]) -> None:
+    known: Steps = {preset: partial(checks.test_core, preset) for preset in ("release", "asan", "tsan")}
+    known["aarch64"] = checks.test_arm
+    unknown = [name for name in args if name not in known]
+    if unknown:
+        raise Missing(f"there is no build {unknown[0]}; there are {', '.join(known)}")
+    timed("environment", partial(ensure_environment, "build"))
+    all_of({f"core, {name}": known[name] for name in args or known})
+
+
+def all_of(steps: Steps) -> None:
+    """Run all steps, also after one that failed, and sum up."""
     summary = []
     for title, action in steps.items():
         try:
@@ -141,6 +169,7 @@ def command_clean(args: list[str]) -> None:
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "demo": partial(command_benchmark, "minilm", "demo", "demo"),
     "test": command_test,
+    "core": command_core,
     "lint": command_lint,
     "docs": command_docs,
     "coverage": command_coverage,

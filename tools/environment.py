@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -88,6 +91,33 @@ def run(*command: str | Path, show: bool = False, cwd: Path = ROOT, **extra: str
         short = " ".join([Path(words[0]).name, *words[1:4]])
         raise Failure(f"'{short} ...' ended with exit code {done.returncode}")
     return done.stdout or ""
+
+
+@contextlib.contextmanager
+def beside(*command: str) -> Iterator[Callable[[], None]]:
+    """A context beside which another command of dev.py runs.
+
+    Yields what waits for its end and prints its output; then a failure of it is a Failure here.
+    """
+    with tempfile.TemporaryFile("w+", errors="replace") as output:
+        words = [sys.executable, str(ROOT / "dev.py"), *command]
+        process = subprocess.Popen(
+            words, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
+        )
+
+        def wait() -> None:
+            code = process.wait()
+            output.seek(0)
+            print(output.read(), end="", flush=True)
+            if code != 0:
+                raise Failure(f"'dev.py {' '.join(command)}' ended with exit code {code}")
+
+        try:
+            yield wait
+        finally:
+            if process.poll() is None:  # something failed, or Ctrl-C: with all that it has started
+                os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
 
 
 def pip(*args: str | Path, python: str | Path = PYTHON) -> None:
