@@ -92,6 +92,18 @@ void bit_products(const Words& a, const Words& b, std::size_t cols, Integers& ou
   diba::bit_products(left, right, to, threads);
 }
 
+void round_rows(const Floats& x, Floats& steps, bool found, Words& words, int threads) {
+  require(x.ndim() == 2, "x must be two-dimensional");
+  const std::size_t rows = extent(x, 0), cols = extent(x, 1);
+  require(bit_numbers(words, cols).rows == rows, "words must have the rows and columns of x");
+  float* const of_rows = elements(steps, rows, "steps must have an entry for each row");
+  std::uint64_t* const to = words.mutable_data();
+  const float* const from = x.data();
+  const int bits = static_cast<int>(extent(words, 0));
+  const Unlocked unlocked;
+  diba::round_rows(from, rows, cols, bits, found, of_rows, to, threads);
+}
+
 // ---- fast products of a factorization, from arrays
 
 std::unique_ptr<diba::PackedFactorization> make_packed(const Floats& d1, const Words& b1, const Floats& d2,
@@ -312,6 +324,8 @@ void bind_product(py::module_& m) {
       .def(py::init<std::size_t, std::size_t>(), py::arg("rows"), cols);
   m.def("correlate", &correlate, words, py::arg("x"), weights, signs, out, threads);
   m.def("gram", &gram, words, cols, weights, signs, out, threads);
+  m.def("round_rows", &round_rows, py::arg("x").noconvert(), py::arg("steps").noconvert(), py::arg("found"),
+        py::arg("words").noconvert(), threads);
   m.def("bit_products", &bit_products, py::arg("a").noconvert(), py::arg("b").noconvert(), cols, out, threads);
   bind_packed(m);
   m.def("multiply_codes", &multiply_codes, py::arg("codes"), py::arg("steps"), py::arg("d1"), py::arg("rows"),

@@ -64,6 +64,9 @@ def gram(
     out: NDArray[np.float32],
     threads: int,
 ) -> None: ...
+def round_rows(
+    x: NDArray[np.float32], steps: NDArray[np.float32], found: bool, words: NDArray[np.uint64], threads: int
+) -> None: ...
 def bit_products(
     a: NDArray[np.uint64], b: NDArray[np.uint64], cols: int, out: NDArray[np.int32], threads: int
 ) -> None: ...

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["Levels", "bitgemm"]
 
 _MOST_COLUMNS = 2**27  # kMostCountedCols
-_STEP = {1: 1.0, 2: 0.4979}
-"""The step over the size of a row: with two bits that of least error for a normal variable (Max, 1960)."""
 
 
 class Levels:
@@ -63,17 +61,19 @@ class Levels:
 
     @classmethod
     def rounded(
-        cls, entries: ArrayLike, bits: int, step: ArrayLike | None = None
+        cls, entries: ArrayLike, bits: int, step: ArrayLike | None = None, *, threads: int | None = None
     ) -> tuple[Levels, NDArray[np.float32]]:
         """Round the rows of a matrix to levels times a step: ``entries ~ step[:, None] * levels``.
 
-        With one bit that is the sign; zero counts as -1. With two, a number is rounded to the nearest level.
+        With one bit that is the sign; zero counts as -1. With two, a number is rounded to the nearest level, the
+        one below where two are equally near. Numbers and steps are taken in float32.
 
         Args:
             entries: Shape (rows, columns).
             bits: 1 or 2.
             step: Of each row, positive; None: the mean of the absolute values with one bit, and with two the
                 step of least error for normal numbers of the same root mean square.
+            threads: Number of threads; None: ``diba.num_threads()``.
 
         Returns:
             The levels, and the step of each row, float32.
@@ -82,17 +82,20 @@ class Levels:
             TypeError: A value is of the wrong kind.
             ValueError: A shape or number is not possible, or not finite.
         """
-        array, most = _matrix(entries), _most(bits)
+        count = _most(bits).bit_length()
+        with np.errstate(over="ignore"):
+            array = np.ascontiguousarray(_matrix(entries), np.float32)
+        if not np.isfinite(array).all():
+            raise ValueError("entries has numbers beyond the range of float32; scale them down")
         if step is None:
-            size = np.abs(array).mean(1) if bits == 1 else np.sqrt(np.square(array).mean(1))
-            steps = np.asarray(size * _STEP[bits], np.float32)
-            steps[steps == 0] = 1
+            steps = np.empty(len(array), np.float32)
         else:
-            steps = np.broadcast_to(np.asarray(real_array(step, "step"), np.float32), array.shape[:1])
+            steps = np.array(np.broadcast_to(real_array(step, "step"), array.shape[:1]), np.float32)
             if not (steps > 0).all():
                 raise ValueError("step has entries that are not positive; all must be")
-        numbers = np.ceil((array / steps[:, None] + most - 1) / 2)
-        return cls(_packed(np.clip(numbers, 0, most).astype(np.uint8), bits), array.shape[1]), steps
+        words = np.empty((count, len(array), -(-array.shape[1] // 64)), np.uint64)
+        _core.round_rows(array, steps, step is None, words, resolve_threads(threads))
+        return cls(words, array.shape[1]), steps
 
     def to_dense(self) -> NDArray[np.int8]:
         """The numbers, shape (rows, columns)."""

@@ -49,6 +49,28 @@ def test_rounding() -> None:
     assert (zeros.to_dense() == -1).all()
 
 
+@pytest.mark.parametrize("bits", [1, 2])
+def test_rounding_entry_by_entry(bits: int, isa: str) -> None:
+    """Thresholds exactly between numbers, on every instruction set and for any number of threads."""
+    rng = np.random.default_rng(3)
+    for rows, columns in ((1, 1), (3, 64), (70, 333)):
+        x = (rng.standard_normal((rows, columns)) * np.exp(rng.standard_normal((rows, 1)))).astype(np.float32)
+        x[0, 0] = 0
+        step = np.exp(rng.standard_normal(rows)).astype(np.float32)
+        x[-1, : columns // 2] = rng.choice([-2, 0, 2], columns // 2) * step[-1]
+        found, same = diba.Levels.rounded(x, bits, step)
+        below = sum(x > t * step[:, None] for t in ((0,) if bits == 1 else (-2, 0, 2)))
+        assert (found.to_dense() == 2 * below.astype(int) - (2**bits - 1)).all(), isa
+        assert (same == step).all()
+        whole, own = diba.Levels.rounded(x, bits)
+        wide = x.astype(np.float64)
+        size = np.abs(wide).mean(1) if bits == 1 else 0.4979 * np.sqrt(np.square(wide).mean(1))
+        np.testing.assert_allclose(own, np.where(size > 0, size, 1), rtol=2.0**-23)
+        threaded, others = diba.Levels.rounded(x, bits, threads=3)
+        assert whole == threaded
+        assert (own == others).all()
+
+
 def test_the_step_of_two_bits_has_the_least_error() -> None:
     x = np.random.default_rng(0).standard_normal((1, 100_000))
     _, step = diba.Levels.rounded(x, 2)
@@ -70,6 +92,7 @@ def test_the_step_of_two_bits_has_the_least_error() -> None:
         (lambda: diba.Levels.from_dense([[1]], 3), ValueError, "bits is 3; it must be 1 or 2"),
         (lambda: diba.Levels.rounded([[np.nan]], 1), ValueError, "NaN"),
         (lambda: diba.Levels.rounded([[1.0]], 1, step=0.0), ValueError, "not positive"),
+        (lambda: diba.Levels.rounded([[1e300]], 1), ValueError, "beyond the range"),
         (lambda: diba.bitgemm(np.ones((2, 2)), None), TypeError, "a is a ndarray; it must be diba.Levels"),
         (
             lambda: diba.bitgemm(diba.Levels.from_dense([[1]], 1), diba.Levels.from_dense([[1, 1]], 1)),

@@ -22,6 +22,7 @@ KERNELS = sorted(
     if callable(getattr(_core, name)) and not name.startswith("_") and name not in NOT_KERNELS
 )
 OUTPUTS = {  # of the others: "out"
+    "round_rows": ("steps", "words"),
     "energy": (),
     "fit_inner": ("d2",),
     "fit_magnitudes": ("outer", "inner"),
@@ -115,6 +116,10 @@ def call(name: str, rows: int = 5, cols: int = 70, p: int = 6, threads: int = 1,
         a, b = (np.stack([packed(random_bits(rng, m, cols)) for _ in range(2)]) for m in (rows, p))
         out = np.ones((rows, p), np.int32)
         return Call(name, {"a": a, "b": b, "cols": cols, "out": out, "threads": threads})
+    if name == "round_rows":
+        to, steps = np.ones((2, rows, words_for(cols)), np.uint64), np.ones(rows, np.float32)
+        given = {"x": floats(rows, cols), "steps": steps, "found": True, "words": to}
+        return Call(name, {**given, "threads": threads})
     if name == "transpose":
         return Call(name, {"words": words, "cols": cols, "out": np.ones((cols, words_for(rows)), np.uint64)})
     if name == "pack":

@@ -1,6 +1,7 @@
 #include "product/bit_counts.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "kernels/kernels.hpp"
@@ -69,7 +70,62 @@ class Products {
   std::vector<std::uint32_t> of_a_, of_b_;
 };
 
+// The step of a row. Order: lane l of 8 sums columns l, l + 8, ...; the lanes are then added in turn.
+float step_of(const float* x, std::size_t cols, int bits) {
+  constexpr std::size_t kLanes = 8;
+  double lanes[kLanes] = {};
+  std::size_t j = 0;
+  for (; j + kLanes <= cols; j += kLanes)
+    for (std::size_t l = 0; l < kLanes; ++l) {
+      const double value = x[j + l];
+      lanes[l] += bits == 1 ? std::fabs(value) : value * value;
+    }
+  for (std::size_t l = 0; j < cols; ++j, ++l) {
+    const double value = x[j];
+    lanes[l] += bits == 1 ? std::fabs(value) : value * value;
+  }
+  double sum = 0;
+  for (const double lane : lanes) sum += lane;
+  const double mean = sum / static_cast<double>(cols);
+  const auto step = static_cast<float>(bits == 1 ? mean : kNormalStep * std::sqrt(mean));
+  return step > 0 ? step : 1;
+}
+
+// The planes of a row with two bits: u is the number of thresholds below x, so its high bit is that of 0, and its low
+// bit is one where one or three thresholds are below. shifted (cols) and more (words_for(cols)) are scratch.
+void round_row_to_two(const float* x, std::size_t cols, float step, std::uint64_t* low, std::uint64_t* high,
+                      float* shifted, std::uint64_t* more) {
+  const Kernels& kernels = active();
+  const std::size_t words = words_for(cols);
+  kernels.pack_row(x, cols, high);
+  std::copy_n(high, words, low);
+  for (const float threshold : {-2 * step, 2 * step}) {  // x - t > 0 exactly where x > t, in floating point, too
+    for (std::size_t j = 0; j < cols; ++j) shifted[j] = x[j] - threshold;
+    kernels.pack_row(shifted, cols, more);
+    for (std::size_t w = 0; w < words; ++w) low[w] ^= more[w];
+  }
+}
+
 }  // namespace
+
+void round_rows(const float* x, std::size_t rows, std::size_t cols, int bits, bool found, float* steps,
+                std::uint64_t* words, int threads) {
+  const std::size_t stride = words_for(cols);
+  const double work = static_cast<double>(rows) * static_cast<double>(cols) * bits;
+  parallel_for(rows, 1, work, threads, [&](std::size_t begin, std::size_t end) {
+    std::vector<float> shifted(bits == 1 ? 0 : cols);
+    std::vector<std::uint64_t> more(bits == 1 ? 0 : stride);
+    for (std::size_t i = begin; i < end; ++i) {
+      const float* const row = x + i * cols;
+      std::uint64_t* const low = words + i * stride;
+      if (found) steps[i] = step_of(row, cols, bits);
+      if (bits == 1)
+        active().pack_row(row, cols, low);
+      else
+        round_row_to_two(row, cols, steps[i], low, low + rows * stride, shifted.data(), more.data());
+    }
+  });
+}
 
 void bit_products(const BitNumbers& a, const BitNumbers& b, std::int32_t* y, int threads) {
   const Products products(a, b, y);

@@ -21,6 +21,14 @@ struct BitNumbers {
 // y (a.rows, b.rows), row-major. a.cols == b.cols, at most kMostCountedCols.
 void bit_products(const BitNumbers& a, const BitNumbers& b, std::int32_t* y, int threads);
 
+// Rows of floats as numbers of `bits` bits times a step: a number is the nearest, the one below in the middle between
+// two. So u counts the thresholds below x(j): 0 with one bit; -2, 0 and 2 steps with two. x (rows, cols), row-major and
+// finite; words: planes as of BitNumbers; steps (rows): given, or found (and then written) if `found`: with one bit the
+// mean of |x|, with two kNormalStep of the root mean square; 1 for rows of zeros.
+void round_rows(const float* x, std::size_t rows, std::size_t cols, int bits, bool found, float* steps,
+                std::uint64_t* words, int threads);
+
+inline constexpr double kNormalStep = 0.4979;  // of least error for a normal variable and four levels (Max, 1960)
 inline constexpr std::size_t kMostCountedCols = std::size_t{1} << 27;  // 9 * 2^27 fits 32 bits
 
 }  // namespace diba

@@ -18,7 +18,8 @@ the conversion, and ::
 
 The entry of a layer with codes has ``"codes"``, 8 or 4, and ``"group"`` in place of ``"k"``, ``"alphabet"``
 and ``"diagonal_bits"``, and the CRCs of its own tensors; that of one with binary weights ``"alphas"`` and
-``"entries"``, the number of exceptions, in place of ``"k"`` and ``"alphabet"``. If a layer shares the
+``"entries"``, the number of exceptions, that of one with few bits on both sides ``"weight_bits"`` and
+``"activation_bits"``, in place of ``"k"`` and ``"alphabet"``. If a layer shares the
 tensors of another one, which are saved once under that name, its entry has ``"shared": name`` instead of
 ``crc32``. A layer in memory has neither. ``recipe`` may be missing, and its values may be null, if they are
 unknown.
@@ -58,7 +59,8 @@ METHOD = "diba"
 
 FORMAT_VERSION = 1
 """Version of the checkpoint format: tensors ``<layer>.d1 .d2 .d3 .b1 .b2 .bias``, or ``.d1 .codes .steps
-.bias``, or ``.alpha .signs .counts .columns .values .exponent .bias``, and an
+.bias``, or ``.alpha .signs .counts .columns .values .exponent .bias``,
+or ``.scale .planes .bias``, and an
 empty ``<layer>.weight`` for each described layer."""
 
 _OWN_KEYS = {"quant_method", "format_version", "modules_to_not_convert"}  # beside settings and description
@@ -201,7 +203,8 @@ def _layers(factors: Any, where: str) -> dict[str, LayerDescription]:
     for name, layer in layers.items():
         if layer.shared is not None:
             owner = layers.get(layer.shared)
-            facts = ("shape", "k", "alphabet", "codes", "group", "alphas", "entries")
+            facts: tuple[str, ...] = ("shape", "k", "alphabet", "codes", "group", "alphas", "entries")
+            facts += ("weight_bits", "activation_bits")
             alike = owner is not None and all(getattr(owner, x) == getattr(layer, x) for x in facts)
             if owner is None or owner.shared is not None or not alike:
                 raise FormatError(

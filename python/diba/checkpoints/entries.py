@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from .description import Description
+    from .layers import LayerDescription
 
 __all__ = [
     "SPLIT",
@@ -65,7 +66,7 @@ class LayerReport:
         shape: (m, n) of its matrix.
         k: Inner dimension; 0 without factors.
         alphabet: ``"binary"`` or ``"sign"``; for codes ``"int8"`` or ``"int4"``; ``"apb"`` for binary weights
-            with exceptions.
+            with exceptions; ``"1x2"`` for weights of 1 and inputs of 2 bits.
         bits_per_weight: Stored bits per weight, diagonals counted at 16 bits an entry where those hold them
             exactly, else at 32.
         dense_bytes: Bytes of the dense weight.
@@ -119,7 +120,7 @@ def layer_reports(description: Description) -> tuple[LayerReport, ...]:
             kind=layer.kind,
             shape=layer.shape,
             k=layer.k,
-            alphabet=layer.alphabet or ("apb" if layer.alphas else f"int{layer.codes}"),
+            alphabet=layer.alphabet or _stored_as(layer),
             bits_per_weight=layer.bits_per_weight,
             dense_bytes=layer.weight_bytes,
             memory_bytes=layer.bytes(32),
@@ -129,6 +130,12 @@ def layer_reports(description: Description) -> tuple[LayerReport, ...]:
             tied=tuple(name for name in names if name != lead),
         )
     return tuple(found[name] for name in description.layers if name in found)
+
+
+def _stored_as(layer: LayerDescription) -> str:
+    if layer.weight_bits:
+        return f"{layer.weight_bits}x{layer.activation_bits}"
+    return "apb" if layer.alphas else f"int{layer.codes}"
 
 
 def reason_lines(skipped: Iterable[Skipped]) -> list[str]:

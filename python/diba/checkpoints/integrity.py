@@ -19,7 +19,7 @@ from .description import Description, crc32_of_names
 from .entries import Skipped, in_order, layer_reports
 from .facts import Facts
 from .folders import json_object, weight_files
-from .layers import APB, CODES, FLOATS, TENSORS, readable
+from .layers import APB, BITWISE, CODES, FLOATS, TENSORS, readable
 from .report import Report
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def check_names(names: Iterable[str], crc32: Any, elsewhere: Iterable[str], wher
 def factored_in(tensors: Mapping[str, Tensor]) -> list[str]:
     """Names of the layers whose factors or codes are among the tensors, by the tensors' names and dtypes."""
     found = []
-    for last, own in (("b1", TENSORS), ("codes", CODES[:2]), ("signs", APB[:3])):
+    for last, own in (("b1", TENSORS), ("codes", CODES[:2]), ("signs", APB[:3]), ("planes", BITWISE)):
         names = (key.removesuffix(f".{last}") for key, tensor in tensors.items() if tensor.dtype == "U8")
         found += [name for name in names if all(f"{name}.{each}" in tensors for each in own)]
     return found
@@ -294,6 +294,7 @@ def _check_shapes(name: str, layer: LayerDescription, found: dict[str, Tensor], 
             )
         size = f"{layer.codes} bits an entry" if layer.codes else f"k = {layer.k}"
         size = f"{layer.entries} exceptions" if layer.alphas else size
+        size = f"weights of {layer.weight_bits} bits" if layer.weight_bits else size
         if tuple(found[own].shape) != shape:
             raise FormatError(
                 f"{where}: {key} has shape {tuple(found[own].shape)}, expected {shape} from config.json, "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._internal import apb_bytes, storage
-from .._internal.check import ALPHABETS
-from .._internal.codes import CODE_BITS, STEP_MAX, code_bits, group_count, row_bytes
+from .._internal.codes import STEP_MAX, code_bits, group_count, row_bytes
 from .._internal.storage import BITS, DIAGONALS
 from .._internal.tensor_files import crc32
 from ..errors import FormatError
+from .values import ADDED, CRC, DTYPE, GOOD, from_json, is_number, readable, to_json
 
 if TYPE_CHECKING:
     from typing import Self
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "APB",
+    "BITWISE",
     "CODES",
     "FLOATS",
     "TENSORS",
@@ -41,20 +41,18 @@ __all__ = [
 TENSORS = (*DIAGONALS, *BITS)
 CODES = ("d1", "codes", "steps")
 APB = apb_bytes.APB_TENSORS
-FLOATS = (*DIAGONALS, "alpha")
+BITWISE = ("scale", "planes")
+FLOATS = (*DIAGONALS, "alpha", "scale")
 """Tensors of floating-point numbers; the others are uint8."""
 
 _SOME = {"columns", "values"}  # missing without exceptions
 # tensors of factors, of 4-bit and of 8-bit codes, of binary weights with and without exceptions
-_FORMS = set(TENSORS), set(CODES), set(CODES[:2]), set(APB), set(APB) - _SOME
+_FORMS = set(TENSORS), set(CODES), set(CODES[:2]), set(APB), set(APB) - _SOME, set(BITWISE)
 OBJECTIVES = ("plain", "importance", "covariance")
-_LARGEST_SIZE = 2**40
-_ADDED = "added"  # as "bias" in JSON
 _REQUIRED = {"kind", "shape", "bias", "dtype", "crc32_entry"}
 _FACTORS, _CODES = {"k", "alphabet", "diagonal_bits"}, {"codes", "group"}
+_BITWISE = {"weight_bits", "activation_bits", "diagonal_bits"}
 _BINARY = {"alphas", "entries", "diagonal_bits"}
-_CRC = re.compile(r"[0-9a-f]{8}")
-_DTYPE = re.compile(r"b?float(8|16|32|64)\w*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +88,8 @@ class LayerDescription:
         group: Entries that share a step, with 4 bits.
         alphas: Magnitudes of binary weights, 1 or m; 0 for other layers.
         entries: Exceptions from binary weights.
+        weight_bits: 1 or 2 where the inputs, too, have few bits; 0 for other layers.
+        activation_bits: Bits of these inputs.
         bias: Whether it has a bias.
         bias_added: Whether the dense layer had none.
         dtype: Dtype of the dense weight, as ``"float32"``.
@@ -109,6 +109,8 @@ class LayerDescription:
     group: int = 32
     alphas: int = 0
     entries: int = 0
+    weight_bits: int = 0
+    activation_bits: int = 0
     dtype: str = "float32"
     diagonal_bits: int = 32
     shared: str | None = None
@@ -129,6 +131,8 @@ class LayerDescription:
             return {"d1": (m,), "codes": (m, row_bytes(n, self.codes)), **steps}
         if self.alphas:
             return apb_bytes.apb_shapes(m, n, self.alphas, self.entries)
+        if self.weight_bits:
+            return {"scale": (m,), "planes": (self.weight_bits, m, -(-n // 8))}
         return {"d1": (m,), "d2": (k,), "d3": (n,), "b1": (m, -(-k // 8)), "b2": (k, -(-n // 8))}
 
     @property
@@ -139,12 +143,14 @@ class LayerDescription:
         if self.alphas:
             bits = apb_bytes.apb_bits(*self.shape, self.alphas, self.entries, self.diagonal_bits)
             return bits / math.prod(self.shape)
+        if self.weight_bits:
+            return self.weight_bits + self.diagonal_bits / self.shape[1]
         return storage.bits_per_weight(*self.shape, self.k, self.diagonal_bits)
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of the dense weight."""
-        found = _DTYPE.fullmatch(self.dtype)
+        found = DTYPE.fullmatch(self.dtype)
         assert found is not None, "checked"
         return math.prod(self.shape) * int(found[1]) // 8
 
@@ -152,9 +158,11 @@ class LayerDescription:
         """Bytes of the tensors, with rows of whole bytes; an entry of a diagonal has ``diagonal_bits``."""
         if self.codes:
             return code_bits(*self.shape, self.codes, self.group) // 8
-        if self.alphas:
-            packed = sum(math.prod(shape) for own, shape in self.shapes.items() if own != "alpha")
-            return packed + diagonal_bits * self.alphas // 8
+        if self.alphas or self.weight_bits:
+            sizes = {own in FLOATS: 0 for own in self.shapes}
+            for own, shape in self.shapes.items():
+                sizes[own in FLOATS] += math.prod(shape)
+            return sizes[False] + diagonal_bits * sizes[True] // 8
         (m, n), k = self.shape, self.k
         return sum(math.prod(self.shapes[own]) for own in BITS) + diagonal_bits * (m + k + n) // 8
 
@@ -199,7 +207,7 @@ class LayerDescription:
         if wrong is not None:
             raise FormatError(f"{where}: {key} has {wrong}: is it damaged?")
         used = (self.k if own == "b1" else self.shape[1]) % 8
-        if own in BITS and used and (values[:, -1] >> used).any():
+        if own in (*BITS, "planes") and used and (values[..., -1] >> used).any():
             raise FormatError(f"{where}: {key} has ones past its last column, expected zeros")
         unused = own == "codes" and self.codes == 4 and self.shape[1] % 2 == 1
         if unused and (values[:, -1] >> 4 != 8).any():
@@ -216,17 +224,16 @@ class LayerDescription:
         plain: dict[str, Any] = {
             "kind": self.kind,
             "shape": list(self.shape),
-            "bias": _ADDED if self.bias_added else self.bias,
+            "bias": ADDED if self.bias_added else self.bias,
             "dtype": self.dtype,
         }
-        own = _CODES if self.codes else _BINARY if self.alphas else _FACTORS
-        plain |= {key: getattr(self, key) for key in sorted(own)}
+        plain |= {key: getattr(self, key) for key in sorted(_own(lambda key: bool(getattr(self, key))))}
         if self.shared is not None:
             plain["shared"] = self.shared
         if self.crc32 is not None:
             plain["crc32"] = dict(self.crc32)
         if self.recipe is not None:
-            plain["recipe"] = {key: _to_json(x) for key, x in dataclasses.asdict(self.recipe).items()}
+            plain["recipe"] = {key: to_json(x) for key, x in dataclasses.asdict(self.recipe).items()}
         return {**plain, "crc32_entry": _crc32_of_entry(name, plain)}
 
     @classmethod
@@ -242,8 +249,7 @@ class LayerDescription:
             )
         here = f"{where}: factors[{readable(name)!r}]"
         keys = set(values) if isinstance(values, Mapping) else set()
-        own_keys = _CODES if "codes" in keys else _BINARY if "alphas" in keys else _FACTORS
-        required = _REQUIRED | own_keys
+        required = _REQUIRED | _own(keys.__contains__)
         known = required | {"recipe", "shared" if "shared" in keys else "crc32"}
         if not required <= keys <= known:
             raise FormatError(
@@ -259,7 +265,7 @@ class LayerDescription:
                 "again"
             )
         own = {key: value for key, value in values.items() if key != "crc32_entry"}
-        own |= {"bias": own["bias"] is not False, "bias_added": own["bias"] == _ADDED}
+        own |= {"bias": own["bias"] is not False, "bias_added": own["bias"] == ADDED}
         if "crc32" in own:
             own["crc32"] = dict(own["crc32"])
         if "recipe" in own:
@@ -272,38 +278,18 @@ class LayerDescription:
         return result
 
 
-def readable(name: str) -> str:
-    """A name shortened and escaped for messages."""
-    part = name if len(name) <= 120 else f"{name[:120]}..."
-    return part if part.isprintable() else ascii(part)[1:-1]
-
-
 # ---------------------------------------------------------------- checks
+
+
+def _own(has: Callable[[str], bool]) -> set[str]:
+    """The keys of an entry that depend on how the layer is stored; ``has``: whether it has a key."""
+    marked = {"codes": _CODES, "alphas": _BINARY, "weight_bits": _BITWISE}
+    return next((own for key, own in marked.items() if has(key)), _FACTORS)
 
 
 def _crc32_of_entry(name: str, entry: Mapping[str, Any]) -> str:
     rest = {key: value for key, value in entry.items() if key != "crc32_entry"}
     return crc32(json.dumps([name, rest], sort_keys=True).encode())
-
-
-def _to_json(value: Any) -> Any:
-    """A number for JSON, which has no infinity: the SNR of an exact fit is written as "inf"."""
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def from_json(value: Any) -> Any:
-    """The reverse of :func:`_to_json`."""
-    return float(value) if value in ("inf", "-inf") else value
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value from JSON is a number, "inf", "-inf" or null."""
-    finite = type(value) in (int, float) and abs(value) < _LARGEST_SIZE
-    return value is None or finite or (type(value) is str and value in ("inf", "-inf"))
-
-
-def _is_size(value: Any) -> bool:
-    return type(value) is int and 1 <= value <= _LARGEST_SIZE
 
 
 def _is_recipe(value: Any) -> bool:
@@ -320,24 +306,8 @@ def _is_crcs(value: Any) -> bool:
     return (
         type(value) is dict
         and set(value) in _FORMS
-        and all(type(crc) is str and _CRC.fullmatch(crc) for crc in value.values())
+        and all(type(crc) is str and CRC.fullmatch(crc) for crc in value.values())
     )
 
 
-_GOOD: dict[str, Callable[[Any], bool]] = {
-    "kind": lambda x: type(x) is str,
-    "shape": lambda x: type(x) is list and len(x) == 2 and all(map(_is_size, x)),
-    "k": _is_size,
-    "alphabet": lambda x: type(x) is str and x in ALPHABETS,
-    "codes": lambda x: type(x) is int and x in CODE_BITS,
-    "group": lambda x: _is_size(x) and x >= 32 and x & (x - 1) == 0,
-    "alphas": _is_size,
-    "entries": lambda x: type(x) is int and 0 <= x <= _LARGEST_SIZE,
-    "bias": lambda x: type(x) is bool or x == _ADDED,
-    "dtype": lambda x: type(x) is str and _DTYPE.fullmatch(x) is not None,
-    "diagonal_bits": lambda x: type(x) is int and x in (16, 32),
-    "shared": lambda x: type(x) is str,
-    "crc32": _is_crcs,
-    "recipe": _is_recipe,
-    "crc32_entry": lambda x: type(x) is str,
-}
+_GOOD: dict[str, Callable[[Any], bool]] = {**GOOD, "crc32": _is_crcs, "recipe": _is_recipe}

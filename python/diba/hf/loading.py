@@ -15,6 +15,7 @@ from ..errors import FormatError
 from ..torch.conversion.report import remember, remember_layer
 from ..torch.model.swap import put, retie, unfuse
 from ..torch.modules.apb import APBSizes
+from ..torch.modules.bitwise import BitSizes
 from ..torch.modules.kinds import replaceable
 from ..torch.modules.layer import Sizes
 from ..torch.modules.state import CodeSizes, CompressedLayer, as_numpy
@@ -230,6 +231,7 @@ def _empty(module: nn.Module, name: str, layer: LayerDescription) -> CompressedL
         or kind.name != layer.kind
         or (layer.codes and kind.coded is None)
         or (layer.alphas and kind.apb is None)
+        or (layer.weight_bits and kind.bitwise is None)
     ):
         raise ValueError(
             f"the checkpoint has a {layer.kind} at {name}, and the model a {type(module).__name__}; load it "
@@ -247,6 +249,8 @@ def _empty(module: nn.Module, name: str, layer: LayerDescription) -> CompressedL
         new: CompressedLayer = kind.empty(module, CodeSizes(layer.shape, layer.codes, layer.group))
     elif layer.alphas:
         new = kind.empty(module, APBSizes(layer.shape, layer.alphas, layer.entries))
+    elif layer.weight_bits:
+        new = kind.empty(module, BitSizes(layer.shape, layer.weight_bits, layer.activation_bits))
     else:
         assert layer.alphabet is not None, "checked"
         new = kind.empty(module, Sizes(layer.shape, layer.k, layer.alphabet))

@@ -20,6 +20,7 @@ from diba_autoload import expect_transformers as _expect_transformers
 from ..layers.config import Config
 from .allocation.allocate import allocate
 from .allocation.scores import keep_best, scores
+from .binary.bitwise import BitLinear
 from .binary.freezing import freeze
 from .binary.layer import APBLayer, exception_penalty
 from .binary.layers import APBConv2d, APBLinear
@@ -32,6 +33,7 @@ from .conversion.loading import load
 from .conversion.report import LayerReport, Report, report
 from .modules.apb import DibaAPBLayer
 from .modules.apb_layers import DibaAPBConv2d, DibaAPBLinear
+from .modules.bitwise import DibaBitLinear
 from .modules.coded import CodedLayer
 from .modules.coded_layers import DibaCodedEmbedding, DibaCodedLinear
 from .modules.conv import DibaConv1d, DibaConv2d
@@ -49,6 +51,7 @@ __all__ = [
     "APBConv2d",
     "APBLayer",
     "APBLinear",
+    "BitLinear",
     "BlockRecipe",
     "Calibration",
     "CodedLayer",
@@ -56,6 +59,7 @@ __all__ = [
     "DibaAPBConv2d",
     "DibaAPBLayer",
     "DibaAPBLinear",
+    "DibaBitLinear",
     "DibaCodedEmbedding",
     "DibaCodedLinear",
     "DibaConv1d",

@@ -14,12 +14,14 @@ from ..._internal import check, storage
 from ..conversion.convert import when_converted
 from ..model.swap import exchange
 from ..modules.apb import sizes_of
+from ..modules.bitwise import BitSizes
 from ..modules.kinds import kind_of
 from ..modules.state import as_numpy
+from .bitwise import BitLinear
 from .layer import APBLayer
 
 if TYPE_CHECKING:
-    from ..modules.apb import DibaAPBLayer
+    from ..modules.state import CompressedLayer
 
 __all__ = ["freeze", "frozen_matrix"]
 
@@ -27,10 +29,13 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def freeze(model: Model) -> Model:
-    """Replace the layers that :func:`binarize` made by ones that store bits and exceptions.
+    """Replace layers that were trained with few bits by ones that store bits.
 
-    Signs, and which weights are exceptions, are exactly those of training. Alpha and the exceptions' distance
-    from it are rounded to 16 bits: alpha by at most 2^-11 of itself, an exception by at most 2^-11 of its
+    :class:`APBLinear` and :class:`APBConv2d`, which :func:`binarize` makes, become :class:`DibaAPBLinear` and
+    :class:`DibaAPBConv2d`; :class:`BitLinear` becomes :class:`DibaBitLinear`, whose outputs are the same.
+
+    With exceptions, signs, and which weights are exceptions, are exactly those of training. Alpha and the
+    exceptions' distance from it are rounded to 16 bits: alpha by at most 2^-11 of itself, an exception by at most 2^-11 of its
     distance, or 2^-24 of the largest one in the layer. Products are then those of packed bits, in whose
     rounding outputs differ from the trained layer's. Latent weights are dropped. Hooks, biases and
     attributes are kept.
@@ -39,20 +44,20 @@ def freeze(model: Model) -> Model:
         model: Changed in place. It must not itself be such a layer.
 
     Returns:
-        The same model, with :class:`DibaAPBLinear` and :class:`DibaAPBConv2d`. It is saved and loaded like
-        other compressed models.
+        The same model. It is saved and loaded like other compressed models.
 
     Raises:
         TypeError: ``model`` is no module.
         ValueError: It has no layer to freeze, or a weight is not finite; nothing is changed.
     """
     check.instance(model, "model", nn.Module, "use the torch model itself")
-    if isinstance(model, APBLayer):
+    if isinstance(model, (APBLayer, BitLinear)):
         raise ValueError(
             f"model is itself a {type(model).__name__}, which cannot be replaced in place; put it into "
             "another module, such as torch.nn.Sequential(model)"
         )
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, APBLayer)}
+    trained = (APBLayer, BitLinear)
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, trained)}
     if not layers:
         raise ValueError("model has no layer to freeze; call diba.torch.binarize(model) and train it first")
     made = [(layer, _frozen(name, layer)) for name, layer in layers.items()]
@@ -80,16 +85,25 @@ def frozen_matrix(layer: APBLayer) -> diba.APB:
     return diba.APB(stored, signs, starts, columns, values)
 
 
-def _frozen(name: str, layer: Any) -> DibaAPBLayer:
-    for what, values in (("weight", layer.weight), ("alpha", layer.alpha)):
+def _frozen(name: str, layer: Any) -> CompressedLayer:
+    own = {"weight": layer.weight} | ({"alpha": layer.alpha} if isinstance(layer, APBLayer) else {})
+    for what, values in own.items():
         if values.is_meta or not torch.isfinite(values).all():
             raise ValueError(f"the {what} of {name} has no finite values; train with a smaller learning rate")
     kind: Any = kind_of(layer)
     with torch.inference_mode(False), torch.no_grad():
-        matrix = frozen_matrix(layer)
-        new: Any = kind.empty(layer, sizes_of(matrix))
-        new._fill(matrix, layer.bias, layer.weight.device)
-    new.alpha.requires_grad_(layer.weight.requires_grad)
+        found: Any = layer.weight
+        sizes: Any
+        if isinstance(layer, APBLayer):
+            found = frozen_matrix(layer)
+            sizes = sizes_of(found)
+        else:
+            shape = layer.out_features, layer.in_features
+            sizes = BitSizes(shape, layer.weight_bits, layer.activation_bits)
+        new: Any = kind.empty(layer, sizes)
+        new._fill(found, layer.bias, layer.weight.device)
+    for d in new.diagonals():
+        d.requires_grad_(layer.weight.requires_grad)
     if new.bias is not None:
         new.bias = layer.bias
     return new  # type: ignore[no-any-return]

@@ -16,6 +16,7 @@ import diba
 from ..._internal import check
 from ..._internal.codes import Codes
 from .apb import APBSizes, sizes_of
+from .bitwise import BitSizes
 from .layer import check_factorization
 from .state import CodeSizes, as_numpy
 
@@ -49,6 +50,7 @@ class Kind:
             the vectors along the last axis.
         coded: The class of the layer with 8- or 4-bit codes that replaces this kind; None: there is none.
         apb: The class of the layer with binary weights and exceptions; None: there is none.
+        bitwise: The class of the layer with few bits on both sides of the product; None: there is none.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Kind:
     axes: int = 0
     coded: Any = None
     apb: Any = None
+    bitwise: Any = None
 
     # ------------------------------------------------------------ recognition
 
@@ -109,13 +112,16 @@ class Kind:
 
         Args:
             module: The dense layer.
-            sizes: ``Sizes``, ``CodeSizes`` or ``APBSizes``; or factors, codes or a matrix of these sizes.
+            sizes: ``Sizes``, ``CodeSizes``, ``APBSizes`` or ``BitSizes``; or factors, codes or a matrix of
+                these sizes.
         """
         layer: Any
         if isinstance(sizes, (CodeSizes, Codes)):
             layer = self._coded(module, sizes)
         elif isinstance(sizes, (APBSizes, diba.APB)):
             layer = self._binary(module, sizes if isinstance(sizes, APBSizes) else sizes_of(sizes))
+        elif isinstance(sizes, BitSizes):
+            layer = self._bitwise(module, sizes)
         else:
             layer = self._built(module, sizes)
         kept = assigned(self, module)
@@ -187,6 +193,10 @@ class Kind:
 
     def _binary(self, module: Any, sizes: APBSizes) -> Any:
         """Make a layer of class ``apb`` on the meta device with the settings of a dense one."""
+        raise NotImplementedError
+
+    def _bitwise(self, module: Any, sizes: BitSizes) -> Any:
+        """Make a layer of class ``bitwise`` on the meta device with the settings of a dense one."""
         raise NotImplementedError
 
     def _dense(self, layer: Any) -> Any:

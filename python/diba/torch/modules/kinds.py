@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from .apb_layers import DibaAPBConv2d, DibaAPBLinear
+from .bitwise import DibaBitLinear
 from .coded_layers import DibaCodedEmbedding, DibaCodedLinear
 from .conv import ConvolutionKind, DibaConv1d, DibaConv2d
 from .embedding import DibaEmbedding, EmbeddingKind
@@ -40,7 +41,13 @@ __all__ = [
 
 KINDS: tuple[Kind, ...] = (
     LinearKind(
-        "Linear", nn.Linear, DibaLinear, "a torch.nn.Linear", coded=DibaCodedLinear, apb=DibaAPBLinear
+        "Linear",
+        nn.Linear,
+        DibaLinear,
+        "a torch.nn.Linear",
+        coded=DibaCodedLinear,
+        apb=DibaAPBLinear,
+        bitwise=DibaBitLinear,
     ),
     TransformersConv1DKind("Conv1D", None, DibaLinear, "a Conv1D of transformers"),
     ConvolutionKind("Conv1d", nn.Conv1d, DibaConv1d, "a torch.nn.Conv1d", "convolutions", axes=1),
@@ -64,7 +71,7 @@ KINDS: tuple[Kind, ...] = (
 )
 for _kind in KINDS:
     _kind.factored.kinds = (*_kind.factored.kinds, _kind)
-    for _other in (_kind.coded, _kind.apb):
+    for _other in (_kind.coded, _kind.apb, _kind.bitwise):
         if _other is not None:
             _other.kinds = (*_other.kinds, _kind)
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..._internal.check import Alphabet
     from ..._internal.codes import Codes
     from .apb import APBSizes
+    from .bitwise import BitSizes
     from .layer import Sizes
     from .state import CodeSizes
 
@@ -161,6 +162,11 @@ class LinearKind(Kind):
         (m, n), bias = sizes.shape, module.bias is not None
         options: dict[str, Any] = {"entries": sizes.entries, "alphas": sizes.alphas}
         return self.apb(n, m, bias=bias, **options, dtype=module.weight.dtype, device="meta")
+
+    def _bitwise(self, module: Any, sizes: BitSizes) -> Any:
+        (m, n), bias = sizes.shape, module.bias is not None
+        bits = {"weight_bits": sizes.weight_bits, "activation_bits": sizes.activation_bits}
+        return self.bitwise(n, m, bias=bias, **bits, dtype=module.weight.dtype, device="meta")
 
     def _dense(self, layer: Any) -> Any:
         bias = layer.bias is not None
