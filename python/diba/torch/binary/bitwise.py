@@ -49,11 +49,11 @@ class _Product(torch.autograd.Function):
 class BitLinear(nn.Linear):
     """``nn.Linear`` that rounds its inputs and weights to 1 or 2 bits, and is trained so.
 
-    With 1 bit on both sides these are the layers of XNOR-Net. Every input vector gets a step of its own,
-    every row of the weight a scale, both from its values, see :meth:`diba.Levels.rounded`; sums of products are
-    whole numbers, exact. Gradients pass straight through the roundings; those of inputs farther out than a
-    step from the outermost number are zero. The numbers lie symmetrically about zero, so the inputs should: put a
-    normalization before the layer, and not a ReLU.
+    With 1 bit on both sides these are the layers of XNOR-Net. Every input vector gets a step of its own, and
+    every row of the weight a scale, both from its values, see :meth:`diba.Levels.rounded`; sums of products
+    are whole numbers, exact. Gradients pass straight through the roundings; those of inputs farther out than
+    a step from the outermost number are zero. The numbers lie symmetrically about zero, so the inputs should:
+    put a normalization before the layer, and not a ReLU.
 
     Args:
         in_features: n, the size of the inputs.

@@ -35,10 +35,10 @@ def freeze(model: Model) -> Model:
     :class:`DibaAPBConv2d`; :class:`BitLinear` becomes :class:`DibaBitLinear`, whose outputs are the same.
 
     With exceptions, signs, and which weights are exceptions, are exactly those of training. Alpha and the
-    exceptions' distance from it are rounded to 16 bits: alpha by at most 2^-11 of itself, an exception by at most 2^-11 of its
-    distance, or 2^-24 of the largest one in the layer. Products are then those of packed bits, in whose
-    rounding outputs differ from the trained layer's. Latent weights are dropped. Hooks, biases and
-    attributes are kept.
+    exceptions' distance from it are rounded to 16 bits: alpha by at most 2^-11 of itself, an exception by at
+    most 2^-11 of its distance, or 2^-24 of the largest one in the layer. Products are then those of packed
+    bits, in whose rounding outputs differ from the trained layer's. Latent weights are dropped. Hooks, biases
+    and attributes are kept.
 
     Args:
         model: Changed in place. It must not itself be such a layer.
