@@ -24,6 +24,7 @@ SMALL: dict[str, Any] = {
     "tokens": 8, "rows": 2, "batches": 4, "reconstruct": 4, "retune": 0, "threads": 1, "progress": False,
 }  # fmt: skip
 SETTINGS = CompressSettings(tokens=8, rows=2)
+pytestmark = pytest.mark.usefixtures("few")
 RATE = 16_000
 BLOCKS = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 

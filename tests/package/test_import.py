@@ -149,6 +149,7 @@ LAYERS = (
     (
         "torch.calibration.kept",
         "torch.calibration.stream",
+        "torch.reconstruction.kept",
         "torch.reconstruction.straight",
         "torch.reconstruction.settings",
     ),
@@ -157,6 +158,7 @@ LAYERS = (
     ("torch.conversion.biases",),
     ("torch.conversion.solving",),
     ("torch.conversion.kept",),
+    ("torch.reconstruction.training",),
     ("torch.reconstruction.block",),
     ("torch.calibration.reconstruct",),
     ("torch.calibration.propagate",),

@@ -14,7 +14,16 @@ from ..checkpoints.facts import Retuning
 from . import judge
 from .data.answers import answered
 from .data.batches import picked
-from .models import gradients_kept_at, kept_in, name_missing, recipe_of, separate, sharing, when_converted
+from .models import (
+    gradients_kept_at,
+    kept_in,
+    name_missing,
+    recipe_of,
+    separate,
+    sharing,
+    trainings_kept_in,
+    when_converted,
+)
 from .stages import fitted_seconds
 
 if TYPE_CHECKING:
@@ -30,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["fitted"]
 
 KEPT_EVERY = 100  # steps of retuning
+KEPT_SECONDS = 20.0  # of training a block
 _CONVERTED, _RETUNED = "converted", "retuned"  # stages whose end is kept
 _HELD_BACK = 16  # of so many batches one judges the result
 _NUMBERS = 512  # of an image or a sound, a rough guess
@@ -60,6 +70,7 @@ def fitted(
             stages.stage("convert", rest=True) as progress,
             kept_in(place.layers),
             gradients_kept_at(place.gradients),
+            trainings_kept_in(place.block, KEPT_SECONDS),
             _blocks_kept(model, place, stages),
         ):
             diba.torch.convert(

@@ -24,6 +24,7 @@ from diba.torch.model.swap import exchange_tied, unfused
 from diba.torch.modules.kinds import replaceable
 from diba.torch.modules.layer import Sizes
 from diba.torch.modules.state import CodeSizes
+from diba.torch.reconstruction.kept import trainings_kept_in
 
 from .._internal.snr import snr_db
 from ..checkpoints.description import Recipe
@@ -53,6 +54,7 @@ __all__ = [
     "sharing",
     "shown_while_read",
     "snrs_of_modules",
+    "trainings_kept_in",
     "when_converted",
 ]
 

@@ -1,10 +1,10 @@
 """What is on the disk while a model is compressed, so that a run that was stopped goes on.
 
 ``OUT/.diba`` holds, until all is done: ``run.json``, what the run is of; ``model.json``, where its dense
-model is; ``lock``, held by its process;
-``layers``, finished layers; ``part.0`` or ``part.1``, a model with finished blocks; ``part``, which of them,
-and what comes next; ``training``, the state of retuning; ``final``, the result, and ``complete``, once all of
-it is there. Then its files are moved to OUT, ``diba-compress.json`` last, and the folder is deleted.
+model is; ``lock``, held by its process; ``layers``, finished layers; ``block``, trainings of the block that
+is under way; ``part.0`` or ``part.1``, a model with finished blocks; ``part``, which of them, and what comes
+next; ``training``, the state of retuning; ``final``, the result, and ``complete``, once all of it is there.
+Then its files are moved to OUT, ``diba-compress.json`` last, and the folder is deleted.
 """
 
 from __future__ import annotations
@@ -127,6 +127,7 @@ class Workplace:
         layers: Folder of finished layers.
         training: File of the state of retuning.
         gradients: File of the gradients of the loss.
+        block: Folder of the trainings of the block that is being fitted.
     """
 
     def __init__(self, out: Path, done: dict[str, Any] | None) -> None:
@@ -134,7 +135,7 @@ class Workplace:
         own = ("run", "files")
         self.done = None if done is None else {key: done[key] for key in done if key not in own}
         self.layers, self.training = self._folder / "layers", self._folder / "training"
-        self.gradients = self._folder / "gradients"
+        self.gradients, self.block = self._folder / "gradients", self._folder / "block"
 
     @property
     def part(self) -> Path | None:

@@ -8,18 +8,13 @@ The file has the SHA-256 of its content first; a damaged one, or one of somethin
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import io
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 import diba
 
-from ..._internal.disk import replace_file
 from ..retuning.batches import digest
-from ..retuning.kept import identity_of
+from ..retuning.kept import identity_of, read_state, write_state
 from .sensitivity import Sensitivity
 
 if TYPE_CHECKING:
@@ -31,7 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["gradients_kept_at", "known_or_measured"]
 
 _path: ContextVar[Path | None] = ContextVar("gradients_kept_at", default=None)
-_HASH = 32  # bytes
 
 
 @contextlib.contextmanager
@@ -63,23 +57,9 @@ def known_or_measured(
         return measure()
     seen = b"".join(digest(batch) for batch in batches).hex()
     key = identity_of(f"{diba.__version__} {seen}", model.parameters())
-    found = _read(path, key)
-    if found is not None and set(needed) <= set(found["layers"]):
+    found = read_state(path)
+    if found is not None and found["key"] == key and set(needed) <= set(found["layers"]):
         return Sensitivity.of(found["state"])
-    result, buffer = measure(), io.BytesIO()
-    torch.save({"key": key, "layers": list(needed), "state": result.state()}, buffer)
-    content = buffer.getvalue()
-    replace_file(path, (hashlib.sha256(content).digest(), content))
+    result = measure()
+    write_state(path, {"key": key, "layers": list(needed), "state": result.state()})
     return result
-
-
-def _read(path: Path, key: str) -> dict[str, Any] | None:
-    """What is in the file, if it is whole and of this key."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    if hashlib.sha256(content[_HASH:]).digest() != content[:_HASH]:
-        return None
-    found: dict[str, Any] = torch.load(io.BytesIO(content[_HASH:]), weights_only=True)
-    return found if found["key"] == key else None

@@ -24,23 +24,26 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+import diba
+
 from ..modules.kinds import input_size, replaceable
 from ..modules.layer import FactoredLayer, factored_layers
 from ..retuning.batches import differentiable, plain_grad
-from ..retuning.latents import LatentSteps
-from ..retuning.settings import Training, grouped, norms_sized, parameter_groups, typical_size
+from ..retuning.kept import identity_of
+from ..retuning.settings import grouped, norms_sized, parameter_groups, typical_size
+from .kept import kept_trainings
 from .settings import BlockRecipe, Reconstruction
 from .straight import movable, stand_ins
+from .training import train
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..retuning.settings import Group
+    from .kept import KeptTraining
 
 __all__ = ["BlockFit", "Sample"]
 
-_BETAS = 0.9, 0.95  # of Adam; the bits need gradients of few steps only
-_SCHEDULE = Training(warmup_ratio=0.05)
 _PROBES = 8  # batches for second derivatives
 _LEAST_WEIGHT = 1e-4  # of a channel, relative to the mean: no channel is free
 Run = Callable[[nn.Module], Tensor]
@@ -93,7 +96,8 @@ class BlockFit:
         on_step: Callable[[], object] = lambda: None,
     ) -> None:
         self.module = model.get_submodule(name)
-        self._settings, self._on_step = settings, on_step
+        self._name, self._settings, self._on_step = name, settings, on_step
+        self._kept, self._trainings = kept_trainings.get(), 0
         self._learned = [s for s, out in zip(samples, held_out, strict=True) if not out]
         self._held_out = [s for s, out in zip(samples, held_out, strict=True) if out]
         self._channels = _relative(channels)
@@ -224,28 +228,30 @@ class BlockFit:
 
     def _train(self, groups: list[Group], steps: int, latents: Sequence[nn.Parameter] = ()) -> None:
         groups = [group for group in groups if group["params"]]
-        optimizer = torch.optim.Adam([{**group} for group in groups], lr=0.0, betas=_BETAS)
-        rates = [group["lr"] for group in optimizer.param_groups]
-        factors = [_SCHEDULE.lr_factor(step, steps) for step in range(steps)]
-        order = self._order()
+        kept = self._kept_training(f"{steps} {[(group['lr'], len(group['params'])) for group in groups]}")
         with differentiable(self.module, [*latents, *(p for group in groups for p in group["params"])]):
-            moves = [
-                LatentSteps(latent.detach(), square, self._settings.reach, self._settings.flips)
-                for latent, square in zip(latents, self._second_derivatives(latents), strict=True)
-            ]
-            for factor in factors:
-                for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                    group["lr"] = rate * factor
-                optimizer.zero_grad(set_to_none=True)
-                loss = self._loss(self._learned[next(order)])
-                if not loss.requires_grad or not loss.isfinite():
-                    break  # the held-out loss decides what becomes of it
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                for latent, move in zip(latents, moves, strict=True):
-                    move.step(latent.grad, factor, factor / sum(factors))
-                    latent.grad = None
-                self._on_step()
+            train(
+                groups,
+                steps,
+                latents,
+                squares=lambda: self._second_derivatives(latents),
+                loss_of=lambda number: self._loss(self._learned[number]),
+                batches=len(self._learned),
+                generator=self._generator,
+                settings=self._settings,
+                on_step=self._on_step,
+                kept=kept,
+            )
+
+    def _kept_training(self, what: str) -> KeptTraining | None:
+        """Where the next training is kept; what it begins with is in its key."""
+        self._trainings += 1
+        if self._kept is None:
+            return None
+        numbers = self._trainings, self._energy, self._median, self.loss_before, self.loss
+        settings = f"{diba.__version__} {self._name} {numbers} {self._settings.to_dict()} {what}"
+        key = identity_of(settings, [*_tensors(self.module), self._generator.get_state()])
+        return self._kept.training(self._trainings, key)
 
     def _second_derivatives(self, latents: Sequence[nn.Parameter]) -> list[Tensor]:
         """Estimates of the loss's second derivatives: squared gradients of outputs times random signs."""
@@ -259,11 +265,6 @@ class BlockFit:
             for square, gradient in zip(found, torch.autograd.grad(total, latents), strict=True):
                 square += gradient.square() * (2 / (len(samples) * len(roots) * self._energy))
         return found
-
-    def _order(self) -> Iterator[int]:
-        """The numbers of the batches in random order, again and again."""
-        while True:
-            yield from torch.randperm(len(self._learned), generator=self._generator).tolist()
 
     # ------------------------------------------------------------ what is trained
 

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
     from ..._internal.disk import PathLike
 
-__all__ = ["KeptTraining", "identity_of"]
+__all__ = ["KeptTraining", "identity_of", "read_state", "write_state"]
 
 _VERSION = 1
+_HASH = 32  # bytes
 
 
 class KeptTraining:
@@ -76,6 +77,30 @@ class KeptTraining:
     def remove(self) -> None:
         """Delete the file: the training is at its end."""
         self._path.unlink(missing_ok=True)
+
+
+def write_state(path: Path, state: dict[str, Any]) -> None:
+    """Write tensors and plain values, with the SHA-256 of all of it first; on the disk when this returns.
+
+    Raises:
+        OSError: The disk is full, or the folder cannot be written.
+    """
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    content = buffer.getvalue()
+    replace_file(path, (hashlib.sha256(content).digest(), content))
+
+
+def read_state(path: Path) -> dict[str, Any] | None:
+    """What :func:`write_state` wrote; None: there is no file, or it is damaged."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    if hashlib.sha256(content[_HASH:]).digest() != content[:_HASH]:
+        return None
+    found: dict[str, Any] = torch.load(io.BytesIO(content[_HASH:]), weights_only=True)
+    return found
 
 
 def identity_of(settings: str, tensors: Iterable[Tensor]) -> str:

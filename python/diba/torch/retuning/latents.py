@@ -11,8 +11,13 @@ the outer product of one number for each row and one for each column.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["LatentSteps"]
 
@@ -36,6 +41,17 @@ class LatentSteps:
         self._latents, self._reach, self._flips = latents, reach, flips
         self._rows, self._columns = _outer_inverse(square)
         self._mean = torch.zeros_like(latents)
+
+    @classmethod
+    def of(cls, latents: Tensor, state: Sequence[Tensor], reach: float, flips: float) -> LatentSteps:
+        """Those that go on from a state."""
+        found = cls(latents, torch.ones_like(latents), reach, flips)
+        found._rows, found._columns, found._mean = (tensor.to(latents.device) for tensor in state)
+        return found
+
+    def state(self) -> tuple[Tensor, Tensor, Tensor]:
+        """All that later steps need beside the latents."""
+        return self._rows, self._columns, self._mean
 
     @torch.no_grad()
     def step(self, gradient: Tensor | None, rate: float, share: float) -> Tensor:
