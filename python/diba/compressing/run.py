@@ -94,8 +94,9 @@ def compress(
     at the end (``retune``), towards the dense model's answers.
 
     Everything that is finished is on the disk, in ``out/.diba``: layers, the training of a block every 20
-    seconds, models after each block, the state of retuning every 100 steps. However a run ends, the same call goes on, and gives the same files of
-    weights, byte for byte, on the same machine and with the same number of threads.
+    seconds, models after each block, the state of retuning every 100 steps. However a run ends, the same call
+    goes on, and gives the same files of weights, byte for byte, on the same machine and with the same number
+    of threads.
 
     Args:
         model: A folder that ``from_pretrained`` of transformers reads. Without data also tensors without a
