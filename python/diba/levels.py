@@ -65,8 +65,8 @@ class Levels:
     ) -> tuple[Levels, NDArray[np.float32]]:
         """Round the rows of a matrix to levels times a step: ``entries ~ step[:, None] * levels``.
 
-        With one bit that is the sign; zero counts as -1. With two, a number is rounded to the nearest level, the
-        one below where two are equally near. Numbers and steps are taken in float32.
+        With one bit that is the sign; zero counts as -1. With two, a number is rounded to the nearest level,
+        the one below where two are equally near. Numbers and steps are taken in float32.
 
         Args:
             entries: Shape (rows, columns).
