@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import diba
 from diba.compressing.reading import Weights
-from diba.torch import DibaAPBLinear, binarize, freeze, report
+from diba.torch import BitLinear, DibaAPBLinear, DibaBitLinear, binarize, freeze, report
 
 IDS = torch.arange(12).reshape(2, 6)
 
@@ -138,3 +138,47 @@ def test_tensors_that_make_no_matrix_are_not_saved(own, change, message, tmp_pat
     change(getattr(model.model.layers[0].mlp.up_proj, own))
     with pytest.raises(diba.FormatError, match=f"up_proj.{own}.*{message}"):
         model.save_pretrained(tmp_path)
+
+
+# ---------------------------------------------------------------- few bits on both sides
+
+
+def bitwise(**bits):
+    model = frozen(layers={"re:.*(up|down)_proj": None})
+    for name in ("up_proj", "down_proj"):
+        mlp = model.model.layers[0].mlp
+        setattr(mlp, name, BitLinear.from_dense(getattr(mlp, name), **bits))
+    return freeze(model)
+
+
+@pytest.mark.parametrize(("a", "w"), [(1, 1), (2, 1), (1, 2)])
+def test_bits_on_both_sides_are_saved_and_loaded(a, w, tmp_path):
+    model = bitwise(activation_bits=a, weight_bits=w)
+    model.save_pretrained(tmp_path)
+    other = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert type(other.model.layers[0].mlp.up_proj) is DibaBitLinear
+    assert other.model.layers[0].mlp.up_proj.activation_bits == a
+    assert torch.equal(outputs(other), outputs(model))
+    assert report(other).layers == report(model).layers
+    assert report(other).bytes_after == other.get_memory_footprint()
+    found = {x.name: x.alphabet for x in diba.checkpoints.integrity.inspect(tmp_path).layers}
+    assert found["model.layers.0.mlp.down_proj"] == f"{w}x{a}"
+    dense = transformers.LlamaForCausalLM(transformers.LlamaConfig.from_pretrained(tmp_path)).eval()
+    assert torch.equal(outputs(diba.torch.load(dense, tmp_path)), outputs(model))
+
+
+@pytest.mark.parametrize("own", ["scale", "planes"])
+@pytest.mark.parametrize("damage", ["changed", "missing", "shape"])
+def test_damaged_bits_are_refused(own, damage, tmp_path):
+    bitwise(activation_bits=2).save_pretrained(tmp_path)
+    path, key = tmp_path / "model.safetensors", f"model.layers.0.mlp.up_proj.{own}"
+    tensors = load_file(path)
+    if damage == "missing":
+        del tensors[key]
+    elif damage == "changed":
+        tensors[key].view(torch.uint8).flatten()[0] ^= 1
+    else:
+        tensors[key] = torch.cat([tensors[key], tensors[key]])
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(diba.FormatError, match=key):
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path)

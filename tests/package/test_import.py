@@ -26,6 +26,7 @@ LAYERS = (
         "checkpoints.html.style",
         "checkpoints.html.svg",
         "_internal.disk",
+        "_internal.bit_weights",
         "_internal.machine",
         "errors",
         "reference",

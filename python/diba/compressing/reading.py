@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._internal import check
+from .._internal.bit_weights import BitWeights
 from .._internal.codes import Codes
 from ..checkpoints.integrity import checked
 from ..layers.stored import stored_layer
@@ -25,8 +26,8 @@ class Weights(Mapping[str, Any]):
     """The weights of a compressed model, read when they are asked for; made by :func:`weights`.
 
     A factored layer's is a :class:`diba.Factorization`, that of binary weights with exceptions a
-    :class:`diba.APB`, that of a layer in 8 or 4 bits an array (m, n) of float32, any other tensor an array as
-    it is stored.
+    :class:`diba.APB`, that of a layer in 8, 4 or fewer bits an array (m, n) of float32, any other tensor
+    an array as it is stored.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -43,7 +44,7 @@ class Weights(Mapping[str, Any]):
                 raise KeyError(f"{self._folder} has no layer or tensor {name!r}")
             return self._stored.array(name)
         found = stored_layer(self._stored, name, layer)
-        return found.rows() if isinstance(found, Codes) else found
+        return found.rows() if isinstance(found, (Codes, BitWeights)) else found
 
     def __iter__(self) -> Iterator[str]:
         """Names of layers, then of other tensors."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     import diba
 
+    from ..._internal.bit_weights import BitWeights
     from ..._internal.codes import Codes
 
 
@@ -108,7 +109,7 @@ def _keep_padding(model: nn.Module) -> None:
 def replace(
     model: nn.Module,
     dense: Sequence[nn.Module],
-    f: diba.Factorization | Codes | diba.APB,
+    f: diba.Factorization | Codes | diba.APB | BitWeights,
     bias: NDArray[np.float64] | None = None,
 ) -> CompressedLayer:
     """Replace a dense layer, or several that share one weight, by compressed layers that share their tensors.
@@ -118,7 +119,7 @@ def replace(
     Args:
         model: Changed in place.
         dense: The layer, or the layers that are tied.
-        f: Factors or codes of their matrix, or binary weights with exceptions.
+        f: Factors or codes of their matrix, or weights of one or two bits.
         bias: New bias of the first layer, (m,); None: it keeps the bias that it has, or has none.
 
     Returns:
@@ -135,7 +136,7 @@ def replace(
     return made[0]
 
 
-def _like(module: Any, f: diba.Factorization | Codes | diba.APB) -> CompressedLayer:
+def _like(module: Any, f: diba.Factorization | Codes | diba.APB | BitWeights) -> CompressedLayer:
     new = compressed(module, f)
     if new.bias is not None:
         new.bias = module.bias  # the same object, which an optimizer or another layer may hold

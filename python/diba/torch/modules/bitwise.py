@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..._internal import check, storage
+from ..._internal.bit_weights import BitWeights
 from ..ops.bits import bit_linear, numbers_of, packed_levels
 from .state import CompressedLayer, as_numpy, floating
 
@@ -136,8 +137,8 @@ class DibaBitLinear(CompressedLayer):
         return facts if self.dtype == torch.float32 else f"{facts}, dtype={self.dtype}"
 
     @torch.no_grad()
-    def set_weight(self, weight: Tensor) -> None:
-        """Round a weight (m, n) and overwrite the tensors in place.
+    def set_weight(self, weight: Tensor | BitWeights) -> None:
+        """Round a weight (m, n), or take one that is rounded; the tensors are overwritten in place.
 
         Raises:
             ValueError: It has another shape.
@@ -145,7 +146,11 @@ class DibaBitLinear(CompressedLayer):
         check.equal(
             tuple(weight.shape), "the shape of weight", tuple(self.weight_shape), "shape of the layer"
         )
-        planes, steps = packed_levels(weight, self.weight_bits)
+        if isinstance(weight, BitWeights):
+            check.equal(weight.weight_bits, "weight_bits", self.weight_bits, "bits of the layer")
+            planes, steps = torch.tensor(weight.planes), torch.tensor(weight.scale)
+        else:
+            planes, steps = packed_levels(weight, self.weight_bits)
         self._forget()
         self.planes.copy_(planes)
         self.scale.copy_(steps)

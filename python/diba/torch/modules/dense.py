@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 import diba
 
 from ..._internal import check
+from ..._internal.bit_weights import BitWeights
 from ..._internal.codes import Codes
 from .apb import APBSizes, sizes_of
 from .bitwise import BitSizes
@@ -120,7 +121,7 @@ class Kind:
             layer = self._coded(module, sizes)
         elif isinstance(sizes, (APBSizes, diba.APB)):
             layer = self._binary(module, sizes if isinstance(sizes, APBSizes) else sizes_of(sizes))
-        elif isinstance(sizes, BitSizes):
+        elif isinstance(sizes, (BitSizes, BitWeights)):
             layer = self._bitwise(module, sizes)
         else:
             layer = self._built(module, sizes)
@@ -130,7 +131,10 @@ class Kind:
         return layer.train(module.training)  # type: ignore[no-any-return]
 
     def replacement(
-        self, module: Any, f: diba.Factorization | Codes | diba.APB | None = None, **solve_options: Any
+        self,
+        module: Any,
+        f: diba.Factorization | Codes | diba.APB | BitWeights | None = None,
+        **solve_options: Any,
     ) -> CompressedLayer:
         """Make the compressed layer: see :meth:`FactoredLayer.from_dense`."""
         reason = self.obstacle(module)
@@ -142,7 +146,7 @@ class Kind:
         elif solve_options:
             options = ", ".join(solve_options)
             raise TypeError(f"f and {options} are both given; give either factors or options of diba.solve")
-        if not isinstance(f, (Codes, diba.APB)):
+        if not isinstance(f, (Codes, diba.APB, BitWeights)):
             check_factorization(f)
         check.equal(f.shape, "the shape of f", tuple(matrix.shape), "shape of the layer's matrix")
         layer: Any = self.empty(module, f)
@@ -195,7 +199,7 @@ class Kind:
         """Make a layer of class ``apb`` on the meta device with the settings of a dense one."""
         raise NotImplementedError
 
-    def _bitwise(self, module: Any, sizes: BitSizes) -> Any:
+    def _bitwise(self, module: Any, sizes: BitSizes | BitWeights) -> Any:
         """Make a layer of class ``bitwise`` on the meta device with the settings of a dense one."""
         raise NotImplementedError
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     import diba
 
+    from ..._internal.bit_weights import BitWeights
     from ..._internal.codes import Codes
     from .dense import Kind
     from .state import CompressedLayer
@@ -122,7 +123,9 @@ def input_layout(module: nn.Module) -> object:
 
 
 def compressed(
-    module: nn.Module, f: diba.Factorization | Codes | diba.APB | None = None, **solve_options: Any
+    module: nn.Module,
+    f: diba.Factorization | Codes | diba.APB | BitWeights | None = None,
+    **solve_options: Any,
 ) -> CompressedLayer:
     """Make a compressed layer from a dense one of any kind: see :meth:`FactoredLayer.from_dense`.
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     import diba
 
+    from ..._internal.bit_weights import BitWeights
     from ..._internal.check import Alphabet
     from ..._internal.codes import Codes
     from .apb import APBSizes
@@ -163,7 +164,7 @@ class LinearKind(Kind):
         options: dict[str, Any] = {"entries": sizes.entries, "alphas": sizes.alphas}
         return self.apb(n, m, bias=bias, **options, dtype=module.weight.dtype, device="meta")
 
-    def _bitwise(self, module: Any, sizes: BitSizes) -> Any:
+    def _bitwise(self, module: Any, sizes: BitSizes | BitWeights) -> Any:
         (m, n), bias = sizes.shape, module.bias is not None
         bits = {"weight_bits": sizes.weight_bits, "activation_bits": sizes.activation_bits}
         return self.bitwise(n, m, bias=bias, **bits, dtype=module.weight.dtype, device="meta")
