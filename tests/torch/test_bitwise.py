@@ -136,7 +136,9 @@ def test_states_copies_and_the_operator(a: int, w: int) -> None:
     assert type(dense) is nn.Linear
     again = DibaBitLinear.from_dense(dense, activation_bits=a, weight_bits=w)
     assert torch.equal(again.planes, stored.planes) or w == 2  # whose step is that of the rounded weights
-    torch.library.opcheck(bit_linear, (x, stored.planes, stored.scale, stored.bias, 70, a))
+    torch.library.opcheck(
+        torch.ops.diba.bit_linear.default, (x, stored.planes, stored.scale, stored.bias, 70, a)
+    )
     assert f"activation_bits={a}, weight_bits={w}" in repr(layer)
     assert f"activation_bits={a}, weight_bits={w}" in repr(stored)
 

@@ -182,7 +182,7 @@ def test_gradients(scales: str) -> None:
 def test_the_operator_keeps_torchs_rules(exceptions: float) -> None:
     layer = frozen(trained(20, 70, exceptions=exceptions))
     x = torch.randn(3, 70, requires_grad=True)
-    torch.library.opcheck(apb_linear, (x, *layer._parts(), layer.bias, 70))
+    torch.library.opcheck(torch.ops.diba.apb_linear.default, (x, *layer._parts(), layer.bias, 70))
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(x).dtype == torch.bfloat16
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")

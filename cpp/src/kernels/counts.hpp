@@ -30,6 +30,7 @@ constexpr std::size_t kNibbles = 16 * kCountWords;  // of a row
 constexpr std::size_t kByteSums = 52;               // lookups whose sum, at most 4 each, fits a byte: a fifth of 256
 constexpr std::size_t kCountVectors = kCountLanes / Bytes::kBytes;
 constexpr std::size_t kCountRows = 4;  // of which counts are made at once
+constexpr std::size_t kFewRows = 6;    // up to so many, to spread the lanes costs more than to count each pair's ones
 
 // Bytes b of words l and bytes l of words b change places.
 inline void transpose_bytes(std::uint64_t* words) {
@@ -102,8 +103,22 @@ inline void count_block(const std::uint8_t* nibbles, const std::uint8_t* offsets
     for (std::size_t l = 0; l < lanes; ++l) y[r * stride + l] += static_cast<std::int32_t>(sums[r][l]) << shift;
 }
 
+inline void count_pairs(const CountRows& lanes, const CountRows& rows, std::size_t words, int shift, std::int32_t* y,
+                        std::size_t stride) {
+  for (std::size_t l = 0; l < lanes.count; ++l) {
+    const std::uint64_t* const lane = lanes.words + l * lanes.stride;
+    for (std::size_t r = 0; r < rows.count; ++r) {
+      const std::uint64_t* const row = rows.words + r * rows.stride;
+      int ones = 0;
+      for (std::size_t w = 0; w < words; ++w) ones += __builtin_popcountll(lane[w] & row[w]);
+      y[r * stride + l] += ones << shift;
+    }
+  }
+}
+
 void common_counts(const CountRows& lanes, const CountRows& rows, std::size_t words, int shift, std::int32_t* y,
                    std::size_t stride, std::uint8_t* scratch) {
+  if (rows.count <= kFewRows) return count_pairs(lanes, rows, words, shift, y, stride);
   std::uint8_t* const nibbles = scratch;
   std::uint8_t* const offsets = scratch + kNibbles * kCountLanes;
   spread_lanes(lanes, words, nibbles);

@@ -16,16 +16,20 @@ namespace {
 constexpr std::size_t kRowsAtOnce = 256;  // for each spread of 64 others; their words of one step stay in a cache
 
 // The sum of u over each row, modulo 2^32 as all that follows: only what comes out must fit 32 bits with a sign.
-std::vector<std::uint32_t> row_totals(const BitNumbers& x) {
+// They are the ones in common with a row of ones.
+std::vector<std::int32_t> row_totals(const BitNumbers& x) {
   const std::size_t words = words_for(x.cols);
-  std::vector<std::uint32_t> totals(x.rows);
-  for (int p = 0; p < x.bits; ++p)
-    for (std::size_t i = 0; i < x.rows; ++i) {
-      const std::uint64_t* const row = x.words + (static_cast<std::size_t>(p) * x.rows + i) * words;
-      std::uint32_t ones = 0;
-      for (std::size_t w = 0; w < words; ++w) ones += static_cast<std::uint32_t>(__builtin_popcountll(row[w]));
-      totals[i] += ones << p;
-    }
+  const std::vector<std::uint64_t> ones(std::min(kCountWords, words), ~std::uint64_t{0});
+  std::vector<std::int32_t> totals(x.rows);
+  alignas(64) std::uint8_t scratch[count_scratch_bytes()];
+  for (std::size_t i = 0; i < x.rows; i += kCountLanes) {
+    const std::size_t lanes = std::min(kCountLanes, x.rows - i);
+    for (int p = 0; p < x.bits; ++p)
+      for (std::size_t w = 0; w < words; w += kCountWords)
+        active().common_counts({x.words + (static_cast<std::size_t>(p) * x.rows + i) * words + w, lanes, words},
+                               {ones.data(), 1, ones.size()}, std::min(kCountWords, words - w), p, totals.data() + i,
+                               lanes, scratch);
+  }
   return totals;
 }
 
@@ -59,15 +63,17 @@ class Products {
   // From the sums of u v to those of the numbers, in row i from column j0 on.
   void finish(std::size_t i, std::size_t j0, std::size_t count) const {
     const std::uint32_t most_a = (1U << a_.bits) - 1, most_b = (1U << b_.bits) - 1;
-    const std::uint32_t same = static_cast<std::uint32_t>(a_.cols) * most_a * most_b - 2 * most_b * of_a_[i];
+    const std::uint32_t same =
+        static_cast<std::uint32_t>(a_.cols) * most_a * most_b - 2 * most_b * static_cast<std::uint32_t>(of_a_[i]);
     auto* const sums = reinterpret_cast<std::uint32_t*>(y_ + i * b_.rows + j0);  // the same bytes without a sign
-    const std::uint32_t* const of_lanes = of_b_.data() + j0;
-    for (std::size_t j = 0; j < count; ++j) sums[j] = 4 * sums[j] + same - 2 * most_a * of_lanes[j];
+    const std::int32_t* const of_lanes = of_b_.data() + j0;
+    for (std::size_t j = 0; j < count; ++j)
+      sums[j] = 4 * sums[j] + same - 2 * most_a * static_cast<std::uint32_t>(of_lanes[j]);
   }
 
   BitNumbers a_, b_;
   std::int32_t* y_;
-  std::vector<std::uint32_t> of_a_, of_b_;
+  std::vector<std::int32_t> of_a_, of_b_;
 };
 
 // The step of a row. Order: lane l of 8 sums columns l, l + 8, ...; the lanes are then added in turn.

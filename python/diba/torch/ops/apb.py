@@ -21,7 +21,7 @@ from torch.nn import functional
 from ..._internal.apb_bytes import apb_shapes, decoded_exceptions
 from ..._internal.sparse_rows import SparseRows
 from . import packed
-from .operators import ACTIVATIONS, check_vectors, plain, under_autocast
+from .operators import ACTIVATIONS, check_vectors, plain, under_autocast, undispatched
 from .reference import unpack
 
 __all__ = ["apb_linear", "apb_matrix", "forget_exceptions"]
@@ -145,6 +145,12 @@ def _check(x: Tensor, parts: Parts, bias: Tensor | None, n: int) -> None:
         raise ValueError(f"bias has shape {tuple(bias.shape)}; it must be ({m},), the outputs of the layer")
 
 
+def apb_linear(x: Tensor, *rest: Any) -> Tensor:
+    """``torch.ops.diba.apb_linear``, called without torch's dispatcher where that makes no difference."""
+    result: Tensor = _cpu(x, *rest) if undispatched(x) else _registered(x, *rest)
+    return result
+
+
 def _cpu(x: Tensor, *rest: Any) -> Tensor:
     *given, bias, n = rest
     parts: Parts = tuple(given)
@@ -245,6 +251,6 @@ for _name, _first, _other, _shaped in (
     _library.impl(_name, _other, "CompositeExplicitAutograd")
     torch.library.register_fake(f"diba::{_name}", _shaped, lib=_library)
 torch.library.register_autograd("diba::apb_linear", _gradients, setup_context=_keep, lib=_library)
-apb_linear: Any = torch.ops.diba.apb_linear.default
+_registered: Any = torch.ops.diba.apb_linear.default
 for _key in ("AutocastCPU", "AutocastCUDA"):
-    _library.impl(apb_linear, under_autocast(apb_linear, _key), _key)
+    _library.impl(_registered, under_autocast(_registered, _key), _key)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ... import _core
-from .operators import ACTIVATIONS, check_vectors, plain, under_autocast
+from .operators import ACTIVATIONS, check_vectors, plain, under_autocast, undispatched
 from .reference import unpack
 
 __all__ = ["bit_linear", "numbers_of", "packed_levels", "rounded", "within"]
@@ -112,6 +112,13 @@ def _check(x: Tensor, planes: Tensor, scale: Tensor, bias: Tensor | None, n: int
         raise ValueError(f"bits is {bits}; it must be 1 or 2")
     if bias is not None and bias.shape != (m,):
         raise ValueError(f"bias has shape {tuple(bias.shape)}; it must be ({m},), the outputs of the layer")
+
+
+def bit_linear(x: Tensor, planes: Tensor, scale: Tensor, bias: Tensor | None, n: int, bits: int) -> Tensor:
+    """``torch.ops.diba.bit_linear``, called without torch's dispatcher where that makes no difference."""
+    call: Any = _cpu if undispatched(x) else _registered
+    result: Tensor = call(x, planes, scale, bias, n, bits)
+    return result
 
 
 def _cpu(x: Tensor, planes: Tensor, scale: Tensor, bias: Tensor | None, n: int, bits: int) -> Tensor:
@@ -216,6 +223,6 @@ for _name, _first, _other, _shaped in (
     _library.impl(_name, _other, "CompositeExplicitAutograd")
     torch.library.register_fake(f"diba::{_name}", _shaped, lib=_library)
 torch.library.register_autograd("diba::bit_linear", _gradients, setup_context=_keep, lib=_library)
-bit_linear: Any = torch.ops.diba.bit_linear.default
+_registered: Any = torch.ops.diba.bit_linear.default
 for _key in ("AutocastCPU", "AutocastCUDA"):
-    _library.impl(bit_linear, under_autocast(bit_linear, _key), _key)
+    _library.impl(_registered, under_autocast(_registered, _key), _key)

@@ -25,7 +25,7 @@ from torch import Tensor
 from ... import _core
 from . import packed, reference
 
-__all__ = ["ACTIVATIONS", "check_vectors", "linear", "plain", "under_autocast"]
+__all__ = ["ACTIVATIONS", "check_vectors", "linear", "plain", "under_autocast", "undispatched"]
 
 _FACTORS = "Tensor d1, Tensor b1, Tensor d2, Tensor b2, Tensor d3"
 _modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
@@ -186,15 +186,12 @@ def _linear_autograd(
     return _below_autograd(x, d1, b1, d2, b2, d3, bias, sign)
 
 
-def linear(
-    x: Tensor, d1: Tensor, b1: Tensor, d2: Tensor, b2: Tensor, d3: Tensor, bias: Tensor | None, sign: bool
-) -> Tensor:
-    """``torch.ops.diba.linear``, called without torch's dispatcher where that makes no difference.
+def undispatched(x: Tensor) -> bool:
+    """Whether torch's dispatcher would make no difference for a product with x.
 
-    For a small layer the dispatcher takes longer than the product. It is not needed for a plain tensor
-    without gradients, tracing, autocast, modes or function transforms.
+    It is not needed for a plain tensor without gradients, tracing, autocast, modes or function transforms.
     """
-    if (
+    return (
         not torch.compiler.is_compiling()
         and type(x) is Tensor
         and not torch.is_grad_enabled()
@@ -204,7 +201,17 @@ def linear(
         and not torch.is_autocast_enabled("cpu")
         and torch._C._get_tracing_state() is None
         and not torch._C._functorch.is_functorch_wrapped_tensor(x)
-    ):
+    )
+
+
+def linear(
+    x: Tensor, d1: Tensor, b1: Tensor, d2: Tensor, b2: Tensor, d3: Tensor, bias: Tensor | None, sign: bool
+) -> Tensor:
+    """``torch.ops.diba.linear``, called without torch's dispatcher where that makes no difference.
+
+    For a small layer the dispatcher takes longer than the product.
+    """
+    if undispatched(x):
         at_once = packed.try_linear(x, d1, b1, d2, b2, d3, bias, sign)
         if at_once is not None:
             return at_once
