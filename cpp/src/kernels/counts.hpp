@@ -44,35 +44,33 @@ inline void transpose_bytes(std::uint64_t* words) {
       }
 }
 
-// The nibbles of 64 rows, those of one place beside one another: (16 words, 64).
+// The nibbles of 64 rows, those of one place beside one another: (16 words, 64). The low ones of all bytes come first.
 inline void spread_lanes(const CountRows& lanes, std::size_t words, std::uint8_t* nibbles) {
-  for (std::size_t w = 0; w < words; ++w) {
-    std::uint8_t* const to = nibbles + 16 * w * kCountLanes;
+  std::uint8_t* const high = nibbles + 8 * words * kCountLanes;
+  for (std::size_t w = 0; w < words; ++w)
     for (std::size_t first = 0; first < kCountLanes; first += 8) {
       std::uint64_t eight[8];
       for (std::size_t l = 0; l < 8; ++l)
         eight[l] = first + l < lanes.count ? lanes.words[(first + l) * lanes.stride + w] : 0;
       transpose_bytes(eight);
-      for (std::size_t b = 0; b < 8; ++b) __builtin_memcpy(to + 2 * b * kCountLanes + first, &eight[b], 8);
-    }
-    for (std::size_t b = 0; b < 8; ++b) {
-      std::uint8_t* const low = to + 2 * b * kCountLanes;
-      std::uint8_t* const high = low + kCountLanes;
-      for (std::size_t l = 0; l < kCountLanes; ++l) {
-        high[l] = low[l] >> 4;
-        low[l] &= 15;
+      for (std::size_t b = 0; b < 8; ++b) {
+        constexpr std::uint64_t kLow = 0x0F0F0F0F0F0F0F0F;
+        const std::uint64_t low_u8x8 = eight[b] & kLow, high_u8x8 = eight[b] >> 4 & kLow;
+        const std::size_t at = (8 * w + b) * kCountLanes + first;
+        __builtin_memcpy(nibbles + at, &low_u8x8, 8);
+        __builtin_memcpy(high + at, &high_u8x8, 8);
       }
     }
-  }
 }
 
-// Where the tables of the nibbles of a row are, from kCommonOnes on.
+// Where the tables of the nibbles of a row are, from kCommonOnes on, in the same order.
 inline void spread_row(const std::uint64_t* row, std::size_t words, std::uint8_t* offsets) {
-  std::uint8_t bytes[8 * kCountWords];
-  __builtin_memcpy(bytes, row, 8 * words);
-  for (std::size_t b = 0; b < 8 * words; ++b) {
-    offsets[2 * b] = static_cast<std::uint8_t>(bytes[b] << 4);
-    offsets[2 * b + 1] = bytes[b] & 0xF0;
+  std::uint8_t* const high = offsets + 8 * words;
+  for (std::size_t w = 0; w < words; ++w) {
+    constexpr std::uint64_t kHigh = 0xF0F0F0F0F0F0F0F0;
+    const std::uint64_t low_u8x8 = row[w] << 4 & kHigh, high_u8x8 = row[w] & kHigh;
+    __builtin_memcpy(offsets + 8 * w, &low_u8x8, 8);
+    __builtin_memcpy(high + 8 * w, &high_u8x8, 8);
   }
 }
 
