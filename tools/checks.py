@@ -87,6 +87,7 @@ def pytest(outside: Path, *args: str, **extra: str) -> None:
     """All tests in as many processes as there are processors, from a folder outside the sources."""
     command = (PYTHON, "-m", "pytest", "-p", "no:cacheprovider", "-c", ROOT / "pyproject.toml")
     processes = ("-n", str(len(os.sched_getaffinity(0))), "--dist", "worksteal")
+    # Threads of OpenMP wait busily, which takes most of the time where they are more than the processors.
     run(
         *command,
         *processes,
@@ -95,6 +96,7 @@ def pytest(outside: Path, *args: str, **extra: str) -> None:
         show=True,
         cwd=outside,
         DIBA_SOURCE_ROOT=str(ROOT),
+        OMP_WAIT_POLICY="PASSIVE",
         **extra,
     )
 
