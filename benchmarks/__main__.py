@@ -4,6 +4,7 @@
 matvec       products beside NumPy, torch, onnxruntime and OpenVINO: a quarter of an hour
 op_overhead  what a call of a layer costs beside its kernel: a minute
 bitgemm      products of numbers of one and two bits, beside torch: a minute
+apb_matvec   signs and a few exceptions, beside onnxruntime's 2 bits and torch: a minute
 heads        output layers in 8 and 4 bits, beside torch and onnxruntime: minutes
 streaming    products with matrices that no cache holds: a minute
 compare      two installations of diba side by side: five minutes
@@ -47,6 +48,7 @@ PLACES = {
     "matvec": "products.matvec",
     "op_overhead": "products.op_overhead",
     "bitgemm": "products.bitgemm",
+    "apb_matvec": "products.apb",
     "heads": "products.heads",
     "streaming": "products.streaming",
     "compare": "products.compare",

@@ -127,6 +127,10 @@ class ChecksummedFile {
   const std::map<std::string, std::string>& metadata() const { return checksummed_.header().metadata; }
   Tensors tensors() const { return tensors_of(checksummed_.header()); }
 
+  std::int64_t integer(const std::string& key, std::int64_t minimum, std::int64_t maximum) const {
+    return checksummed_.integer(key, minimum, maximum);
+  }
+
   void read(const std::string& key, Bytes& out) {
     const auto& tensors = checksummed_.header().tensors;
     const auto found = tensors.find(key);
@@ -162,5 +166,6 @@ void bind_file(py::module_& m) {
            py::arg("kind"), py::arg("what"), py::arg("version"))
       .def_property_readonly("metadata", &ChecksummedFile::metadata)
       .def_property_readonly("tensors", &ChecksummedFile::tensors)
+      .def("integer", &ChecksummedFile::integer, py::arg("key"), py::arg("minimum"), py::arg("maximum"))
       .def("read", &ChecksummedFile::read, py::arg("key"), py::arg("out").noconvert());
 }

@@ -1,20 +1,19 @@
-// cpp/src/product: exact products, and packed bits for fast ones, whose calls take microseconds.
+// cpp/src/product, with arrays: exact products, and packed bits for fast ones, whose calls take microseconds.
 
 #include <pybind11/stl.h>
 
-#include <array>
 #include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "bindings.hpp"
 #include "product/bit_counts.hpp"
-#include "product/code_rows.hpp"
 #include "product/exact.hpp"
-#include "product/fingerprint.hpp"
 #include "product/packed_store.hpp"
+#include "product/sparse_rows.hpp"
 #include "runtime/dispatch.hpp"
 
 namespace py = pybind11;
@@ -104,7 +103,45 @@ void round_rows(const Floats& x, Floats& steps, bool found, Words& words, int th
   diba::round_rows(from, rows, cols, bits, found, of_rows, to, threads);
 }
 
+// ---- products with a sparse matrix
+
+using Starts = py::array_t<std::uint32_t, py::array::c_style>;
+template <typename Column>
+using Columns = py::array_t<Column, py::array::c_style>;
+
+// The rows, whose arrays must live as long.
+template <typename Column>
+diba::SparseRows sparse_rows(const Starts& starts, const Columns<Column>& columns, const Floats& values,
+                             std::size_t cols) {
+  require(starts.ndim() == 1 && extent(starts, 0) > 0, "starts must have shape (rows + 1,)");
+  require(columns.ndim() == 1, "columns must be one-dimensional");
+  const std::size_t entries = extent(columns, 0);
+  const float* of_entries = elements(values, entries, "values must have as many entries as columns");
+  const diba::SparseRows rows{starts.data(), columns.data(), of_entries, extent(starts, 0) - 1, cols, sizeof(Column)};
+  require(diba::is_valid(rows, entries), "starts must ascend from 0 to the number of columns, each below cols");
+  return rows;
+}
+
+template <typename Column>
+void add_sparse(const Starts& starts, const Columns<Column>& columns, const Floats& values, std::size_t cols,
+                const Floats& x, Floats& out, int threads) {
+  const diba::SparseRows rows = sparse_rows(starts, columns, values, cols);
+  require(x.ndim() == 2, "x must have shape (count, cols)");
+  const std::size_t count = extent(x, 0);
+  const float* from = elements(x, count, cols, "x must have shape (count, cols)");
+  float* to = elements(out, count, rows.rows, "out must have shape (count, rows)");
+  const Unlocked unlocked;
+  diba::add_sparse(rows, from, count, to, threads);
+}
+
 // ---- fast products of a factorization, from arrays
+
+std::vector<float> scales_of(const Floats& alpha, std::size_t rows) {
+  const std::size_t length = length_of(alpha, "alpha must be one-dimensional");
+  require(length == 1 || length == rows, "alpha must have one entry, or one for each row");
+  return length == rows ? std::vector<float>(alpha.data(), alpha.data() + rows)
+                        : std::vector<float>(rows, *alpha.data());
+}
 
 std::unique_ptr<diba::PackedFactorization> make_packed(const Floats& d1, const Words& b1, const Floats& d2,
                                                        const Words& b2, const Floats& d3, bool signs) {
@@ -116,6 +153,39 @@ std::unique_ptr<diba::PackedFactorization> make_packed(const Floats& d1, const W
   const diba::Kernels& kernels = diba::active();
   const Unlocked unlocked;
   return std::make_unique<diba::PackedFactorization>(left, right, signs, scales, kernels);
+}
+
+// diag(alpha) S + E, with the arrays of E.
+template <typename Column>
+struct Binarized : diba::PackedFactorization {
+  Binarized(std::shared_ptr<const diba::Packed> signs, std::vector<float> alpha, const diba::SparseRows& rows,
+            Starts starts_, Columns<Column> columns_, Floats values_)
+      : PackedFactorization(std::move(signs), std::move(alpha), rows),
+        starts(std::move(starts_)),
+        columns(std::move(columns_)),
+        values(std::move(values_)) {}
+
+  Starts starts;
+  Columns<Column> columns;
+  Floats values;
+};
+
+// alpha has one entry, or one for each row.
+template <typename Column>
+std::shared_ptr<diba::PackedFactorization> make_binarized(const Floats& alpha, const Words& signs, std::size_t cols,
+                                                          const Starts& starts, const Columns<Column>& columns,
+                                                          const Floats& values) {
+  const diba::BitView view = bit_view(signs, cols);
+  const diba::SparseRows rows = sparse_rows(starts, columns, values, cols);
+  require(rows.rows == view.rows, "starts must have shape (rows + 1,)");
+  std::vector<float> scales = scales_of(alpha, view.rows);
+  const diba::Kernels& kernels = diba::active();
+  std::shared_ptr<const diba::Packed> packed;
+  {
+    const Unlocked unlocked;
+    packed = std::make_shared<const diba::Packed>(view, true, kernels);
+  }
+  return std::make_shared<Binarized<Column>>(std::move(packed), std::move(scales), rows, starts, columns, values);
 }
 
 void multiply(const diba::PackedFactorization& self, const Floats& x, const std::optional<Floats>& bias, Floats& out,
@@ -156,155 +226,25 @@ py::object try_multiply(const diba::PackedFactorization& self, const py::handle&
   return out;
 }
 
-// ---- fast products of tensors, by address: diba/torch/ops/packed.py has checked them
-
-using Address = std::uintptr_t;
-
-template <typename T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
-
-// d1, b1, d2, b2, d3; bits in rows of whole bytes.
-using FactorAddresses = std::array<Address, 5>;
-
-// From so many vectors on, to check all the bits costs little compared with the product.
-constexpr std::size_t kVectorsForWhole = 32;
-
-// The packed bits of a layer, or of one matrix, that the caller owns, and fingerprints that tell whether they are still
-// the same. Bits past the last column are ignored.
-class PackedTensors {
- public:
-  PackedTensors(Address b1, Address b2, std::size_t rows, std::size_t inner, std::size_t cols, bool signs,
-                const diba::Kernels& kernels)
-      : b1_(at<const std::uint8_t>(b1), rows * diba::bytes_for(inner)),
-        b2_(std::in_place, at<const std::uint8_t>(b2), inner * diba::bytes_for(cols)),
-        packed_(diba::packed_store().get(read(b1, rows, inner).view(), read(b2, inner, cols).view(), signs, kernels)) {}
-  PackedTensors(Address bits, std::size_t rows, std::size_t cols, bool signs, bool transposed,
-                const diba::Kernels& kernels)
-      : b1_(at<const std::uint8_t>(bits), rows * diba::bytes_for(cols)),
-        packed_(std::make_shared<const diba::Packed>(
-            (transposed ? diba::transposed(read(bits, rows, cols).view()) : read(bits, rows, cols)).view(), signs,
-            kernels)) {}
-
-  const diba::Packed& packed() const { return *packed_; }
-
-  bool holds(Address b1, Address b2, bool whole) const {
-    return b1_.matches(at<const std::uint8_t>(b1), whole) && (!b2_ || b2_->matches(at<const std::uint8_t>(b2), whole));
-  }
-
-  void multiply(const FactorAddresses& f, const float* x, std::size_t count, const float* bias, float* y,
-                int threads) const {
-    packed_->multiply(*latest_.get(*packed_, scales(f)), x, count, bias, y, threads);
-  }
-
-  void gradients(const FactorAddresses& f, const float* x, const float* g, std::size_t count,
-                 const diba::Gradients& out, int threads) const {
-    const diba::Scales s = scales(f);
-    const auto turned = latest_turned_.get(packed_->transposed(), {s.d3, s.d2, s.d1});
-    packed_->gradients(*latest_.get(*packed_, s), *turned, x, g, count, out, threads);
-  }
-
- private:
-  static diba::BitMatrix read(Address bytes, std::size_t rows, std::size_t cols) {
-    diba::BitMatrix bits = diba::matrix_of_bytes(at<const std::uint8_t>(bytes), rows, cols);
-    diba::clear_tails(bits.mutable_view());
-    return bits;
-  }
-
-  static diba::Scales scales(const FactorAddresses& f) {
-    return {at<const float>(f[0]), at<const float>(f[2]), at<const float>(f[4])};
-  }
-
-  diba::Fingerprint b1_;
-  std::optional<diba::Fingerprint> b2_;
-  std::shared_ptr<const diba::Packed> packed_;
-  diba::LatestDiagonals latest_, latest_turned_;
-};
-
-std::unique_ptr<PackedTensors> make_layer(Address b1, Address b2, std::size_t rows, std::size_t inner, std::size_t cols,
-                                          bool signs) {
-  const diba::Kernels& kernels = diba::active();
-  const Unlocked unlocked;
-  return std::make_unique<PackedTensors>(b1, b2, rows, inner, cols, signs, kernels);
-}
-
-std::unique_ptr<PackedTensors> make_matrix(Address bits, std::size_t rows, std::size_t cols, bool signs,
-                                           bool transposed) {
-  const diba::Kernels& kernels = diba::active();
-  const Unlocked unlocked;
-  return std::make_unique<PackedTensors>(bits, rows, cols, signs, transposed, kernels);
-}
-
-// Returns false, without a product, if the bits are not those that were packed; `whole`: all of them are compared.
-bool multiply_tensors(const PackedTensors& self, const FactorAddresses& f, Address x, std::size_t count, Address bias,
-                      Address y, int threads, bool whole) {
-  const Unlocked unlocked;
-  if (!self.holds(f[1], f[3], whole || count >= kVectorsForWhole)) return false;
-  self.multiply(f, at<const float>(x), count, at<const float>(bias), at<float>(y), threads);
-  return true;
-}
-
-// The same for one matrix.
-bool multiply_matrix(const PackedTensors& self, Address bits, Address x, std::size_t count, Address y, int threads,
-                     bool whole) {
-  const Unlocked unlocked;
-  if (!self.holds(bits, 0, whole || count >= kVectorsForWhole)) return false;
-  self.packed().multiply({}, at<const float>(x), count, nullptr, at<float>(y), threads);
-  return true;
-}
-
-// out: the gradients of x (or 0), d1, d2, d3
-void tensor_gradients(const PackedTensors& self, const FactorAddresses& f, Address x, Address g, std::size_t count,
-                      const std::array<Address, 4>& out, int threads) {
-  const Unlocked unlocked;
-  self.gradients(f, at<const float>(x), at<const float>(g), count,
-                 {at<float>(out[0]), at<float>(out[1]), at<float>(out[2]), at<float>(out[3])}, threads);
-}
-
-// Whether it was packed for the instruction set that is selected now.
-bool is_current(const PackedTensors& self) { return self.packed().runs_on(diba::active()); }
-
-// ---- products with 8- and 4-bit rows of tensors, by address: diba/torch/ops/codes.py has checked them
-
-// steps: 0 at 8 bits; bias: 0 for none
-void multiply_codes(Address codes, Address steps, Address d1, std::size_t rows, std::size_t columns, int bits,
-                    std::size_t group, Address x, std::size_t count, Address bias, Address y, int threads) {
-  diba::CodeRows view{};
-  view.codes = at<const std::uint8_t>(codes);
-  view.steps = at<const std::uint8_t>(steps);
-  view.rows = rows;
-  view.cols = columns;
-  view.bits = bits;
-  view.group = group;
-  view.code_stride = view.row_bytes();
-  view.step_stride = view.groups();
-  const Unlocked unlocked;
-  diba::multiply_codes(view, at<const float>(d1), at<const float>(x), count, at<const float>(bias), at<float>(y),
-                       threads);
-}
-
 void bind_packed(py::module_& m) {
   using Factorization = diba::PackedFactorization;
   const auto array = [](const char* name) { return py::arg(name).noconvert(); };
-  py::class_<Factorization>(m, "Packed")
+  py::class_<Factorization, std::shared_ptr<Factorization>>(m, "Packed")
       .def(py::init(&make_packed), array("d1"), array("b1"), array("d2"), array("b2"), array("d3"), py::arg("signs"))
       .def_property_readonly("nbytes", &Factorization::bytes)
       .def_property_readonly("isa", [](const Factorization& self) { return std::string(self.bits->kernels().name); })
       .def("multiply", &multiply, array("x"), array("bias").none(true), array("out"), py::arg("threads"))
       .def("try_multiply", &try_multiply, py::arg("x"), py::arg("threads"));
-  py::class_<PackedTensors>(m, "PackedTensors")
-      .def(py::init(&make_layer), py::arg("b1"), py::arg("b2"), py::arg("rows"), py::arg("inner"), py::arg("cols"),
-           py::arg("signs"))
-      .def_static("matrix", &make_matrix, py::arg("bits"), py::arg("rows"), py::arg("cols"), py::arg("signs"),
-                  py::arg("transposed"))
-      .def_property_readonly("current", &is_current)
-      .def(
-          "holds", [](const PackedTensors& self, Address b1, Address b2) { return self.holds(b1, b2, true); },
-          py::arg("b1"), py::arg("b2"))
-      .def("multiply", &multiply_tensors)
-      .def("multiply_matrix", &multiply_matrix)
-      .def("gradients", &tensor_gradients);
+}
+
+// One overload for each width of columns.
+template <typename Column>
+void bind_sparse(py::module_& m) {
+  const auto array = [](const char* name) { return py::arg(name).noconvert(); };
+  m.def("add_sparse", &add_sparse<Column>, array("starts"), array("columns"), array("values"), py::arg("cols"),
+        array("x"), array("out"), py::arg("threads"));
+  m.def("pack_binarized", &make_binarized<Column>, array("alpha"), array("signs"), py::arg("cols"), array("starts"),
+        array("columns"), array("values"));
 }
 
 }  // namespace
@@ -328,10 +268,7 @@ void bind_product(py::module_& m) {
         py::arg("words").noconvert(), threads);
   m.def("bit_products", &bit_products, py::arg("a").noconvert(), py::arg("b").noconvert(), cols, out, threads);
   bind_packed(m);
-  m.def("multiply_codes", &multiply_codes, py::arg("codes"), py::arg("steps"), py::arg("d1"), py::arg("rows"),
-        py::arg("columns"), py::arg("bits"), py::arg("group"), py::arg("x"), py::arg("count"), py::arg("bias"),
-        py::arg("y"), threads);
-  // For another library in the process, which is to use the same store: its address, and what both must have in common.
-  m.attr("packed_store") =
-      py::make_tuple(reinterpret_cast<std::uintptr_t>(&diba::packed_store()), std::string(diba::build()));
+  bind_sparse<std::uint8_t>(m);
+  bind_sparse<std::uint16_t>(m);
+  bind_sparse<std::uint32_t>(m);
 }

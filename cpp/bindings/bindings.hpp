@@ -104,4 +104,5 @@ void bind_file(pybind11::module_& m);
 void bind_layout(pybind11::module_& m);
 void bind_runtime(pybind11::module_& m);
 void bind_product(pybind11::module_& m);
+void bind_tensors(pybind11::module_& m);
 void bind_solve(pybind11::module_& m);

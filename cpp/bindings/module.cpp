@@ -10,5 +10,6 @@ PYBIND11_MODULE(_core, m) {
   bind_layout(m);
   bind_runtime(m);
   bind_product(m);
+  bind_tensors(m);
   bind_solve(m);
 }

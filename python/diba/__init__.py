@@ -32,8 +32,9 @@ from .allocation.waterfill import Allocation
 from .binarized import APB
 from .bits import BitMatrix
 from .errors import FormatError
-from .factorization import Factorization, load
+from .factorization import Factorization
 from .levels import Levels, bitgemm
+from .loading import load
 from .progress import Progress
 from .runtime import info, isa, num_threads, set_num_threads, supported_isas
 from .solvers import SolveOptions, apb, solve

@@ -70,6 +70,15 @@ def round_rows(
 def bit_products(
     a: NDArray[np.uint64], b: NDArray[np.uint64], cols: int, out: NDArray[np.int32], threads: int
 ) -> None: ...
+def add_sparse(
+    starts: NDArray[np.uint32],
+    columns: NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.uint32],
+    values: NDArray[np.float32],
+    cols: int,
+    x: NDArray[np.float32],
+    out: NDArray[np.float32],
+    threads: int,
+) -> None: ...
 def correlate_signs(
     words: NDArray[np.uint64],
     x: TiledMatrix,
@@ -197,7 +206,7 @@ def greedy_rows(
 packed_store: tuple[int, str]
 
 class Packed:
-    """A factorization in the layout of the fast kernels; cpp/src/product/packed.hpp."""
+    """A factorization, or signs and exceptions, in the layout of the fast kernels (product/packed.hpp)."""
 
     def __init__(
         self,
@@ -220,6 +229,16 @@ class Packed:
         threads: int,
     ) -> None: ...
     def try_multiply(self, x: object, threads: int) -> NDArray[np.float32] | None: ...
+
+def pack_binarized(
+    alpha: NDArray[np.float32],
+    signs: NDArray[np.uint64],
+    cols: int,
+    starts: NDArray[np.uint32],
+    columns: NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.uint32],
+    values: NDArray[np.float32],
+) -> Packed:
+    """``diag(alpha) S + E``; the arrays of E are kept, not copied."""
 
 class PackedTensors:
     """The bits of a layer, or one bit matrix, for the fast kernels; the diagonals come with every call.
@@ -300,4 +319,5 @@ class ChecksummedFile:
     def metadata(self) -> dict[str, str]: ...
     @property
     def tensors(self) -> dict[str, tuple[str, tuple[int, ...], int, int]]: ...
+    def integer(self, key: str, minimum: int, maximum: int) -> int: ...
     def read(self, key: str, out: NDArray[np.uint8]) -> None: ...

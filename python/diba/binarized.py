@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from ._internal import check, check_arrays, storage
+from . import _core
+from ._internal import binarized_file, check, check_arrays, storage
 from ._internal.check_arrays import saturated
-from ._internal.factored import ApproximateMatrix
+from ._internal.disk import PathLike, open_regular
 from ._internal.sparse_rows import SparseRows, stored_bits
+from ._internal.tabulated import TabulatedMatrix
 from .bits import BitMatrix
 
 if TYPE_CHECKING:
@@ -22,10 +24,11 @@ __all__ = ["APB"]
 _BLOCK_WORDS = 16  # 64-bit words, so 1024 columns, of a dense block
 
 
-class APB(ApproximateMatrix):
+class APB(TabulatedMatrix):
     """An immutable m x n matrix in the form ``diag(alpha) S + E``, S a sign matrix and E sparse.
 
-    It multiplies like a dense matrix, with the methods of :class:`diba.Factorization`.
+    It multiplies like a dense matrix, with the methods of :class:`diba.Factorization`: the signs from tables
+    at the fast precision, E always in float32. Transposed products (``X @ f``, ``rmatvec``) are exact.
 
     Args:
         alpha: One finite number for the matrix, shape (1,), or one for each row, shape (m,).
@@ -55,6 +58,7 @@ class APB(ApproximateMatrix):
         one = np.shape(alpha) == (1,)
         self._alpha = check_arrays.diagonal(alpha, "alpha", 1 if one else signs.shape[0], "rows of signs")
         self._sparse = SparseRows(starts, columns, values, signs.shape)
+        self._packed: _core.Packed | None = None
 
     # ------------------------------------------------------------ parts
 
@@ -128,7 +132,43 @@ class APB(ApproximateMatrix):
         turned = self._sparse.T
         return APB(self._alpha, self._signs.T, turned.starts, turned.columns, turned.values)
 
+    # ------------------------------------------------------------ files
+
+    def save(self, path: PathLike) -> None:
+        """Write a file (``_internal/binarized_file.py`` has its format), whole or not at all.
+
+        Raises:
+            TypeError: ``path`` is not a path.
+            OSError: the folder does not exist or cannot be written.
+        """
+        binarized_file.write(check.path(path), self._alpha, self._signs, self._sparse)
+
+    @classmethod
+    def load(cls, path: PathLike) -> APB:
+        """Read a file that :meth:`save` wrote.
+
+        Raises:
+            OSError: the file cannot be opened.
+            diba.FormatError: it is not such a file, is damaged, or has a newer format version.
+        """
+        name = check.path(path)
+        with open_regular(name) as file:
+            return cls._decoded(file, name)
+
+    @classmethod
+    def _decoded(cls, file: BinaryIO, name: str) -> APB:
+        """Read an open file, or bytes in memory, like :meth:`load`; ``name`` is used in messages."""
+        alpha, signs, sparse = binarized_file.decode(file, name)
+        return cls(alpha, signs, sparse.starts, sparse.columns, sparse.values)
+
     # ------------------------------------------------------------ what the base classes need
+
+    def _pack(self) -> _core.Packed:
+        check.fits_tables(self.shape[1])
+        E = self._sparse
+        return _core.pack_binarized(
+            self._alpha, self._signs.words, self.shape[1], E.starts, E.columns, E.values
+        )
 
     def _blocks(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         n, words = self.shape[1], self._signs.words
@@ -146,11 +186,11 @@ class APB(ApproximateMatrix):
         alpha = self._alpha[:, None]
         if transposed:
             result = self._signs._apply(alpha * x, True, threads)
-            result += self._sparse.T.multiply(x)
+            result += self._sparse.T.multiply(x, threads)
         else:
             result = self._signs._apply(x, False, threads)
             result *= alpha
-            result += self._sparse.multiply(x)
+            result += self._sparse.multiply(x, threads)
         return result
 
     def _parts(self) -> tuple[Any, ...]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
 from . import _core, file_format
-from ._internal import check, check_arrays, error_bound, storage, tuning
+from ._internal import check, check_arrays, error_bound, storage
+from ._internal.disk import open_regular
 from ._internal.factored import FactoredMatrix
 from ._internal.snr import dense_blocks
 from ._internal.storage import bits_per_weight
+from ._internal.tabulated import TabulatedMatrix
 from .bits import BitMatrix
 from .runtime import resolve_threads
 
@@ -21,12 +23,10 @@ if TYPE_CHECKING:
 
     from ._internal.check import Alphabet
 
-__all__ = ["Factorization", "load"]
-
-_BYTES_FOR_THREADS = 1 << 17  # with a smaller packed copy, one vector is multiplied on the caller's thread
+__all__ = ["Factorization"]
 
 
-class Factorization(FactoredMatrix):
+class Factorization(FactoredMatrix, TabulatedMatrix):
     """An immutable m x n matrix in the form ``D1 B1 D2 B2 D3``.
 
     D1 (m), D2 (k), D3 (n) are diagonals; B1 (m x k), B2 (k x n) are bit matrices of one alphabet. It
@@ -63,9 +63,9 @@ class Factorization(FactoredMatrix):
     """
 
     __slots__ = (
-        "__weakref__", "_b1", "_b2", "_d1", "_d2", "_d3", "_diagonal_bits", "_packed", "_small", "_transposed"
+        "__weakref__", "_b1", "_b2", "_d1", "_d2", "_d3", "_diagonal_bits", "_transposed"
     )  # fmt: skip
-    _has_tables = True
+    _turned_tables = True
 
     def __init__(self, d1: ArrayLike, b1: BitMatrix, d2: ArrayLike, b2: BitMatrix, d3: ArrayLike) -> None:
         for name, b in {"b1": b1, "b2": b2}.items():
@@ -173,46 +173,10 @@ class Factorization(FactoredMatrix):
 
     # ------------------------------------------------------------ the fast products
 
-    def prepare(self) -> Self:
-        """Make the packed copy for the fast products now instead of at the first product.
-
-        The copy is laid out for one instruction set and made again if that changes; it takes
-        ``prepared_nbytes`` bytes and is never written to a file. The transposed products (``x @ f``) use the
-        copy of ``f.T``. No lock is held while packing, so that signal handlers, finalizers and forked
-        children may multiply at any time. Threads that start together may each make a copy; one is kept.
-
-        Returns:
-            This object.
-        """
-        self._tables()
-        return self
-
-    @property
-    def prepared_nbytes(self) -> int:
-        """Bytes of the packed copy, in addition to ``nbytes``; 0 before it is made."""
-        return 0 if self._packed is None else self._packed.nbytes
-
-    def _tables(self) -> _core.Packed:
-        """This matrix in the layout of the instruction set in use."""
-        packed = self._packed
-        if packed is None or packed.isa != _core.isa():
-            tuning.read_environment()
-            packed = self._pack()
-            self._small = packed.nbytes < _BYTES_FOR_THREADS
-            self._packed = packed  # last: other threads read it without a lock
-        return packed
-
     def _pack(self) -> _core.Packed:
         check.fits_tables(max(self.k, self.shape[1]))
         signs = self.alphabet == "sign"
         return _core.Packed(self._d1, self._b1.words, self._d2, self._b2.words, self._d3, signs)
-
-    def _apply_tables(
-        self, rows: NDArray[np.float32], bias: NDArray[np.float32] | None, threads: int
-    ) -> NDArray[np.float32]:
-        result = np.empty((len(rows), self.shape[0]), dtype=np.float32)
-        self._tables().multiply(rows, bias, result, threads)
-        return result
 
     def error_bound(self, x: ArrayLike) -> NDArray[np.float64]:
         """Bound ``|f @ x - exact product|`` entry by entry for the fast precision.
@@ -259,7 +223,14 @@ class Factorization(FactoredMatrix):
             OSError: the file cannot be opened.
             diba.FormatError: it is not a diba file, is damaged, or has a newer format version.
         """
-        stored = file_format.read(check.path(path))
+        name = check.path(path)
+        with open_regular(name) as file:
+            return cls._decoded(file, name)
+
+    @classmethod
+    def _decoded(cls, file: BinaryIO, name: str) -> Factorization:
+        """Read an open file, or bytes in memory, like :meth:`load`; ``name`` is used in messages."""
+        stored = file_format.decode(file, name)
         return cls(stored.d1, stored.b1, stored.d2, stored.b2, stored.d3)
 
     def _blocks(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
@@ -291,8 +262,3 @@ class Factorization(FactoredMatrix):
             for name, value in facts.items()
         )
         return f"<table><caption>diba.Factorization</caption>{rows}</table>"
-
-
-def load(path: file_format.PathLike) -> Factorization:
-    """Read a diba file: :meth:`Factorization.load`."""
-    return Factorization.load(path)

@@ -28,7 +28,8 @@ class PackedOperator(ABC):
     ``M @ x``, ``x @ M`` and ``linear`` use the precision ``"fast"`` by default: sums are looked up in tables
     of 8-bit entries, and the error is about 45 dB below the exact product. ``matvec``, ``rmatvec``,
     ``matmat`` and ``rmatmat``, the names that SciPy looks for, use ``"exact"`` by default: sums in float32.
-    BitMatrix and OneBit have no tables and multiply exactly at either precision.
+    BitMatrix and OneBit have no tables and multiply exactly at either precision, and so do the transposed
+    products of APB.
 
     Results are float32, and the same bytes on every instruction set and for any number of threads; fast
     results also do not depend on how many vectors are multiplied together. Operands of another real type are
@@ -47,6 +48,7 @@ class PackedOperator(ABC):
     _packed: _core.Packed | None = None
     _small = False  # multiplying one vector takes less time than starting threads for it
     _has_tables = False
+    _turned_tables = False  # whether those of T serve the transposed products
 
     # ------------------------------------------------------------ what a subclass defines
 
@@ -171,7 +173,7 @@ class PackedOperator(ABC):
 
     def __rmatmul__(self, other: ArrayLike) -> NDArray[np.float32]:
         """``x @ M`` for vectors x along the last axis, fast: ``X @ M.T`` is ``M.linear(X)``."""
-        if self._has_tables and (result := self.T._at_once(other, None)) is not None:
+        if self._turned_tables and (result := self.T._at_once(other, None)) is not None:
             return result
         rows = operand(other, "the left operand", self.shape[0], "rows", "rows")
         return self._rows(rows, None, True, "fast", None)
@@ -223,7 +225,7 @@ class PackedOperator(ABC):
     ) -> NDArray[np.float32]:
         """``M x`` or ``M' x``, plus bias, for checked columns of any strides, (length,) or (length, p)."""
         flat = columns if columns.ndim == 2 else columns[:, None]
-        if precision == "fast" and self._has_tables:
+        if precision == "fast" and (self._turned_tables if transposed else self._has_tables):
             matrix = self.T if transposed else self
             result = matrix._apply_tables(np.ascontiguousarray(flat.T), bias, threads).T
         else:

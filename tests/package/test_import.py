@@ -52,12 +52,12 @@ LAYERS = (
     ("checkpoints.description",),
     ("_internal.snr", "_internal.error_bound", "checkpoints.entries", "file_format"),
     ("_internal.factored", "checkpoints.contents", "checkpoints.html.groups"),
-    ("checkpoints.text", "checkpoints.html.tables"),
+    ("_internal.binarized_file", "_internal.tabulated", "checkpoints.text", "checkpoints.html.tables"),
     ("checkpoints.html.figures",),
     ("checkpoints.html.page",),
     ("checkpoints.report",),
     ("factorization", "binarized", "levels", "svid", "solvers.second_moments", "checkpoints.integrity"),
-    ("cli.output",),
+    ("cli.output", "loading"),
     ("solvers.options", "solvers.size", "solvers.schedule", "solvers.objective"),
     ("solvers.side", "solvers.exceptions", "_internal.timing"),
     ("solvers.greedy", "solvers.sign_side"),
@@ -247,7 +247,7 @@ PACKAGES = {
     "compressing.data",
 }
 BINDINGS = {"bindings.hpp", "module.cpp"} | {
-    f"bind_{folder}.cpp" for folder in ("file", "layout", "runtime", "product", "solve")
+    f"bind_{folder}.cpp" for folder in ("file", "layout", "runtime", "product", "solve", "tensors")
 }
 AVX512 = {"avx512.cpp", "avx512_vnni.cpp", "avx512_amx.cpp", "lookup_avx512.cpp", "lookup_avx512_vbmi.cpp"}
 THIRD_PARTY = {
@@ -380,7 +380,13 @@ def test_the_core_keeps_each_thing_in_one_file(source_root: Path) -> None:
         r"#include <pybind11/|#include <Python\.h>|PyObject": BINDINGS,
         r"#include <thread>|std::thread|pthread_|#pragma omp|<omp\.h>": {"parallel.cpp", "runtime.cpp"},
         r"getenv|__builtin_cpu|cpuid|xgetbv": {"dispatch.cpp"},
-        r"immintrin\.h|_mm256_|_mm512_": {"avx2.cpp", "codes_256.hpp", "integer_256.hpp", "lookup_avx2.cpp"}
+        r"immintrin\.h|_mm256_|_mm512_": {
+            "avx2.cpp",
+            "codes_256.hpp",
+            "integer_256.hpp",
+            "lookup_avx2.cpp",
+            "sparse_256.hpp",
+        }
         | AVX512,
         r"_mm512_|__m512|__mmask": AVX512,
         r"arm_neon\.h|\bv\w+q_[sufp]\d+\b|\b(u?int|float)\d+x\d+_t\b": {"lookup_neon.cpp", "neon.cpp"},

@@ -4,6 +4,7 @@
 
 #include "kernels/codes_256.hpp"
 #include "kernels/integer_256.hpp"
+#include "kernels/sparse_256.hpp"
 
 #if !defined(__AVX2__) || !defined(__FMA__)
 #error "avx2.cpp needs -mavx2 -mfma"
@@ -119,6 +120,6 @@ struct Bytes {
 
 namespace diba {
 
-constexpr Kernels kAvx2 = kernels_named("avx2", integer_tile_256, code_sums_256, &kLookupAvx2);
+constexpr Kernels kAvx2 = kernels_named("avx2", integer_tile_256, code_sums_256, sparse_rows_256, &kLookupAvx2);
 
 }  // namespace diba

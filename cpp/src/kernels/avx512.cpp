@@ -4,6 +4,7 @@
 
 #include "kernels/codes_256.hpp"
 #include "kernels/integer_256.hpp"
+#include "kernels/sparse_256.hpp"
 
 #if !defined(__AVX512F__) || !defined(__AVX512BW__) || !defined(__AVX512DQ__) || !defined(__AVX512VL__)
 #error "avx512.cpp needs -mavx512f -mavx512bw -mavx512dq -mavx512vl"
@@ -106,6 +107,6 @@ struct Bytes {
 
 namespace diba {
 
-constexpr Kernels kAvx512 = kernels_named("avx512", integer_tile_256, code_sums_256, &kLookupAvx512);
+constexpr Kernels kAvx512 = kernels_named("avx512", integer_tile_256, code_sums_256, sparse_rows_256, &kLookupAvx512);
 
 }  // namespace diba

@@ -67,6 +67,15 @@ struct CountRows {
   std::size_t count, stride;
 };
 
+// A sparse matrix in compressed rows. Of row i there are the entries from starts[i] up to starts[i + 1].
+struct SparseRows {
+  const std::uint32_t* starts;  // (rows + 1), ascending from 0
+  const void* columns;          // integers of column_bytes, below cols; ascending in each row
+  const float* values;
+  std::size_t rows, cols;
+  std::size_t column_bytes;  // 1, 2 or 4
+};
+
 struct Kernels {
   const char* name;
 
@@ -137,6 +146,15 @@ struct Kernels {
   void (*common_counts)(const CountRows& lanes, const CountRows& rows, std::size_t words, int shift, std::int32_t* y,
                         std::size_t stride, std::uint8_t* scratch);
 
+  // y(i - begin) += sum of values(t) * x(columns(t)) over the entries t of row i, for rows [begin, end). x (cols).
+  // Order: lane l of kSparseLanes sums every eighth entry of the row, from the l-th on; the lanes are then added
+  // pairwise, l and l + 4, 2, 1.
+  void (*sparse_rows)(const SparseRows& rows, std::size_t begin, std::size_t end, const float* x, float* y);
+
+  // Y(i - begin, c) = the same sum, by itself, for one tile of kSparseTile vectors c. x (cols, kSparseTile), y (end -
+  // begin, kSparseTile), 64-byte aligned.
+  void (*sparse_tile)(const SparseRows& rows, std::size_t begin, std::size_t end, const float* x, float* y);
+
   // Fills row.target and row.state (SignRow); returns the sum of correlations * weights * signs.
   // Order: lane l of 16 sums columns l, l + 16, ...; the lanes are then added pairwise, l and l + 8, 4, 2, 1.
   float (*sign_target)(const SignRow& row);
@@ -166,6 +184,10 @@ inline constexpr std::size_t kHalfBits = 4 * kGroups;
 inline constexpr std::size_t kCountLanes = 64;
 inline constexpr std::size_t kCountWords = 16;
 [[gnu::always_inline]] constexpr std::size_t count_scratch_bytes() { return 16 * kCountWords * (kCountLanes + 4); }
+
+// Of sparse_rows and sparse_tile; the tile is a vector of the widest lanes there are.
+inline constexpr std::size_t kSparseLanes = 8;
+inline constexpr std::size_t kSparseTile = 16;
 
 // Of sign_sums_tile: 64 whole numbers up to kMostRounded add up in 16 bits.
 inline constexpr float kMostRounded = 511.0F;

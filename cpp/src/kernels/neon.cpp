@@ -210,6 +210,6 @@ struct Bytes {
 
 namespace diba {
 
-constexpr Kernels kNeon = kernels_named("neon", integer_tile, code_sums, &kLookupNeon);
+constexpr Kernels kNeon = kernels_named("neon", integer_tile, code_sums, sparse_rows, &kLookupNeon);
 
 }  // namespace diba

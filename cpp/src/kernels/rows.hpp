@@ -4,6 +4,7 @@
 #include "kernels/dense_rows.hpp"
 #include "kernels/gains.hpp"
 #include "kernels/sign_sums.hpp"
+#include "kernels/sparse_rows.hpp"
 
 namespace diba {
 namespace {
@@ -200,14 +201,44 @@ void fused_tile(const float* a, std::size_t rows, std::size_t stride, std::size_
   }
 }
 
+// As many vectors as there are lanes share the values of a row.
+template <typename Column>
+void sparse_lanes(const SparseRows& rows, std::size_t begin, std::size_t end, const float* x, const Column* columns,
+                  float* y) {
+  for (std::size_t i = begin; i < end; ++i) {
+    const std::size_t last = rows.starts[i + 1];
+    Floats sums[kSparseLanes];
+    for (Floats& sum : sums) sum = Vector::set1(0.0F);
+    const auto add = [&](std::size_t t, std::size_t l) {
+      const Floats column = Vector::load(x + columns[t + l] * kSparseTile);
+      sums[l] = Vector::add(sums[l], Vector::mul(Vector::set1(rows.values[t + l]), column));
+    };
+    std::size_t t = rows.starts[i];
+    for (; t + kSparseLanes <= last; t += kSparseLanes)
+      for (std::size_t l = 0; l < kSparseLanes; ++l) add(t, l);
+    for (std::size_t l = 0; l < kSparseLanes; ++l)
+      if (t + l < last) add(t, l);
+    for (std::size_t half = kSparseLanes / 2; half > 0; half /= 2)
+      for (std::size_t l = 0; l < half; ++l) sums[l] = Vector::add(sums[l], sums[l + half]);
+    Vector::store(y + (i - begin) * kSparseTile, sums[0]);
+  }
+}
+
+void sparse_tile(const SparseRows& rows, std::size_t begin, std::size_t end, const float* x, float* y) {
+  with_columns(rows, [&](const auto* columns) {
+    for (std::size_t c = 0; c < kSparseTile; c += kLanes) sparse_lanes(rows, begin, end, x + c, columns, y + c);
+  });
+}
+
 // The table of the instruction set.
 using IntegerTile = decltype(Kernels::integer_tile);
 using CodeSums = decltype(Kernels::code_sums);
-constexpr Kernels kernels_named(const char* name, IntegerTile integer_tile, CodeSums code_sums,
+using SparseSums = decltype(Kernels::sparse_rows);
+constexpr Kernels kernels_named(const char* name, IntegerTile integer_tile, CodeSums code_sums, SparseSums sparse_sums,
                                 const LookupKernels* lookup) {
-  return {name,           pack_row,      unpack_row,  row_sums,     column_sums,  row_sums_tile,
-          sign_sums_tile, dot_rows,      fused_tile,  invert_pivot, quantize_row, integer_tile,
-          code_sums,      common_counts, sign_target, sign_project, flip_rows,    lookup};
+  return {name,        pack_row,    unpack_row,   row_sums,     column_sums,  row_sums_tile, sign_sums_tile,
+          dot_rows,    fused_tile,  invert_pivot, quantize_row, integer_tile, code_sums,     common_counts,
+          sparse_sums, sparse_tile, sign_target,  sign_project, flip_rows,    lookup};
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include "kernels/code_rows.hpp"
 #include "kernels/dense_rows.hpp"
 #include "kernels/flips.hpp"
+#include "kernels/sparse_rows.hpp"
 
 namespace diba {
 namespace {
@@ -172,6 +173,20 @@ void common_counts(const CountRows& lanes, const CountRows& rows, std::size_t wo
     }
 }
 
+void sparse_tile(const SparseRows& rows, std::size_t begin, std::size_t end, const float* x, float* y) {
+  with_columns(rows, [&](const auto* columns) {
+    for (std::size_t i = begin; i < end; ++i)
+      for (std::size_t c = 0; c < kSparseTile; ++c) {
+        float lanes[kSparseLanes] = {};
+        for (std::size_t t = rows.starts[i]; t < rows.starts[i + 1]; ++t)
+          lanes[(t - rows.starts[i]) % kSparseLanes] += rows.values[t] * x[columns[t] * kSparseTile + c];
+        for (std::size_t half = kSparseLanes / 2; half > 0; half /= 2)
+          for (std::size_t l = 0; l < half; ++l) lanes[l] += lanes[l + half];
+        y[(i - begin) * kSparseTile + c] = lanes[0];
+      }
+  });
+}
+
 void fused_tile(const float* a, std::size_t rows, std::size_t stride, std::size_t inner, const float* x, float* y) {
   for (std::size_t i = 0; i < rows; ++i)
     for (std::size_t l = 0; l < inner; ++l)
@@ -196,8 +211,9 @@ float largest_in(const float* x, std::uint64_t word) {
 
 }  // namespace
 
-const Kernels kScalar = {"scalar",       pack_row,      unpack_row,  row_sums,     column_sums,  row_sums_tile,
-                         sign_sums_tile, dot_rows,      fused_tile,  invert_pivot, quantize_row, integer_tile,
-                         code_sums,      common_counts, sign_target, sign_project, flip_rows,    &kLookupScalar};
+const Kernels kScalar = {"scalar",      pack_row,       unpack_row,   row_sums,      column_sums,
+                         row_sums_tile, sign_sums_tile, dot_rows,     fused_tile,    invert_pivot,
+                         quantize_row,  integer_tile,   code_sums,    common_counts, sparse_rows,
+                         sparse_tile,   sign_target,    sign_project, flip_rows,     &kLookupScalar};
 
 }  // namespace diba

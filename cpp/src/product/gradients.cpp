@@ -22,7 +22,7 @@ void Packed::add_gradients(const Diagonals& d, const Diagonals& turned, const fl
                            std::size_t count, float* gx, float* sums, const Executor& executor) const {
   const AlignedFloats u(count * inner()), v(count * rows()), w(count * inner()), z(count * cols());
   const auto unscaled = [](const Diagonals& of) {
-    return Pass{of.d3.data(), of.d2.data(), nullptr, of.middle.empty() ? nullptr : of.middle.data(), nullptr};
+    return Pass{of.d3.data(), of.d2.data(), nullptr, of.middle.empty() ? nullptr : of.middle.data(), nullptr, nullptr};
   };
   multiply_batches(unscaled(d), x, count, u.data(), v.data(), executor);
   transposed().multiply_batches(unscaled(turned), g, count, w.data(), z.data(), executor);
@@ -45,7 +45,7 @@ void Packed::gradients(const Diagonals& d, const Diagonals& turned, const float*
     add_gradients(d, turned, x + first * cols(), g + first * rows(), std::min(kChunk, count - first),
                   out.x == nullptr ? nullptr : out.x + first * cols(), sums.data() + i * size, inside);
   };
-  const Executor used = affordable(executor, 4 * count);  // four products with each vector
+  const Executor used = affordable(executor, 4 * count, nullptr);  // four products with each vector
   if (chunks >= static_cast<std::size_t>(used.threads())) {
     const auto alone = [&](std::size_t i) { chunk(i, 1); };
     const Stage stage{chunks, alone};

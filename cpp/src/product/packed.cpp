@@ -8,6 +8,7 @@
 #include "layout/aligned.hpp"
 #include "product/exact.hpp"
 #include "product/finite.hpp"
+#include "product/sparse_rows.hpp"
 #include "runtime/tuning.hpp"
 
 namespace diba {
@@ -16,6 +17,9 @@ namespace {
 // Limits of the vectors multiplied together, whose number follows from Tuning::table_bytes: their sums are on the
 // stack.
 constexpr std::size_t kFewestTogether = 4, kMostTogether = 64;
+
+// An entry of a sparse matrix takes as long as so many bits.
+constexpr double kBitsOfEntry = 64;
 
 // Scales that change nothing.
 constexpr struct Ones {
@@ -171,10 +175,10 @@ std::shared_ptr<const Diagonals> LatestDiagonals::get(const Packed& bits, const 
 // ---- products
 
 void Packed::multiply(const Diagonals& d, const float* x, std::size_t count, const float* bias, float* y,
-                      const Executor& executor) const {
+                      const Executor& executor, const SparseRows* plus) const {
   if (count == 0) return;
-  const Pass pass{or_null(d.d3), or_null(d.d2), or_null(d.d1), or_null(d.shift), bias};
-  const Executor used = affordable(executor, count);
+  const Pass pass{or_null(d.d3), or_null(d.d2), or_null(d.d1), or_null(d.shift), bias, plus};
+  const Executor used = affordable(executor, count, plus);
   const auto workers = static_cast<std::size_t>(used.threads());
   if (workers > 1 && count >= 4 * workers) {  // each thread multiplies whole vectors: none waits for another
     const std::size_t fair = (count / workers + 3) / 4 * 4;
@@ -193,18 +197,20 @@ void Packed::multiply(const Diagonals& d, const float* x, std::size_t count, con
   const auto repair = [&](std::size_t c) {
     const float* one = x + c * cols();
     float* result = y + c * rows();
-    if (!all_finite(result, rows()) && all_finite(one, cols())) multiply_in_double(d, one, bias, result);
+    if (!all_finite(result, rows()) && all_finite(one, cols())) multiply_in_double(d, one, bias, plus, result);
   };
   const Stage stage{count, repair};
   used.run(&stage, 1);
 }
 
 // No more threads than there is work for.
-Executor Packed::affordable(const Executor& executor, std::size_t count) const {
+Executor Packed::affordable(const Executor& executor, std::size_t count, const SparseRows* plus) const {
   if (executor.threads() <= 1) return executor;
   const double right = static_cast<double>(inner()) * static_cast<double>(cols());
   const double left = left_ ? static_cast<double>(inner()) * static_cast<double>(rows()) : 0.0;
-  const double threads = (left + right) * static_cast<double>(count) / static_cast<double>(tuning().bits_per_thread);
+  const double sparse = plus == nullptr ? 0.0 : kBitsOfEntry * static_cast<double>(plus->starts[plus->rows]);
+  const double threads =
+      (left + right + sparse) * static_cast<double>(count) / static_cast<double>(tuning().bits_per_thread);
   return executor.at_most(static_cast<int>(std::clamp(threads, 1.0, static_cast<double>(executor.threads()))));
 }
 
@@ -233,18 +239,24 @@ void Packed::multiply_together(const Pass& pass, const float* x, std::size_t cou
   const std::size_t outer_bytes = VectorTables::bytes_for(cols(), count);
   const std::size_t middle_bytes = two ? VectorTables::bytes_for(inner(), count) : 0;
   const std::size_t sums_bytes = two && u == nullptr ? count * inner() * sizeof(float) : 0;
-  const Aligned<std::uint8_t> scratch(outer_bytes + middle_bytes + sums_bytes);
-  VectorTables outer(cols(), count, scratch.data());
-  VectorTables middle(inner(), two ? count : 0, scratch.data() + outer_bytes);
-  float* sums = !two ? y : u != nullptr ? u : reinterpret_cast<float*>(scratch.data() + outer_bytes + middle_bytes);
-  const auto finish_right = [&](const LookupTables& t, std::size_t /*c*/, std::size_t /*first*/) {
+  const std::size_t plus_bytes =
+      pass.plus == nullptr ? 0 : SparseVectors::floats_for(cols(), count) * sizeof(float);  // tiles: whole cache lines
+  const Aligned<std::uint8_t> scratch(plus_bytes + outer_bytes + middle_bytes + sums_bytes);
+  VectorTables outer(cols(), count, scratch.data() + plus_bytes);
+  VectorTables middle(inner(), two ? count : 0, scratch.data() + plus_bytes + outer_bytes);
+  float* sums = !two           ? y
+                : u != nullptr ? u
+                               : reinterpret_cast<float*>(scratch.data() + plus_bytes + outer_bytes + middle_bytes);
+  const auto scale_from = [&](std::size_t first) { return pass.scale == nullptr ? kOnes.values : pass.scale + first; };
+  const auto finish_right = [&](const LookupTables& t, std::size_t /*c*/, std::size_t first) {
     const float gain = signs_ ? 2.0F * t.unit : t.unit;
     const float offset = signs_ ? t.total : two ? 0.5F * t.total : 0.0F;
-    return LookupFinish{kOnes.values, nullptr, nullptr, gain, offset, 0.0F, t.zero};
+    if (two) return LookupFinish{kOnes.values, nullptr, nullptr, gain, offset, 0.0F, t.zero};
+    return LookupFinish{scale_from(first), nullptr, from(pass.bias, first), gain, offset, 0.0F, t.zero};
   };
   const auto finish_left = [&](const LookupTables& t, std::size_t c, std::size_t first) {
     const float gain = signs_ ? 2.0F * t.unit : t.unit;
-    return LookupFinish{pass.scale == nullptr ? kOnes.values : pass.scale + first,
+    return LookupFinish{scale_from(first),
                         from(pass.shift, first),
                         from(pass.bias, first),
                         gain,
@@ -262,19 +274,31 @@ void Packed::multiply_together(const Pass& pass, const float* x, std::size_t cou
     if (alone && b < matrix.blocks()) fetch(matrix, in_order(b, matrix));
   };
   fetch_block(0, right_);
-  const auto fill_outer = [&](std::size_t c) { outer.fill(kernels, c, x + c * cols(), pass.d3); };
+  std::optional<SparseVectors> sparse;
+  if (pass.plus != nullptr) sparse.emplace(*pass.plus, x, count, reinterpret_cast<float*>(scratch.data()));
+  const auto add_sparse = [&](std::size_t b, const TiledBits& matrix) {
+    const TiledBits::Block block = matrix.block(b);
+    if (sparse) sparse->add(kernels_, block.first, block.first + block.rows, y);
+  };
+  const auto fill_outer = [&](std::size_t c) {
+    c < count ? outer.fill(kernels, c, x + c * cols(), pass.d3) : sparse->fill(c - count);
+  };
   const auto right = [&](std::size_t b) {
     if (backwards) fetch_block(b + 1, right_);
     if (backwards && two && b + 1 == right_.blocks()) fetch_block(0, *left_);
     multiply_block(kernels, right_, in_order(b, right_), outer, count, sums, finish_right);
+    if (!two) add_sparse(in_order(b, right_), right_);
   };
   const auto fill_middle = [&](std::size_t c) { middle.fill(kernels, c, sums + c * inner(), pass.d2); };
   const auto left = [&](std::size_t b) {
     if (backwards) fetch_block(b + 1, *left_);
     multiply_block(kernels, *left_, in_order(b, *left_), middle, count, y, finish_left);
+    add_sparse(in_order(b, *left_), *left_);
   };
-  const Stage stages[] = {
-      {count, fill_outer}, {right_.blocks(), right}, {count, fill_middle}, {two ? left_->blocks() : 0, left}};
+  const Stage stages[] = {{count + (sparse ? sparse->tiles() : 0), fill_outer},
+                          {right_.blocks(), right},
+                          {count, fill_middle},
+                          {two ? left_->blocks() : 0, left}};
   executor.run(stages, two ? 4 : 2);
   if (u == nullptr || signs_) return;
   for (std::size_t c = 0; c < count; ++c)
@@ -282,7 +306,8 @@ void Packed::multiply_together(const Pass& pass, const float* x, std::size_t cou
 }
 
 // No product of four float32 numbers and 2^20 by 2^20 sums leaves float64.
-void Packed::multiply_in_double(const Diagonals& d, const float* x, const float* bias, float* y) const {
+void Packed::multiply_in_double(const Diagonals& d, const float* x, const float* bias, const SparseRows* plus,
+                                float* y) const {
   std::vector<double> a(x, x + cols()), sums(inner());
   scale(a, d.d3);
   right_.multiply(a.data(), signs_, sums.data());
@@ -293,8 +318,10 @@ void Packed::multiply_in_double(const Diagonals& d, const float* x, const float*
     left_->multiply(a.data(), signs_, sums.data());
   }
   scale(sums, d.d1);
-  for (std::size_t i = 0; i < rows(); ++i)
+  for (std::size_t i = 0; i < rows(); ++i) {
+    if (plus != nullptr) sums[i] += sparse_sum(*plus, i, x);
     y[i] = saturated(sums[i] + (bias == nullptr ? 0.0 : static_cast<double>(bias[i])));
+  }
 }
 
 }  // namespace diba

@@ -24,7 +24,8 @@ struct Scales {
   const float *d1, *d2, *d3;
 };
 
-// Copies of the diagonals, and what follows from them and from the bits. A bit matrix by itself has none: all empty.
+// Copies of the diagonals, and what follows from them and from the bits. A bit matrix by itself has d1 or none: the
+// others are empty.
 struct Diagonals {
   std::size_t bytes() const {
     return sizeof(float) * (d1.size() + d2.size() + d3.size() + middle.size() + shift.size());
@@ -72,8 +73,10 @@ class Packed {
   // (rows) or null. The same bytes for every instruction set, every count and number of threads. Of finite numbers y
   // is finite: where float32 overflows on the way, the vector is multiplied in float64, and what is beyond float32 in
   // the end is its largest number. A NaN or an infinity in x makes all of its y NaN.
+  // plus, where it is not null: E (rows, cols), and M is that of the bits and diagonals with E added. E x is added
+  // last.
   void multiply(const Diagonals& d, const float* x, std::size_t count, const float* bias, float* y,
-                const Executor& executor) const;
+                const Executor& executor, const SparseRows* plus = nullptr) const;
 
   // The gradients of sum(g * y) for g (count, rows), of two matrices. `d` and `turned` are the diagonals of this and of
   // transposed(). They need x, but nothing that the product computed: with u = B2 (d3 x), w = B1' (d1 g), z = B2' (d2
@@ -89,16 +92,18 @@ class Packed {
   struct Pass {
     const float *d3, *d2;               // null: ones
     const float *scale, *shift, *bias;  // (rows), of y; null: ones, zeros, zeros
+    const SparseRows* plus;             // added to y; null: nothing
   };
 
-  Executor affordable(const Executor& executor, std::size_t count) const;
+  Executor affordable(const Executor& executor, std::size_t count, const SparseRows* plus) const;
   std::size_t vectors_together() const;
   // u, where it is not null: B2 (d3 x) of every vector, (count, inner).
   void multiply_batches(const Pass& pass, const float* x, std::size_t count, float* u, float* y,
                         const Executor& executor) const;
   void multiply_together(const Pass& pass, const float* x, std::size_t count, float* u, float* y,
                          const Executor& executor) const;
-  void multiply_in_double(const Diagonals& d, const float* x, const float* bias, float* y) const;
+  void multiply_in_double(const Diagonals& d, const float* x, const float* bias, const SparseRows* plus,
+                          float* y) const;
   void add_gradients(const Diagonals& d, const Diagonals& turned, const float* x, const float* g, std::size_t count,
                      float* gx, float* sums, const Executor& executor) const;
 

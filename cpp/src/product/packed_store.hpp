@@ -9,6 +9,9 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
+#include <utility>
+#include <vector>
 
 #include "product/packed.hpp"
 
@@ -38,18 +41,22 @@ PackedStore& packed_store();
 // `store` is packed_store() of a library whose build() is the same, else nothing happens. It is used from now on.
 void use_packed_store(PackedStore* store, const char* build);
 
-// A factorization whose diagonals do not change.
+// A factorization whose diagonals do not change, or diag(alpha) S + E with one sign matrix S and a sparse E.
 struct PackedFactorization {
   PackedFactorization(BitView left, BitView right, bool signs, const Scales& scales, const Kernels& kernels)
       : bits(packed_store().get(left, right, signs, kernels)), diagonals(bits->diagonals(scales, left)) {}
+  // alpha (rows); E is not owned.
+  PackedFactorization(std::shared_ptr<const Packed> signs, std::vector<float> alpha, const SparseRows& sparse)
+      : bits(std::move(signs)), diagonals{std::move(alpha), {}, {}, {}, {}}, plus(sparse) {}
 
   std::size_t bytes() const { return bits->bytes() + diagonals.bytes(); }
   void multiply(const float* x, std::size_t count, const float* bias, float* y, const Executor& executor) const {
-    bits->multiply(diagonals, x, count, bias, y, executor);
+    bits->multiply(diagonals, x, count, bias, y, executor, plus ? &*plus : nullptr);
   }
 
   const std::shared_ptr<const Packed> bits;
   const Diagonals diagonals;
+  const std::optional<SparseRows> plus;
 };
 
 // What two libraries must have in common to share objects: version, compiler, sizes.

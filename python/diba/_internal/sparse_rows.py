@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import _core
 from . import check, check_arrays, storage
 
 if TYPE_CHECKING:
@@ -110,14 +111,22 @@ class SparseRows:
             kept = self._turned.setdefault("T", made)  # atomic: all threads get the same one
         return kept
 
-    def multiply(self, x: NDArray[Any]) -> NDArray[Any]:
+    def multiply(self, x: NDArray[Any], threads: int) -> NDArray[Any]:
         """The product with columns x, (n, p), in the precision of x; shape (m, p)."""
+        if x.dtype == np.float32:
+            sums = np.zeros((x.shape[1], self.shape[0]), np.float32)
+            self.add_products(np.ascontiguousarray(x.T), sums, threads)
+            return sums.T
         products = self.values.astype(x.dtype, copy=False)[:, None] * x[self.columns]
         result = np.zeros((self.shape[0], x.shape[1]), x.dtype)
         filled = np.flatnonzero(self.counts)
         if filled.size:
             result[filled] = np.add.reduceat(products, self.starts[filled].astype(np.int64), axis=0)
         return result
+
+    def add_products(self, x: NDArray[np.float32], y: NDArray[np.float32], threads: int) -> None:
+        """Add the product with each row of x (count, n) to that row of y (count, m); both contiguous."""
+        _core.add_sparse(self.starts, self.columns, self.values, self.shape[1], x, y, threads)
 
     def add_to(self, block: NDArray[np.float32], columns: slice) -> None:
         """Add these columns of the matrix to a dense block of shape (m, width)."""

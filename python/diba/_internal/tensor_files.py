@@ -166,6 +166,10 @@ class ChecksummedFile:
             self.fail(f"metadata {key!r} is missing")
         return self.metadata[key]
 
+    def integer(self, key: str, minimum: int, maximum: int) -> int:
+        """A required metadata value that is an integer from ``minimum`` to ``maximum``."""
+        return self._file.integer(key, minimum, maximum)
+
     def array(self, key: str) -> NDArray[Any]:
         """Read a tensor of a dtype in ``DTYPES`` and check its checksum."""
         array, data = _empty(self.tensors[key])

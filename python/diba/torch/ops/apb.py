@@ -170,7 +170,8 @@ def _add_product(y: Tensor, x: Tensor, matrix: SparseRows) -> None:
     """Add the product with a sparse matrix in place; y is contiguous."""
     if matrix.values.size and x.numel():
         m, n = matrix.shape
-        y.view(-1, m).add_(torch.from_numpy(matrix.multiply(x.reshape(-1, n).numpy().T)).T)
+        vectors = x.reshape(-1, n).contiguous().numpy()
+        matrix.add_products(vectors, y.view(-1, m).numpy(), torch.get_num_threads())
 
 
 def _elsewhere(x: Tensor, *rest: Any) -> Tensor:
