@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # Driver -> folder of tests/corpus, mutants.
 RUNS = {
+    "binarized": ("binarized", 3000),
     "files": ("files", 3000),
     "readers": ("files", 3000),
     "calibration": ("calibration", 3000),

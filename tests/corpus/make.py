@@ -20,7 +20,7 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "support"))
 
-from fuzz import calibration, checkpoints, files  # noqa: E402  (they lie in tests/support)
+from fuzz import binarized, calibration, checkpoints, files  # noqa: E402  (they lie in tests/support)
 from fuzz.mutations import Content, join, split  # noqa: E402
 
 D1 = b'"d1":{"dtype":"F16","shape":[4],"data_offsets":[0,8]}'
@@ -173,6 +173,41 @@ def of_files() -> tuple[dict[str, bytes], dict[str, bytes]]:
     return good, bad
 
 
+def of_binarized() -> tuple[dict[str, bytes], dict[str, bytes]]:
+    base = binarized.example(4, 11, 0.2, narrow=True)
+    good = {
+        "small": binarized.example(1, 1, 0, narrow=True),
+        "narrow": base,
+        "float32": binarized.example(3, 300, 0.01, narrow=False),
+        "blanks": changed(base, b"{", b"{\t\r\n "),
+    }
+    bad = {
+        "factors": files.example(4, 9, 11, "sign", narrow=True),
+        "one-byte-more": base + b"\0",
+        "one-byte-less": base[:-1],
+    }
+    for name, old, new in (
+        ("newer-version", '"format_version":"1"', '"format_version":"2"'),
+        ("size-zero", '"rows":"4"', '"rows":"0"'),
+        ("other-columns", '"cols":"11"', '"cols":"8"'),
+        ("large-exponent", '"values_exponent":"', '"values_exponent":"99'),
+        ("no-author", '"written_by"', '"written"'),
+    ):
+        bad[name] = signed(changed(base, old.encode(), new.encode()))
+    header, tensors = split(base)  # type: ignore[misc]
+    spans = json.loads(header)
+    for name, key, value in (
+        ("nan", "alpha", b"\0\x7e"),
+        ("bits-past-the-last-column", "signs", b"\xff\xff"),
+        ("column-past-the-last", "columns", b"\x0b"),
+        ("columns-descend", "columns", b"\x0a\x0a"),
+        ("one-entry-more", "counts", b"\x0b\0"),
+    ):
+        begin = spans[key]["data_offsets"][0]
+        bad[name] = signed(join(header, tensors[:begin] + value + tensors[begin + len(value) :]))
+    return good, bad
+
+
 def of_calibrations() -> tuple[dict[str, bytes], dict[str, bytes]]:
     def first_version(*given: Any, **options: Any) -> bytes:
         """Without means."""
@@ -290,7 +325,12 @@ def of_checkpoints() -> tuple[dict[str, Content], dict[str, Content]]:
 
 
 def main() -> None:
-    made = {"files": of_files(), "calibration": of_calibrations(), "checkpoints": of_checkpoints()}
+    made = {
+        "binarized": of_binarized(),
+        "files": of_files(),
+        "calibration": of_calibrations(),
+        "checkpoints": of_checkpoints(),
+    }
     for kind, contents in made.items():
         for verdict, named in zip(("good", "bad"), contents, strict=True):
             folder = HERE / kind / verdict

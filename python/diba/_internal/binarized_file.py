@@ -114,23 +114,31 @@ def _check_entries(own: ChecksummedFile, m: int, n: int) -> int:
     }
     for key in own.tensors:
         if key not in wanted:
-            own.fail(f"tensor {key!r} is unexpected; such a file has {', '.join(wanted)} only")
+            own.fail(f"tensor {_shown(key)} is unexpected; such a file has {', '.join(wanted)} only")
     for key, (dtypes, shapes) in wanted.items():
         if key not in own.tensors:
             own.fail(f"tensor {key!r} is missing")
         found = own.tensors[key]
         if found.dtype not in dtypes:
-            own.fail(f"tensor {key!r} has dtype {found.dtype}, expected {' or '.join(dtypes)}")
+            own.fail(f"tensor {key!r} has dtype {_shown(found.dtype)}, expected {' or '.join(dtypes)}")
         if found.shape not in shapes:
-            own.fail(f"tensor {key!r} has shape {found.shape}, expected {' or '.join(map(str, shapes))}")
+            own.fail(
+                f"tensor {key!r} has shape {_shown(found.shape)}, expected {' or '.join(map(str, shapes))}"
+            )
     return entries
+
+
+def _shown(value: object) -> str:
+    """What a file says, in a message: a file may say much."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def _floats(own: ChecksummedFile, key: str) -> NDArray[np.float32]:
     exponent = own.integer(f"{key}_exponent", storage.EXPONENT_MIN, storage.EXPONENT_MAX)
     if exponent and own.tensors[key].dtype == "F32":
         own.fail(f"metadata '{key}_exponent' is {exponent}, expected 0 with float32 numbers")
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # numbers that are refused
         values = np.ldexp(own.array(key).astype(np.float64), exponent).astype(np.float32)
     if not np.isfinite(values).all():
         own.fail(f"tensor {key!r} has entries that are not finite in float32, expected finite numbers")

@@ -18,6 +18,7 @@ def _make(module: str, name: str) -> Driver:
 
 
 DRIVERS: dict[str, Callable[[], Driver]] = {
+    "binarized": partial(_make, "binarized", "BinarizedDriver"),
     "files": partial(_make, "files", "FilesDriver"),
     "readers": partial(_make, "readers", "ReadersDriver"),
     "calibration": partial(_make, "calibration", "CalibrationDriver"),
