@@ -117,19 +117,16 @@ def call(name: str, rows: int = 5, cols: int = 70, p: int = 6, threads: int = 1,
         a, b = (np.stack([packed(random_bits(rng, m, cols)) for _ in range(2)]) for m in (rows, p))
         out = np.ones((rows, p), np.int32)
         return Call(name, {"a": a, "b": b, "cols": cols, "out": out, "threads": threads})
-<<<<<<< HEAD
     if name == "round_rows":
         to, steps = np.ones((2, rows, words_for(cols)), np.uint64), np.ones(rows, np.float32)
         given = {"x": floats(rows, cols), "steps": steps, "found": True, "words": to}
         return Call(name, {**given, "threads": threads})
-=======
     if name == "add_sparse":
         columns = np.flatnonzero(random_bits(rng, rows, cols).ravel()) % cols
         starts = np.linspace(0, columns.size, rows + 1).astype(np.uint32)
         given = {"starts": starts, "columns": columns.astype(np.uint16), "values": floats(columns.size)}
         given |= {"cols": cols, "x": floats(p, cols), "out": np.ones((p, rows), np.float32)}
         return Call(name, given | {"threads": threads})
->>>>>>> e7c74d7 (Products of signs and exceptions: a sparse kernel beside the table lookups; files of APB; diba.load reads either kind)
     if name == "transpose":
         return Call(name, {"words": words, "cols": cols, "out": np.ones((cols, words_for(rows)), np.uint64)})
     if name == "pack":
