@@ -47,7 +47,8 @@ class DibaAPBLayer(CompressedLayer):
 
     Tensors: the parameter ``alpha``, float32, one entry or one for each row; and uint8 buffers ``signs``,
     ``counts``, ``columns``, ``values`` and ``exponent``: the bytes that files hold, with entries of E in 16
-    bits. Casts treat them as :class:`FactoredLayer` does its diagonals and bits.
+    bits. Casts treat them as :class:`FactoredLayer` does its diagonals and bits. Exceptions are decoded once;
+    changes by torch's own operations are noticed, after any other call :meth:`bits_changed`.
 
     Args:
         m: Rows of the matrix.
