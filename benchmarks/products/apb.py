@@ -44,6 +44,8 @@ def row(shape: str, batch: int, threads: int, exceptions: float, turns: int) -> 
     """Medians of seconds in turns; of several ways to call a contestant, the fastest."""
     import torch
 
+    from diba.torch import DibaAPBLinear
+
     torch.set_num_threads(threads)
     m, n = map(int, shape.split("x"))
     random = np.random.default_rng(0)
@@ -51,8 +53,16 @@ def row(shape: str, batch: int, threads: int, exceptions: float, turns: int) -> 
     bare = diba.APB(f.alpha, f.signs, np.zeros(m + 1, int), [], [])
     X = random.standard_normal((batch, n), dtype=np.float32)
     x = X[0] if batch == 1 else X
+    layer = DibaAPBLinear.from_dense(torch.nn.Linear(n, m, bias=False), f)
+    tensor = torch.from_numpy(x)
+
+    def through_layer() -> Any:
+        with torch.inference_mode():
+            return layer(tensor)
+
     ways: dict[str, list[Callable[[], Any]]] = {
         "APB": [functools.partial(f.linear, x, threads=threads)],
+        "layer": [through_layer],
         "signs alone": [functools.partial(bare.linear, x, threads=threads)],
     }
     for name in OTHERS:
@@ -82,10 +92,19 @@ def table(report: dict[str, Any]) -> str:
         seconds = each["seconds"]
         own = seconds["APB"]
         shown = [each["shape"], f"{each['batch']}", f"{each['bits_per_weight']:.2f}", f"{1e6 * own:.0f}"]
-        shown += [f"{1e6 * seconds['signs alone']:.0f}"]
+        shown += [f"{1e6 * seconds[name]:.0f}" for name in ("layer", "signs alone")]
         shown += [f"{1e6 * seconds[name]:.0f} ({seconds[name] / own:.1f}x)" for name in OTHERS]
         rows.append(shown)
-    head = ["Matrix", "Batch", "Bits", "APB, us", "signs alone", "onnxruntime 2-bit", "torch float32"]
+    head = [
+        "Matrix",
+        "Batch",
+        "Bits",
+        "diba.APB, us",
+        "DibaAPBLinear",
+        "signs alone",
+        "onnxruntime 2-bit",
+        "torch float32",
+    ]
     share = report["arguments"]["exceptions"]
     return f"{markdown(head, rows, left=1)}\n\nExceptions: {share:.2%}. {measured(report)}."
 

@@ -117,6 +117,20 @@ def test_the_tasks(benchmark: Callable[[str], ModuleType]) -> None:
     assert order == expected
 
 
+def test_signs_and_exceptions(benchmark: Callable[[str], ModuleType]) -> None:
+    for library in ("torch", "onnx", "onnxruntime"):
+        pytest.importorskip(library)
+    apb = benchmark("products.apb")
+    row = apb.row("128x256", 2, 1, 0.05, 1)
+    assert set(row["seconds"]) == {"APB", "layer", "signs alone", *apb.OTHERS}
+    row["seconds"] = dict.fromkeys(row["seconds"], 2e-6) | {"APB": 1e-6}
+    machine = {"isa": "x", "cpu": "a processor", "diba": "1"}
+    text = apb.table({"machine": machine, "arguments": {"exceptions": 0.05}, "rows": [row]})
+    bits = f"{row['bits_per_weight']:.2f}"
+    assert f"| 128x256 | 2 | {bits} | 1 | 2 | 2 | 2 (2.0x) | 2 (2.0x) |" in text
+    assert "Exceptions: 5.00%. Measured with diba 1 on a processor (x)." in text
+
+
 @pytest.mark.parametrize(
     ("name", "rounding"), [("numpy", 0.0), ("torch-float32", 0.0), ("torch-bfloat16", 2.0**-8)]
 )
