@@ -20,6 +20,7 @@ quality      solvers and baselines on every dense matrix of three models: over a
 models       end metrics of whole models, beside controls: hours
 reconstruction  what each stage of the reconstruction of blocks is worth: half an hour
 apb          networks of binary weights with exceptions, beside other ways, on Fashion-MNIST: hours
+apb_latency  how long these networks take, beside torch and onnxruntime in float32 and int8: a minute
 curves       end metrics of whole models at equal bytes, beside llama.cpp, GPTQ, onnxruntime: hours
 kills        diba compress killed at random moments: the same bytes as without: minutes to hours
 scaling      whole models without data: plan and run, workers, large layers: an hour
@@ -64,6 +65,7 @@ PLACES = {
     "models": "models.models",
     "reconstruction": "models.reconstruction",
     "apb": "apb.apb",
+    "apb_latency": "apb.latency",
     "curves": "models.curves",
     "scaling": "models.scaling",
     "kills": "models.kills",

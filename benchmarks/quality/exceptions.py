@@ -21,7 +21,7 @@ import diba
 
 from ..common import results
 from ..common.command import at_least_one, finish, parser
-from ..common.tables import markdown, measured
+from ..common.tables import markdown, measured, plural
 from ..common.weights import SOURCES, RealMatrix
 from .baselines import decibels
 
@@ -198,7 +198,7 @@ def gains(report: dict[str, Any], bits: float, form: str) -> dict[str, tuple[flo
 
 
 def table(report: dict[str, Any]) -> str:
-    """Every size and share, then every matrix with as many as pay."""
+    """Every size and share, then every matrix."""
     rows = []
     for bits in BITS:
         for form in FORMS:
@@ -218,13 +218,13 @@ def table(report: dict[str, Any]) -> str:
 
 
 def by_matrix(report: dict[str, Any]) -> str:
-    """As many as pay: matrices from the flattest on."""
+    """The best share of each matrix and size, from the flattest matrix on."""
     ranked = sorted(report["matrices"].items(), key=lambda item: item[1]["peak"])
     rows = []
     for name, matrix in ranked:
         m, n = matrix["shape"]
-        cells = [gains(report, bits, PAYING)[name] for bits in BITS]
-        shown = [f"{gain:+.3f} ({cell['count']})" if cell["count"] else "" for gain, cell in cells]
-        rows.append([f"`{name}`", f"{m} x {n}", f"{matrix['peak']:.1f}", *shown])
-    head = ["Matrix", "Shape", "Peak", *(f"{bits:g} bits" if bits > 1 else "1 bit" for bits in BITS)]
-    return markdown(head, rows)
+        best = [max(gains(report, bits, form)[name][0] for form in FORMS) for bits in BITS]
+        rows.append([f"`{name}`", f"{m} x {n}", f"{matrix['peak']:.1f}", *(f"{gain:+.2f}" for gain in best)])
+    head = ["Matrix", "Shape", "Peak", *(plural(bits, "bit") for bits in BITS)]
+    title = "The best of these shares, in dB more than factors alone, from the flattest matrix on:"
+    return f"{title}\n\n{markdown(head, rows)}"

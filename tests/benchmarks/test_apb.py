@@ -214,6 +214,45 @@ def test_a_stopped_run_goes_on(benchmark: Benchmark, monkeypatch: pytest.MonkeyP
     assert len(measured) == len(set(measured)) == 5
 
 
+# ---- table, figure, latency
+
+
+def report(benchmark: Benchmark) -> dict[str, Any]:
+    """Binary weights and APB, three seeds, and a rate that validation did not choose."""
+    plan = benchmark("apb.plan")
+    cells = {}
+    for arm, form, size, test in (("float32", "32 bits", 2_680_000, 0.90), ("APB", "1 %", 125_000, 0.89)):
+        for seed in range(3):
+            for rate, validation in zip(plan.ARMS[arm].rates, (0.8, 0.9), strict=True):
+                cell = plan.Cell("mlp", arm, form, seed, rate)
+                cells[cell.key] = vars(cell) | {
+                    "bytes": size, "bits": 1.345, "validation": validation,
+                    "test": test + 0.001 * seed + (0.05 if validation < 0.9 else 0), "cpu_seconds": 30.0,
+                }  # fmt: skip
+    machine = {"diba": "1", "cpu": "a cpu", "isa": "avx2"}
+    return {"machine": machine, "distilled": False, "cells": cells}
+
+
+def test_the_table_has_the_chosen_rates_and_differences_by_seed(benchmark: Benchmark) -> None:
+    lines = benchmark("apb.table").table(report(benchmark)).splitlines()
+    assert "| APB | 1 % | 1.34 | 125.0 | 89.10 | 89.00 to 89.20 | -1.00 | 3 | 0.002 |" in lines
+    assert sum(line.startswith("| APB") for line in lines) == 1
+
+
+def test_the_figure_is_drawn(benchmark: Benchmark, tmp_path: Path) -> None:
+    benchmark("apb.figure").draw(report(benchmark), [tmp_path / "a.svg"])
+    text = (tmp_path / "a.svg").read_text(encoding="utf-8")
+    assert "kB on disk" in text
+    assert "MLP" in text
+
+
+def test_every_contestant_of_latency_answers(benchmark: Benchmark) -> None:
+    latency = benchmark("apb.latency")
+    for name in ("mlp", "cnn"):
+        for model in dict(latency.networks(name)).values():
+            assert latency.inferring(model, torch.randn(3, 1, 28, 28))().shape == (3, 10)
+
+
 # ---- exceptions under a factorization
 
 
