@@ -116,6 +116,31 @@ bool multiply_matrix(const PackedTensors& self, Address bits, Address x, std::si
   return true;
 }
 
+// starts, columns, values of a sparse matrix that the caller has checked, and the bytes of a column; zeros: none.
+using SparseAddresses = std::array<Address, 4>;
+
+// y = alpha * (S x) + E x + bias for one sign matrix S; alpha has `scales` entries, 1 or one for each row.
+bool multiply_binarized(const PackedTensors& self, Address signs, Address alpha, std::size_t scales,
+                        const SparseAddresses& sparse, Address x, std::size_t count, Address bias, Address y,
+                        int threads, bool whole) {
+  const diba::Packed& packed = self.packed();
+  require(scales == 1 || scales == packed.rows(), "alpha must have one entry, or one for each row");
+  const Unlocked unlocked;
+  if (!self.holds(signs, 0, whole || count >= kVectorsForWhole)) return false;
+  const float* const from = at<const float>(alpha);
+  diba::Diagonals d;
+  d.d1 = scales == 1 ? std::vector<float>(packed.rows(), *from) : std::vector<float>(from, from + scales);
+  const diba::SparseRows plus{at<const std::uint32_t>(sparse[0]),
+                              at<const void>(sparse[1]),
+                              at<const float>(sparse[2]),
+                              packed.rows(),
+                              packed.cols(),
+                              sparse[3]};
+  packed.multiply(d, at<const float>(x), count, at<const float>(bias), at<float>(y), threads,
+                  sparse[0] == 0 ? nullptr : &plus);
+  return true;
+}
+
 // out: the gradients of x (or 0), d1, d2, d3
 void tensor_gradients(const PackedTensors& self, const FactorAddresses& f, Address x, Address g, std::size_t count,
                       const std::array<Address, 4>& out, int threads) {
@@ -161,6 +186,7 @@ void bind_tensors(py::module_& m) {
           py::arg("b1"), py::arg("b2"))
       .def("multiply", &multiply_tensors)
       .def("multiply_matrix", &multiply_matrix)
+      .def("multiply_binarized", &multiply_binarized)
       .def("gradients", &tensor_gradients);
   m.def("multiply_codes", &multiply_codes, py::arg("codes"), py::arg("steps"), py::arg("d1"), py::arg("rows"),
         py::arg("columns"), py::arg("bits"), py::arg("group"), py::arg("x"), py::arg("count"), py::arg("bias"),

@@ -265,6 +265,20 @@ class PackedTensors:
         whole: bool,
     ) -> bool: ...
     def multiply_matrix(self, bits: int, x: int, count: int, y: int, threads: int, whole: bool) -> bool: ...
+    def multiply_binarized(
+        self,
+        signs: int,
+        alpha: int,
+        scales: int,
+        sparse: tuple[int, int, int, int],
+        x: int,
+        count: int,
+        bias: int,
+        y: int,
+        threads: int,
+        whole: bool,
+    ) -> bool:
+        """``diag(alpha) S + E``; sparse: starts, columns, values and bytes of a column, or zeros."""
     def gradients(
         self,
         factors: tuple[int, int, int, int, int],

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["APBSizes", "DibaAPBLayer", "sizes_of"]
 
 _SOME = ("columns", "values")  # None without exceptions
+_BUFFERS = ("signs", "counts", *_SOME, "exponent")  # in the order of the operator
 
 
 class APBSizes(NamedTuple):
@@ -244,9 +245,16 @@ class DibaAPBLayer(CompressedLayer):
 
     def _multiply(self, x: Tensor) -> Tensor:
         """Multiply every vector along the last axis by the matrix, and add the bias."""
-        self._settle()
-        y: Tensor = operators.apb_linear(x, *self._parts(), self.bias, self._matrix_shape[1])
-        return y
+        if "_origin" in self.__dict__:
+            self._settle()
+        p: Any = self._parameters
+        b: Any = self._buffers
+        try:  # as in DibaLinear: attributes of a module take as long as a small product
+            parts = p["alpha"], *(b[name] for name in _BUFFERS)
+            bias = p["bias"]
+        except KeyError:
+            parts, bias = self._parts(), self.bias
+        return operators.apb_linear(x, *parts, bias, self._matrix_shape[1])
 
     def _forget(self) -> None:
         super()._forget()

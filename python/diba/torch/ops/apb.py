@@ -1,7 +1,7 @@
 """The operators for binary weights with exceptions (``diba._internal.apb_bytes``); importing registers them.
 
 - ``torch.ops.diba.apb_linear(x, alpha, signs, counts, columns, values, exponent, bias, n)``:
-  ``alpha * (S x) + E x + bias`` for every vector along the last axis of x. ``columns`` and ``values`` are
+  ``alpha * (S x) + bias + E x`` for every vector along the last axis of x. ``columns`` and ``values`` are
   None without exceptions. It has gradients for x, alpha and the bias.
 - ``apb_linear_backward``: computes those of x and alpha.
 
@@ -44,26 +44,37 @@ Parts = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor]
 class _Decoded:
     """E as the kernels need it, made from the bytes when they are first used, or have changed."""
 
-    __slots__ = ("matrix", "places", "storage", "versions")
+    __slots__ = ("addresses", "matrix", "places", "storage", "versions")
 
     def __init__(self, parts: Parts, shape: tuple[int, int]) -> None:
         tensors = _bytes_of(parts)
-        self.places = tuple(t.data_ptr() for t in tensors.values())
-        self.versions = tuple(packed.version(t) for t in tensors.values())
+        self.places = [t.data_ptr() for t in tensors.values()]
+        self.versions = [packed.version(t) for t in tensors.values()]
         starts, columns, values = decoded_exceptions({name: t.numpy() for name, t in tensors.items()})
-        self.matrix = SparseRows(starts, columns, values, shape)
+        self.matrix = E = SparseRows(starts, columns, values, shape)
+        self.addresses = 0, 0, 0, 0
+        if E.values.size:
+            places = E.starts.ctypes.data, E.columns.ctypes.data, E.values.ctypes.data
+            self.addresses = *places, E.columns.itemsize
         key = parts[2].data_ptr()
         self.storage = weakref.ref(parts[2].untyped_storage(), lambda _: _decoded.pop(key, None))
         _decoded[key] = self
 
-    def fits(self, parts: Parts, shape: tuple[int, int]) -> bool:
+    def fits(self, parts: Parts, n: int) -> bool:
         """Whether the bytes are those that were decoded, as far as torch counts changes."""
-        tensors = _bytes_of(parts).values()
+        _, signs, counts, columns, values, exponent = parts
+        tensors = (
+            [counts, exponent] if columns is None or values is None else [counts, columns, values, exponent]
+        )
+        try:
+            versions = [t._version for t in tensors]
+        except RuntimeError:  # tensors of inference mode have none
+            return False
         return (
-            self.matrix.shape == shape
-            and -1 not in self.versions
-            and self.places == tuple(t.data_ptr() for t in tensors)
-            and self.versions == tuple(packed.version(t) for t in tensors)
+            self.versions == versions
+            and self.places == [t.data_ptr() for t in tensors]
+            and self.matrix.shape == (signs.shape[0], n)
+            and all(t.is_contiguous() for t in tensors)
         )
 
 
@@ -76,10 +87,9 @@ def _bytes_of(parts: Parts) -> dict[str, Tensor]:
     return {"counts": counts, **some, "exponent": exponent}
 
 
-def _exceptions(parts: Parts, n: int) -> SparseRows:
-    shape = parts[1].shape[0], n
+def _exceptions(parts: Parts, n: int) -> _Decoded:
     kept = _decoded.get(parts[2].data_ptr())
-    return (kept if kept is not None and kept.fits(parts, shape) else _Decoded(parts, shape)).matrix
+    return kept if kept is not None and kept.fits(parts, n) else _Decoded(parts, (parts[1].shape[0], n))
 
 
 def forget_exceptions(counts: Tensor) -> None:
@@ -151,27 +161,26 @@ def apb_linear(x: Tensor, *rest: Any) -> Tensor:
     return result
 
 
+def _at_once(x: Tensor, parts: Parts, bias: Tensor | None, n: int) -> Tensor | None:
+    """The product if all is decoded and packed already, and nothing must be converted; else None."""
+    kept = _decoded.get(parts[2].data_ptr())
+    if kept is None or not kept.fits(parts, n):
+        return None
+    return packed.try_binarized(x, parts[0], parts[1], kept.addresses, bias)
+
+
 def _cpu(x: Tensor, *rest: Any) -> Tensor:
     *given, bias, n = rest
     parts: Parts = tuple(given)
+    at_once = _at_once(x, parts, bias, n)
+    if at_once is not None:
+        return at_once
     alpha, signs, *_ = parts
     if x.dtype not in ACTIVATIONS or alpha.dtype != torch.float32:
         return _elsewhere(x, *rest)
     _check(x, parts, bias, n)
-    vectors = plain(x)
-    y = packed.times_bits(vectors, signs, n, True, False).mul_(alpha)
-    _add_product(y, vectors, _exceptions(parts, n))
-    if bias is not None:
-        y.add_(bias)
-    return y.to(x.dtype)
-
-
-def _add_product(y: Tensor, x: Tensor, matrix: SparseRows) -> None:
-    """Add the product with a sparse matrix in place; y is contiguous."""
-    if matrix.values.size and x.numel():
-        m, n = matrix.shape
-        vectors = x.reshape(-1, n).contiguous().numpy()
-        matrix.add_products(vectors, y.view(-1, m).numpy(), torch.get_num_threads())
+    shift, E = None if bias is None else plain(bias), _exceptions(parts, n)
+    return packed.binarized(plain(x), plain(alpha), signs, n, E.addresses, shift).to(x.dtype)
 
 
 def _elsewhere(x: Tensor, *rest: Any) -> Tensor:
@@ -203,7 +212,9 @@ def _backward(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     if x_needed and fast:
         scaled = (above * alpha).contiguous()
         found = packed.times_bits(scaled, signs, n, True, True)
-        _add_product(found, above, _exceptions(parts, n).T)
+        E = _exceptions(parts, n).matrix.T
+        if E.values.size and above.numel():
+            E.add_products(above.contiguous().numpy(), found.numpy(), torch.get_num_threads())
         of_x = found.to(x.dtype).reshape(x.shape)
     elif x_needed:
         of_x = (above @ apb_matrix(*parts, n).to(dtype)).to(x.dtype).reshape(x.shape)

@@ -25,7 +25,16 @@ from torch import Tensor
 
 from ... import _core
 
-__all__ = ["forget", "gradients", "linear", "times_bits", "try_linear", "version"]
+__all__ = [
+    "binarized",
+    "forget",
+    "gradients",
+    "linear",
+    "times_bits",
+    "try_binarized",
+    "try_linear",
+    "version",
+]
 
 _NOT_COUNTED = -1
 
@@ -232,4 +241,77 @@ def times_bits(x: Tensor, bits: Tensor, columns: int, sign: bool, transposed: bo
     call = place, x.data_ptr(), x.numel() // x.shape[-1], y.data_ptr(), torch.get_num_threads()
     if not kept.compiled.multiply_matrix(*call, kept.whole):
         _packed(key, (bits,), shape).compiled.multiply_matrix(*call, False)
+    return y
+
+
+def try_binarized(
+    x: Tensor, alpha: Tensor, signs: Tensor, sparse: tuple[int, int, int, int], bias: Tensor | None
+) -> Tensor | None:
+    """``binarized`` if the signs are packed already and no tensor must be converted; else None."""
+    place = signs.data_ptr()
+    kept = _kept.get((place, False))
+    if kept is None or not x.shape:
+        return None
+    m, n, sign, _ = kept.shape
+    *above, length = x.shape
+    plain, scales = torch.float32, alpha.numel()
+    try:
+        counted = kept.whole or signs._version == kept.versions[0]
+    except RuntimeError:  # a tensor of inference mode has no version
+        return None
+    if (
+        length != n
+        or sign is not True
+        or scales not in (1, m)
+        or x.dtype is not plain
+        or alpha.dtype is not plain
+        or not counted
+        or not (x.is_contiguous() and alpha.is_contiguous() and signs.is_contiguous())
+        or not kept.compiled.current
+    ):
+        return None
+    shift = 0
+    if bias is not None:
+        if bias.dtype is not plain or bias.shape != (m,) or not bias.is_contiguous():
+            return None
+        shift = bias.data_ptr()
+    count = 1
+    for size in above:
+        count *= size
+    y = x.new_empty(*above, m)
+    done = kept.compiled.multiply_binarized(
+        place,
+        alpha.data_ptr(),
+        scales,
+        sparse,
+        x.data_ptr(),
+        count,
+        shift,
+        y.data_ptr(),
+        torch.get_num_threads(),
+        kept.whole,
+    )
+    if done:
+        return y
+    _kept.pop((place, False), None)  # as in try_linear
+    return None
+
+
+def binarized(
+    x: Tensor,
+    alpha: Tensor,
+    signs: Tensor,
+    columns: int,
+    sparse: tuple[int, int, int, int],
+    bias: Tensor | None,
+) -> Tensor:
+    """``alpha * (S x) + bias + E x`` along the last axis of x; alpha has 1 entry or one for each row.
+
+    Everything is on the CPU and contiguous, signs uint8 with so many columns, the rest float32. ``sparse``
+    is E: addresses of starts, columns and values, and the bytes of a column, of arrays that are valid; zeros
+    for no E.
+    """
+    _packed((signs.data_ptr(), False), (signs,), (signs.shape[0], columns, True, False))
+    y = try_binarized(x, alpha, signs, sparse, bias)
+    assert y is not None, "the bits were just packed"
     return y
