@@ -1,13 +1,13 @@
-// The matrix of a node: the factors of an initializer, packed when the session is made.
+// The matrix of a node: the factors, or signs and exceptions, of an initializer, packed when the session is made.
 #pragma once
 
 #include <cstddef>
 #include <memory>
-#include <optional>
 #include <string>
 #include <vector>
 
 #include "diba/diba.hpp"
+#include "file/binarized.hpp"
 #include "file/factors.hpp"
 #include "operators/operators.hpp"
 #include "product/packed.hpp"
@@ -19,16 +19,23 @@ class Matrix {
   // Inputs `factors` and, where there is one, `bias` of the node. Throws Error.
   Matrix(const Node& node, std::size_t factors, std::size_t bias);
 
-  std::size_t rows() const { return bits_ ? bits_->rows() : exact_->rows(); }
-  std::size_t cols() const { return bits_ ? bits_->cols() : exact_->cols(); }
+  std::size_t rows() const { return rows_; }
+  std::size_t cols() const { return cols_; }
 
   // Each row x of X (count, cols) becomes the row M x + bias of Y (count, rows).
   void multiply(const float* x, std::size_t count, float* y, const Executor& executor) const;
 
  private:
+  void read_factors(const Tensor& bytes, Source& source, bool exact);
+  void read_signs(Source& source, bool exact);
+  // Row by row, as Factorization does.
+  void multiply_exactly(const float* x, float* y) const;
+
+  std::size_t rows_ = 0, cols_ = 0;
   std::shared_ptr<const Packed> bits_;  // null: exact
   Diagonals diagonals_;
-  std::optional<Factorization> exact_;
+  std::unique_ptr<const Factorization> exact_;         // null: fast, or signs and exceptions
+  std::unique_ptr<const StoredBinarized> exceptions_;  // null: factors; the signs only where products are exact
   std::vector<float> bias_;
 };
 

@@ -70,9 +70,30 @@ def round_rows(
 def bit_products(
     a: NDArray[np.uint64], b: NDArray[np.uint64], cols: int, out: NDArray[np.int32], threads: int
 ) -> None: ...
+@overload
 def add_sparse(
     starts: NDArray[np.uint32],
-    columns: NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.uint32],
+    columns: NDArray[np.uint8],
+    values: NDArray[np.float32],
+    cols: int,
+    x: NDArray[np.float32],
+    out: NDArray[np.float32],
+    threads: int,
+) -> None: ...
+@overload
+def add_sparse(
+    starts: NDArray[np.uint32],
+    columns: NDArray[np.uint16],
+    values: NDArray[np.float32],
+    cols: int,
+    x: NDArray[np.float32],
+    out: NDArray[np.float32],
+    threads: int,
+) -> None: ...
+@overload
+def add_sparse(
+    starts: NDArray[np.uint32],
+    columns: NDArray[np.uint32],
     values: NDArray[np.float32],
     cols: int,
     x: NDArray[np.float32],
@@ -230,15 +251,34 @@ class Packed:
     ) -> None: ...
     def try_multiply(self, x: object, threads: int) -> NDArray[np.float32] | None: ...
 
+# diag(alpha) S + E; the arrays of E are kept, not copied.
+@overload
 def pack_binarized(
     alpha: NDArray[np.float32],
     signs: NDArray[np.uint64],
     cols: int,
     starts: NDArray[np.uint32],
-    columns: NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.uint32],
+    columns: NDArray[np.uint8],
     values: NDArray[np.float32],
-) -> Packed:
-    """``diag(alpha) S + E``; the arrays of E are kept, not copied."""
+) -> Packed: ...
+@overload
+def pack_binarized(
+    alpha: NDArray[np.float32],
+    signs: NDArray[np.uint64],
+    cols: int,
+    starts: NDArray[np.uint32],
+    columns: NDArray[np.uint16],
+    values: NDArray[np.float32],
+) -> Packed: ...
+@overload
+def pack_binarized(
+    alpha: NDArray[np.float32],
+    signs: NDArray[np.uint64],
+    cols: int,
+    starts: NDArray[np.uint32],
+    columns: NDArray[np.uint32],
+    values: NDArray[np.float32],
+) -> Packed: ...
 
 class PackedTensors:
     """The bits of a layer, or one bit matrix, for the fast kernels; the diagonals come with every call.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from ._internal import check
 from ._internal.binarized_file import FORMAT
@@ -14,7 +14,7 @@ from .factorization import Factorization
 if TYPE_CHECKING:
     from ._internal.disk import PathLike
 
-__all__ = ["load"]
+__all__ = ["decoded", "load"]
 
 _LONGEST_HEADER = 2**20  # bytes; that of a factorization may not be longer
 _IS_APB = re.compile(rf'"format"\s*:\s*"{FORMAT.name}"'.encode())  # in a string, quotes would be escaped
@@ -31,7 +31,12 @@ def load(path: PathLike) -> Factorization | APB:
     """
     name = check.path(path)
     with open_regular(name) as file:
-        length = int.from_bytes(file.read(8), "little")
-        is_apb = _IS_APB.search(file.read(min(length, _LONGEST_HEADER))) is not None
-        file.seek(0)
-        return APB._decoded(file, name) if is_apb else Factorization._decoded(file, name)
+        return decoded(file, name)
+
+
+def decoded(file: BinaryIO, name: str) -> Factorization | APB:
+    """Read an open file, or bytes in memory, like :func:`load`; ``name`` is used in messages."""
+    length = int.from_bytes(file.read(8), "little")
+    is_apb = _IS_APB.search(file.read(min(length, _LONGEST_HEADER))) is not None
+    file.seek(0)
+    return APB._decoded(file, name) if is_apb else Factorization._decoded(file, name)

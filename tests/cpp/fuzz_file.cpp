@@ -1,6 +1,7 @@
 // The reader of files against anything at all: a target for libFuzzer, and without it a program.
 //
-//   fuzz_file GOOD BAD    two folders: every file of GOOD is read, every file of BAD is refused
+//   fuzz_file files|binarized GOOD BAD    two folders: the reader of factors, or that of signs and exceptions, reads
+//   every file of GOOD and refuses every file of BAD
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
@@ -16,6 +17,7 @@
 
 #include "check.hpp"
 #include "diba/diba.hpp"
+#include "file/binarized.hpp"
 #include "file/crc32.hpp"
 #include "file/factors.hpp"
 #include "file/safetensors.hpp"
@@ -25,6 +27,7 @@
 namespace {
 
 using diba::FormatError;
+using diba::StoredBinarized;
 using diba::StoredFactors;
 using Bytes = std::vector<unsigned char>;
 
@@ -44,17 +47,43 @@ void check_whole(const StoredFactors& f) {
     for (const float value : *d) CHECK(std::isfinite(value));
 }
 
+void check_whole(const StoredBinarized& f) {
+  CHECK(f.rows > 0 && f.cols > 0 && f.alpha.size() == f.rows && f.starts.size() == f.rows + 1);
+  CHECK(f.signs.size() == f.rows * diba::words_for(f.cols) && diba::tails_are_zero(f.bits()));
+  CHECK(f.starts[0] == 0 && f.starts[f.rows] == f.values.size());
+  CHECK(f.columns.size() == f.values.size() * f.column_bytes);
+  for (std::size_t i = 0; i < f.rows; ++i) CHECK(f.starts[i] <= f.starts[i + 1]);
+  for (std::size_t e = 0; e < f.values.size(); ++e) {
+    std::size_t column = 0;
+    for (std::size_t byte = f.column_bytes; byte-- > 0;) column = column << 8 | f.columns[e * f.column_bytes + byte];
+    CHECK(column < f.cols && std::isfinite(f.values[e]));
+  }
+  for (const float value : f.alpha) CHECK(std::isfinite(value));
+}
+
 // Other exceptions than FormatError end the program.
-bool accepted(const unsigned char* data, std::size_t size) {
-  // From memory of exactly that size, so that AddressSanitizer sees the first byte past it.
-  const Bytes exact(data, data + size);
+template <class Read>
+bool read_whole(const Bytes& exact, const Read& read) {
   try {
-    check_whole(diba::read_factors(*diba::open_memory(exact.data(), exact.size()), "the file"));
+    check_whole(read(*diba::open_memory(exact.data(), exact.size()), "the file"));
     return true;
   } catch (const FormatError& error) {
     CHECK(std::string(error.what()).rfind("the file: ", 0) == 0);
     return false;
   }
+}
+
+// By which reader; never by both.
+struct Accepted {
+  bool factors, signs;
+};
+
+Accepted accepted(const unsigned char* data, std::size_t size) {
+  // From memory of exactly that size, so that AddressSanitizer sees the first byte past it.
+  const Bytes exact(data, data + size);
+  const bool factors = read_whole(exact, diba::read_factors), signs = read_whole(exact, diba::read_binarized);
+  CHECK(!factors || !signs);
+  return {factors, signs};
 }
 
 // Puts the checksums right that stand in the header as "crc32_KEY":"12345678", so that what lies behind them is
@@ -95,12 +124,13 @@ void check_any(const unsigned char* data, std::size_t size) {
 
 #ifndef DIBA_LIBFUZZER
 
-void replay(const std::string& folder, bool good) {
+void replay(const std::string& folder, bool signs, bool good) {
   int count = 0;
   for (const auto& entry : std::filesystem::directory_iterator(folder)) {
     std::ifstream file(entry.path(), std::ios::binary);
     const Bytes data{std::istreambuf_iterator<char>(file), {}};
-    CHECK_IN(accepted(data.data(), data.size()) == good, entry.path().string());
+    const Accepted by = accepted(data.data(), data.size());
+    CHECK_IN((signs ? by.signs : by.factors) == good, entry.path().string());
     check_any(data.data(), data.size());
     for (std::size_t i = 0; good && i < data.size(); ++i) {  // each byte in turn
       Bytes changed = data;
@@ -129,9 +159,10 @@ extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, std::size_t siz
 
 int main(int argc, char** argv) {
   const std::vector<std::string> arguments(argv + 1, argv + argc);
-  if (arguments.size() != 2) return 2;
-  replay(arguments[0], true);
-  replay(arguments[1], false);
+  if (arguments.size() != 3) return 2;
+  const bool signs = arguments[0] == "binarized";
+  replay(arguments[1], signs, true);
+  replay(arguments[2], signs, false);
   return check::done();
 }
 

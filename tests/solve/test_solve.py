@@ -438,7 +438,7 @@ def test_solve_takes_the_fields_of_solve_options_with_their_defaults() -> None:
 def test_options_are_checked_and_plain() -> None:
     options = diba.SolveOptions(seed=np.int32(3), tol=np.float32(0.5), time_limit=2, threads=np.uint8(1))
     assert [type(value) for value in dataclasses.asdict(options).values()] == [
-        *(str, str, str, int, type(None), float, float, int)
+        *(str, str, str, int, type(None), float, float, int, type(None))
     ]
     for wrong, error in (
         ({"method": "magic"}, ValueError),

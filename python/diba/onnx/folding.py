@@ -1,4 +1,4 @@
-"""Batch normalisations that follow factored convolutions become part of their factors."""
+"""Batch normalisations that follow convolutions of packed bits become part of their matrices."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from .. import file_format
 from .._internal import storage
+from ..binarized import APB
+from ..factorization import Factorization
+from ..loading import decoded
+from .nodes import matrix_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,8 +23,8 @@ __all__ = ["fold_batch_norms"]
 def fold_batch_norms(model: ir.Model) -> int:
     """Fold ``BatchNormalization`` into the ``diba::Conv`` before it, as onnxruntime does with its ``Conv``.
 
-    ``s (M x + b) + t`` is a product with the rows of M times s: with other diagonals d1, of 16 bits if they
-    were, and another bias.
+    ``s (M x + b) + t`` is a product with the rows of M times s: with another d1, or alpha and exceptions, of
+    16 bits if they were, and another bias.
 
     Returns:
         How many there were.
@@ -60,15 +63,24 @@ def _put(value: ir.Value, array: NDArray[Any]) -> None:
 
 
 def _scaled(factors: ir.Value, scale: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """The bytes of the same factors with other rows."""
+    """The bytes of the same matrix with other rows; floats of 16 bits stay that."""
     array = _values(factors)
     assert array is not None
-    stored = file_format.decode(io.BytesIO(array.tobytes()), str(factors.name))
-    d1 = (scale * stored.d1).astype(np.float32)
-    if all(map(storage.fits_16, (stored.d1, stored.d2, stored.d3))):
+    f = decoded(io.BytesIO(array.tobytes()), str(factors.name))
+    if isinstance(f, APB):
+        starts = f.starts.astype(np.int64)
+        rows = np.repeat(scale, starts[1:] - starts[:-1])
+        alpha, values = _times(f.alpha, scale), _times(f.values, rows)
+        return matrix_bytes(APB(alpha, f.signs, f.starts, f.columns, values))
+    d1 = (scale * f.d1).astype(np.float32)
+    if f.diagonal_bits == 16:
         d1 = storage.round_to_16(d1)
-    scaled = file_format.StoredFactors(d1, stored.b1, stored.d2, stored.b2, stored.d3)
-    return np.frombuffer(file_format.encode(scaled), np.uint8)
+    return matrix_bytes(Factorization(d1, f.b1, f.d2, f.b2, f.d3))
+
+
+def _times(numbers: NDArray[np.float32], scale: NDArray[np.float64]) -> NDArray[np.float32]:
+    scaled = np.asarray(numbers * scale, np.float32)
+    return storage.round_to_16(scaled) if numbers.size and storage.fits_16(numbers) else scaled
 
 
 def _replace(graph: ir.Graph, conv: ir.Node, norm: ir.Node, inputs: list[ir.Value | None]) -> None:

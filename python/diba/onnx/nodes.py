@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import file_format
+from .._internal import binarized_file
+from .._internal.sparse_rows import SparseRows
+from ..binarized import APB
+from ..torch.modules.apb import DibaAPBLayer
 from ..torch.modules.state import as_numpy
 from .graph import FLOAT, HALF
 from .places import ConvPlace, EmbeddingPlace, LinearPlace, Place, TableHead, TableRows
@@ -16,9 +20,10 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from numpy.typing import NDArray
 
+    from ..factorization import Factorization
     from .graph import Editor
 
-__all__ = ["bias_of", "float_product", "float_rows", "library_node"]
+__all__ = ["bias_of", "float_product", "float_rows", "library_node", "matrix_bytes"]
 
 _DOMAIN = "diba"
 
@@ -125,7 +130,15 @@ def _head(edit: Editor, place: TableHead, x: ir.Value, dtype: Any) -> ir.Value:
 
 
 def _factors(place: Any) -> NDArray[np.uint8]:
-    """The bytes of a diba file with the factors of a layer."""
-    f = place.module.factorization()
+    """The bytes of a diba file with the matrix of a layer."""
+    layer = place.module
+    return matrix_bytes(layer.matrix() if isinstance(layer, DibaAPBLayer) else layer.factorization())
+
+
+def matrix_bytes(f: Factorization | APB) -> NDArray[np.uint8]:
+    """The bytes of a diba file with a matrix."""
+    if isinstance(f, APB):
+        E = SparseRows(f.starts, f.columns, f.values, f.shape)
+        return np.frombuffer(b"".join(map(bytes, binarized_file.encoded(f.alpha, f.signs, E))), np.uint8)
     stored = file_format.StoredFactors(f.d1, f.b1, f.d2, f.b2, f.d3)
     return np.frombuffer(file_format.encode(stored), np.uint8)

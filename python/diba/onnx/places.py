@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..torch.modules.apb import DibaAPBLayer
+from ..torch.modules.apb_layers import DibaAPBConv2d, DibaAPBLinear
 from ..torch.modules.conv import Convolution
 from ..torch.modules.embedding import DibaEmbedding
 from ..torch.modules.layer import FactoredLayer
@@ -62,7 +64,7 @@ class Place:
 
     def trace(self, x: Tensor) -> Tensor:
         """Leave a placeholder in the graph."""
-        return self.symbol(x, (*x.shape[:-1], self.module.d1.numel()), x.dtype)
+        return self.symbol(x, (*x.shape[:-1], self.module.rows), x.dtype)
 
     def symbol(self, x: Tensor, shape: tuple[Any, ...], dtype: torch.dtype) -> Tensor:
         """A placeholder with one input and one output."""
@@ -83,9 +85,9 @@ class Place:
 
 
 class LinearPlace(Place):
-    """A factored linear layer."""
+    """A linear layer of packed bits."""
 
-    module: DibaLinear
+    module: DibaLinear | DibaAPBLinear
 
     def exact(self, x: Tensor) -> Tensor:
         """See :meth:`Place.exact`."""
@@ -93,9 +95,9 @@ class LinearPlace(Place):
 
 
 class ConvPlace(Place):
-    """A factored convolution. Padding other than zeros becomes nodes of its own before it."""
+    """A convolution of packed bits. Padding other than zeros becomes nodes of its own before it."""
 
-    module: Convolution
+    module: Convolution | DibaAPBConv2d
 
     @property
     def pads(self) -> list[int]:
@@ -218,9 +220,12 @@ class CodedHead(TableHead):
     exact = TableHead.run
 
 
-def _exact(layer: FactoredLayer, x: Tensor) -> Tensor:
+def _exact(layer: FactoredLayer | DibaAPBLayer, x: Tensor) -> Tensor:
     """The vectors x (..., n) times the dense matrix of a layer, plus its bias, in float32."""
-    matrix = reference.to_dense(layer.d1, layer.b1, layer.d2, layer.b2, layer.d3, layer.sign)
+    if isinstance(layer, DibaAPBLayer):
+        matrix = torch.from_numpy(layer.matrix().to_dense()).to(x.device)
+    else:
+        matrix = reference.to_dense(layer.d1, layer.b1, layer.d2, layer.b2, layer.d3, layer.sign)
     bias = None if layer.bias is None else layer.bias.to(matrix.dtype)
     return functional.linear(x.to(matrix.dtype), matrix, bias).to(x.dtype)
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ..torch.model.coding import output_layer
+from ..torch.modules.apb import DibaAPBLayer
+from ..torch.modules.apb_layers import DibaAPBConv2d, DibaAPBLinear
 from ..torch.modules.coded import CodedLayer
 from ..torch.modules.coded_layers import DibaCodedEmbedding
 from ..torch.modules.conv import Convolution
@@ -23,7 +25,13 @@ if TYPE_CHECKING:
 
 __all__ = ["plan"]
 
-_FACTORED = ((DibaLinear, LinearPlace), (Convolution, ConvPlace), (DibaEmbedding, EmbeddingPlace))
+_PACKED = (
+    (DibaLinear, LinearPlace),
+    (DibaAPBLinear, LinearPlace),
+    (Convolution, ConvPlace),
+    (DibaAPBConv2d, ConvPlace),
+    (DibaEmbedding, EmbeddingPlace),
+)
 
 _SMALL = 2**14  # entries of a table that are left as they are: 64 KiB at most
 
@@ -38,27 +46,28 @@ def plan(model: nn.Module, embeddings: TableBits | None, head: TableBits | None)
     """
     places: list[Place] = []
     kind: Any
-    factored: dict[int, str] = {}
+    packed: dict[int, str] = {}
     tables: dict[Any, tuple[str, Table]] = {}
     output = _output_layer(model)
     shared = None if output is None else id(output.weight)
     for path, module in model.named_modules():
         name = path or type(module).__name__
-        if isinstance(module, FactoredLayer):
-            kind = next(place for layer, place in _FACTORED if isinstance(module, layer))
-            made: list[Any] = [factored.setdefault(id(module.b1), name)]
+        if isinstance(module, (FactoredLayer, DibaAPBLayer)):
+            kind = next(place for layer, place in _PACKED if isinstance(module, layer))
+            bits = module.b1 if isinstance(module, FactoredLayer) else module.signs
+            made: list[Any] = [packed.setdefault(id(bits), name)]
         elif isinstance(module, CodedLayer):
             kind = CodedRows if isinstance(module, DibaCodedEmbedding) else CodedHead
             if module.identity not in tables:
                 tables[module.identity] = name, coded(module.matrix_codes())
             made = [*tables[module.identity]]
         elif module is output or (_is_table(module) and module.weight.numel() >= _SMALL):
-            kind, bits = (TableHead, head) if module is output else (TableRows, embeddings)
-            if bits is None and id(module.weight) != shared:
+            kind, width = (TableHead, head) if module is output else (TableRows, embeddings)
+            if width is None and id(module.weight) != shared:
                 continue
-            key = id(module.weight), bits or 32
+            key = id(module.weight), width or 32
             if key not in tables:
-                tables[key] = name, rounded(as_numpy(module.weight), bits or 32)
+                tables[key] = name, rounded(as_numpy(module.weight), width or 32)
             made = [*tables[key]]
         else:
             continue

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..torch.modules.apb import DibaAPBLayer
 from ..torch.modules.state import as_numpy
 from .graph import FLOAT, INT32
 from .nodes import bias_of, float_product, float_rows
@@ -95,11 +96,29 @@ def _right(edit: Editor, place: Any) -> ir.Value:
 
 def _matrix(edit: Editor, place: Any) -> ir.Value:
     """The dense matrix in float32, (m, n)."""
+    if isinstance(place.module, DibaAPBLayer):
+        return _signs_and_exceptions(edit, place)
     layer, name = place.module, f"{place.owner}/left"
     left = _entries(edit, name, _bits(edit, place, "b1"), layer.k, layer.sign)
     right = edit.once((place.owner, "right"), partial(_right, edit, place))
     d1 = _scales(edit, place, "d1", -1, 1)
     return edit.node(f"{place.owner}/matrix", "MatMul", edit.node(f"{name}/d1", "Mul", left, d1), right)
+
+
+def _signs_and_exceptions(edit: Editor, place: Any) -> ir.Value:
+    """diag(alpha) S + E in float32, (m, n); the places of E take 16 bytes each."""
+    owner, f = place.owner, place.module.matrix()
+    bits = edit.constant(f"{owner}.signs", f.signs.packed_rows)
+    alpha = edit.constant(f"{owner}.alpha", lambda: f.alpha[:, None])
+    scaled = edit.node(
+        f"{owner}/alpha", "Mul", _entries(edit, f"{owner}/signs", bits, f.shape[1], True), alpha
+    )
+    if not f.values.size:
+        return scaled
+    rows = np.repeat(np.arange(f.shape[0]), np.diff(f.starts.astype(np.int64)))
+    places = edit.constant(f"{owner}.places", lambda: np.stack((rows, f.columns.astype(np.int64)), axis=1))
+    values = edit.constant(f"{owner}.values", lambda: f.values)
+    return edit.node(f"{owner}/matrix", "ScatterND", scaled, places, values, reduction="add")
 
 
 def _turned(edit: Editor, place: Any) -> ir.Value:

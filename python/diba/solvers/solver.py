@@ -47,7 +47,7 @@ def solve(
     tol: float = 1e-4,
     time_limit: float | None = None,
     threads: int | None = None,
-    device: Any = None,
+    device: str | None = None,
     progress: ProgressOption = False,
 ) -> Factorization:
     """Factor ``A ~ D1 B1 D2 B2 D3`` with two binary matrices and three diagonals.
