@@ -18,6 +18,7 @@ from .models import (
     gradients_kept_at,
     kept_in,
     name_missing,
+    of_one_block,
     recipe_of,
     separate,
     sharing,
@@ -87,7 +88,7 @@ def fitted(
         place.keep(model.save_pretrained, _CONVERTED)
     if settings.retune and place.stage == _CONVERTED:
         separate(model, dense)  # norms are trained
-        with stages.stage("retune") as progress:
+        with stages.stage("retune") as progress, of_one_block(model, dense, used.seen):
             course = diba.torch.retune(
                 model,
                 used.all,

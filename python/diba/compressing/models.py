@@ -12,6 +12,7 @@ import transformers
 import diba.hf  # noqa: F401  # models of transformers with compressed layers can be saved and read
 from diba.hf.compression import NEW
 from diba.layers.config import Config
+from diba.torch.calibration.blocks import in_sequence
 from diba.torch.calibration.dense import separate, sharing
 from diba.torch.calibration.kept import gradients_kept_at
 from diba.torch.conversion.convert import when_converted
@@ -25,6 +26,7 @@ from diba.torch.modules.kinds import replaceable
 from diba.torch.modules.layer import Sizes
 from diba.torch.modules.state import CodeSizes
 from diba.torch.reconstruction.kept import trainings_kept_in
+from diba.torch.retuning.batches import running_again
 
 from .._internal.snr import snr_db
 from ..checkpoints.description import Recipe
@@ -47,6 +49,7 @@ __all__ = [
     "gradients_kept_at",
     "kept_in",
     "name_missing",
+    "of_one_block",
     "one_bar",
     "outlined",
     "recipe_of",
@@ -94,6 +97,19 @@ def shown_while_read(progress: ProgressOption) -> Iterator[None]:
             yield
         finally:
             shown_to.reset(token)
+
+
+def of_one_block(
+    model: Any, dense: Any, batches: Iterable[Mapping[str, Any]]
+) -> contextlib.AbstractContextManager[None]:
+    """A context in which training takes the memory of one block's activations, not of all.
+
+    Args:
+        model: A compressed model.
+        dense: The model that it was made of, where the blocks are found.
+        batches: What both take; the first ones are read.
+    """
+    return running_again(model, in_sequence(dense, batches))
 
 
 def name_missing(model: Any, layers: Iterable[str]) -> None:

@@ -21,7 +21,7 @@ from ..modules.kinds import input_layout, input_size
 from ..modules.state import CompressedLayer
 from .trace import Call, Seen, Tensors, Trace, first_tensor, path_to, same, traced
 
-__all__ = ["Block", "Blocks", "Group", "Groups", "Links", "Plan", "plan", "together"]
+__all__ = ["Block", "Blocks", "Group", "Groups", "Links", "Plan", "in_sequence", "plan", "together"]
 
 _TOGETHER = 2**30  # most bytes of the sums of layers that are compressed together
 
@@ -114,6 +114,13 @@ def plan(model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable[An
         steps.append((begin[group.together] if group.together else first, group))
     steps.sort(key=lambda step: step[0])
     return Plan(tuple(step for _, step in steps), tuple(missing))
+
+
+def in_sequence(model: nn.Module, batches: Iterable[Any]) -> list[str]:
+    """Names of the blocks of a dense model that run one after another, once a batch."""
+    layers = {name: module for name, module in model.named_modules() if input_size(module) is not None}
+    steps = plan(model, layers, batches).steps
+    return [block.name for step in steps if not isinstance(step, Group) for block in step]
 
 
 def together(model: nn.Module, steps: Iterable[Group | Blocks]) -> list[Groups | Blocks]:

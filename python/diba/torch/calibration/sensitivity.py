@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..modules.vectors import input_of, mark, mark_like, marked, output_rows, sampled
-from ..retuning.batches import differentiable, digest, token_masks
+from ..retuning.batches import differentiable, digest, running_again, token_masks
 from ..retuning.losses import Loss, loss_value
 from .held import apart
 from .trace import first_tensor
@@ -215,8 +214,7 @@ def measure(
     with ExitStack() as stack:
         stack.enter_context(differentiable(model, ()))
         calls = stack.enter_context(output_gradients(layers, take))
-        for name in rerun:
-            stack.enter_context(_run_again(model.get_submodule(name)))
+        stack.enter_context(running_again(model, rerun))
         for name in blocks:
             after = partial(_watch_channels, result.channels, name)
             stack.callback(model.get_submodule(name).register_forward_hook(after).remove)
@@ -228,20 +226,6 @@ def measure(
             result.pack(batch[1])
             after_batch(number + 1)
     return result
-
-
-@contextmanager
-def _run_again(module: nn.Module) -> Iterator[None]:
-    """Hold the inputs of a module only, and run it once more when the backward pass reaches it."""
-    own = module.__dict__.get("forward")
-    object.__setattr__(module, "forward", partial(checkpoint, module.forward, use_reentrant=False))
-    try:
-        yield
-    finally:
-        if own is None:
-            del module.__dict__["forward"]
-        else:
-            object.__setattr__(module, "forward", own)
 
 
 def _watch_channels(

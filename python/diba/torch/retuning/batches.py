@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..._internal.check import describe
 
@@ -29,6 +30,7 @@ __all__ = [
     "evaluating",
     "plain_grad",
     "repeatable",
+    "running_again",
     "size",
     "some",
     "token_masks",
@@ -70,6 +72,32 @@ def call(model: nn.Module, batch: Any) -> Any:
     if "use_cache" in parameters and len(args) <= list(parameters).index("use_cache"):
         kwargs.setdefault("use_cache", False)
     return model(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def running_again(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
+    """Run some modules again when the backward pass reaches them: memory of one of them instead of all.
+
+    Only their inputs are held. Gradients are the same, to the last bit.
+
+    Args:
+        model: The model.
+        names: Names of modules that run once a batch, none inside another.
+    """
+    kept: list[tuple[nn.Module, Any]] = []
+    try:
+        for name in names:
+            module = model.get_submodule(name)
+            kept.append((module, module.__dict__.get("forward")))
+            again = functools.partial(checkpoint, module.forward, use_reentrant=False)
+            module.__dict__["forward"] = again
+        yield
+    finally:
+        for module, own in kept:
+            if own is None:
+                del module.__dict__["forward"]
+            else:
+                module.__dict__["forward"] = own
 
 
 def repeatable(batches: Any, name: str = "batches", *, limit: int = HELD_BYTES) -> Iterable[Any]:
