@@ -49,6 +49,7 @@ TABLES = {
     "streaming": "products.streaming",
     "heads": "products.heads",
     "bitgemm": "products.bitgemm",
+    "apb_matvec": "products.apb",
 }
 FIGURES = {
     "matvec": "products.figure",
