@@ -61,10 +61,12 @@ struct CodeRows {
   [[gnu::always_inline]] std::size_t groups() const { return bits == 8 ? 1 : (cols + group - 1) / group; }
 };
 
-// Rows of bits, `stride` words from one another.
+// Rows of bits, `stride` words from one another; or of numbers of two bits, of which the high ones follow `plane` words
+// after the low ones.
 struct CountRows {
   const std::uint64_t* words;
   std::size_t count, stride;
+  std::size_t plane = 0;
 };
 
 // A sparse matrix in compressed rows. Of row i there are the entries from starts[i] up to starts[i + 1].
@@ -141,8 +143,9 @@ struct Kernels {
                     std::int32_t* sums, std::size_t stride);
 
   // y(r, l) += the number of ones that row r of `rows` and row l of `lanes` have in common in the first `words` words,
-  // times 2^shift; exactly. At most kCountLanes lanes and kCountWords words; y has rows of `stride`. scratch:
-  // count_scratch_bytes(), 64-byte aligned.
+  // times 2^shift; exactly. With numbers of two bits on both sides, the sum of their products. At most kCountLanes
+  // lanes and kCountWords words, half of these with two bits; y has rows of `stride`. scratch: count_scratch_bytes(),
+  // 64-byte aligned.
   void (*common_counts)(const CountRows& lanes, const CountRows& rows, std::size_t words, int shift, std::int32_t* y,
                         std::size_t stride, std::uint8_t* scratch);
 
@@ -180,7 +183,7 @@ inline constexpr std::size_t kHalfBits = 4 * kGroups;
   return (cols + kHalfBits - 1) / kHalfBits * kHalfBits;
 }
 
-// common_counts spreads 64 rows of 1024 bits, and four others, to a byte for every four bits.
+// common_counts spreads 64 rows of 1024 bits, or of 512 numbers, and four others, to a byte for every four bits.
 inline constexpr std::size_t kCountLanes = 64;
 inline constexpr std::size_t kCountWords = 16;
 [[gnu::always_inline]] constexpr std::size_t count_scratch_bytes() { return 16 * kCountWords * (kCountLanes + 4); }

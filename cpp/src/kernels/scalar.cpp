@@ -162,15 +162,22 @@ void code_sums(const CodeRows& rows, std::size_t begin, std::size_t end, const s
   for (std::size_t i = begin; i < end; ++i) code_sums_of_row(rows, i, x, count, sums + i - begin, stride);
 }
 
+int ones_in_common(const std::uint64_t* a, const std::uint64_t* b, std::size_t words) {
+  int ones = 0;
+  for (std::size_t w = 0; w < words; ++w) ones += __builtin_popcountll(a[w] & b[w]);
+  return ones;
+}
+
 void common_counts(const CountRows& lanes, const CountRows& rows, std::size_t words, int shift, std::int32_t* y,
                    std::size_t stride, std::uint8_t* /*scratch*/) {
+  const int planes = lanes.plane == 0 ? 1 : 2;
   for (std::size_t r = 0; r < rows.count; ++r)
-    for (std::size_t l = 0; l < lanes.count; ++l) {
-      std::int32_t ones = 0;
-      for (std::size_t w = 0; w < words; ++w)
-        ones += __builtin_popcountll(rows.words[r * rows.stride + w] & lanes.words[l * lanes.stride + w]);
-      y[r * stride + l] += ones << shift;
-    }
+    for (std::size_t l = 0; l < lanes.count; ++l)
+      for (int p = 0; p < planes; ++p)
+        for (int q = 0; q < planes; ++q)
+          y[r * stride + l] += ones_in_common(rows.words + r * rows.stride + (q != 0 ? rows.plane : 0),
+                                              lanes.words + l * lanes.stride + (p != 0 ? lanes.plane : 0), words)
+                               << (shift + p + q);
 }
 
 void sparse_tile(const SparseRows& rows, std::size_t begin, std::size_t end, const float* x, float* y) {

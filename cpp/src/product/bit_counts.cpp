@@ -46,12 +46,14 @@ class Products {
     const std::size_t i0 = number / across() * kRowsAtOnce, j0 = number % across() * kCountLanes;
     const std::size_t rows = std::min(kRowsAtOnce, a_.rows - i0), lanes = std::min(kCountLanes, b_.rows - j0);
     for (std::size_t i = i0; i < i0 + rows; ++i) std::fill_n(y_ + i * b_.rows + j0, lanes, 0);
-    const std::size_t words = words_for(a_.cols);
-    for (std::size_t w = 0; w < words; w += kCountWords)
-      for (int p = 0; p < b_.bits; ++p)
-        for (int q = 0; q < a_.bits; ++q)
-          active().common_counts({plane(b_, p, j0) + w, lanes, words}, {plane(a_, q, i0) + w, rows, words},
-                                 std::min(kCountWords, words - w), p + q, y_ + i0 * b_.rows + j0, b_.rows, scratch);
+    const bool both = a_.bits == 2 && b_.bits == 2;  // then numbers are multiplied, else bits
+    const std::size_t words = words_for(a_.cols), most = both ? kCountWords / 2 : kCountWords;
+    for (std::size_t w = 0; w < words; w += most)
+      for (int p = 0; p < (both ? 1 : b_.bits); ++p)
+        for (int q = 0; q < (both ? 1 : a_.bits); ++q)
+          active().common_counts({plane(b_, p, j0) + w, lanes, words, both ? b_.rows * words : 0},
+                                 {plane(a_, q, i0) + w, rows, words, both ? a_.rows * words : 0},
+                                 std::min(most, words - w), p + q, y_ + i0 * b_.rows + j0, b_.rows, scratch);
     for (std::size_t i = i0; i < i0 + rows; ++i) finish(i, j0, lanes);
   }
 
