@@ -44,15 +44,17 @@ Matrix::Matrix(const Node& node, std::size_t factors, std::size_t bias) {
 }
 
 void Matrix::read_factors(const Tensor& bytes, Source& source, bool exact) {
+  if (exact) {
+    exact_ = std::make_unique<const Factorization>(Factorization::parse(bytes.data, size_of(bytes.shape), "factors"));
+    rows_ = exact_->rows();
+    cols_ = exact_->cols();
+    return;
+  }
   const StoredFactors stored = diba::read_factors(source, "factors");
   rows_ = stored.rows;
   cols_ = stored.cols;
-  if (exact) {
-    exact_ = std::make_unique<const Factorization>(Factorization::parse(bytes.data, size_of(bytes.shape), "factors"));
-  } else {
-    bits_ = shared_bits(stored);
-    diagonals_ = bits_->diagonals({stored.d1.data(), stored.d2.data(), stored.d3.data()}, stored.left());
-  }
+  bits_ = shared_bits(stored);
+  diagonals_ = bits_->diagonals({stored.d1.data(), stored.d2.data(), stored.d3.data()}, stored.left());
 }
 
 void Matrix::read_signs(Source& source, bool exact) {

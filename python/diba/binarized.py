@@ -12,7 +12,7 @@ from ._internal.check_arrays import saturated
 from ._internal.disk import PathLike, open_regular
 from ._internal.sparse_rows import SparseRows, stored_bits
 from ._internal.tabulated import TabulatedMatrix
-from .bits import BitMatrix
+from .bits import BitMatrix, column_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 __all__ = ["APB"]
-
-_BLOCK_WORDS = 16  # 64-bit words, so 1024 columns, of a dense block
 
 
 class APB(TabulatedMatrix):
@@ -171,11 +169,7 @@ class APB(TabulatedMatrix):
         )
 
     def _blocks(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-        n, words = self.shape[1], self._signs.words
-        for first in range(0, words.shape[1], _BLOCK_WORDS):
-            columns = slice(64 * first, min(n, 64 * (first + _BLOCK_WORDS)))
-            part = BitMatrix(words[:, first : first + _BLOCK_WORDS], columns.stop - columns.start, "sign")
-            block = part.to_dense()
+        for columns, block in column_blocks(self._signs):
             block *= self._alpha[:, None]
             with np.errstate(over="ignore"):
                 self._sparse.add_to(block, columns)

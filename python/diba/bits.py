@@ -19,13 +19,16 @@ from .operator import PackedOperator
 from .runtime import resolve_threads
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import ArrayLike, DTypeLike, NDArray
 
     from ._internal.check import Alphabet
 
-__all__ = ["BitMatrix"]
+__all__ = ["BitMatrix", "column_blocks"]
 
 _WORD_BITS = 64
+_BLOCK_WORDS = 16  # so 1024 columns, of a dense block
 
 
 class BitMatrix(PackedOperator):
@@ -200,6 +203,17 @@ class BitMatrix(PackedOperator):
     def __repr__(self) -> str:
         rows, cols = self.shape
         return f"BitMatrix({rows}x{cols}, {self._alphabet})"
+
+
+def column_blocks(matrix: BitMatrix) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    """Some columns after others, and their entries as float32: little memory, however wide the matrix is."""
+    n, words = matrix.shape[1], matrix.words
+    for first in range(0, words.shape[1], _BLOCK_WORDS):
+        columns = slice(_WORD_BITS * first, min(n, _WORD_BITS * (first + _BLOCK_WORDS)))
+        part = BitMatrix(
+            words[:, first : first + _BLOCK_WORDS], columns.stop - columns.start, matrix.alphabet
+        )
+        yield columns, part.to_dense()
 
 
 def _words_per_row(cols: int) -> int:

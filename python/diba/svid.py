@@ -11,7 +11,7 @@ from . import _core
 from ._internal import check, check_arrays, storage
 from ._internal.check_arrays import saturated
 from ._internal.factored import FactoredMatrix
-from .bits import BitMatrix
+from .bits import BitMatrix, column_blocks
 from .runtime import resolve_threads
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ __all__ = ["OneBit", "onebit"]
 
 _POWER_STEPS = 1000
 _SETTLED = 1e-9  # the power iteration stops when a step raises |fit|^2 by less than this share of |A|^2
-_BLOCK_WORDS = 16  # 64-bit words, so 1024 columns, of a dense block
 
 
 class OneBit(FactoredMatrix):
@@ -81,11 +80,7 @@ class OneBit(FactoredMatrix):
         return OneBit(self._b, self._signs.T, self._a)
 
     def _blocks(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-        n, words = self.shape[1], self._signs.words
-        for first in range(0, words.shape[1], _BLOCK_WORDS):
-            columns = slice(64 * first, min(n, 64 * (first + _BLOCK_WORDS)))
-            part = BitMatrix(words[:, first : first + _BLOCK_WORDS], columns.stop - columns.start, "sign")
-            block = part.to_dense()
+        for columns, block in column_blocks(self._signs):
             block *= self._a[:, None]
             with np.errstate(over="ignore"):
                 block *= self._b[columns]
