@@ -34,7 +34,7 @@ def run(cell: Cell, keep: Path, distilled: bool = False) -> dict[str, Any]:
         distilled: Whether the loss has the answers of the network in float32 too.
     """
     began, spent = time.perf_counter(), time.process_time()
-    model = trained(cell.network, cell.seed, keep)
+    model = trained(cell.network, cell.seed, keep, cell.width)
     teacher = trained(cell.network, cell.seed, keep) if distilled else None
     parameters = MAKERS[cell.arm](model, cell)
     train(model, data(), NETWORKS[cell.network].tuning, parameters, cell.seed, teacher=teacher)
@@ -42,7 +42,7 @@ def run(cell: Cell, keep: Path, distilled: bool = False) -> dict[str, Any]:
         diba.torch.freeze(model)
     file = stored(model, narrow=cell.arm != "float32")
     (keep / f"{cell.key.replace(' | ', '-').replace(' ', '')}.safetensors").write_bytes(file)
-    network = rebuilt(file, NETWORKS[cell.network].make())
+    network = rebuilt(file, NETWORKS[cell.network].make(cell.width))
     return {
         **dataclasses.asdict(cell),
         "bytes": len(file),
@@ -54,11 +54,11 @@ def run(cell: Cell, keep: Path, distilled: bool = False) -> dict[str, Any]:
     }
 
 
-def trained(name: str, seed: int, keep: Path) -> nn.Module:
-    """The network in float32 that all arms of a seed begin with; trained once."""
-    network, path = NETWORKS[name], keep / f"{name}-{seed}.pt"
+def trained(name: str, seed: int, keep: Path, width: float = 1.0) -> nn.Module:
+    """The network in float32 that all arms of a seed and a width begin with; trained once."""
+    network, path = NETWORKS[name], keep / f"{name}-{seed}{f'-{width:g}' if width != 1 else ''}.pt"
     torch.manual_seed(seed)
-    model = network.make()
+    model = network.make(width)
     if path.exists():
         model.load_state_dict(torch.load(path, weights_only=True))
         return model.eval()
@@ -79,7 +79,7 @@ def float32(model: nn.Module, cell: Cell) -> list[dict[str, Any]]:
 
 def few_levels(model: nn.Module, cell: Cell) -> list[dict[str, Any]]:
     for layer in inner_layers(model).values():
-        quantize(layer, int(number(cell)))
+        quantize(layer, 1 if cell.width != 1 else int(number(cell)))
     return groups(model, cell.rate)
 
 
@@ -110,6 +110,7 @@ def factored(model: nn.Module, cell: Cell) -> list[dict[str, Any]]:
 MAKERS: dict[str, Callable[[nn.Module, Cell], list[dict[str, Any]]]] = {
     "float32": float32,
     "binary": few_levels,
+    "wider": few_levels,
     "LSQ": few_levels,
     "APB": binarized,
     "DiBA": factored,
@@ -133,7 +134,7 @@ def bits_per_weight(file: bytes, cell: Cell) -> float:
     """Of the layers that are made small: what their names hold in the file, over their weights."""
     from safetensors.numpy import load
 
-    layers = inner_layers(NETWORKS[cell.network].make())
+    layers = inner_layers(NETWORKS[cell.network].make(cell.width))
     weights = sum(layer.weight.numel() for layer in layers.values())
     held = sum(
         array.nbytes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,10 +23,16 @@ MEAN, DEVIATION = 0.2860, 0.3530  # of the training images' pixels, from 0 to 1
 # ---- networks
 
 
-def mlp() -> nn.Module:
-    """784-512-512-10: 670 thousand parameters."""
+def mlp(width: float = 1.0) -> nn.Module:
+    """784-512-512-10: 670 thousand parameters; or so many times as many units in between."""
+    units = round(512 * width)
     return nn.Sequential(
-        nn.Flatten(), nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10)
+        nn.Flatten(),
+        nn.Linear(784, units),
+        nn.ReLU(),
+        nn.Linear(units, units),
+        nn.ReLU(),
+        nn.Linear(units, 10),
     )
 
 
@@ -46,17 +53,18 @@ class Residual(nn.Module):
         return F.relu(y + self.past_norm(self.past(x)))
 
 
-def cnn() -> nn.Module:
-    """Seven convolutions of 7 x 7, 4 x 4 and 2 x 2 pixels: 314 thousand parameters."""
+def cnn(width: float = 1.0) -> nn.Module:
+    """Seven convolutions of 7 x 7, 4 x 4 and 2 x 2 pixels: 314 thousand parameters; or wider blocks."""
+    inner, outer = round(64 * width), round(136 * width)
     return nn.Sequential(
         nn.Conv2d(1, 32, 6, 4, 1, bias=False),
         nn.BatchNorm2d(32),
         nn.ReLU(),
-        Residual(32, 64),
-        Residual(64, 136),
+        Residual(32, inner),
+        Residual(inner, outer),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
-        nn.Linear(136, 10),
+        nn.Linear(outer, 10),
     ).to(memory_format=torch.channels_last)
 
 
@@ -66,20 +74,20 @@ class Network:
 
     Attributes:
         title: For people.
-        make: The network with random weights.
+        make: The network with random weights; of a width that may be given, relative to its own.
         epochs: Of the first training, in float32.
         tuning: Epochs that every arm has from there.
     """
 
     title: str
-    make: functools.partial[nn.Module]
+    make: Callable[..., nn.Module]
     epochs: int
     tuning: int
 
 
 NETWORKS = {
-    "mlp": Network("MLP 784-512-512-10", functools.partial(mlp), 6, 4),
-    "cnn": Network("residual CNN", functools.partial(cnn), 5, 3),
+    "mlp": Network("MLP 784-512-512-10", mlp, 6, 4),
+    "cnn": Network("residual CNN", cnn, 5, 3),
 }
 
 

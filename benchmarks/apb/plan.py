@@ -28,14 +28,20 @@ class Arm:
     rates: tuple[float, ...]
 
 
-RATES = (0.0005, 0.002)
+RATES = (0.0005, 0.002, 0.006)
+FACTORED_RATES = (0.003, 0.02, 0.06)
+WIDER = {  # by APB's exceptions: widths with which plain binary weights have as many bytes
+    "mlp": {"as 0.3 %": 1.08, "as 1 %": 1.2168, "as 3 %": 1.5625},
+    "cnn": {"as 0.3 %": 1.08, "as 1 %": 1.1765, "as 3 %": 1.412},
+}
 ARMS = {
     "float32": Arm("float32, trained on", ("32 bits",), "32 bits", RATES),
     "binary": Arm("binary", ("1 bit",), "1 bit", RATES),
+    "wider": Arm("binary, wider network", tuple(WIDER["mlp"]), "as 1 %", RATES),
     "LSQ": Arm("learned step", ("2 bits", "3 bits"), "2 bits", RATES),
-    "APB": Arm("APB", ("0.3 %", "1 %", "3 %"), "1 %", RATES),
-    "DiBA": Arm("DiBA 0/1, diagonals trained", ("1 bit", "2 bits"), "1 bit", (0.003, 0.02)),
-    "DBF": Arm("DBF ±1, diagonals trained", ("1 bit", "2 bits"), "1 bit", (0.003, 0.02)),
+    "APB": Arm("APB", ("0.05 %", "0.3 %", "1 %", "3 %"), "1 %", RATES),
+    "DiBA": Arm("DiBA 0/1, diagonals trained", ("1 bit", "2 bits"), "1 bit", FACTORED_RATES),
+    "DBF": Arm("DBF ±1, diagonals trained", ("1 bit", "2 bits"), "1 bit", FACTORED_RATES),
 }
 
 
@@ -48,6 +54,11 @@ class Cell:
     form: str
     seed: int
     rate: float
+
+    @property
+    def width(self) -> float:
+        """Of the network's blocks, relative to its own."""
+        return WIDER[self.network][self.form] if self.arm == "wider" else 1.0
 
     @property
     def key(self) -> str:

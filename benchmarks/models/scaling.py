@@ -1,11 +1,13 @@
-"""Whole models without data: what the plan says and what comes, what workers are worth, what layers take.
+"""Whole models from folder to folder: what the plan says and what comes, workers, memory, large layers.
 
     python benchmarks scaling --model minilm=FOLDER --model smollm2=FOLDER --json scaling.json
+    python benchmarks scaling --parts data --model smollm2=FOLDER --data texts.txt --json scaling.json
 
 ``--parts`` chooses: ``forecast`` compares plan and run for every model, each in a process of its own;
 ``workers`` takes turns between one and two processes and two dask workers, a thread each, with the first
 model; ``layers`` times large matrices; ``billion`` compresses some layers of a model of 1B shapes with random
-weights, made in a temporary folder of 2.2 GB, and says what all of them take.
+weights, made in a temporary folder of 2.2 GB, and says what all of them take. ``data`` is a whole run with
+data for every model, with so few steps of training that memory can be seen in less time: steps cost none.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ from .scaling_table import table
 __all__ = ["main", "work"]
 
 PARTS = ("forecast", "workers", "layers", "billion")
-SHAPES = ((1024, 1024), (2048, 2048))
+SHAPES = ((1024, 1024), (2048, 2048), (4096, 4096), (14336, 4096))
+FEW_STEPS = {"reconstruct": 8, "retune": 8}
 BILLION = {"hidden": 2048, "intermediate": 5632, "blocks": 22, "heads": 256, "vocabulary": 32000}
 TURNS = 2
 
@@ -62,7 +65,7 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
         return {"seconds": plan.seconds, "bytes": plan.bytes, "memory": plan.memory_bytes}
     who: dict[str, Any] = {"workers": task.get("workers"), "progress": _stop_after(task.get("layers"))}
     with _dask(task.get("dask")) as executor, contextlib.suppress(_Enough):
-        diba.compress(task["model"], task["out"], executor=executor, **settings, **who)
+        diba.compress(task["model"], task["out"], executor=executor, **settings, **who, **task.get("fit", {}))
     seconds = time.perf_counter() - began
     out = Path(task["out"])
     solved = [_seconds(path) for path in (out / ".diba" / "layers").glob("*.layer")]
@@ -181,6 +184,18 @@ def _cluster() -> Iterator[str]:
             process.wait()
 
 
+def fitted(models: dict[str, str], data: str, bits: float, threads: int, rows: list[Any]) -> Iterator[None]:
+    """Memory and seconds of runs with data, of few steps."""
+    for name, path in models.items():
+        if any(row["model"] == name for row in rows):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            task = {"part": "run", "model": path, "out": f"{folder}/out", "bits": bits, "threads": threads}
+            came = _in_process({**task, "fit": {"data": data, **FEW_STEPS}}, threads)
+        rows.append({"model": name, "bits": bits, "threads": threads, **came, "solved": None, **FEW_STEPS})
+        yield
+
+
 def layers(bits: float, threads: int, rows: list[dict[str, Any]]) -> Iterator[None]:
     """Seconds and memory of large matrices, with one thread and with all."""
     for shape in SHAPES:
@@ -237,7 +252,8 @@ def main(arguments: Sequence[str]) -> None:
     options.add_argument(
         "--model", action="append", default=[], metavar="NAME=FOLDER", help="may be repeated"
     )
-    options.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    options.add_argument("--parts", nargs="+", choices=[*PARTS, "data"], default=PARTS)
+    options.add_argument("--data", metavar="DATA", help="see 'diba compress'")
     options.add_argument("--bits", type=float, default=2.0, metavar="B", help="per weight (2)")
     options.add_argument("--solved", type=int, default=4, metavar="N", help="layers of the 1B model (4)")
     chosen = options.parse_args(arguments)
@@ -245,6 +261,7 @@ def main(arguments: Sequence[str]) -> None:
     fresh = {"machine": results.machine(), "arguments": {**arguments_of(chosen), "model": sorted(models)}}
     fresh |= {"forecast": [], "workers": [], "layers": [], "billion": None}
     report = results.go_on(chosen.json, fresh)
+    report.setdefault("data", [])
     for part in chosen.parts:
         if part == "billion" and not report["billion"]:
             report["billion"] = billion(chosen.bits, chosen.threads, chosen.solved)
@@ -255,6 +272,8 @@ def main(arguments: Sequence[str]) -> None:
             steps = workers(next(iter(models.values())), chosen.bits, report["workers"])
         elif part == "layers":
             steps = layers(chosen.bits, chosen.threads, report["layers"])
+        elif part == "data":
+            steps = fitted(models, chosen.data, chosen.bits, chosen.threads, report["data"])
         for _ in steps:
             results.write(chosen.json, report)
         results.write(chosen.json, report)

@@ -22,6 +22,7 @@ KERNEL_FILES = {  # and the symbols that each leaves to the linker
     "avx2": "kAvx2",
     "avx512": "kAvx512",
     "avx512_vnni": "code_sums_vnni integer_tile_vnni",
+    "avx512_vpopcntdq": "common_counts_vpopcntdq",
     "avx512_amx": "integer_tile_amx",
     "neon": "kNeon",
     "lookup_scalar": "kLookupScalar",
@@ -141,6 +142,7 @@ def instructions(path: Path) -> list[tuple[str, str, str]]:
 def test_objects_hold_the_instructions_of_their_own_set_only(objects: dict[str, Path]) -> None:
     wide = {"legacy", "vex", "evex"}
     allowed = {"avx2": {"legacy", "vex"}, "avx512": wide, "avx512_vnni": wide, "avx512_amx": wide}
+    allowed["avx512_vpopcntdq"] = wide
     allowed |= {"lookup_avx2": {"legacy", "vex"}, "lookup_avx512": wide, "lookup_avx512_vbmi": wide}
     for name, path in objects.items():
         kinds = {}

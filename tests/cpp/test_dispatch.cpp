@@ -26,7 +26,8 @@ bool compiler_says(const std::string& name) {
   if (name == "avx2") return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (name == "avx512") return avx512;
   if (name == "avx512vnni") return avx512 && __builtin_cpu_supports("avx512vnni");
-  return avx512 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi");  // avx512vbmi
+  return avx512 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi") &&
+         __builtin_cpu_supports("avx512vpopcntdq");  // avx512vbmi
 }
 #endif
 

@@ -248,7 +248,8 @@ PACKAGES = {
 BINDINGS = {"bindings.hpp", "module.cpp"} | {
     f"bind_{folder}.cpp" for folder in ("file", "layout", "runtime", "product", "solve", "tensors")
 }
-AVX512 = {"avx512.cpp", "avx512_vnni.cpp", "avx512_amx.cpp", "lookup_avx512.cpp", "lookup_avx512_vbmi.cpp"}
+AVX512 = {f"{name}.cpp" for name in ("avx512", "avx512_vnni", "avx512_vpopcntdq", "avx512_amx")}
+AVX512 |= {"lookup_avx512.cpp", "lookup_avx512_vbmi.cpp"}
 THIRD_PARTY = {
     "numpy": None,
     "safetensors": set(),

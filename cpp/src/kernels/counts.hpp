@@ -173,10 +173,14 @@ void common_counts(const CountRows& lanes, const CountRows& rows, std::size_t wo
                    std::size_t stride, std::uint8_t* scratch) {
   if (rows.count <= kFewRows) {
     count_pairs(lanes, rows, words, shift, y, stride);
-  } else if (lanes.plane == 0) {
-    count_spread<false>(lanes, rows, words, shift, y, stride, scratch);
-  } else {
-    count_spread<true>(lanes, rows, words, shift, y, stride, scratch);
+    return;
+  }
+  const bool two_bits = lanes.plane != 0;
+  const std::size_t most = two_bits ? kCountWords / 2 : kCountWords;
+  for (std::size_t w = 0; w < words; w += most) {
+    const auto count = two_bits ? count_spread<true> : count_spread<false>;
+    count({lanes.words + w, lanes.count, lanes.stride, lanes.plane},
+          {rows.words + w, rows.count, rows.stride, rows.plane}, smaller(most, words - w), shift, y, stride, scratch);
   }
 }
 

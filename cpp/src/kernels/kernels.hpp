@@ -143,9 +143,8 @@ struct Kernels {
                     std::int32_t* sums, std::size_t stride);
 
   // y(r, l) += the number of ones that row r of `rows` and row l of `lanes` have in common in the first `words` words,
-  // times 2^shift; exactly. With numbers of two bits on both sides, the sum of their products. At most kCountLanes
-  // lanes and kCountWords words, half of these with two bits; y has rows of `stride`. scratch: count_scratch_bytes(),
-  // 64-byte aligned.
+  // times 2^shift; modulo 2^32. With numbers of two bits on both sides, the sum of their products. At most
+  // kCountLanes lanes; y has rows of `stride`. scratch: count_scratch_bytes(), 64-byte aligned.
   void (*common_counts)(const CountRows& lanes, const CountRows& rows, std::size_t words, int shift, std::int32_t* y,
                         std::size_t stride, std::uint8_t* scratch);
 
@@ -183,7 +182,8 @@ inline constexpr std::size_t kHalfBits = 4 * kGroups;
   return (cols + kHalfBits - 1) / kHalfBits * kHalfBits;
 }
 
-// common_counts spreads 64 rows of 1024 bits, or of 512 numbers, and four others, to a byte for every four bits.
+// common_counts takes so many words at a time: it spreads these of 64 rows, and of four others, to a byte for every
+// four bits.
 inline constexpr std::size_t kCountLanes = 64;
 inline constexpr std::size_t kCountWords = 16;
 [[gnu::always_inline]] constexpr std::size_t count_scratch_bytes() { return 16 * kCountWords * (kCountLanes + 4); }
@@ -239,6 +239,8 @@ void integer_tile_vnni(const std::int8_t* a, std::size_t rows, std::size_t strid
                        const std::int8_t* x, std::int32_t* y);
 void integer_tile_amx(const std::int8_t* a, std::size_t rows, std::size_t stride, std::size_t groups,
                       const std::int8_t* x, std::int32_t* y);
+void common_counts_vpopcntdq(const CountRows& lanes, const CountRows& rows, std::size_t words, int shift,
+                             std::int32_t* y, std::size_t stride, std::uint8_t* scratch);
 void code_sums_vnni(const CodeRows& rows, std::size_t begin, std::size_t end, const std::int16_t* x, std::size_t count,
                     std::int32_t* sums, std::size_t stride);
 

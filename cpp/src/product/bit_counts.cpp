@@ -19,21 +19,20 @@ constexpr std::size_t kRowsAtOnce = 256;  // for each spread of 64 others; their
 // They are the ones in common with a row of ones.
 std::vector<std::int32_t> row_totals(const BitNumbers& x) {
   const std::size_t words = words_for(x.cols);
-  const std::vector<std::uint64_t> ones(std::min(kCountWords, words), ~std::uint64_t{0});
+  const std::vector<std::uint64_t> ones(words, ~std::uint64_t{0});
   std::vector<std::int32_t> totals(x.rows);
   alignas(64) std::uint8_t scratch[count_scratch_bytes()];
   for (std::size_t i = 0; i < x.rows; i += kCountLanes) {
     const std::size_t lanes = std::min(kCountLanes, x.rows - i);
     for (int p = 0; p < x.bits; ++p)
-      for (std::size_t w = 0; w < words; w += kCountWords)
-        active().common_counts({x.words + (static_cast<std::size_t>(p) * x.rows + i) * words + w, lanes, words},
-                               {ones.data(), 1, ones.size()}, std::min(kCountWords, words - w), p, totals.data() + i,
-                               lanes, scratch);
+      active().common_counts({x.words + (static_cast<std::size_t>(p) * x.rows + i) * words, lanes, words},
+                             {ones.data(), 1, words}, words, p, totals.data() + i, lanes, scratch);
   }
   return totals;
 }
 
-// Y, by blocks of 256 rows of A and 64 of B.
+// Y, by blocks of 256 rows of A and 64 of B. Their sums are made beside it: rows of Y may lie so that they push each
+// other out of a cache.
 class Products {
  public:
   Products(const BitNumbers& a, const BitNumbers& b, std::int32_t* y)
@@ -42,19 +41,20 @@ class Products {
   std::size_t across() const { return (b_.rows + kCountLanes - 1) / kCountLanes; }
   std::size_t blocks() const { return (a_.rows + kRowsAtOnce - 1) / kRowsAtOnce * across(); }
 
-  void block(std::size_t number, std::uint8_t* scratch) const {
+  // sums: block_size() numbers.
+  static constexpr std::size_t block_size() { return kRowsAtOnce * kCountLanes; }
+  void block(std::size_t number, std::int32_t* sums, std::uint8_t* scratch) const {
     const std::size_t i0 = number / across() * kRowsAtOnce, j0 = number % across() * kCountLanes;
     const std::size_t rows = std::min(kRowsAtOnce, a_.rows - i0), lanes = std::min(kCountLanes, b_.rows - j0);
-    for (std::size_t i = i0; i < i0 + rows; ++i) std::fill_n(y_ + i * b_.rows + j0, lanes, 0);
+    std::fill_n(sums, rows * kCountLanes, 0);
     const bool both = a_.bits == 2 && b_.bits == 2;  // then numbers are multiplied, else bits
-    const std::size_t words = words_for(a_.cols), most = both ? kCountWords / 2 : kCountWords;
-    for (std::size_t w = 0; w < words; w += most)
-      for (int p = 0; p < (both ? 1 : b_.bits); ++p)
-        for (int q = 0; q < (both ? 1 : a_.bits); ++q)
-          active().common_counts({plane(b_, p, j0) + w, lanes, words, both ? b_.rows * words : 0},
-                                 {plane(a_, q, i0) + w, rows, words, both ? a_.rows * words : 0},
-                                 std::min(most, words - w), p + q, y_ + i0 * b_.rows + j0, b_.rows, scratch);
-    for (std::size_t i = i0; i < i0 + rows; ++i) finish(i, j0, lanes);
+    const std::size_t words = words_for(a_.cols);
+    for (int p = 0; p < (both ? 1 : b_.bits); ++p)
+      for (int q = 0; q < (both ? 1 : a_.bits); ++q)
+        active().common_counts({plane(b_, p, j0), lanes, words, both ? b_.rows * words : 0},
+                               {plane(a_, q, i0), rows, words, both ? a_.rows * words : 0}, words, p + q, sums,
+                               kCountLanes, scratch);
+    for (std::size_t i = 0; i < rows; ++i) finish(sums + i * kCountLanes, i0 + i, j0, lanes);
   }
 
  private:
@@ -62,15 +62,16 @@ class Products {
     return x.words + (static_cast<std::size_t>(p) * x.rows + row) * words_for(x.cols);
   }
 
-  // From the sums of u v to those of the numbers, in row i from column j0 on.
-  void finish(std::size_t i, std::size_t j0, std::size_t count) const {
+  // From the sums of u v to those of the numbers, in row i from column j0 on; modulo 2^32.
+  void finish(const std::int32_t* sums, std::size_t i, std::size_t j0, std::size_t count) const {
     const std::uint32_t most_a = (1U << a_.bits) - 1, most_b = (1U << b_.bits) - 1;
     const std::uint32_t same =
         static_cast<std::uint32_t>(a_.cols) * most_a * most_b - 2 * most_b * static_cast<std::uint32_t>(of_a_[i]);
-    auto* const sums = reinterpret_cast<std::uint32_t*>(y_ + i * b_.rows + j0);  // the same bytes without a sign
     const std::int32_t* const of_lanes = of_b_.data() + j0;
+    std::int32_t* const y = y_ + i * b_.rows + j0;
     for (std::size_t j = 0; j < count; ++j)
-      sums[j] = 4 * sums[j] + same - 2 * most_a * static_cast<std::uint32_t>(of_lanes[j]);
+      y[j] = static_cast<std::int32_t>(4 * static_cast<std::uint32_t>(sums[j]) + same -
+                                       2 * most_a * static_cast<std::uint32_t>(of_lanes[j]));
   }
 
   BitNumbers a_, b_;
@@ -140,7 +141,8 @@ void bit_products(const BitNumbers& a, const BitNumbers& b, std::int32_t* y, int
   const double work = static_cast<double>(a.rows) * static_cast<double>(b.rows) * static_cast<double>(a.cols) / 64;
   const auto blocks = [&](std::size_t begin, std::size_t end) {
     alignas(64) std::uint8_t scratch[count_scratch_bytes()];
-    for (std::size_t number = begin; number < end; ++number) products.block(number, scratch);
+    std::vector<std::int32_t> sums(Products::block_size());
+    for (std::size_t number = begin; number < end; ++number) products.block(number, sums.data(), scratch);
   };
   parallel_for(products.blocks(), 1, work, threads, blocks);
 }

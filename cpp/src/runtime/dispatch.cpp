@@ -50,7 +50,7 @@ bool has_avx512() {
   return all(cpu.saved, kSavesAvx512) && all(cpu.ebx, kAvx512Features);
 }
 bool has_avx512_vnni() { return has_avx512() && all(Processor().ecx, bit_AVX512VNNI); }
-bool has_avx512_vbmi() { return has_avx512_vnni() && all(Processor().ecx, bit_AVX512VBMI); }
+bool has_avx512_vbmi() { return has_avx512_vnni() && all(Processor().ecx, bit_AVX512VBMI | bit_AVX512VPOPCNTDQ); }
 
 // Tables that differ from kAvx512 in some members.
 Kernels with_vnni() {
@@ -63,6 +63,7 @@ Kernels with_vnni() {
 Kernels with_vbmi() {
   Kernels kernels = with_vnni();
   kernels.name = "avx512vbmi";
+  kernels.common_counts = common_counts_vpopcntdq;
   kernels.lookup = &kLookupAvx512Vbmi;
   return kernels;
 }

@@ -13,6 +13,7 @@ const Kernels& avx512_vbmi() {
     kernels.name = "avx512vbmi";
     kernels.integer_tile = integer_tile_vnni;
     kernels.code_sums = code_sums_vnni;
+    kernels.common_counts = common_counts_vpopcntdq;
     kernels.lookup = &kLookupAvx512Vbmi;
     return kernels;
   }();

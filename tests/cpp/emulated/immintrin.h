@@ -18,6 +18,7 @@
 #define __AVX512VL__ 1
 #define __AVX512VNNI__ 1
 #define __AVX512VBMI__ 1
+#define __AVX512VPOPCNTDQ__ 1
 #define __AMX_TILE__ 1
 #define __AMX_INT8__ 1
 
