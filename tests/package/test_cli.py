@@ -381,6 +381,32 @@ def test_inspect(folder: Path, run: Callable[..., tuple[int, str, str]]) -> None
     assert "shape                24, 16\n" in out
 
 
+def test_inspect_of_signs_and_exceptions(folder: Path, run: Callable[..., tuple[int, str, str]]) -> None:
+    f = diba.apb(A, exceptions=0.1)
+    f.save("a.apb")
+    code, out, err = run("inspect", "a.apb", "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out) == {
+        "file": "a.apb",
+        "format_version": 1,
+        "written_by": f"diba {diba.__version__}",
+        "shape": [24, 16],
+        "alphas": 1,
+        "exceptions": 38,
+        "exceptions_share": 38 / 384,
+        "bits_per_weight": f.bits_per_weight,
+        "storage_ratio": f.bits_per_weight / 32,
+        "dense_bytes": 24 * 16 * 4,
+        "file_bytes": (folder / "a.apb").stat().st_size,
+        "memory_bytes": f.nbytes,
+    }
+    damaged = (folder / "a.apb").read_bytes()
+    (folder / "a.apb").write_bytes(damaged[:-1] + bytes([damaged[-1] ^ 1]))
+    code, out, err = run("inspect", "a.apb")
+    assert (code, out) == (2, "")
+    assert "a.apb: tensor" in err
+
+
 def test_inspect_of_a_checkpoint(folder: Path, run: Callable[..., tuple[int, str, str]]) -> None:
     """Layers, sizes, what they share, how they were made; without torch."""
     sizes = {"a.b": (5, 3, 11, "sign"), "c": (4, 2, 6, "binary")}

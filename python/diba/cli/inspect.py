@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import file_format
+from .._internal.tensor_files import read_header
+from ..binarized import APB
 from ..checkpoints import integrity
 from ..checkpoints.entries import first_names
 from ..checkpoints.layers import readable
 from ..factorization import Factorization
+from ..loading import load
 from . import output
 
 if TYPE_CHECKING:
@@ -55,6 +58,31 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _file(path: str) -> dict[str, object]:
+    found = load(path)
+    return _apb(path, found) if isinstance(found, APB) else _factorization(path)
+
+
+def _apb(path: str, found: APB) -> dict[str, object]:
+    (m, n), entries = found.shape, found.columns.size
+    with Path(path).open("rb") as file:
+        metadata = read_header(file, path).metadata
+    return {
+        "file": path,
+        "format_version": int(metadata["format_version"]),
+        "written_by": metadata["written_by"],
+        "shape": [m, n],
+        "alphas": found.alpha.size,
+        "exceptions": entries,
+        "exceptions_share": found.exceptions,
+        "bits_per_weight": found.bits_per_weight,
+        "storage_ratio": found.bits_per_weight / 32,
+        "dense_bytes": 4 * m * n,
+        "file_bytes": Path(path).stat().st_size,
+        "memory_bytes": found.nbytes,
+    }
+
+
+def _factorization(path: str) -> dict[str, object]:
     found = file_format.read(path)
     result = Factorization(found.d1, found.b1, found.d2, found.b2, found.d3)
     m, n = result.shape
