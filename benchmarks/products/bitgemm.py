@@ -3,8 +3,8 @@
     python benchmarks bitgemm --json benchmarks/results/bitgemm.json
 
 The bound is measured: words from a first-level cache, each counted by the instruction for it, of 64 bits or,
-where AVX-512 has one, of 512, in a program that the C compiler of the machine makes. A product of 2 x 2 bits is
-four of 1 x 1.
+where AVX-512 has one, of 512, in a program that the C compiler of the machine makes. A product of 2 x 2 bits
+is four of 1 x 1.
 """
 
 from __future__ import annotations
