@@ -1,4 +1,4 @@
-"""Tables of models without data: what the plan says and what comes, workers, large layers and models."""
+"""Tables of whole models: what the plan says and what comes, workers, large layers and models, with data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LARGE_MODELS = {
 
 def table(report: dict[str, Any]) -> str:
     """All parts that there are."""
-    parts = [_forecast_table, _workers_text, _layers_table, _billion_text]
+    parts = [_forecast_table, _workers_text, _layers_table, _billion_text, _fitted_text]
     made_ones = [text for part in parts if (text := part(report))]
     return "\n\n".join([*made_ones, f"{measured(report)}."])
 
@@ -89,4 +89,13 @@ def _billion_text(report: dict[str, Any]) -> str:
         f"{found['layers']} of its layers, the largest first, took {run['seconds']:.0f} s and "
         f"{run['memory'] / 1e6:.0f} MB at the peak (plan: {plan['memory'] / 1e6:.0f} MB); by the plan all "
         f"of them take {plan['seconds'] / 3600:.1f} hours."
+    )
+
+
+def _fitted_text(report: dict[str, Any]) -> str:
+    return " ".join(
+        f"With data, {row['model']} at {row['bits']:g} bits took {row['memory'] / 1e9:.2f} GB at the peak and "
+        f"{row['seconds'] / 60:.0f} minutes, with only {row['reconstruct']} steps for each block and "
+        f"{row['retune']} at the end, which take time and no memory."
+        for row in report.get("data", [])
     )

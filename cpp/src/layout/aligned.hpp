@@ -2,23 +2,32 @@
 #pragma once
 
 #include <cstddef>
-#include <new>
 
 namespace diba {
+
+// Uninitialised bytes at a 64-byte boundary.
+struct Memory {
+  void* data;
+  std::size_t bytes;
+};
+
+// A thread keeps some pieces that were given back on it, and takes them again: a new piece of a product's size comes
+// from the system, whose pages cost more than the product. Throws std::bad_alloc.
+Memory take_memory(std::size_t bytes);
+void give_back(Memory memory);
 
 // An uninitialised array at a 64-byte boundary.
 template <typename T>
 class Aligned {
  public:
-  explicit Aligned(std::size_t count)
-      : data_(static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t{64}))) {}
-  ~Aligned() { ::operator delete(data_, std::align_val_t{64}); }
+  explicit Aligned(std::size_t count) : memory_(take_memory(count * sizeof(T))) {}
+  ~Aligned() { give_back(memory_); }
   Aligned(const Aligned&) = delete;
   Aligned& operator=(const Aligned&) = delete;
-  T* data() const { return data_; }
+  T* data() const { return static_cast<T*>(memory_.data); }
 
  private:
-  T* data_;
+  Memory memory_;
 };
 
 using AlignedFloats = Aligned<float>;
