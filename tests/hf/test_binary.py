@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import diba
 from diba.compressing.reading import Weights
-from diba.torch import BitLinear, DibaAPBLinear, DibaBitLinear, binarize, freeze, report
+from diba.torch import BitLinear, DibaAPBLinear, DibaBitConv2d, DibaBitLinear, binarize, freeze, report
 
 IDS = torch.arange(12).reshape(2, 6)
 
@@ -165,6 +165,33 @@ def test_bits_on_both_sides_are_saved_and_loaded(a, w, tmp_path):
     assert found["model.layers.0.mlp.down_proj"] == f"{w}x{a}"
     dense = transformers.LlamaForCausalLM(transformers.LlamaConfig.from_pretrained(tmp_path)).eval()
     assert torch.equal(outputs(diba.torch.load(dense, tmp_path)), outputs(model))
+
+
+@pytest.mark.parametrize(("a", "w"), [(1, 1), (2, 2)])
+def test_convolutions_of_bits_are_saved_and_loaded(a, w, tmp_path):
+    config = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic", num_labels=3
+    )
+    model = transformers.ResNetForImageClassification(config).eval()
+    freeze(diba.torch.bitwise(model, a, w, skip=["re:.*embedder.*", "re:classifier.*"]))
+    model.save_pretrained(tmp_path)
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        before = model(x).logits
+        other = transformers.AutoModelForImageClassification.from_pretrained(tmp_path)
+        kinds = {type(layer) for layer in other.resnet.encoder.modules() if hasattr(layer, "kernel_size")}
+        assert DibaBitConv2d in kinds
+        assert torch.nn.Conv2d not in kinds
+        assert torch.equal(other(x).logits, before)
+        assert report(other).layers == report(model).layers
+        assert report(other).layers[0].alphabet == f"{w}x{a}"
+        dense = transformers.ResNetForImageClassification(
+            transformers.ResNetConfig.from_pretrained(tmp_path)
+        ).eval()
+        assert torch.equal(diba.torch.load(dense, tmp_path)(x).logits, before)
+        assert report(other).bytes_after == other.get_memory_footprint()
+        other.dequantize()
+    assert type(other.resnet.encoder.stages[0].layers[0].layer[0].convolution) is torch.nn.Conv2d
 
 
 @pytest.mark.parametrize("own", ["scale", "planes"])

@@ -112,8 +112,14 @@ LAYERS = (
         "torch.modules.linear",
         "torch.modules.embedding",
     ),
-    ("torch.modules.conv", "torch.modules.coded_layers", "torch.modules.apb_layers"),
+    (
+        "torch.modules.conv",
+        "torch.modules.coded_layers",
+        "torch.modules.apb_layers",
+        "torch.modules.bitwise_layers",
+    ),
     ("torch.modules.kinds",),
+    ("torch.binary.trained",),
     ("torch.binary.layer",),
     ("torch.binary.layers", "torch.binary.bitwise"),
     (

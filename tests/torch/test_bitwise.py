@@ -1,8 +1,9 @@
-"""Layers of 1 and 2 bits on both sides: what they compute, training, freezing, files, bad input."""
+"""Layers of 1 and 2 bits on both sides: what they compute, training, freezing, models, bad input."""
 
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,18 @@ from torch.nn import functional
 
 import diba
 import diba.torch
-from diba.torch import BitLinear, DibaBitLinear, freeze, report
+from diba.torch import (
+    APBLinear,
+    BitConv2d,
+    BitLayer,
+    BitLinear,
+    DibaBitConv2d,
+    DibaBitLinear,
+    binarize,
+    bitwise,
+    freeze,
+    report,
+)
 from diba.torch.ops.bits import bit_linear, numbers_of, packed_levels
 
 BITS = pytest.mark.parametrize(("a", "w"), [(1, 1), (2, 1), (1, 2), (2, 2)])
@@ -168,3 +180,74 @@ def test_what_is_refused() -> None:
         trained.weight[0, 0] = float("inf")
     with pytest.raises(ValueError, match=r"weight of 0 .*finite"):
         freeze(nn.Sequential(trained))
+
+
+# ---------------------------------------------------------------- models
+
+
+class Net(nn.Module):
+    """Convolutions, lines, and kinds of layers that stay dense."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.narrow = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, groups=2)
+        self.sound = nn.Conv1d(3, 4, 3)
+        self.first, self.second, self.last = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+
+def test_which_layers_are_replaced() -> None:
+    model = Net()
+    weight, seen = model.first.weight, []
+    model.first.register_forward_hook(lambda *_: seen.append(1))
+    same = bitwise(model, 2, skip=["last", "second"], layers={"re:conv": {"weight_bits": 2}})
+    assert same is model
+    assert isinstance(model.first, BitLinear)
+    assert model.first.weight is weight
+    assert (model.first.activation_bits, model.first.weight_bits) == (2, 1)
+    assert isinstance(model.conv, BitConv2d)
+    assert (model.conv.activation_bits, model.conv.weight_bits) == (2, 2)
+    assert {type(layer) for layer in (model.narrow, model.sound, model.second, model.last)} == {
+        *(nn.Conv2d, nn.Conv1d, nn.Linear)
+    }
+    reasons = {entry.name: entry.reason for entry in report(model).skipped}
+    assert reasons["sound"] == "a Conv1d has no form of few bits on both sides"
+    assert reasons["narrow"] == "groups is 2, must be 1"
+    assert "left out by 'last'" in reasons["last"]
+    binarize(model, skip=["last"], convolutions=False)  # the rest of it
+    assert isinstance(model.second, APBLinear)
+    model.first(torch.randn(1, 8))
+    freeze(model)
+    model.first(torch.randn(1, 8))
+    assert seen == [1, 1]
+    assert (type(model.conv), type(model.first)) == (DibaBitConv2d, DibaBitLinear)
+    plain = bitwise(Net(), convolutions=False)
+    assert type(plain.conv) is nn.Conv2d
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "settings"),
+    [
+        (ValueError, "activation_bits is 3", {"activation_bits": 3}),
+        (TypeError, "weight_bits", {"weight_bits": "1"}),
+        (TypeError, "weight_bits", {"weight_bits": True}),
+        (ValueError, "'thirst'.*first", {"skip": ["thirst"]}),
+        (ValueError, r"layers\['first'\].*weight_bits is 8", {"layers": {"first": {"weight_bits": 8}}}),
+        (ValueError, "unknown key 'bits'", {"layers": {"first": {"bits": 1}}}),
+        (TypeError, "layers", {"layers": ["first"]}),
+        (ValueError, "nothing of the model", {"skip": ["re:.*"]}),
+    ],
+)
+def test_what_bitwise_refuses(error: type[Exception], message: str, settings: dict[str, Any]) -> None:
+    model = Net()
+    with pytest.raises(error, match=message):
+        bitwise(model, **settings)
+    assert not any(isinstance(module, BitLayer) for module in model.modules())
+
+
+@pytest.mark.parametrize("name", ["scale", "planes", "activation_bits", "matrix", "_form"])
+def test_attributes_that_would_be_lost(name: str) -> None:
+    model = Net()
+    setattr(model.second, name, "mine")
+    with pytest.raises(ValueError, match=f"attribute '{name}' would be lost"):
+        bitwise(model)
+    assert type(model.first) is nn.Linear  # nothing was replaced

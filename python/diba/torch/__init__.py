@@ -20,11 +20,11 @@ from diba_autoload import expect_transformers as _expect_transformers
 from ..layers.config import Config
 from .allocation.allocate import allocate
 from .allocation.scores import keep_best, scores
-from .binary.bitwise import BitLinear
+from .binary.bitwise import BitConv2d, BitLayer, BitLinear
 from .binary.freezing import freeze
 from .binary.layer import APBLayer, exception_penalty
 from .binary.layers import APBConv2d, APBLinear
-from .binary.training import binarize
+from .binary.training import binarize, bitwise
 from .calibration.calibration import Calibration
 from .calibration.collect import calibrate
 from .calibration.moments import Moments
@@ -33,7 +33,8 @@ from .conversion.loading import load
 from .conversion.report import LayerReport, Report, report
 from .modules.apb import DibaAPBLayer
 from .modules.apb_layers import DibaAPBConv2d, DibaAPBLinear
-from .modules.bitwise import DibaBitLinear
+from .modules.bitwise import DibaBitLayer
+from .modules.bitwise_layers import DibaBitConv2d, DibaBitLinear
 from .modules.coded import CodedLayer
 from .modules.coded_layers import DibaCodedEmbedding, DibaCodedLinear
 from .modules.conv import DibaConv1d, DibaConv2d
@@ -51,6 +52,8 @@ __all__ = [
     "APBConv2d",
     "APBLayer",
     "APBLinear",
+    "BitConv2d",
+    "BitLayer",
     "BitLinear",
     "BlockRecipe",
     "Calibration",
@@ -59,6 +62,8 @@ __all__ = [
     "DibaAPBConv2d",
     "DibaAPBLayer",
     "DibaAPBLinear",
+    "DibaBitConv2d",
+    "DibaBitLayer",
     "DibaBitLinear",
     "DibaCodedEmbedding",
     "DibaCodedLinear",
@@ -76,6 +81,7 @@ __all__ = [
     "Training",
     "allocate",
     "binarize",
+    "bitwise",
     "calibrate",
     "convert",
     "distillation",

@@ -17,8 +17,9 @@ from ..modules.apb import sizes_of
 from ..modules.bitwise import BitSizes
 from ..modules.kinds import kind_of
 from ..modules.state import as_numpy
-from .bitwise import BitLinear
+from .bitwise import BitLayer
 from .layer import APBLayer
+from .trained import TrainedLayer
 
 if TYPE_CHECKING:
     from ..modules.state import CompressedLayer
@@ -32,7 +33,8 @@ def freeze(model: Model) -> Model:
     """Replace layers that were trained with few bits by ones that store bits.
 
     :class:`APBLinear` and :class:`APBConv2d`, which :func:`binarize` makes, become :class:`DibaAPBLinear` and
-    :class:`DibaAPBConv2d`; :class:`BitLinear` becomes :class:`DibaBitLinear`, whose outputs are the same.
+    :class:`DibaAPBConv2d`; :class:`BitLinear` and :class:`BitConv2d`, which :func:`bitwise` makes, become
+    :class:`DibaBitLinear` and :class:`DibaBitConv2d`, whose outputs are the same.
 
     With exceptions, signs, and which weights are exceptions, are exactly those of training. Alpha and the
     exceptions' distance from it are rounded to 16 bits: alpha by at most 2^-11 of itself, an exception by at
@@ -51,15 +53,17 @@ def freeze(model: Model) -> Model:
         ValueError: It has no layer to freeze, or a weight is not finite; nothing is changed.
     """
     check.instance(model, "model", nn.Module, "use the torch model itself")
-    if isinstance(model, (APBLayer, BitLinear)):
+    if isinstance(model, TrainedLayer):
         raise ValueError(
             f"model is itself a {type(model).__name__}, which cannot be replaced in place; put it into "
             "another module, such as torch.nn.Sequential(model)"
         )
-    trained = (APBLayer, BitLinear)
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, trained)}
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, TrainedLayer)}
     if not layers:
-        raise ValueError("model has no layer to freeze; call diba.torch.binarize(model) and train it first")
+        raise ValueError(
+            "model has no layer to freeze; call diba.torch.binarize(model) or diba.torch.bitwise(model), and "
+            "train it first"
+        )
     made = [(layer, _frozen(name, layer)) for name, layer in layers.items()]
     for old, new in made:
         exchange(model, old, new)
@@ -94,12 +98,12 @@ def _frozen(name: str, layer: Any) -> CompressedLayer:
     with torch.inference_mode(False), torch.no_grad():
         found: Any = layer.weight
         sizes: Any
-        if isinstance(layer, APBLayer):
+        if isinstance(layer, BitLayer):
+            m, n = layer.matrix.shape
+            sizes = BitSizes((m, n), layer.weight_bits, layer.activation_bits)
+        else:
             found = frozen_matrix(layer)
             sizes = sizes_of(found)
-        else:
-            shape = layer.out_features, layer.in_features
-            sizes = BitSizes(shape, layer.weight_bits, layer.activation_bits)
         new: Any = kind.empty(layer, sizes)
         new._fill(found, layer.bias, layer.weight.device)
     for d in new.diagonals():

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..._internal import check
 from ..._internal.apb_bytes import APB_TENSORS
-from ..modules.dense import assigned
-from ..modules.kinds import kind_of
 from .forms import binarized, fitted, held_delta, share_outside
+from .trained import TrainedLayer
 
-if TYPE_CHECKING:
-    from typing import Self
+__all__ = ["SCALES", "APBLayer", "check_share", "exception_penalty"]
 
-__all__ = ["APBLayer", "check_share", "dense_layer", "exception_penalty"]
-
-_SCALES = ("layer", "rows")
-_TAKEN = {"log_alpha", "log_delta", "exceptions", *APB_TENSORS}  # attributes of these layers, or once frozen
+SCALES = ("layer", "rows")
 
 
-class APBLayer(nn.Module):
+class APBLayer(TrainedLayer):
     """The base of :class:`APBLinear` and :class:`APBConv2d`: a latent weight that is binarized in use.
 
     The layer multiplies by ``alpha sign(w)`` where ``|w| <= alpha + delta``, and by w, an exception,
@@ -42,29 +37,22 @@ class APBLayer(nn.Module):
         exceptions: The share of exceptions that is held, or that learning began with.
     """
 
-    weight: Tensor
-    bias: Any
     log_alpha: nn.Parameter
     log_delta: nn.Parameter | None
     exceptions: float
     _last: Tensor | None = None
+    _form = "apb"
     _diba_own = frozenset({"exceptions", "_last"})
-    """Attributes that the layer sets itself; all others are kept when it is frozen."""
+    _tensors = frozenset({"log_alpha", "log_delta", *APB_TENSORS})
 
     def _binarize(self, exceptions: float, learn_delta: bool, scales: str) -> None:
         """Add the parameters; the dense layer's are there."""
         self.exceptions = check_share(exceptions)
-        rows = self.weight.shape[0] if check.one_of(scales, "scales", _SCALES) == "rows" else 1
+        rows = self.weight.shape[0] if check.one_of(scales, "scales", SCALES) == "rows" else 1
         like: Any = {"device": self.weight.device, "dtype": self.weight.dtype}
         self.log_alpha = nn.Parameter(torch.zeros(rows, **like))
         self.register_parameter("log_delta", nn.Parameter(torch.zeros(1, **like)) if learn_delta else None)
         self.fit()
-
-    @property
-    def matrix(self) -> Tensor:
-        """The latent weight as a matrix (m, n), one row for each output."""
-        matrix: Tensor = self.weight.flatten(1)
-        return matrix
 
     @property
     def scales(self) -> str:
@@ -118,21 +106,15 @@ class APBLayer(nn.Module):
         """The state without what only makes searches faster."""
         return {name: value for name, value in self.__dict__.items() if name != "_last"}
 
-    def _take(self, module: Any) -> Self:
-        """Take the parameters, mode and attributes of a dense layer; the weight is the same object."""
-        kind = kind_of(module)
-        assert kind is not None, "checked"
-        self.weight, self.bias = module.weight, module.bias
-        self.log_alpha = nn.Parameter(self.log_alpha.to(self.weight), self.weight.requires_grad)
-        if self.log_delta is not None:
-            self.log_delta = nn.Parameter(self.log_delta.to(self.weight), self.weight.requires_grad)
-        kept = assigned(kind, module)
-        self.__dict__.update(kept)
+    def _begin(self) -> None:
+        for name in ("log_alpha", "log_delta"):
+            own = getattr(self, name)
+            if own is not None:
+                values = torch.zeros(own.shape, device=self.weight.device, dtype=self.weight.dtype)
+                setattr(self, name, nn.Parameter(values, self.weight.requires_grad))
         self.fit()
-        return self.train(module.training)
 
     def _facts(self) -> str:
-        """What ``print`` shows beyond the dense layer's arguments."""
         learned = ", learn_delta=True" if self.log_delta is not None else ""
         rows = ", scales='rows'" if self.scales == "rows" else ""
         return f"exceptions={self.exceptions:g}{learned}{rows}"
@@ -176,19 +158,3 @@ def check_share(exceptions: Any, name: str = "exceptions") -> float:
     if share >= 1:
         raise ValueError(f"{name} is {exceptions}; it must be a share below 1, such as 0.01")
     return float(share)
-
-
-def dense_layer(module: nn.Module, name: str) -> Any:
-    """A dense layer of that kind that can be replaced."""
-    kind = kind_of(module)
-    if kind is None or kind.name != name:
-        raise TypeError(f"module is a {type(module).__name__}; it must be a torch.nn.{name}")
-    reason = kind.obstacle(module)
-    if reason is not None:
-        raise ValueError(f"module cannot be replaced: {reason}; leave it dense")
-    for own in assigned(kind, module):
-        if own in _TAKEN or hasattr(APBLayer, own) or hasattr(kind.apb, own):
-            raise ValueError(
-                f"module cannot be replaced: its attribute {own!r} would be lost; leave it dense"
-            )
-    return module

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from .layer import APBLayer, dense_layer
+from .layer import APBLayer
+from .trained import TrainedConv2d, TrainedLinear
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Self
+
+    import torch
 
 __all__ = ["APBConv2d", "APBLinear"]
 
 
-class APBLinear(APBLayer, nn.Linear):
+class APBLinear(APBLayer, TrainedLinear):
     """``nn.Linear`` with a binary weight and exact exceptions; :class:`APBLayer` says how it is trained.
 
     Args:
@@ -60,29 +61,8 @@ class APBLinear(APBLayer, nn.Linear):
         """Map (..., in_features) to (..., out_features)."""
         return functional.linear(x, self.dense_weight(), self.bias)
 
-    def extra_repr(self) -> str:
-        """The arguments of the layer."""
-        return f"{super().extra_repr()}, {self._facts()}"
 
-    @classmethod
-    def from_dense(cls, module: nn.Module, **settings: Any) -> Self:
-        """Make a layer that trains on from a dense one, whose parameters it takes.
-
-        Args:
-            module: An ``nn.Linear``.
-            **settings: ``exceptions``, ``learn_delta`` and ``scales``.
-
-        Raises:
-            TypeError: ``module`` is no ``nn.Linear``.
-            ValueError: It cannot be replaced, or a setting is out of range.
-        """
-        dense = dense_layer(module, "Linear")
-        with torch.device("meta"):
-            new = cls(dense.in_features, dense.out_features, dense.bias is not None, **settings)
-        return new.to_empty(device=dense.weight.device)._take(dense)
-
-
-class APBConv2d(APBLayer, nn.Conv2d):
+class APBConv2d(APBLayer, TrainedConv2d):
     """``nn.Conv2d`` with a binary kernel and exact exceptions; :class:`APBLayer` says how it is trained.
 
     Args:
@@ -122,37 +102,12 @@ class APBConv2d(APBLayer, nn.Conv2d):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        geometry: Any = {"stride": stride, "padding": padding, "dilation": dilation}
-        geometry |= {"bias": bias, "padding_mode": padding_mode, "device": device, "dtype": dtype}
-        kernel: Any = kernel_size
-        super().__init__(in_channels, out_channels, kernel, **geometry)
+        geometry = {"stride": stride, "padding": padding, "dilation": dilation, "padding_mode": padding_mode}
+        made = {"bias": bias, "device": device, "dtype": dtype}
+        super().__init__(in_channels, out_channels, kernel_size, **geometry, **made)
         self._binarize(exceptions, learn_delta, scales)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (batch, in_channels, height, width) to (batch, out_channels, height, width)."""
         y: Tensor = self._conv_forward(x, self.dense_weight(), self.bias)
         return y
-
-    def extra_repr(self) -> str:
-        """The arguments of the layer."""
-        own = super().extra_repr()  # type: ignore[no-untyped-call]
-        return f"{own}, {self._facts()}"
-
-    @classmethod
-    def from_dense(cls, module: nn.Module, **settings: Any) -> Self:
-        """Make a layer that trains on from a dense one, whose parameters it takes.
-
-        Args:
-            module: An ``nn.Conv2d``.
-            **settings: ``exceptions``, ``learn_delta`` and ``scales``.
-
-        Raises:
-            TypeError: ``module`` is no ``nn.Conv2d``.
-            ValueError: It cannot be replaced, or a setting is out of range.
-        """
-        dense = dense_layer(module, "Conv2d")
-        names = ("stride", "padding", "dilation", "padding_mode")
-        geometry: Any = {name: getattr(dense, name) for name in names} | {"bias": dense.bias is not None}
-        with torch.device("meta"):
-            new = cls(dense.in_channels, dense.out_channels, dense.kernel_size, **geometry, **settings)
-        return new.to_empty(device=dense.weight.device)._take(dense)

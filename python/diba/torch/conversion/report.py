@@ -21,7 +21,7 @@ from ..model.layers import layers_of, named_layers
 from ..model.sizes import skipped_weights, totals
 from ..model.swap import unfused
 from ..modules.apb import DibaAPBLayer
-from ..modules.bitwise import DibaBitLinear
+from ..modules.bitwise import DibaBitLayer
 from ..modules.layer import FactoredLayer
 from ..modules.state import CompressedLayer
 
@@ -213,10 +213,9 @@ def _described(layer: CompressedLayer, shared: str | None) -> LayerDescription:
     if isinstance(layer, DibaAPBLayer):
         facts = {"alphas": layer.alpha.numel(), "entries": layer.entries}
         return LayerDescription(shape=layer.matrix_shape, diagonal_bits=layer.diagonal_bits, **facts, **plain)
-    if isinstance(layer, DibaBitLinear):
+    if isinstance(layer, DibaBitLayer):
         facts = {"weight_bits": layer.weight_bits, "activation_bits": layer.activation_bits}
-        shape = layer.out_features, layer.in_features
-        return LayerDescription(shape=shape, diagonal_bits=layer.diagonal_bits, **facts, **plain)
+        return LayerDescription(shape=layer.matrix_shape, diagonal_bits=layer.diagonal_bits, **facts, **plain)
     coded: Any = layer
     m, n = coded.weight_shape
     return LayerDescription(shape=(m, n), codes=coded.bits, group=coded.group, **plain)

@@ -1,4 +1,4 @@
-"""A linear layer of few bits on both sides of the product, as it is stored."""
+"""Layers of few bits on both sides of the product as they are stored."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .state import CompressedLayer, as_numpy, floating
 if TYPE_CHECKING:
     from typing import Self
 
-__all__ = ["BitSizes", "DibaBitLinear", "check_bits"]
+__all__ = ["BitSizes", "DibaBitLayer", "check_bits"]
 
 
 class BitSizes(NamedTuple):
@@ -39,22 +39,23 @@ def check_bits(bits: Any, name: str) -> int:
     return int(bits)
 
 
-class DibaBitLinear(CompressedLayer):
-    """``nn.Linear`` whose inputs and weights have 1 or 2 bits: :func:`diba.bitgemm`, and scales.
+class DibaBitLayer(CompressedLayer):
+    """The base of layers whose inputs and weights have 1 or 2 bits: :func:`diba.bitgemm`, and scales.
 
-    Every input vector is rounded to numbers times a step of its own, see :meth:`diba.Levels.rounded`; the
-    sums of products of numbers are exact. :func:`diba.torch.freeze` makes the layer from a trained
-    :class:`BitLinear`, whose outputs it has, in float32 to the last bit.
+    Every input vector, and every patch of a convolution's input, is rounded to numbers times a step of its
+    own, see :meth:`diba.Levels.rounded`; the sums of products of numbers are exact.
+    :func:`diba.torch.freeze` makes the layers from trained ones, whose outputs they have, in float32 to the
+    last bit.
 
     Tensors: the parameter ``scale`` (m), float32, the steps of the weight's rows; and the uint8 buffer
     ``planes`` of shape (weight_bits, m, ceil(n / 8)): planes of bits, low bits first.
 
     Args:
-        in_features: n, the size of the inputs.
-        out_features: m, the size of the outputs.
+        m: Rows of the matrix.
+        n: Columns of the matrix.
         activation_bits: 1 or 2.
         weight_bits: 1 or 2.
-        bias: Whether a bias is added.
+        bias: Whether there is a bias of m entries.
         device: Device of the tensors; None: torch's default.
         dtype: Dtype of bias and dense weight; None: torch's default.
 
@@ -63,28 +64,26 @@ class DibaBitLinear(CompressedLayer):
         ValueError: A size is out of range.
     """
 
-    diagonal_names, fan_in_fan_out = ("scale",), False
+    diagonal_names = ("scale",)
     stored, _setter = "bits", "set_weight"
     scale: nn.Parameter
     planes: Tensor
 
     def __init__(
         self,
-        in_features: int,
-        out_features: int,
+        m: int,
+        n: int,
         *,
-        activation_bits: int = 1,
-        weight_bits: int = 1,
-        bias: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        activation_bits: int,
+        weight_bits: int,
+        bias: bool,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
-        self.in_features = n = check.positive_int(in_features, "in_features")
-        self.out_features = m = check.positive_int(out_features, "out_features")
         self.activation_bits = check_bits(activation_bits, "activation_bits")
         weight_bits = check_bits(weight_bits, "weight_bits")
-        self._dtype = floating(dtype)
+        self._dtype, self._matrix_shape = floating(dtype), (m, n)
         values = torch.empty(m, device=device, dtype=self._dtype) if bias else None
         self.register_parameter("bias", None if values is None else nn.Parameter(values))
         self.scale = nn.Parameter(torch.empty(m, device=device, dtype=torch.float32))
@@ -92,11 +91,13 @@ class DibaBitLinear(CompressedLayer):
         self.register_buffer("planes", planes)
         self.reset_parameters()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., in_features) to (..., out_features), in the dtype of ``x``."""
+    def _multiply(self, x: Tensor) -> Tensor:
+        """Multiply every vector along the last axis by the matrix, and add the bias."""
         self._settle()
-        y: Tensor = bit_linear(x, self.planes, self.scale, self.bias, self.in_features, self.activation_bits)
-        return y
+        n = self._matrix_shape[1]
+        return bit_linear(x, self.planes, self.scale, self.bias, n, self.activation_bits)
+
+    # ------------------------------------------------------------ facts
 
     @property
     def weight_bits(self) -> int:
@@ -111,12 +112,17 @@ class DibaBitLinear(CompressedLayer):
     @property
     def rows(self) -> int:
         """m, the number of outputs."""
-        return self.out_features
+        return self._matrix_shape[0]
 
     @property
     def weight_shape(self) -> torch.Size:
-        """(out_features, in_features)."""
-        return torch.Size((self.out_features, self.in_features))
+        """Shape of the dense layer's weight."""
+        return torch.Size(self._matrix_shape)
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """(m, n)."""
+        return self._matrix_shape
 
     @property
     def diagonal_bits(self) -> int:
@@ -126,31 +132,32 @@ class DibaBitLinear(CompressedLayer):
     @property
     def bits_per_weight(self) -> float:
         """Stored bits per weight; a scale takes ``diagonal_bits``."""
-        return self.weight_bits + self.diagonal_bits / self.in_features
+        return self.weight_bits + self.diagonal_bits / self._matrix_shape[1]
 
     def extra_repr(self) -> str:
-        """The arguments of the layer and its size."""
-        facts = (
-            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
-        )
-        facts += f", activation_bits={self.activation_bits}, weight_bits={self.weight_bits}"
+        """Bits and dtype for ``print(model)``."""
+        facts = f"activation_bits={self.activation_bits}, weight_bits={self.weight_bits}"
         return facts if self.dtype == torch.float32 else f"{facts}, dtype={self.dtype}"
+
+    # ------------------------------------------------------------ values
 
     @torch.no_grad()
     def set_weight(self, weight: Tensor | BitWeights) -> None:
-        """Round a weight (m, n), or take one that is rounded; the tensors are overwritten in place.
+        """Round a weight of shape ``weight_shape``, or take one that is rounded, into the tensors in place.
 
         Raises:
             ValueError: It has another shape.
         """
-        check.equal(
-            tuple(weight.shape), "the shape of weight", tuple(self.weight_shape), "shape of the layer"
-        )
+        rounded = isinstance(weight, BitWeights)
+        wanted = self._matrix_shape if rounded else tuple(self.weight_shape)
+        check.equal(tuple(weight.shape), "the shape of weight", wanted, "shape of the layer")
         if isinstance(weight, BitWeights):
             check.equal(weight.weight_bits, "weight_bits", self.weight_bits, "bits of the layer")
-            planes, steps = torch.tensor(weight.planes), torch.tensor(weight.scale)
+            self._store(torch.tensor(weight.planes), torch.tensor(weight.scale))
         else:
-            planes, steps = packed_levels(weight, self.weight_bits)
+            self._store(*packed_levels(weight.flatten(1), self.weight_bits))
+
+    def _store(self, planes: Tensor, steps: Tensor) -> None:
         self._forget()
         self.planes.copy_(planes)
         self.scale.copy_(steps)
@@ -160,28 +167,30 @@ class DibaBitLinear(CompressedLayer):
         """Set random weights, as large as those of a new dense layer."""
         if self.scale.is_meta:
             return
-        bound = self.in_features**-0.5
-        self.set_weight(torch.empty(self.weight_shape, device=self.scale.device).uniform_(-bound, bound))
+        m, n = self._matrix_shape
+        bound = n**-0.5
+        matrix = torch.empty(m, n, device=self.scale.device).uniform_(-bound, bound)
+        self._store(*packed_levels(matrix, self.weight_bits))
         if self.bias is not None:
             self.bias.uniform_(-bound, bound)
 
     def dense_weight(self) -> Tensor:
         """Build the dense weight in ``dtype``; it is differentiable in scale."""
         self._settle()
-        numbers = numbers_of(self.planes, self.in_features, self.scale.dtype)
-        return self._in_dtype(self.scale[:, None] * numbers)
+        numbers = numbers_of(self.planes, self._matrix_shape[1], self.scale.dtype)
+        return self._in_dtype((self.scale[:, None] * numbers).view(self.weight_shape))
 
     @classmethod
     def from_dense(cls, module: nn.Module, *, activation_bits: int = 1, weight_bits: int = 1) -> Self:
         """Make a layer from a dense one without any training, on its device and in its dtype.
 
         Args:
-            module: An ``nn.Linear``.
+            module: The dense layer.
             activation_bits: 1 or 2.
             weight_bits: 1 or 2.
 
         Raises:
-            TypeError: ``module`` is no ``nn.Linear``.
+            TypeError: ``module`` is not a dense layer of this kind.
             ValueError: It cannot be replaced, or a number of bits is out of range.
         """
         [kind] = cls.kinds
@@ -191,7 +200,7 @@ class DibaBitLinear(CompressedLayer):
         if reason is not None:
             raise ValueError(f"module cannot be replaced: {reason}; leave it dense")
         dense: Any = module
-        m, n = dense.weight.shape
+        m, n = kind.matrix(dense).shape
         bits = check_bits(weight_bits, "weight_bits"), check_bits(activation_bits, "activation_bits")
         new: Self = kind.empty(dense, BitSizes((m, n), *bits))
         return new._fill(dense.weight, dense.bias, dense.weight.device)

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
     import diba
 
+    from ..._internal.bit_weights import BitWeights
     from ..._internal.check import Alphabet
     from .apb import APBSizes
+    from .bitwise import BitSizes
     from .layer import Sizes
 
 __all__ = ["Convolution", "ConvolutionKind", "DibaConv1d", "DibaConv2d"]
@@ -159,18 +161,21 @@ class ConvolutionKind(Kind):
         return module
 
     def _built(self, module: Any, sizes: Sizes | diba.Factorization) -> Any:
-        options = {name: getattr(module, name) for name in SETTINGS}
-        options |= {"bias": module.bias is not None, "alphabet": sizes.alphabet, "dtype": module.weight.dtype}
-        channels = module.in_channels, module.out_channels
-        return self.factored(*channels, module.kernel_size, sizes.k, **options, device="meta")
+        return self._like(module, self.factored, sizes.k, alphabet=sizes.alphabet, dtype=module.weight.dtype)
 
     def _binary(self, module: Any, sizes: APBSizes) -> Any:
-        options = {name: getattr(module, name) for name in SETTINGS}
-        options |= {"entries": sizes.entries, "alphas": sizes.alphas, "bias": module.bias is not None}
-        channels = module.in_channels, module.out_channels
-        return self.apb(*channels, module.kernel_size, **options, dtype=module.weight.dtype, device="meta")
+        own = {"entries": sizes.entries, "alphas": sizes.alphas}
+        return self._like(module, self.apb, **own, dtype=module.weight.dtype)
+
+    def _bitwise(self, module: Any, sizes: BitSizes | BitWeights) -> Any:
+        own = {"weight_bits": sizes.weight_bits, "activation_bits": sizes.activation_bits}
+        return self._like(module, self.bitwise, **own, dtype=module.weight.dtype)
 
     def _dense(self, layer: Any) -> Any:
-        options = {name: getattr(layer, name) for name in SETTINGS}
-        options |= {"bias": layer.bias is not None, "dtype": layer.dtype}
-        return self.dense(layer.in_channels, layer.out_channels, layer.kernel_size, **options, device="meta")
+        return self._like(layer, self.dense, dtype=layer.dtype)
+
+    def _like(self, module: Any, made: Any, *sizes: int, **own: Any) -> Any:
+        """A layer of class ``made`` on the meta device that takes patches as ``module`` does."""
+        channels = module.in_channels, module.out_channels
+        own |= {name: getattr(module, name) for name in SETTINGS} | {"bias": module.bias is not None}
+        return made(*channels, module.kernel_size, *sizes, **own, device="meta")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from .apb_layers import DibaAPBConv2d, DibaAPBLinear
-from .bitwise import DibaBitLinear
+from .bitwise_layers import DibaBitConv2d, DibaBitLinear
 from .coded_layers import DibaCodedEmbedding, DibaCodedLinear
 from .conv import ConvolutionKind, DibaConv1d, DibaConv2d
 from .embedding import DibaEmbedding, EmbeddingKind
@@ -60,6 +60,7 @@ KINDS: tuple[Kind, ...] = (
         "convolutions",
         axes=2,
         apb=DibaAPBConv2d,
+        bitwise=DibaBitConv2d,
     ),
     EmbeddingKind(
         "Embedding",

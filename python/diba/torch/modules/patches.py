@@ -14,7 +14,7 @@ from ..._internal import check
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["SETTINGS", "Geometry", "Patches", "windows"]
+__all__ = ["SETTINGS", "Geometry", "PatchProduct", "Patches", "windows"]
 
 SETTINGS = ("stride", "padding", "dilation", "padding_mode")
 """Attributes that decide, with ``kernel_size``, how patches are taken."""
@@ -35,8 +35,8 @@ class Geometry(NamedTuple):
     facts: dict[str, Any]
 
 
-class Patches:
-    """What convolutions have in common; a module that has ``_multiply`` inherits from it, too.
+class PatchProduct:
+    """The product of a convolution with its patches; a module that has ``_multiply`` inherits from it, too.
 
     A patch of the input, flattened like ``weight.flatten(1)``, is a vector of n = in_channels * kernel
     entries. Kernels of one pixel use the input as it is; others copy the patches, which takes kernel / stride
@@ -49,9 +49,45 @@ class Patches:
     kernel_size: tuple[int, ...]
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
-    padding: tuple[int, ...] | str
-    padding_mode: str
+    padding: Any  # a tuple or a name; Any, as nn.Conv2d has types of its own for these
+    padding_mode: Any
     bias: Any
+    _pads: list[int] | None = None  # None: found for every product
+
+    if TYPE_CHECKING:
+
+        def _multiply(self, x: Tensor) -> Tensor: ...
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, in_channels, *pixels) to (batch, out_channels, *pixels), with or without a batch axis.
+
+        The output is contiguous if ``x`` is; otherwise it has the channels-last format.
+
+        Raises:
+            ValueError: ``x`` has a wrong number of channels or axes.
+        """
+        channel = x.dim() - self.axes - 1
+        if channel not in (0, 1) or x.shape[channel] != self.in_channels:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}; it must be (batch, {self.in_channels} channels, and "
+                f"{self.axes} axes of pixels), or the same without a batch"
+            )
+        y = self._times_patches(x).movedim(-1, channel)
+        return y.contiguous() if x.is_contiguous() else y
+
+    def _times_patches(self, x: Tensor) -> Tensor:
+        """The products (batch, *positions, out_channels) of all patches."""
+        return self._multiply(self._patches(x))
+
+    def _patches(self, x: Tensor) -> Tensor:
+        """The patches as vectors, (batch, *positions, n)."""
+        channel = x.dim() - self.axes - 1
+        return windows(self, x, channel, self._pads).flatten(channel + self.axes)
+
+
+class Patches(PatchProduct):
+    """What convolutions have in common whose kernel is stored as a matrix."""
+
     _pads: list[int]
 
     @classmethod
@@ -96,28 +132,6 @@ class Patches:
         if len(values) != cls.axes:
             raise ValueError(f"{name} is {values}; it must be one number, or {cls.axes}")
         return tuple(check.integer(size, name, minimum=minimum) for size in values)
-
-    if TYPE_CHECKING:
-
-        def _multiply(self, x: Tensor) -> Tensor: ...
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (batch, in_channels, *pixels) to (batch, out_channels, *pixels), with or without a batch axis.
-
-        The output is contiguous if ``x`` is; otherwise it has the channels-last format.
-
-        Raises:
-            ValueError: ``x`` has a wrong number of channels or axes.
-        """
-        channel = x.dim() - self.axes - 1
-        if channel not in (0, 1) or x.shape[channel] != self.in_channels:
-            raise ValueError(
-                f"x has shape {tuple(x.shape)}; it must be (batch, {self.in_channels} channels, and "
-                f"{self.axes} axes of pixels), or the same without a batch"
-            )
-        patches = windows(self, x, channel, self._pads).flatten(channel + self.axes)
-        y = self._multiply(patches).movedim(-1, channel)
-        return y.contiguous() if x.is_contiguous() else y
 
     @property
     def weight_shape(self) -> torch.Size:

@@ -70,9 +70,10 @@ def packed_levels(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 def numbers_of(planes: Tensor, n: int, dtype: torch.dtype) -> Tensor:
     """The numbers (rows, n) that planes of bytes hold."""
     bits = len(planes)
-    u = torch.stack([unpack(plane, n, False, dtype) * 2.0**p for p, plane in enumerate(planes)]).sum(0)
-    numbers: Tensor = u.mul_(2).sub_(2**bits - 1)
-    return numbers
+    numbers = unpack(planes[0], n, False, dtype).mul_(2)
+    for p, plane in enumerate(planes[1:], 2):
+        numbers.add_(unpack(plane, n, False, dtype), alpha=2**p)
+    return numbers.sub_(2**bits - 1)
 
 
 def rounded(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
