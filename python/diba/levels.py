@@ -71,8 +71,8 @@ class Levels:
         Args:
             entries: Shape (rows, columns).
             bits: 1 or 2.
-            step: Of each row, positive; None: the mean of the absolute values with one bit, and with two the
-                step of least error for normal numbers of the same root mean square.
+            step: Of each row, positive, or 0 for a row of zeros. None: the mean of the absolute values with
+                one bit, and with two the step of least error for normal numbers of the same root mean square.
             threads: Number of threads; None: ``diba.num_threads()``.
 
         Returns:
@@ -91,8 +91,8 @@ class Levels:
             steps = np.empty(len(array), np.float32)
         else:
             steps = np.array(np.broadcast_to(real_array(step, "step"), array.shape[:1]), np.float32)
-            if not (steps > 0).all():
-                raise ValueError("step has entries that are not positive; all must be")
+            if not ((steps > 0) | ((steps == 0) & ~array.any(1))).all():
+                raise ValueError("step has entries that are not positive; all must be, but those of zeros")
         words = np.empty((count, len(array), -(-array.shape[1] // 64)), np.uint64)
         _core.round_rows(array, steps, step is None, words, resolve_threads(threads))
         return cls(words, array.shape[1]), steps

@@ -46,6 +46,21 @@ def levels(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 
 @BITS
+def test_products_with_zeros_are_zero(a: int, w: int) -> None:
+    layer = BitLinear(70, 9, activation_bits=a, weight_bits=w)
+    with torch.no_grad():
+        layer.weight[3] = 0
+    stored, x = frozen(layer), torch.randn(4, 70, requires_grad=True)
+    for each in (layer, stored, copy.deepcopy(stored).double()):
+        own: Any = each.bias
+        assert torch.equal(each(torch.zeros(2, 70, dtype=own.dtype)), own.expand(2, -1))
+        assert torch.equal(each(x.to(own.dtype))[:, 3], own[3].expand(4))
+    layer(torch.cat([x, torch.zeros(1, 70)])).square().sum().backward()  # type: ignore[no-untyped-call]
+    assert x.grad.isfinite().all()  # type: ignore[union-attr]
+    assert layer.weight.grad[3].abs().sum() > 0  # type: ignore[index]  # it can become another row
+
+
+@BITS
 @pytest.mark.parametrize("n", [1, 64, 70])
 def test_products(a: int, w: int, n: int) -> None:
     layer = BitLinear(n, 9, activation_bits=a, weight_bits=w)

@@ -96,8 +96,7 @@ float step_of(const float* x, std::size_t cols, int bits) {
   double sum = 0;
   for (const double lane : lanes) sum += lane;
   const double mean = sum / static_cast<double>(cols);
-  const auto step = static_cast<float>(bits == 1 ? mean : kNormalStep * std::sqrt(mean));
-  return step > 0 ? step : 1;
+  return static_cast<float>(bits == 1 ? mean : kNormalStep * std::sqrt(mean));
 }
 
 // The planes of a row with two bits: u is the number of thresholds below x, so its high bit is that of 0, and its low

@@ -24,7 +24,7 @@ void bit_products(const BitNumbers& a, const BitNumbers& b, std::int32_t* y, int
 // Rows of floats as numbers of `bits` bits times a step: a number is the nearest, the one below in the middle between
 // two. So u counts the thresholds below x(j): 0 with one bit; -2, 0 and 2 steps with two. x (rows, cols), row-major and
 // finite; words: planes as of BitNumbers; steps (rows): given, or found (and then written) if `found`: with one bit the
-// mean of |x|, with two kNormalStep of the root mean square; 1 for rows of zeros.
+// mean of |x|, with two kNormalStep of the root mean square, so that rows of zeros have a step of zero.
 void round_rows(const float* x, std::size_t rows, std::size_t cols, int bits, bool found, float* steps,
                 std::uint64_t* words, int threads);
 
