@@ -180,27 +180,34 @@ void Packed::multiply(const Diagonals& d, const float* x, std::size_t count, con
   const Pass pass{or_null(d.d3), or_null(d.d2), or_null(d.d1), or_null(d.shift), bias, plus};
   const Executor used = affordable(executor, count, plus);
   const auto workers = static_cast<std::size_t>(used.threads());
-  if (workers > 1 && count >= 4 * workers) {  // each thread multiplies whole vectors: none waits for another
-    const std::size_t fair = (count / workers + 3) / 4 * 4;
-    const std::size_t together = std::min(vectors_together(), fair);
-    const auto some = [&](std::size_t i) {
-      const std::size_t first = i * together, size = std::min(together, count - first);
-      multiply_together(pass, x + first * cols(), size, nullptr, y + first * rows(), 1);
-    };
-    const Stage stage{(count + together - 1) / together, some};
-    used.run(&stage, 1);
-  } else {
-    multiply_batches(pass, x, count, nullptr, y, used);
+  const bool apart =
+      workers > 1 && count >= 4 * workers;  // each thread multiplies whole vectors: none waits for another
+  const std::size_t fair = apart ? (count / workers + 3) / 4 * 4 : count;
+  const std::size_t together = std::min(vectors_together(count), fair);
+  const auto some = [&](std::size_t i) {
+    const std::size_t first = i * together, size = std::min(together, count - first);
+    multiply_together(pass, x + first * cols(), size, nullptr, y + first * rows(), apart ? Executor(1) : used);
+    repair(d, x + first * cols(), size, bias, plus, y + first * rows());
+  };
+  const std::size_t pieces = (count + together - 1) / together;
+  if (!apart) {
+    for (std::size_t i = 0; i < pieces; ++i) some(i);
+    return;
   }
+  const Stage stage{pieces, some};
+  used.run(&stage, 1);
+}
+
+// Vectors whose results left float32 on the way, while a cache still holds them.
+void Packed::repair(const Diagonals& d, const float* x, std::size_t count, const float* bias, const SparseRows* plus,
+                    float* y) const {
   if (all_finite(y, count * rows()) || !all_finite(d.d1) || !all_finite(d.d2) || !all_finite(d.d3)) return;
   if (bias != nullptr && !all_finite(bias, rows())) return;
-  const auto repair = [&](std::size_t c) {
+  for (std::size_t c = 0; c < count; ++c) {
     const float* one = x + c * cols();
     float* result = y + c * rows();
     if (!all_finite(result, rows()) && all_finite(one, cols())) multiply_in_double(d, one, bias, plus, result);
-  };
-  const Stage stage{count, repair};
-  used.run(&stage, 1);
+  }
 }
 
 // No more threads than there is work for.
@@ -214,7 +221,8 @@ Executor Packed::affordable(const Executor& executor, std::size_t count, const S
   return executor.at_most(static_cast<int>(std::clamp(threads, 1.0, static_cast<double>(executor.threads()))));
 }
 
-std::size_t Packed::vectors_together() const {
+std::size_t Packed::vectors_together(std::size_t count) const {
+  if (count <= kFewestTogether) return kFewestTogether;
   const std::size_t steps = steps_for(std::max(cols(), left_ ? inner() : 0));
   const std::size_t fitting = tuning().table_bytes / (steps * (kStepEntries + kStepWeights)) / 4 * 4;
   return std::clamp(fitting, kFewestTogether, kMostTogether);
@@ -222,10 +230,10 @@ std::size_t Packed::vectors_together() const {
 
 void Packed::multiply_batches(const Pass& pass, const float* x, std::size_t count, float* u, float* y,
                               const Executor& executor) const {
-  const std::size_t together = count <= kFewestTogether ? kFewestTogether : vectors_together();
+  const std::size_t together = vectors_together(count);
   for (std::size_t first = 0; first < count; first += together)
-    multiply_together(pass, x + first * cols(), std::min(together, count - first),
-                      u == nullptr ? nullptr : u + first * inner(), y + first * rows(), executor);
+    multiply_together(pass, x + first * cols(), std::min(together, count - first), u + first * inner(),
+                      y + first * rows(), executor);
 }
 
 // S x = 2 B x - sum(x). A 0/1 factor is split likewise, B x = (S x + sum(x)) / 2: sum(x) / 2 is the same for all rows,

@@ -96,12 +96,14 @@ class Packed {
   };
 
   Executor affordable(const Executor& executor, std::size_t count, const SparseRows* plus) const;
-  std::size_t vectors_together() const;
-  // u, where it is not null: B2 (d3 x) of every vector, (count, inner).
+  std::size_t vectors_together(std::size_t count) const;
+  // u: B2 (d3 x) of every vector, (count, inner); null in multiply_together: not wanted.
   void multiply_batches(const Pass& pass, const float* x, std::size_t count, float* u, float* y,
                         const Executor& executor) const;
   void multiply_together(const Pass& pass, const float* x, std::size_t count, float* u, float* y,
                          const Executor& executor) const;
+  void repair(const Diagonals& d, const float* x, std::size_t count, const float* bias, const SparseRows* plus,
+              float* y) const;
   void multiply_in_double(const Diagonals& d, const float* x, const float* bias, const SparseRows* plus,
                           float* y) const;
   void add_gradients(const Diagonals& d, const Diagonals& turned, const float* x, const float* g, std::size_t count,
