@@ -192,7 +192,8 @@ def fitted(models: dict[str, str], data: str, bits: float, threads: int, rows: l
         with tempfile.TemporaryDirectory() as folder:
             task = {"part": "run", "model": path, "out": f"{folder}/out", "bits": bits, "threads": threads}
             came = _in_process({**task, "fit": {"data": data, **FEW_STEPS}}, threads)
-        rows.append({"model": name, "bits": bits, "threads": threads, **came, "solved": None, **FEW_STEPS})
+        facts = {"model": name, "bits": bits, "threads": threads, "machine": results.machine()["isa"]}
+        rows.append({**facts, **came, "solved": None, **FEW_STEPS})
         yield
 
 

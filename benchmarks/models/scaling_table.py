@@ -96,6 +96,7 @@ def _fitted_text(report: dict[str, Any]) -> str:
     return " ".join(
         f"With data, {row['model']} at {row['bits']:g} bits took {row['memory'] / 1e9:.2f} GB at the peak "
         f"and {row['seconds'] / 60:.0f} minutes, with only {row['reconstruct']} steps for each block and "
-        f"{row['retune']} at the end, which take time and no memory."
+        f"{row['retune']} at the end, which take time and no memory ({row['machine']}, "
+        f"{row['threads']} thread{'s' * (row['threads'] > 1)})."
         for row in report.get("data", [])
     )
