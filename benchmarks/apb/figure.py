@@ -21,6 +21,7 @@ __all__ = ["draw"]
 STYLES = {  # color, marker, line
     "float32": ("black", "*", ""),
     "binary": (GREY, "D", ""),
+    "wider": (GREY, "d", "-."),
     "LSQ": (ORANGE, "^", ":"),
     "APB": (BLUE, "o", "-"),
     "DiBA": (LIGHT, "s", "--"),

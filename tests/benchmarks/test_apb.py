@@ -162,6 +162,19 @@ def test_networks_are_of_the_stated_size_and_all_but_the_ends_is_compressed(benc
         assert model.eval()(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
 
 
+@pytest.mark.parametrize("name", ["mlp", "cnn"])
+def test_wider_networks_have_as_many_bytes(benchmark: Benchmark, name: str) -> None:
+    plan, networks, files = benchmark("apb.plan"), benchmark("apb.networks"), benchmark("apb.files")
+    quantizers, arms = benchmark("apb.quantizers"), benchmark("apb.arms")
+    for form, width in plan.WIDER[name].items():
+        wide, usual = networks.NETWORKS[name].make(width), networks.NETWORKS[name].make()
+        for layer in networks.inner_layers(wide).values():
+            quantizers.quantize(layer, 1)
+        share = float(form.split()[1]) / 100
+        diba.torch.freeze(diba.torch.binarize(usual, share, skip=arms.outer(usual)))
+        assert len(files.stored(wide)) == pytest.approx(len(files.stored(usual)), rel=0.01)
+
+
 def test_batches_are_the_same_for_a_seed_and_other_for_the_next_epoch(benchmark: Benchmark) -> None:
     training = benchmark("apb.training")
     part = torch.arange(600.0).view(600, 1, 1, 1).expand(600, 1, 2, 2), torch.arange(600)
@@ -211,7 +224,7 @@ def test_a_stopped_run_goes_on(benchmark: Benchmark, monkeypatch: pytest.MonkeyP
     with pytest.raises(KeyboardInterrupt):
         apb.main(call)
     apb.main(call)
-    assert len(measured) == len(set(measured)) == 5
+    assert len(measured) == len(set(measured)) == 7
 
 
 # ---- table, figure, latency
@@ -223,7 +236,7 @@ def report(benchmark: Benchmark) -> dict[str, Any]:
     cells = {}
     for arm, form, size, test in (("float32", "32 bits", 2_680_000, 0.90), ("APB", "1 %", 125_000, 0.89)):
         for seed in range(3):
-            for rate, validation in zip(plan.ARMS[arm].rates, (0.8, 0.9), strict=True):
+            for rate, validation in zip(plan.ARMS[arm].rates, (0.8, 0.9, 0.85), strict=True):
                 cell = plan.Cell("mlp", arm, form, seed, rate)
                 cells[cell.key] = vars(cell) | {
                     "bytes": size, "bits": 1.345, "validation": validation,
