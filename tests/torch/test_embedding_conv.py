@@ -227,6 +227,8 @@ def test_a_convolution_is_torchs(
         assert y.shape == exact.shape
         assert y.is_contiguous()
         assert ((y - exact).abs() <= 2 * terms * EPS * absolute(given.abs())).all()
+        with torch.no_grad():  # patches are copied in another order
+            assert torch.equal(layer(given), y)
     assert layer.float()(x.float()).dtype == torch.float32
     assert snr(dense(x), layer(x.float())) > 40
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from ..._internal import check
+from ..ops.operators import undispatched
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -82,7 +84,14 @@ class PatchProduct:
     def _patches(self, x: Tensor) -> Tensor:
         """The patches as vectors, (batch, *positions, n)."""
         channel = x.dim() - self.axes - 1
-        return windows(self, x, channel, self._pads).flatten(channel + self.axes)
+        taken = windows(self, x, channel, self._pads)
+        pixels = math.prod(self.kernel_size)
+        if pixels == 1 or not undispatched(x):
+            return taken.flatten(channel + self.axes)
+        found = taken.new_empty((*taken.shape[: -self.axes], pixels))
+        for p, place in enumerate(np.ndindex(*self.kernel_size)):
+            found[..., p] = taken[(..., *place)]  # thrice as fast as rows of a few pixels
+        return found.flatten(-2)
 
 
 class Patches(PatchProduct):
