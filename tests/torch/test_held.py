@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from diba.torch.calibration import held
 from diba.torch.calibration.held import Memory, apart
 from diba.torch.modules.vectors import mark, marked
 
@@ -102,3 +103,22 @@ def test_a_full_disk_and_a_missing_folder_are_named(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: io.FileIO("/dev/full", "r+"))
     with Memory(0) as memory, pytest.raises(OSError, match=r"No space left on device: .*take \S+ GB more"):
         memory.hold(torch.randn(50))
+
+
+def test_without_a_limit_memory_is_taken_only_where_the_file_has_no_room(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(held, "_USUAL", 100)
+    monkeypatch.setattr(held, "available_memory", lambda: 2000)
+    tensors = [torch.randn(50) for _ in range(4)]
+    with Memory() as memory:
+        kept = [memory.hold(tensor) for tensor in tensors]
+        assert (memory.used, memory.file_bytes > 0) == (0, True)
+        assert all(torch.equal(one.get(), tensor) for one, tensor in zip(kept, tensors, strict=True))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with Memory() as memory:
+        kept = [memory.hold(tensor) for tensor in tensors]
+        assert memory.used == 800  # bytes, of at most 1000
+        assert all(torch.equal(one.get(), tensor) for one, tensor in zip(kept, tensors, strict=True))
+        with pytest.raises(FileNotFoundError, match="take 2.04e-07 GB more than their 1e-06 GB of memory"):
+            memory.hold(torch.randn(51))

@@ -29,7 +29,10 @@ __all__ = ["Held", "Memory", "apart"]
 _ALIGNMENT = 64  # bytes: what torch's own tensors have
 _BLOCK = 4096  # bytes: places in the file begin at multiples of it
 _MOST_MAPPINGS = 2**13  # of memory at once: systems allow some 65,000 in a process
-_SHARE = 0.5  # of the memory that is available
+_USUAL = (
+    2**28
+)  # bytes in memory, if there is room for a file: the system keeps what it can of it, and gives way
+_SHARE = 0.5  # of the memory that is available, else
 _PROBE = 64  # entries by which it is seen whether all may fit 16 bits
 
 
@@ -85,14 +88,16 @@ class Memory:
     lies in the folder for temporary files, which the environment variable ``TMPDIR`` names.
 
     Args:
-        limit: Bytes in memory; None: half of what is available now.
+        limit: Bytes in memory; None: 256 MiB, or half of what is available now where the file has no room.
     """
 
     def __init__(self, limit: int | None = None) -> None:
-        if limit is None:
+        most = limit
+        if most is None:
             available = available_memory()
-            limit = 2**62 if available is None else int(_SHARE * available)
-        self._limit, self._mappings, self.used = limit, 0, 0
+            most = 2**62 if available is None else int(_SHARE * available)
+        self._most, self._limit = most, min(most, _USUAL) if limit is None else most
+        self._mappings, self.used = 0, 0
         self._file: Any = None
         self._end, self._free = 0, dict[int, list[int]]()
         self._shared: weakref.WeakValueDictionary[bytes, Held] = weakref.WeakValueDictionary()
@@ -133,7 +138,12 @@ class Memory:
     def put(self, tensor: Tensor) -> tuple[int | None, Tensor | None]:
         """Store a tensor: (its place in the file, None), or (None, a copy in memory)."""
         if self.used + tensor.nbytes > self._limit:
-            return self._write(tensor), None
+            try:
+                return self._write(tensor), None
+            except OSError:
+                if self.used + tensor.nbytes > self._most:
+                    raise
+                self._limit = self._most
         self.used += tensor.nbytes
         self._mappings += 1
         return None, apart([tensor])[0] if self._mappings <= _MOST_MAPPINGS else tensor.to("cpu", copy=True)
@@ -180,7 +190,7 @@ class Memory:
     def _need(self, tensor: Tensor) -> str:
         whole = (self._end + tensor.nbytes) / 1e9
         return (
-            f"activations of all batches take {whole:.3g} GB more than their {self._limit / 1e9:.3g} GB of "
+            f"activations of all batches take {whole:.3g} GB more than their {self._most / 1e9:.3g} GB of "
             f"memory, and a temporary file in {tempfile.gettempdir()} cannot take them; let TMPDIR name a "
             "folder with more room, allow more memory (Reconstruction.memory), or give fewer batches"
         )

@@ -34,8 +34,8 @@ class Reconstruction:
         held_out: Share of the batches that decides, and from which nothing is learned; at least one batch.
         memory: Bytes of memory for activations of all batches: inputs of a block, what the dense block gave,
             and inputs of its layers. What is more lies in a temporary file without a name, in the folder that
-            the environment variable ``TMPDIR`` names. None: half of the memory that is available at the
-            start. The results are the same bytes.
+            the environment variable ``TMPDIR`` names. None: 256 MiB, or half of the memory that is available
+            at the start where the file has no room. The results are the same bytes.
         seed: Seed of the order of the batches.
 
     Raises:
