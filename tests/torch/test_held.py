@@ -120,5 +120,5 @@ def test_without_a_limit_memory_is_taken_only_where_the_file_has_no_room(
         kept = [memory.hold(tensor) for tensor in tensors]
         assert memory.used == 800  # bytes, of at most 1000
         assert all(torch.equal(one.get(), tensor) for one, tensor in zip(kept, tensors, strict=True))
-        with pytest.raises(FileNotFoundError, match="take 2.04e-07 GB more than their 1e-06 GB of memory"):
+        with pytest.raises(FileNotFoundError, match=r"take 2.04e-07 GB more than their 1e-06 GB of memory"):
             memory.hold(torch.randn(51))
