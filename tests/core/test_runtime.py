@@ -310,3 +310,26 @@ except ImportError as error:
     )
     assert "diba._core cannot be loaded" in done.stdout, done.stderr
     assert "python -m pip install ." in done.stdout
+
+
+def test_free_memory_goes_back_to_the_system() -> None:
+    """Many small pieces are freed below one that stays; without the call, all of their pages stay as well."""
+    if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
+        machine.give_back_free_memory()  # does nothing
+        return
+    code = """
+from pathlib import Path
+from diba._internal.machine import give_back_free_memory
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+pieces = [bytearray(40_000) for _ in range(5_000)]  # 200 MB in the heap
+last = bytearray(40_000)
+before = resident()
+del pieces
+kept = resident()
+give_back_free_memory()
+print(before - kept < 20_000_000, before - resident() > 150_000_000)
+"""
+    assert python(code).stdout == "True True\n"

@@ -90,7 +90,6 @@ LAYERS = (
     (
         "torch.binary",
         "torch.binary.forms",
-        "torch.modules.patches",
         "torch.ops.packed",
         "torch.ops.reference",
     ),
@@ -99,7 +98,7 @@ LAYERS = (
         "torch.modules.weight",
         "torch.ops.operators",
     ),
-    ("torch.modules.state", "torch.ops.codes", "torch.ops.apb", "torch.ops.bits"),
+    ("torch.modules.patches", "torch.modules.state", "torch.ops.codes", "torch.ops.apb", "torch.ops.bits"),
     (
         "torch.modules.apb",
         "torch.modules.bitwise",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["available_cpus", "available_memory", "cpu_model"]
+__all__ = ["available_cpus", "available_memory", "cpu_model", "give_back_free_memory"]
 
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -29,6 +29,19 @@ def available_memory() -> int | None:
     """Bytes this process can still allocate without swapping; None if unknown."""
     limits = [value for value in (_free_memory(), _cgroup_memory_left()) if value is not None]
     return min(limits) if limits else None
+
+
+def give_back_free_memory() -> None:
+    """Give pages of the heap that hold nothing back to the system, where the C library has a call for it.
+
+    glibc keeps them otherwise: among large pieces that come and go, a process grows to a multiple of what it
+    holds.
+    """
+    import ctypes
+
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
 
 
 def cpu_model() -> str:

@@ -10,6 +10,7 @@ from torch import nn
 
 import diba.torch
 
+from .._internal.machine import give_back_free_memory
 from ..checkpoints.facts import Retuning
 from . import judge
 from .data.answers import answered
@@ -83,6 +84,7 @@ def fitted(
                 teacher=dense,
                 progress=progress,
             )
+        give_back_free_memory()
         place.note("stages", stages.kept())
         name_missing(model, missing)
         place.keep(model.save_pretrained, _CONVERTED)

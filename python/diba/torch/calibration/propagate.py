@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..._internal import check
 from ..._internal.check import describe
+from ..._internal.machine import give_back_free_memory
 from ..modules.kinds import input_size, replaceable
 from ..retuning.batches import MasksOf, call, digest, evaluating, repeatable, size, token_masks
 from .blocks import Block, Blocks, Group, Groups, plan, together
@@ -229,11 +230,13 @@ class _Propagation:
                     tasks = self._prepared(fit, tasks)
                 began = time.perf_counter()
                 self._solve(tasks)
+                give_back_free_memory()
                 if fit is not None:
                     fit.solving(time.perf_counter() - began)
             if fit is not None and self._reconstructing is not None:
                 self._reconstructing.on_block(block.name, fit.finish())
             fit = None  # it holds the inputs and outputs of this block
+            give_back_free_memory()
             for number, item in enumerate(stream.now):
                 output = run_block(self._model, block.name, item.get())
                 stream.now[number] = item.next(output, following, self._memory)
