@@ -57,7 +57,7 @@ def draw_network(axes: Axes, rows: Rows) -> None:
         if arm == "float32" and points:
             axes.axhline(mean(points[0][1]), color=DARK, ls="--", lw=0.8)
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     axes.set(xlabel="kB on disk", ylabel="test accuracy, %")
