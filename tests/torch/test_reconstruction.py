@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import signal
 import tempfile
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -419,6 +421,24 @@ def test_activations_in_a_file_give_the_same_bytes(
     rows = 8 * 8 * 16  # of all batches: at least inputs and outputs of N numbers
     assert 2 * rows * N * 4 - 2**16 < memory.file_bytes
     assert not list(tmp_path.iterdir())
+
+
+def test_dense_weights_of_finished_blocks_are_let_go(dense: Model, batches: list[torch.Tensor]) -> None:
+    model = copy.deepcopy(dense)
+    layers = [weakref.ref(layer) for block in model.blocks for layer in (block.up, block.down)]
+    alive = []
+
+    def progress(state: diba.Progress) -> None:
+        if isinstance(state.detail, BlockRecipe):
+            gc.collect()
+            alive.append(sum(layer() is not None for layer in layers))
+
+    settings = {"steps": 2, "tune_steps": 2}
+    options: dict[str, Any] = {"bits_per_weight": 1.5, "effort": "fast", "batches": batches}
+    diba.torch.convert(model, reconstruct=settings, teacher=dense, progress=progress, **options)
+    assert len(alive) == 3
+    assert alive[1] <= 4  # those of the first block are gone: two a block
+    assert alive[2] <= 2
 
 
 def test_nothing_stays_of_a_file_after_an_interrupt_or_on_a_full_disk(

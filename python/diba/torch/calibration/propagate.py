@@ -130,6 +130,8 @@ def run(
             weights = known_or_measured(
                 dense, data, theirs, lambda: measure(dense, theirs, data, loss, watched, blocks, after_batch)
             )
+        unread = [name for name in layers if name not in read]
+        del layers, read  # what is replaced goes, with the dense weights that were trained in its block
         memory = stack.enter_context(Memory(None if reconstructing is None else reconstructing.memory))
         propagation = _Propagation(
             model,
@@ -144,7 +146,7 @@ def run(
             tell,
             memory,
         )
-        propagation.without_inputs([name for name in layers if name not in read])
+        propagation.without_inputs(unread)
         for number, step in enumerate(steps, 1):
             propagation.dense.needed = number < len(steps)
             if isinstance(step, list):

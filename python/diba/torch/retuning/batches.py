@@ -10,6 +10,7 @@ import contextlib
 import functools
 import hashlib
 import inspect
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -228,8 +229,8 @@ def digest(batch: Any) -> bytes:
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """A context with the model in evaluation mode; all modes are restored at the end, also after an error."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
+    modes = weakref.WeakKeyDictionary({module: module.training for module in model.modules()})
+    model.eval()  # modules that are replaced meanwhile go
     try:
         yield
     finally:
