@@ -6,13 +6,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import file_format
 from .._internal.tensor_files import read_header
 from ..binarized import APB
 from ..checkpoints import integrity
 from ..checkpoints.entries import first_names
 from ..checkpoints.layers import readable
-from ..factorization import Factorization
 from ..loading import load
 from . import output
 
@@ -20,6 +18,7 @@ if TYPE_CHECKING:
     import argparse
 
     from ..checkpoints.report import Report
+    from ..factorization import Factorization
 
 __all__ = ["add_command"]
 
@@ -59,20 +58,22 @@ def _run(options: argparse.Namespace) -> None:
 
 def _file(path: str) -> dict[str, object]:
     found = load(path)
-    return _apb(path, found) if isinstance(found, APB) else _factorization(path)
-
-
-def _apb(path: str, found: APB) -> dict[str, object]:
-    (m, n), entries = found.shape, found.columns.size
     with Path(path).open("rb") as file:
         metadata = read_header(file, path).metadata
     return {
         "file": path,
         "format_version": int(metadata["format_version"]),
         "written_by": metadata["written_by"],
+        **(_apb(found, path) if isinstance(found, APB) else _factorization(found, path)),
+    }
+
+
+def _apb(found: APB, path: str) -> dict[str, object]:
+    m, n = found.shape
+    return {
         "shape": [m, n],
         "alphas": found.alpha.size,
-        "exceptions": entries,
+        "exceptions": found.columns.size,
         "exceptions_share": found.exceptions,
         "bits_per_weight": found.bits_per_weight,
         "storage_ratio": found.bits_per_weight / 32,
@@ -82,20 +83,15 @@ def _apb(path: str, found: APB) -> dict[str, object]:
     }
 
 
-def _factorization(path: str) -> dict[str, object]:
-    found = file_format.read(path)
-    result = Factorization(found.d1, found.b1, found.d2, found.b2, found.d3)
-    m, n = result.shape
+def _factorization(found: Factorization, path: str) -> dict[str, object]:
+    m, n = found.shape
     return {
-        "file": path,
-        "format_version": int(found.metadata["format_version"]),
-        "written_by": found.metadata["written_by"],
-        **output.facts(result),
+        **output.facts(found),
         "file_bytes": Path(path).stat().st_size,
-        "tensor_bytes": round(result.bits_per_weight * m * n + result.file_padding_bits) // 8,
-        "file_padding_bits": result.file_padding_bits,
-        "memory_bytes": result.nbytes,
-        "memory_padding_bits": result.padding_bits,
+        "tensor_bytes": round(found.bits_per_weight * m * n + found.file_padding_bits) // 8,
+        "file_padding_bits": found.file_padding_bits,
+        "memory_bytes": found.nbytes,
+        "memory_padding_bits": found.padding_bits,
     }
 
 
