@@ -1,5 +1,6 @@
 # The operators of inference runtimes, without any runtime.
 add_library(diba_operators STATIC
+  cpp/operators/bit_weights.cpp
   cpp/operators/coded.cpp
   cpp/operators/convolution.cpp
   cpp/operators/embedding.cpp

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from .training import groups, train
 __all__ = ["run", "trained"]
 
 FIRST_RATE = 0.001  # of the training in float32 that all arms begin with
+FALLING = 0.6  # of the training, in which exceptions become fewer
+MOST = 0.999  # of the weights are exceptions at first
 CALIBRATION = 4  # blocks of 256 images that a factorization sees
 
 
@@ -37,8 +40,10 @@ def run(cell: Cell, keep: Path, distilled: bool = False) -> dict[str, Any]:
     model = trained(cell.network, cell.seed, keep, cell.width)
     teacher = trained(cell.network, cell.seed, keep) if distilled else None
     parameters = MAKERS[cell.arm](model, cell)
-    train(model, data(), NETWORKS[cell.network].tuning, parameters, cell.seed, teacher=teacher)
-    if cell.arm == "APB":
+    before_step = partial(falling, model, number(cell) / 100) if cell.arm == "APB" else None
+    extras: dict[str, Any] = {"teacher": teacher, "before_step": before_step}
+    train(model, data(), NETWORKS[cell.network].tuning, parameters, cell.seed, **extras)
+    if cell.arm in ("APB", "held"):
         diba.torch.freeze(model)
     file = stored(model, narrow=cell.arm != "float32")
     (keep / f"{cell.key.replace(' | ', '-').replace(' ', '')}.safetensors").write_bytes(file)
@@ -88,6 +93,12 @@ def binarized(model: nn.Module, cell: Cell) -> list[dict[str, Any]]:
     return groups(model, cell.rate)
 
 
+def falling(model: nn.Module, share: float, done: float) -> None:
+    """Hold as many exceptions as suit this part of the training: all at first, the share from 60 % on."""
+    left = max(0.0, 1 - done / FALLING)
+    diba.torch.hold_exceptions(model, share + (MOST - share) * left**3)
+
+
 def factored(model: nn.Module, cell: Cell) -> list[dict[str, Any]]:
     """Factors fitted to what training images put into layers; diagonals, biases and norms train."""
     config = diba.torch.Config(
@@ -113,6 +124,7 @@ MAKERS: dict[str, Callable[[nn.Module, Cell], list[dict[str, Any]]]] = {
     "wider": few_levels,
     "LSQ": few_levels,
     "APB": binarized,
+    "held": binarized,
     "DiBA": factored,
     "DBF": factored,
 }

@@ -28,6 +28,7 @@ class Arm:
     rates: tuple[float, ...]
 
 
+MOST_SEEDS = 10
 RATES = (0.0005, 0.002, 0.006)
 FACTORED_RATES = (0.003, 0.02, 0.06)
 WIDER = {  # by APB's exceptions: widths with which plain binary weights have as many bytes
@@ -40,6 +41,7 @@ ARMS = {
     "wider": Arm("binary, wider network", tuple(WIDER["mlp"]), "as 1 %", RATES),
     "LSQ": Arm("learned step", ("2 bits", "3 bits"), "2 bits", RATES),
     "APB": Arm("APB", ("0.05 %", "0.3 %", "1 %", "3 %"), "1 %", RATES),
+    "held": Arm("APB, share held throughout", ("1 %", "3 %"), "1 %", RATES),
     "DiBA": Arm("DiBA 0/1, diagonals trained", ("1 bit", "2 bits"), "1 bit", FACTORED_RATES),
     "DBF": Arm("DBF ±1, diagonals trained", ("1 bit", "2 bits"), "1 bit", FACTORED_RATES),
 }
@@ -81,19 +83,27 @@ def following(done: Mapping[str, Any], wanted: Sequence[Cell]) -> Cell | None:
 
 
 def chosen_rate(done: Mapping[str, Any], network: str, arm: str) -> float | None:
-    """The rate of most validation accuracy with the first seed, once all were tried."""
-    tried = {rate: done.get(Cell(network, arm, ARMS[arm].tried, 0, rate).key) for rate in ARMS[arm].rates}
-    if not all(tried.values()):
+    """The rate of most validation accuracy, over the seeds that all rates were tried with."""
+    cell = Cell(network, arm, ARMS[arm].tried, 0, 0.0)
+    tried = {rate: found_by_seed(done, replace(cell, rate=rate)) for rate in ARMS[arm].rates}
+    seeds = set.intersection(*map(set, tried.values()))
+    if not seeds:
         return None
-    return max(tried, key=lambda rate: tried[rate]["validation"])
+    return max(tried, key=lambda rate: sum(tried[rate][seed] for seed in seeds))
+
+
+def found_by_seed(done: Mapping[str, Any], cell: Cell) -> dict[int, float]:
+    """Validation accuracies of a cell with every seed."""
+    cells = ((seed, done.get(replace(cell, seed=seed).key)) for seed in range(MOST_SEEDS))
+    return {seed: found["validation"] for seed, found in cells if found}
 
 
 def cells(networks: Sequence[str], arms: Sequence[str], seeds: int) -> Iterator[Cell]:
-    """All, those of the first seed and what chooses rates first; a rate of 0 is one to be chosen."""
-    for seed in range(seeds):
-        for network in (name for name in NETWORKS if name in networks):
-            for name in (name for name in ARMS if name in arms):
-                arm = ARMS[name]
-                if seed == 0:
-                    yield from (Cell(network, name, arm.tried, 0, rate) for rate in arm.rates)
+    """All, for each arm those that choose its rate first; a rate of 0 is one to be chosen."""
+    for network in (name for name in NETWORKS if name in networks):
+        for name in (name for name in ARMS if name in arms):
+            arm = ARMS[name]
+            for seed in range(seeds):
+                yield from (Cell(network, name, arm.tried, seed, rate) for rate in arm.rates)
+            for seed in range(seeds):
                 yield from (Cell(network, name, form, seed, 0.0) for form in arm.forms)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -48,6 +48,7 @@ def train(
     seed: int,
     *,
     teacher: nn.Module | None = None,
+    before_step: Callable[[float], object] | None = None,
 ) -> None:
     """Lower the cross entropy by Adam, its rates falling to zero as a cosine.
 
@@ -58,6 +59,7 @@ def train(
         parameters: Groups of what is trained, with their first rates.
         seed: Of the order of images.
         teacher: The loss is then the mean of the cross entropies to labels and to its probabilities.
+        before_step: Called with the part of the steps that are done.
     """
     optimizer = torch.optim.Adam(parameters, fused=True)
     first = [group["lr"] for group in optimizer.param_groups]
@@ -65,6 +67,8 @@ def train(
     model.train()
     for epoch in range(epochs):
         for x, y in batches(data.train, epoch, seed):
+            if before_step is not None:
+                before_step(done / steps)
             for group, rate in zip(optimizer.param_groups, first, strict=True):
                 group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * done / steps))
             optimizer.zero_grad()

@@ -103,6 +103,20 @@ void round_rows(const Floats& x, Floats& steps, bool found, Words& words, int th
   diba::round_rows(from, rows, cols, bits, found, of_rows, to, threads);
 }
 
+void bit_linear(const Floats& x, const Words& weight, const Floats& scale, const std::optional<Floats>& bias, int bits,
+                Floats& out, int threads) {
+  require(x.ndim() == 2, "x must be two-dimensional");
+  require(bits == 1 || bits == 2, "bits must be 1 or 2");
+  const std::size_t count = extent(x, 0);
+  const diba::BitNumbers numbers = bit_numbers(weight, extent(x, 1));
+  const float* of_rows = elements(scale, numbers.rows, "scale must have an entry for each row of weight");
+  const float* shift = bias ? elements(*bias, numbers.rows, "bias must have an entry for each row of weight") : nullptr;
+  float* to = elements(out, count, numbers.rows, "out must have shape (rows of x, rows of weight)");
+  const float* from = x.data();
+  const Unlocked unlocked;
+  diba::bit_linear(numbers, of_rows, shift, bits, from, count, to, threads);
+}
+
 // ---- products with a sparse matrix
 
 using Starts = py::array_t<std::uint32_t, py::array::c_style>;
@@ -267,6 +281,8 @@ void bind_product(py::module_& m) {
   m.def("round_rows", &round_rows, py::arg("x").noconvert(), py::arg("steps").noconvert(), py::arg("found"),
         py::arg("words").noconvert(), threads);
   m.def("bit_products", &bit_products, py::arg("a").noconvert(), py::arg("b").noconvert(), cols, out, threads);
+  m.def("bit_linear", &bit_linear, py::arg("x").noconvert(), py::arg("weight").noconvert(),
+        py::arg("scale").noconvert(), py::arg("bias").noconvert(), py::arg("bits"), out, threads);
   bind_packed(m);
   bind_sparse<std::uint8_t>(m);
   bind_sparse<std::uint16_t>(m);

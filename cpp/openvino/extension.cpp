@@ -190,7 +190,7 @@ ov::OutputVector convert(const ov::frontend::NodeContext& context, const std::st
     const auto values = context.get_attribute<std::vector<std::int64_t>>(list, {});
     if (!values.empty()) attributes.integers[list] = values;
   }
-  for (const char* number : {"embedding_dim", "bits", "out_channels", "in_features", "group"}) {
+  for (const char* number : {"embedding_dim", "bits", "out_channels", "in_features", "group", "activation_bits"}) {
     const auto value = context.get_attribute<std::int64_t>(number, -1);
     if (value >= 0) attributes.integers[number] = {value};
   }
@@ -206,7 +206,7 @@ ov::OutputVector convert(const ov::frontend::NodeContext& context, const std::st
 
 std::vector<ov::Extension::Ptr> extensions() {
   std::vector<ov::Extension::Ptr> all;
-  for (const std::string name : {"Linear", "CodedLinear", "Embedding", "Conv"})
+  for (const std::string name : {"Linear", "CodedLinear", "BitLinear", "Embedding", "Conv", "BitConv"})
     all.push_back(std::make_shared<ov::frontend::onnx::ConversionExtension>(
         name, "diba", [name](const ov::frontend::NodeContext& context) { return convert(context, name); }));
   return all;

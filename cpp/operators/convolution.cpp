@@ -1,9 +1,10 @@
-// diba::Conv: every patch of the input is a vector that the matrix multiplies.
+// diba::Conv and diba::BitConv: every patch of the input is a vector that the matrix multiplies.
 
 #include <algorithm>
 #include <string>
 
 #include "layout/aligned.hpp"
+#include "operators/bit_weights.hpp"
 #include "operators/matrix.hpp"
 #include "operators/numbers.hpp"
 #include "operators/operators.hpp"
@@ -45,9 +46,11 @@ struct Image {
   std::int64_t height, width;
 };
 
+// M: what multiplies, Matrix or BitWeights.
+template <class M>
 class Convolution : public Kernel {
  public:
-  explicit Convolution(const Node& node) : matrix_(node, 1, 2) {
+  explicit Convolution(const Node& node) : matrix_(node) {
     const Shape kernel = node.integers("kernel_shape"), strides = node.integers("strides");
     const Shape pads = node.integers("pads"), dilations = node.integers("dilations");
     axes_ = kernel.size();
@@ -144,7 +147,7 @@ class Convolution : public Kernel {
     }
   }
 
-  Matrix matrix_;
+  M matrix_;
   std::size_t axes_, channels_;
   Axis axis_[2] = {{1, 1, 0, 0, 1}, {1, 1, 0, 0, 1}};
 };
@@ -178,7 +181,15 @@ Definition convolution(ElementType activations) {
   return {"Conv",
           {{activations, kRequired}, {kUint8, kRequired}, {kFloat, kOptional}},
           {{activations, kRequired}},
-          [](const Node& node) -> std::unique_ptr<Kernel> { return std::make_unique<Convolution>(node); },
+          [](const Node& node) -> std::unique_ptr<Kernel> { return std::make_unique<Convolution<Matrix>>(node); },
+          infer};
+}
+
+Definition bit_convolution(ElementType activations) {
+  return {"BitConv",
+          {{activations, kRequired}, {kUint8, kRequired}, {kFloat, kRequired}, {kFloat, kOptional}},
+          {{activations, kRequired}},
+          [](const Node& node) -> std::unique_ptr<Kernel> { return std::make_unique<Convolution<BitWeights>>(node); },
           infer};
 }
 

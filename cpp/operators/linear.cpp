@@ -1,9 +1,10 @@
-// diba::Linear
+// diba::Linear and diba::BitLinear
 
 #include <algorithm>
 #include <cstring>
 
 #include "layout/aligned.hpp"
+#include "operators/bit_weights.hpp"
 #include "operators/matrix.hpp"
 #include "operators/numbers.hpp"
 #include "operators/operators.hpp"
@@ -11,9 +12,11 @@
 namespace diba::ops {
 namespace {
 
+// M: what multiplies, Matrix or BitWeights.
+template <class M>
 class Linear : public Kernel {
  public:
-  explicit Linear(const Node& node) : matrix_(node, 1, 2), parts_(node.integers("out_features")) {
+  explicit Linear(const Node& node) : matrix_(node), parts_(node.integers("out_features")) {
     std::int64_t total = 0;
     for (const std::int64_t part : parts_) {
       if (part < 1) throw Error("out_features has the entry " + std::to_string(part) + "; it must be at least 1");
@@ -71,7 +74,7 @@ class Linear : public Kernel {
     }
   }
 
-  Matrix matrix_;
+  M matrix_;
   Shape parts_;
 };
 
@@ -92,7 +95,15 @@ Definition linear(ElementType activations) {
   return {"Linear",
           {{activations, kRequired}, {kUint8, kRequired}, {kFloat, kOptional}},
           {{activations, kVariadic}},
-          [](const Node& node) -> std::unique_ptr<Kernel> { return std::make_unique<Linear>(node); },
+          [](const Node& node) -> std::unique_ptr<Kernel> { return std::make_unique<Linear<Matrix>>(node); },
+          infer};
+}
+
+Definition bit_linear(ElementType activations) {
+  return {"BitLinear",
+          {{activations, kRequired}, {kUint8, kRequired}, {kFloat, kRequired}, {kFloat, kOptional}},
+          {{activations, kVariadic}},
+          [](const Node& node) -> std::unique_ptr<Kernel> { return std::make_unique<Linear<BitWeights>>(node); },
           infer};
 }
 

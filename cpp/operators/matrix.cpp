@@ -9,7 +9,6 @@
 #include "runtime/dispatch.hpp"
 
 namespace diba::ops {
-namespace {
 
 std::vector<float> bias_of(const Node& node, std::size_t input, std::size_t rows) {
   if (!node.has_input(input)) return {};
@@ -20,14 +19,12 @@ std::vector<float> bias_of(const Node& node, std::size_t input, std::size_t rows
   return {values, values + rows};
 }
 
-}  // namespace
-
 std::shared_ptr<const Packed> shared_bits(const StoredFactors& stored) {
   return packed_store().get(stored.left(), stored.right(), stored.signs, active());
 }
 
-Matrix::Matrix(const Node& node, std::size_t factors, std::size_t bias) {
-  const Tensor bytes = node.constant(factors, "factors");
+Matrix::Matrix(const Node& node) {
+  const Tensor bytes = node.constant(1, "factors");
   if (bytes.type != kUint8 || bytes.shape.size() != 1)
     throw Error("factors must be the bytes of a diba file: uint8 of one dimension, not of shape " + shown(bytes.shape));
   const std::string precision = node.text("precision", "fast");
@@ -39,7 +36,7 @@ Matrix::Matrix(const Node& node, std::size_t factors, std::size_t bias) {
   } else {
     read_factors(bytes, *source, precision == "exact");
   }
-  bias_ = bias_of(node, bias, rows_);
+  bias_ = bias_of(node, 2, rows_);
   give_back(bytes);
 }
 

@@ -16,8 +16,8 @@ namespace diba::ops {
 
 class Matrix {
  public:
-  // Inputs `factors` and, where there is one, `bias` of the node. Throws Error.
-  Matrix(const Node& node, std::size_t factors, std::size_t bias);
+  // Inputs 1, `factors`, and, where there is one, 2, `bias` of the node. Throws Error.
+  explicit Matrix(const Node& node);
 
   std::size_t rows() const { return rows_; }
   std::size_t cols() const { return cols_; }
@@ -38,6 +38,9 @@ class Matrix {
   std::unique_ptr<const StoredBinarized> exceptions_;  // null: factors; the signs only where products are exact
   std::vector<float> bias_;
 };
+
+// Input `input` of a node, which may be missing: one float32 for each row. Throws Error.
+std::vector<float> bias_of(const Node& node, std::size_t input, std::size_t rows);
 
 // The packed bits of some factors: the same for all nodes and sessions of the process that have equal bits.
 std::shared_ptr<const Packed> shared_bits(const StoredFactors& stored);

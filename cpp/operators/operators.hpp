@@ -139,6 +139,10 @@ Definition embedding(ElementType ids);
 // X (N, C, *pixels), factors, bias (m) or none -> Y (N, m, *positions).
 Definition convolution(ElementType activations);
 
+// The same of inputs and weights of one or two bits: X, planes, scales, bias or none (bit_weights.hpp).
+Definition bit_linear(ElementType activations);
+Definition bit_convolution(ElementType activations);
+
 // Each for all types that it takes. A name may come more than once.
 inline std::vector<Definition> definitions() {
   std::vector<Definition> all = {embedding(kInt64), embedding(kInt32)};
@@ -146,6 +150,8 @@ inline std::vector<Definition> definitions() {
     all.push_back(linear(type));
     all.push_back(coded_linear(type));
     all.push_back(convolution(type));
+    all.push_back(bit_linear(type));
+    all.push_back(bit_convolution(type));
   }
   return all;
 }

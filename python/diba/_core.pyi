@@ -70,6 +70,15 @@ def round_rows(
 def bit_products(
     a: NDArray[np.uint64], b: NDArray[np.uint64], cols: int, out: NDArray[np.int32], threads: int
 ) -> None: ...
+def bit_linear(
+    x: NDArray[np.float32],
+    weight: NDArray[np.uint64],
+    scale: NDArray[np.float32],
+    bias: NDArray[np.float32] | None,
+    bits: int,
+    out: NDArray[np.float32],
+    threads: int,
+) -> None: ...
 @overload
 def add_sparse(
     starts: NDArray[np.uint32],

@@ -198,11 +198,30 @@ def test_rates_are_chosen_by_validation_and_finished_cells_are_kept(benchmark: B
         # the test set would choose otherwise
         done[cell.key] = {"validation": -abs(cell.rate - 0.0021), "test": abs(cell.rate - 0.0021)}
     rates = plan.ARMS["LSQ"].rates
-    assert [cell.rate for cell in course[: len(rates)]] == list(rates)
-    rest = course[len(rates) :]
-    assert all(cell.rate == 0.002 for cell in rest)
-    assert [(cell.form, cell.seed) for cell in rest] == [("3 bits", 0), ("2 bits", 1), ("3 bits", 1)]
+    assert [(cell.seed, cell.rate) for cell in course[:6]] == [(seed, r) for seed in (0, 1) for r in rates]
+    assert all(cell.rate == 0.002 for cell in course[6:])
+    assert [(cell.form, cell.seed) for cell in course[6:]] == [("3 bits", 0), ("3 bits", 1)]
     assert plan.following(done, wanted) is None
+
+
+def test_rates_are_chosen_by_all_seeds_that_tried_them(benchmark: Benchmark) -> None:
+    plan = benchmark("apb.plan")
+    low, middle, high = plan.ARMS["APB"].rates
+    done: dict[str, dict[str, float]] = {}
+
+    def tried(seed: int, rate: float, validation: float) -> None:
+        done[plan.Cell("cnn", "APB", plan.ARMS["APB"].tried, seed, rate).key] = {"validation": validation}
+
+    for rate, validation in ((low, 0.8), (middle, 0.9)):
+        tried(0, rate, validation)
+    assert plan.chosen_rate(done, "cnn", "APB") is None
+    tried(0, high, 0.85)
+    assert plan.chosen_rate(done, "cnn", "APB") == middle
+    tried(1, middle, 0.8)
+    tried(1, high, 0.9)
+    assert plan.chosen_rate(done, "cnn", "APB") == middle  # the lowest rate has not been tried with it
+    tried(1, low, 0.7)
+    assert plan.chosen_rate(done, "cnn", "APB") == high
 
 
 def test_a_stopped_run_goes_on(benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

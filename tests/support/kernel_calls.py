@@ -35,7 +35,11 @@ OUTPUTS = {  # of the others: "out"
     "step_sign_side": ("words", "outer", "inner", "state"),
     "tails_are_zero": (),
 }
-OPTIONAL = {("invert_shifted", "w"), ("quantize_shifted", "w")}  # arguments that may be None
+OPTIONAL = {
+    ("bit_linear", "bias"),
+    ("invert_shifted", "w"),
+    ("quantize_shifted", "w"),
+}  # arguments that may be None
 
 
 class Inverse(_core.QuantizedMatrix):
@@ -121,6 +125,10 @@ def call(name: str, rows: int = 5, cols: int = 70, p: int = 6, threads: int = 1,
         to, steps = np.ones((2, rows, words_for(cols)), np.uint64), np.ones(rows, np.float32)
         given = {"x": floats(rows, cols), "steps": steps, "found": True, "words": to}
         return Call(name, {**given, "threads": threads})
+    if name == "bit_linear":
+        weight = np.stack([packed(random_bits(rng, p, cols)) for _ in range(2)])
+        given = {"x": floats(rows, cols), "weight": weight, "scale": floats(p), "bias": floats(p), "bits": 2}
+        return Call(name, {**given, "out": np.ones((rows, p), np.float32), "threads": threads})
     if name == "add_sparse":
         columns = np.flatnonzero(random_bits(rng, rows, cols).ravel()) % cols
         starts = np.linspace(0, columns.size, rows + 1).astype(np.uint32)

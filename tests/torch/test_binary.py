@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import diba.torch
-from diba.torch import APBConv2d, APBLinear, binarize, exception_penalty
+from diba.torch import APBConv2d, APBLinear, binarize, exception_penalty, hold_exceptions
 from diba.torch.binary.forms import BORDER, binarized, fitted, held_delta, share_outside
 
 ROWS = pytest.mark.parametrize("rows", [False, True])
@@ -256,6 +256,33 @@ def test_a_penalty_lowers_the_share_and_nothing_else_is_moved_by_it() -> None:
         exception_penalty(binarize(small()))
     with pytest.raises(TypeError, match="Module"):
         exception_penalty([])  # type: ignore[arg-type]
+
+
+def test_the_share_that_is_held_may_change_from_step_to_step() -> None:
+    torch.manual_seed(0)
+    data, model = problem(), binarize(small(), 0.01, skip=["4"])
+    layers = [model[0], model[2]]
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for share in (0.99, 0.5, 0.5, 0.1, 0.0, 0.3, 0.01):
+        alphas = [layer.alpha.item() for layer in layers]
+        hold_exceptions(model, share)
+        assert [layer.alpha.item() for layer in layers] == alphas
+        for layer in layers:
+            w = layer.weight.detach().abs().flatten()
+            kept = layer.dense_weight().detach().abs().flatten() != layer.alpha.detach()
+            beyond = int((w > layer.alpha.detach()).sum())  # no other weight is an exception
+            assert int(kept.sum()) == min(int(share * w.numel()), beyond)
+            assert not share or w[kept].min() > w[~kept].max()  # those farthest from zero
+        train(model, data, 2, optimizer)
+    assert "exceptions=0.01" in repr(model)
+    for wrong in (1.0, -0.1):
+        with pytest.raises(ValueError, match="exceptions"):
+            hold_exceptions(model, wrong)
+    with pytest.raises(TypeError, match="Module"):
+        hold_exceptions([], 0.1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="without learn_delta"):
+        hold_exceptions(binarize(small(), 0.1, learn_delta=True), 0.1)
+    assert all(layer.exceptions == 0.01 for layer in layers)
 
 
 @pytest.mark.parametrize("learn", [False, True])

@@ -117,10 +117,56 @@ inline void count_rows(const std::uint64_t* spread, std::size_t lanes, const std
     count_block<1, kRest>(spread, lanes, row + r * rows.stride, rows, words, shift, y + r * stride, stride);
 }
 
+// ---- few rows: what there is to count is less than the work of spreading 64 others
+
+constexpr std::size_t kFewRows = 4;
+
+inline __m512i common_words(const std::uint64_t* a, const std::uint64_t* b, __mmask8 which) {
+  return _mm512_popcnt_epi64(_mm512_and_si512(_mm512_maskz_loadu_epi64(which, a), _mm512_maskz_loadu_epi64(which, b)));
+}
+
+// Words of one row by those of four lanes.
+template <std::size_t kLanesAtOnce>
+inline void count_pairs(const std::uint64_t* lane, std::size_t lane_stride, const std::uint64_t* row, std::size_t words,
+                        int shift, std::int32_t* y) {
+  __m512i sums_u64x8[kLanesAtOnce] = {};
+  std::size_t w = 0;
+  for (; w + 8 <= words; w += 8)
+    for (std::size_t l = 0; l < kLanesAtOnce; ++l)
+      sums_u64x8[l] = _mm512_add_epi64(sums_u64x8[l], common_words(lane + l * lane_stride + w, row + w, 0xFF));
+  const auto rest = static_cast<__mmask8>((1U << (words - w)) - 1);
+  for (std::size_t l = 0; l < kLanesAtOnce; ++l) {
+    if (rest != 0)
+      sums_u64x8[l] = _mm512_add_epi64(sums_u64x8[l], common_words(lane + l * lane_stride + w, row + w, rest));
+    y[l] += static_cast<std::int32_t>(_mm512_reduce_add_epi64(sums_u64x8[l])) << shift;
+  }
+}
+
+inline void count_few(const CountRows& lanes, const CountRows& rows, std::size_t words, int shift, std::int32_t* y,
+                      std::size_t stride) {
+  const int planes = lanes.plane == 0 ? 1 : 2;
+  for (std::size_t r = 0; r < rows.count; ++r)
+    for (int p = 0; p < planes; ++p)
+      for (int q = 0; q < planes; ++q) {
+        const std::uint64_t* const row = rows.words + r * rows.stride + (q != 0 ? rows.plane : 0);
+        const std::uint64_t* const lane = lanes.words + (p != 0 ? lanes.plane : 0);
+        std::int32_t* const to = y + r * stride;
+        std::size_t l = 0;
+        for (; l + 4 <= lanes.count; l += 4)
+          count_pairs<4>(lane + l * lanes.stride, lanes.stride, row, words, shift + p + q, to + l);
+        for (; l < lanes.count; ++l)
+          count_pairs<1>(lane + l * lanes.stride, lanes.stride, row, words, shift + p + q, to + l);
+      }
+}
+
 }  // namespace
 
 void common_counts_vpopcntdq(const CountRows& lanes, const CountRows& rows, std::size_t words, int shift,
                              std::int32_t* y, std::size_t stride, std::uint8_t* scratch) {
+  if (rows.count <= kFewRows) {
+    count_few(lanes, rows, words, shift, y, stride);
+    return;
+  }
   auto* const spread = reinterpret_cast<std::uint64_t*>(scratch);
   for (std::size_t l = 0; l < lanes.count; l += kBlockLanes) {
     const std::size_t here = smaller(kBlockLanes, lanes.count - l);

@@ -35,15 +35,15 @@ std::vector<std::int32_t> row_totals(const BitNumbers& x) {
 // other out of a cache.
 class Products {
  public:
-  Products(const BitNumbers& a, const BitNumbers& b, std::int32_t* y)
-      : a_(a), b_(b), y_(y), of_a_(row_totals(a)), of_b_(row_totals(b)) {}
+  Products(const BitNumbers& a, const BitNumbers& b) : a_(a), b_(b), of_a_(row_totals(a)), of_b_(row_totals(b)) {}
 
   std::size_t across() const { return (b_.rows + kCountLanes - 1) / kCountLanes; }
   std::size_t blocks() const { return (a_.rows + kRowsAtOnce - 1) / kRowsAtOnce * across(); }
 
-  // sums: block_size() numbers.
+  // Calls put(i, j, row, lanes) with the sums of every row i of a block from column j on. sums: block_size() numbers.
   static constexpr std::size_t block_size() { return kRowsAtOnce * kCountLanes; }
-  void block(std::size_t number, std::int32_t* sums, std::uint8_t* scratch) const {
+  template <class Put>
+  void block(std::size_t number, std::int32_t* sums, std::uint8_t* scratch, const Put& put) const {
     const std::size_t i0 = number / across() * kRowsAtOnce, j0 = number % across() * kCountLanes;
     const std::size_t rows = std::min(kRowsAtOnce, a_.rows - i0), lanes = std::min(kCountLanes, b_.rows - j0);
     std::fill_n(sums, rows * kCountLanes, 0);
@@ -54,7 +54,10 @@ class Products {
         active().common_counts({plane(b_, p, j0), lanes, words, both ? b_.rows * words : 0},
                                {plane(a_, q, i0), rows, words, both ? a_.rows * words : 0}, words, p + q, sums,
                                kCountLanes, scratch);
-    for (std::size_t i = 0; i < rows; ++i) finish(sums + i * kCountLanes, i0 + i, j0, lanes);
+    for (std::size_t i = 0; i < rows; ++i) {
+      finish(sums + i * kCountLanes, i0 + i, j0, lanes);
+      put(i0 + i, j0, sums + i * kCountLanes, lanes);
+    }
   }
 
  private:
@@ -63,19 +66,17 @@ class Products {
   }
 
   // From the sums of u v to those of the numbers, in row i from column j0 on; modulo 2^32.
-  void finish(const std::int32_t* sums, std::size_t i, std::size_t j0, std::size_t count) const {
+  void finish(std::int32_t* sums, std::size_t i, std::size_t j0, std::size_t count) const {
     const std::uint32_t most_a = (1U << a_.bits) - 1, most_b = (1U << b_.bits) - 1;
     const std::uint32_t same =
         static_cast<std::uint32_t>(a_.cols) * most_a * most_b - 2 * most_b * static_cast<std::uint32_t>(of_a_[i]);
     const std::int32_t* const of_lanes = of_b_.data() + j0;
-    std::int32_t* const y = y_ + i * b_.rows + j0;
     for (std::size_t j = 0; j < count; ++j)
-      y[j] = static_cast<std::int32_t>(4 * static_cast<std::uint32_t>(sums[j]) + same -
-                                       2 * most_a * static_cast<std::uint32_t>(of_lanes[j]));
+      sums[j] = static_cast<std::int32_t>(4 * static_cast<std::uint32_t>(sums[j]) + same -
+                                          2 * most_a * static_cast<std::uint32_t>(of_lanes[j]));
   }
 
   BitNumbers a_, b_;
-  std::int32_t* y_;
   std::vector<std::int32_t> of_a_, of_b_;
 };
 
@@ -114,36 +115,78 @@ void round_row_to_two(const float* x, std::size_t cols, float step, std::uint64_
   }
 }
 
+// round_rows, from row `begin` up to `end`.
+void round_some(const float* x, std::size_t rows, std::size_t cols, int bits, bool found, float* steps,
+                std::uint64_t* words, std::size_t begin, std::size_t end) {
+  const std::size_t stride = words_for(cols);
+  std::vector<float> shifted(bits == 1 ? 0 : cols);
+  std::vector<std::uint64_t> more(bits == 1 ? 0 : stride);
+  for (std::size_t i = begin; i < end; ++i) {
+    const float* const row = x + i * cols;
+    std::uint64_t* const low = words + i * stride;
+    if (found) steps[i] = step_of(row, cols, bits);
+    if (bits == 1)
+      active().pack_row(row, cols, low);
+    else
+      round_row_to_two(row, cols, steps[i], low, low + rows * stride, shifted.data(), more.data());
+  }
+}
+
 }  // namespace
 
 void round_rows(const float* x, std::size_t rows, std::size_t cols, int bits, bool found, float* steps,
                 std::uint64_t* words, int threads) {
-  const std::size_t stride = words_for(cols);
   const double work = static_cast<double>(rows) * static_cast<double>(cols) * bits;
   parallel_for(rows, 1, work, threads, [&](std::size_t begin, std::size_t end) {
-    std::vector<float> shifted(bits == 1 ? 0 : cols);
-    std::vector<std::uint64_t> more(bits == 1 ? 0 : stride);
-    for (std::size_t i = begin; i < end; ++i) {
-      const float* const row = x + i * cols;
-      std::uint64_t* const low = words + i * stride;
-      if (found) steps[i] = step_of(row, cols, bits);
-      if (bits == 1)
-        active().pack_row(row, cols, low);
-      else
-        round_row_to_two(row, cols, steps[i], low, low + rows * stride, shifted.data(), more.data());
-    }
+    round_some(x, rows, cols, bits, found, steps, words, begin, end);
   });
 }
 
 void bit_products(const BitNumbers& a, const BitNumbers& b, std::int32_t* y, int threads) {
-  const Products products(a, b, y);
+  const Products products(a, b);
+  const auto put = [&](std::size_t i, std::size_t j, const std::int32_t* sums, std::size_t lanes) {
+    std::copy_n(sums, lanes, y + i * b.rows + j);
+  };
   const double work = static_cast<double>(a.rows) * static_cast<double>(b.rows) * static_cast<double>(a.cols) / 64;
   const auto blocks = [&](std::size_t begin, std::size_t end) {
     alignas(64) std::uint8_t scratch[count_scratch_bytes()];
-    std::vector<std::int32_t> sums(Products::block_size());
-    for (std::size_t number = begin; number < end; ++number) products.block(number, sums.data(), scratch);
+    const Aligned<std::int32_t> sums(Products::block_size());
+    for (std::size_t number = begin; number < end; ++number) products.block(number, sums.data(), scratch, put);
   };
   parallel_for(products.blocks(), 1, work, threads, blocks);
+}
+
+void bit_linear(const BitNumbers& weight, const float* scale, const float* bias, int bits, const float* x,
+                std::size_t count, float* y, const Executor& executor) {
+  const std::size_t m = weight.rows, n = weight.cols;
+  const Aligned<std::uint64_t> words(static_cast<std::size_t>(bits) * count * words_for(n));
+  const Aligned<float> steps(count);
+  const double work = static_cast<double>(count) * static_cast<double>(m) * static_cast<double>(n) / 64;
+  const auto most = std::clamp(work / kWorkPerThread, 1.0, static_cast<double>(executor.threads()));
+  const Executor used = executor.at_most(static_cast<int>(most));
+
+  const auto some = [&](std::size_t i) {
+    const std::size_t begin = i * kRowsAtOnce / 8, end = std::min(count, begin + kRowsAtOnce / 8);
+    round_some(x, count, n, bits, true, steps.data(), words.data(), begin, end);
+  };
+  const Stage rounding{(count + kRowsAtOnce / 8 - 1) / (kRowsAtOnce / 8), some};
+  used.run(&rounding, 1);
+
+  const Products products({words.data(), count, n, bits}, weight);
+  const auto put = [&](std::size_t i, std::size_t j, const std::int32_t* sums, std::size_t lanes) {
+    float* const to = y + i * m + j;
+    for (std::size_t l = 0; l < lanes; ++l) {
+      const float scaled = static_cast<float>(sums[l]) * steps.data()[i] * scale[j + l];
+      to[l] = bias == nullptr ? scaled : scaled + bias[j + l];
+    }
+  };
+  const auto block = [&](std::size_t number) {
+    alignas(64) std::uint8_t scratch[count_scratch_bytes()];
+    const Aligned<std::int32_t> sums(Products::block_size());
+    products.block(number, sums.data(), scratch, put);
+  };
+  const Stage multiplying{products.blocks(), block};
+  used.run(&multiplying, 1);
 }
 
 }  // namespace diba

@@ -8,6 +8,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "runtime/parallel.hpp"
+
 namespace diba {
 
 // Rows of numbers: `bits` planes one after another, the low bits first, each of rows * words_for(cols) words, zero past
@@ -27,6 +29,12 @@ void bit_products(const BitNumbers& a, const BitNumbers& b, std::int32_t* y, int
 // mean of |x|, with two kNormalStep of the root mean square, so that rows of zeros have a step of zero.
 void round_rows(const float* x, std::size_t rows, std::size_t cols, int bits, bool found, float* steps,
                 std::uint64_t* words, int threads);
+
+// Layers: every row of X (count, weight.cols) is rounded to numbers of `bits` bits times a step that is found, and
+// becomes the row of Y (count, weight.rows) with step * scale(i) * (its numbers by those of row i of the weight) +
+// bias(i), one operation in float32 after the other. scale (weight.rows); bias: null, or (weight.rows). X is finite.
+void bit_linear(const BitNumbers& weight, const float* scale, const float* bias, int bits, const float* x,
+                std::size_t count, float* y, const Executor& executor);
 
 inline constexpr double kNormalStep = 0.4979;  // of least error for a normal variable and four levels (Max, 1960)
 inline constexpr std::size_t kMostCountedCols = std::size_t{1} << 27;  // 9 * 2^27 fits 32 bits

@@ -20,10 +20,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using std::chrono::microseconds;
 
-// To wake a worker that sleeps takes its caller 2 to 4 microseconds, and it begins about 12 later (awake: 0.2 and 1). A
-// thread's share should take longer than that: 2^17 operations are 15 to 30 microseconds.
-constexpr double kWorkPerThread = 1 << 17;
-
 constexpr std::size_t kMaxThreads = 1024;
 constexpr microseconds kPauseFor{10};    // then sched_yield: the thread waited for may need this processor
 constexpr microseconds kSpinFor{30};     // then a worker sleeps: longer than from one call of a model to the next

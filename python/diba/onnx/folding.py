@@ -19,12 +19,15 @@ if TYPE_CHECKING:
 
 __all__ = ["fold_batch_norms"]
 
+_BIAS_OF = {"Conv": 2, "BitConv": 3}
+"""The input of an operator that is its bias, after the one that holds the scales of rows."""
+
 
 def fold_batch_norms(model: ir.Model) -> int:
-    """Fold ``BatchNormalization`` into the ``diba::Conv`` before it, as onnxruntime does with its ``Conv``.
+    """Fold ``BatchNormalization`` into the ``Conv`` or ``BitConv`` before it, as onnxruntime with its own.
 
-    ``s (M x + b) + t`` is a product with the rows of M times s: with another d1, or alpha and exceptions, of
-    16 bits if they were, and another bias.
+    ``s (M x + b) + t`` is a product with the rows of M times s: with other scales, another d1, or alpha and
+    exceptions, of 16 bits if they were, and another bias.
 
     Returns:
         How many there were.
@@ -33,21 +36,22 @@ def fold_batch_norms(model: ir.Model) -> int:
     for norm in [node for node in model.graph if (node.domain, node.op_type) == ("", "BatchNormalization")]:
         source = norm.inputs[0]
         conv = None if source is None else source.producer()
-        if source is None or conv is None or (conv.domain, conv.op_type) != ("diba", "Conv"):
+        if source is None or conv is None or conv.domain != "diba" or conv.op_type not in _BIAS_OF:
             continue
-        factors, values = conv.inputs[1], [_values(value) for value in norm.inputs[1:]]
+        at = _BIAS_OF[conv.op_type]
+        rows, values = conv.inputs[at - 1], [_values(value) for value in norm.inputs[1:]]
         alone = len(source.uses()) == 1 and not source.is_graph_output() and len(norm.outputs) == 1
-        if factors is None or len(factors.uses()) > 1 or not alone or any(value is None for value in values):
+        if rows is None or len(rows.uses()) > 1 or not alone or any(value is None for value in values):
             continue
         gain, shift, mean, variance = (np.asarray(value, np.float64) for value in values)
         scale = gain / np.sqrt(variance + norm.attributes.get_float("epsilon", 1e-5))
-        before = _values(conv.inputs[2]) if len(conv.inputs) > 2 else None
+        before = _values(conv.inputs[at]) if len(conv.inputs) > at else None
         bias = shift + scale * ((0.0 if before is None else before) - mean)
-        _put(factors, _scaled(factors, scale))
+        _put(rows, _scaled(rows, scale))
         new = ir.Value(name=f"{conv.name}.folded_bias")
         _put(new, bias.astype(np.float32))
         model.graph.register_initializer(new)
-        _replace(model.graph, conv, norm, [conv.inputs[0], factors, new])
+        _replace(model.graph, conv, norm, [*conv.inputs[:at], new])
         folded += 1
     return folded
 
@@ -62,10 +66,12 @@ def _put(value: ir.Value, array: NDArray[Any]) -> None:
     value.const_value, value.shape, value.dtype = tensor, ir.Shape(array.shape), tensor.dtype
 
 
-def _scaled(factors: ir.Value, scale: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """The bytes of the same matrix with other rows; floats of 16 bits stay that."""
+def _scaled(factors: ir.Value, scale: NDArray[np.float64]) -> NDArray[Any]:
+    """The bytes of the same matrix with other rows, or other scales of rows; floats of 16 bits stay that."""
     array = _values(factors)
     assert array is not None
+    if array.dtype == np.float32:
+        return np.asarray(array * scale, np.float32)
     f = decoded(io.BytesIO(array.tobytes()), str(factors.name))
     if isinstance(f, APB):
         starts = f.starts.astype(np.int64)

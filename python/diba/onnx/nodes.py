@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from .._internal import binarized_file
 from .._internal.sparse_rows import SparseRows
 from ..binarized import APB
 from ..torch.modules.apb import DibaAPBLayer
+from ..torch.modules.bitwise import DibaBitLayer
 from ..torch.modules.state import as_numpy
 from .graph import FLOAT, HALF
 from .places import ConvPlace, EmbeddingPlace, LinearPlace, Place, TableHead, TableRows
@@ -45,27 +45,30 @@ def library_node(edit: Editor, place: Place, x: ir.Value, dtype: Any, precision:
             return float_rows(edit, place, x, dtype)
         facts = {"embedding_dim": place.table.columns, **_form(place)}
         return _rows(edit, place.name, (x, *_table_of(edit, place)), facts, dtype)
-    factors = edit.constant(f"{place.owner}.factors", partial(_factors, place))
     if isinstance(place, EmbeddingPlace):
-        return _rows(edit, place.name, (x, factors), {"embedding_dim": place.module.embedding_dim}, dtype)
-    given = [x, factors, *bias_of(edit, place)]
+        facts = {"embedding_dim": place.module.embedding_dim}
+        return _rows(edit, place.name, (x, _factors(edit, place)), facts, dtype)
+    kind, matrix, settings = _matrix(edit, place, precision)
+    given = [x, *matrix, *bias_of(edit, place)]
     if isinstance(place, ConvPlace):
         conv = place.module
-        return edit.node(
-            place.name,
-            "Conv",
-            *given,
-            domain=_DOMAIN,
-            out_channels=conv.out_channels,
-            kernel_shape=list(conv.kernel_size),
-            strides=list(conv.stride),
-            pads=place.pads,
-            dilations=list(conv.dilation),
-            precision=precision,
-        )
+        settings |= {"out_channels": conv.out_channels, "kernel_shape": list(conv.kernel_size)}
+        settings |= {"strides": list(conv.stride), "pads": place.pads, "dilations": list(conv.dilation)}
+        return edit.node(place.name, f"{kind}Conv", *given, domain=_DOMAIN, **settings)
     assert isinstance(place, LinearPlace)
-    sizes = [place.module.out_features]
-    return edit.node(place.name, "Linear", *given, domain=_DOMAIN, out_features=sizes, precision=precision)
+    settings["out_features"] = [place.module.out_features]
+    return edit.node(place.name, f"{kind}Linear", *given, domain=_DOMAIN, **settings)
+
+
+def _matrix(edit: Editor, place: Any, precision: str) -> tuple[str, list[ir.Value], dict[str, Any]]:
+    """What names of operators begin with, the inputs that hold a layer's matrix, and attributes of both."""
+    layer, owner = place.module, place.owner
+    if not isinstance(layer, DibaBitLayer):
+        return "", [_factors(edit, place)], {"precision": precision}
+    planes = edit.constant(f"{owner}.planes", lambda: as_numpy(layer.planes))
+    scales = edit.constant(f"{owner}.scales", lambda: as_numpy(layer.scale))
+    sizes = {"in_features": layer.matrix_shape[1], "activation_bits": layer.activation_bits}
+    return "Bit", [planes, scales], sizes
 
 
 def bias_of(edit: Editor, place: Any) -> list[ir.Value]:
@@ -129,10 +132,14 @@ def _head(edit: Editor, place: TableHead, x: ir.Value, dtype: Any) -> ir.Value:
     return edit.cast(place.name, y, FLOAT, dtype)
 
 
-def _factors(place: Any) -> NDArray[np.uint8]:
+def _factors(edit: Editor, place: Any) -> ir.Value:
     """The bytes of a diba file with the matrix of a layer."""
     layer = place.module
-    return matrix_bytes(layer.matrix() if isinstance(layer, DibaAPBLayer) else layer.factorization())
+
+    def encoded() -> NDArray[np.uint8]:
+        return matrix_bytes(layer.matrix() if isinstance(layer, DibaAPBLayer) else layer.factorization())
+
+    return edit.constant(f"{place.owner}.factors", encoded)
 
 
 def matrix_bytes(f: Factorization | APB) -> NDArray[np.uint8]:

@@ -9,6 +9,8 @@ from torch import nn
 from ..torch.model.coding import output_layer
 from ..torch.modules.apb import DibaAPBLayer
 from ..torch.modules.apb_layers import DibaAPBConv2d, DibaAPBLinear
+from ..torch.modules.bitwise import DibaBitLayer
+from ..torch.modules.bitwise_layers import DibaBitConv2d, DibaBitLinear
 from ..torch.modules.coded import CodedLayer
 from ..torch.modules.coded_layers import DibaCodedEmbedding
 from ..torch.modules.conv import Convolution
@@ -28,8 +30,10 @@ __all__ = ["plan"]
 _PACKED = (
     (DibaLinear, LinearPlace),
     (DibaAPBLinear, LinearPlace),
+    (DibaBitLinear, LinearPlace),
     (Convolution, ConvPlace),
     (DibaAPBConv2d, ConvPlace),
+    (DibaBitConv2d, ConvPlace),
     (DibaEmbedding, EmbeddingPlace),
 )
 
@@ -52,10 +56,9 @@ def plan(model: nn.Module, embeddings: TableBits | None, head: TableBits | None)
     shared = None if output is None else id(output.weight)
     for path, module in model.named_modules():
         name = path or type(module).__name__
-        if isinstance(module, (FactoredLayer, DibaAPBLayer)):
+        if isinstance(module, (FactoredLayer, DibaAPBLayer, DibaBitLayer)):
             kind = next(place for layer, place in _PACKED if isinstance(module, layer))
-            bits = module.b1 if isinstance(module, FactoredLayer) else module.signs
-            made: list[Any] = [packed.setdefault(id(bits), name)]
+            made: list[Any] = [packed.setdefault(id(getattr(module, module.bit_names[0])), name)]
         elif isinstance(module, CodedLayer):
             kind = CodedRows if isinstance(module, DibaCodedEmbedding) else CodedHead
             if module.identity not in tables:

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..torch.modules.apb import DibaAPBLayer
+from ..torch.modules.bitwise import DibaBitLayer
 from ..torch.modules.state import as_numpy
+from ..torch.ops.bits import NORMAL_STEP
 from .graph import FLOAT, INT32
 from .nodes import bias_of, float_product, float_rows
 from .places import ConvPlace, EmbeddingPlace, Place, TableHead, TableRows
@@ -35,10 +37,12 @@ def standard_node(edit: Editor, place: Place, x: ir.Value, dtype: Any) -> ir.Val
         return _table_rows(edit, place, x, dtype)
     if isinstance(place, EmbeddingPlace):
         return _factored_rows(edit, place, x, dtype)
+    bits = isinstance(place.module, DibaBitLayer)
     if isinstance(place, ConvPlace):
-        return _conv(edit, place, x, dtype)
+        return _bit_conv(edit, place, x, dtype) if bits else _conv(edit, place, x, dtype)
     turned = edit.once((place.owner, "turned"), partial(_turned, edit, place))
-    y = edit.node(place.name, "MatMul", edit.cast(f"{place.name}/input", x, dtype, FLOAT), turned)
+    x = edit.cast(f"{place.name}/input", x, dtype, FLOAT)
+    y = edit.node(place.name, "MatMul", _rounded(edit, place, x, -1) if bits else x, turned)
     for bias in bias_of(edit, place):
         y = edit.node(f"{place.name}/Add", "Add", y, bias)
     return edit.cast(place.name, y, FLOAT, dtype)
@@ -98,6 +102,8 @@ def _matrix(edit: Editor, place: Any) -> ir.Value:
     """The dense matrix in float32, (m, n)."""
     if isinstance(place.module, DibaAPBLayer):
         return _signs_and_exceptions(edit, place)
+    if isinstance(place.module, DibaBitLayer):
+        return _few_bits(edit, place)
     layer, name = place.module, f"{place.owner}/left"
     left = _entries(edit, name, _bits(edit, place, "b1"), layer.k, layer.sign)
     right = edit.once((place.owner, "right"), partial(_right, edit, place))
@@ -119,6 +125,45 @@ def _signs_and_exceptions(edit: Editor, place: Any) -> ir.Value:
     places = edit.constant(f"{owner}.places", lambda: np.stack((rows, f.columns.astype(np.int64)), axis=1))
     values = edit.constant(f"{owner}.values", lambda: f.values)
     return edit.node(f"{owner}/matrix", "ScatterND", scaled, places, values, reduction="add")
+
+
+def _few_bits(edit: Editor, place: Any) -> ir.Value:
+    """diag(scale) times numbers of 1 or 2 bits in float32, (m, n): planes are signs, worth 1 and 2."""
+    layer, owner = place.module, place.owner
+    n, packed = layer.matrix_shape[1], as_numpy(layer.planes)
+    planes = [
+        _entries(
+            edit, f"{owner}/plane{p}", edit.constant(f"{owner}.plane{p}", partial(packed.take, p, 0)), n, True
+        )
+        for p in range(layer.weight_bits)
+    ]
+    numbers = planes[0]
+    if len(planes) == 2:
+        twice = edit.node(f"{owner}/twice", "Add", planes[1], planes[1])
+        numbers = edit.node(f"{owner}/numbers", "Add", numbers, twice)
+    return edit.node(f"{owner}/matrix", "Mul", numbers, _scales(edit, place, "scale", -1, 1))
+
+
+def _rounded(edit: Editor, place: Any, x: ir.Value, axis: int) -> ir.Value:
+    """Vectors along an axis as numbers of 1 or 2 bits times a step, which is found: diba.Levels.rounded."""
+    name, bits = place.name, place.module.activation_bits
+
+    def number(value: float) -> ir.Value:
+        return edit.constant(f"diba.number.{value:g}", lambda: np.array(value, np.float32))
+
+    size = edit.node(f"{name}/size", "Abs", x) if bits == 1 else edit.node(f"{name}/square", "Mul", x, x)
+    step = edit.node(f"{name}/mean", "ReduceMean", size, edit.integers(axis), keepdims=1)
+    if bits == 2:
+        step = edit.node(f"{name}/step", "Mul", edit.node(f"{name}/root", "Sqrt", step), number(NORMAL_STEP))
+    levels = []
+    for worth in (0.0,) if bits == 1 else (-2.0, 0.0, 2.0):
+        border = number(0.0) if worth == 0 else edit.node(f"{name}/border", "Mul", step, number(worth))
+        above = edit.node(f"{name}/above", "Greater", x, border)
+        levels.append(edit.node(f"{name}/sign", "Where", above, number(1.0), number(-1.0)))
+    numbers = levels[0]
+    for level in levels[1:]:
+        numbers = edit.node(f"{name}/numbers", "Add", numbers, level)
+    return edit.node(f"{name}/rounded", "Mul", numbers, step)
 
 
 def _turned(edit: Editor, place: Any) -> ir.Value:
@@ -143,6 +188,32 @@ def _conv(edit: Editor, place: ConvPlace, x: ir.Value, dtype: Any) -> ir.Value:
     return edit.cast(
         place.name, edit.node(place.name, "Conv", *given, pads=place.pads, **lists), FLOAT, dtype
     )
+
+
+def _bit_conv(edit: Editor, place: ConvPlace, x: ir.Value, dtype: Any) -> ir.Value:
+    """Patches, taken by a convolution of ones and zeros, are rounded and multiplied like vectors.
+
+    A pixel is another number in every patch, so a convolution of rounded pixels would not do.
+    """
+    conv: Any = place.module
+    name, n = place.name, conv.matrix_shape[1]
+
+    def kernel(owner: str, matrix: ir.Value, *shape: int) -> ir.Value:
+        return edit.node(f"{owner}/kernel", "Reshape", matrix, edit.integers(*shape))
+
+    size = edit.node(f"{name}/size", "ConstantOfShape", edit.integers(n, n))
+    taking = kernel(name, edit.node(f"{name}/eye", "EyeLike", size), n, *conv.weight_shape[1:])
+    settings = {"kernel_shape": conv.kernel_size, "strides": conv.stride, "dilations": conv.dilation}
+    lists: dict[str, Any] = {key: list(values) for key, values in settings.items()}
+    x = edit.cast(f"{name}/input", x, dtype, FLOAT)
+    patches = edit.node(f"{name}/patches", "Conv", x, taking, pads=place.pads, **lists)
+    pixel = (1,) * conv.axes
+    matrix = edit.once(
+        (place.owner, "kernel"),
+        lambda: kernel(place.owner, _matrix(edit, place), conv.out_channels, n, *pixel),
+    )
+    given = _rounded(edit, place, patches, 1), matrix, *bias_of(edit, place)
+    return edit.cast(name, edit.node(name, "Conv", *given, kernel_shape=list(pixel)), FLOAT, dtype)
 
 
 def _factored_rows(edit: Editor, place: EmbeddingPlace, x: ir.Value, dtype: Any) -> ir.Value:

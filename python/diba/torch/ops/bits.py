@@ -23,10 +23,10 @@ from ... import _core
 from .operators import ACTIVATIONS, check_vectors, plain, under_autocast, undispatched
 from .reference import unpack
 
-__all__ = ["bit_linear", "numbers_of", "packed_levels", "rounded", "within"]
+__all__ = ["NORMAL_STEP", "bit_linear", "numbers_of", "packed_levels", "rounded", "within"]
 
 _WORD = 8  # bytes
-_NORMAL_STEP = 0.4979  # kNormalStep of cpp/src/product/bit_counts.hpp
+NORMAL_STEP = 0.4979  # kNormalStep of cpp/src/product/bit_counts.hpp
 
 _library: Any = torch.library.Library("diba", "FRAGMENT")  # type: ignore[no-untyped-call]
 _MATRIX = "Tensor planes, Tensor scale"
@@ -83,7 +83,7 @@ def rounded(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
         octets = torch.from_numpy(words.view(np.uint8))
         return numbers_of(octets, x.shape[1], torch.float32).to(x.dtype), torch.from_numpy(steps).to(x.dtype)
     wide = x.detach() if x.dtype == torch.float64 else x.detach().float()
-    step = wide.abs().mean(1) if bits == 1 else _NORMAL_STEP * wide.square().mean(1).sqrt()
+    step = wide.abs().mean(1) if bits == 1 else NORMAL_STEP * wide.square().mean(1).sqrt()
     thresholds = (0.0,) if bits == 1 else (-2.0, 0.0, 2.0)
     above = torch.stack([wide > t * step[:, None] for t in thresholds]).sum(0)
     numbers: Tensor = 2 * above - (2**bits - 1)
@@ -128,19 +128,18 @@ def _cpu(x: Tensor, planes: Tensor, scale: Tensor, bias: Tensor | None, n: int, 
     vectors = plain(x).reshape(-1, n)
     y = vectors.new_empty(len(vectors), scale.numel())
     if y.numel():
-        left, steps = _packed(vectors, bits)
-        sums = np.empty(y.shape, np.int32)
-        _core.bit_products(left, _words(planes), n, sums, torch.get_num_threads())
-        y.copy_(torch.from_numpy(sums)).mul_(torch.from_numpy(steps)[:, None]).mul_(scale)
-    if bias is not None:
-        y.add_(bias)
+        scales, shift = plain(scale.detach()), None if bias is None else plain(bias.detach()).numpy()
+        given = vectors.detach().numpy(), _words(planes), scales.numpy(), shift, bits
+        _core.bit_linear(*given, y.numpy(), torch.get_num_threads())
     return y.view(*x.shape[:-1], scale.numel()).to(x.dtype)
 
 
 def _words(planes: Tensor) -> np.ndarray[Any, Any]:
     """The planes in rows of whole words."""
-    padded = functional.pad(planes, (0, -planes.shape[-1] % _WORD))
-    return (padded.clone() if padded.data_ptr() % _WORD else padded).numpy().view(np.uint64)
+    missing = -planes.shape[-1] % _WORD
+    if missing or planes.data_ptr() % _WORD:
+        planes = functional.pad(planes, (0, missing))  # a copy, aligned
+    return planes.numpy().view(np.uint64)
 
 
 def _elsewhere(x: Tensor, planes: Tensor, scale: Tensor, bias: Tensor | None, n: int, bits: int) -> Tensor:
