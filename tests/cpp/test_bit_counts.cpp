@@ -55,6 +55,40 @@ void products(const Numbers& a, const Numbers& b) {
   });
 }
 
+// Layers, against the definition: numbers by the thresholds, sums in whole numbers, then one float operation at a time.
+void layers(const Numbers& weight, int bits, std::size_t count, bool biased) {
+  std::mt19937 random(7);
+  std::normal_distribution<float> normal;
+  std::vector<float> x(count * weight.cols), scale(weight.rows), bias(weight.rows);
+  for (std::vector<float>* values : {&x, &scale, &bias})
+    for (float& value : *values) value = normal(random);
+  std::vector<float> steps(count);
+  std::vector<std::uint64_t> words(static_cast<std::size_t>(bits) * count * diba::words_for(weight.cols));
+  diba::round_rows(x.data(), count, weight.cols, bits, true, steps.data(), words.data(), 1);
+  std::vector<float> expected(count * weight.rows);
+  for (std::size_t c = 0; c < count; ++c)
+    for (std::size_t i = 0; i < weight.rows; ++i) {
+      int sum = 0;
+      for (std::size_t j = 0; j < weight.cols; ++j) {
+        const float value = x[c * weight.cols + j];
+        int number = value > 0 ? 1 : -1;
+        if (bits == 2) number = 2 * ((value > -2 * steps[c]) + (value > 0) + (value > 2 * steps[c])) - 3;
+        sum += number * weight.values[i * weight.cols + j];
+      }
+      const float scaled = static_cast<float>(sum) * steps[c] * scale[i];
+      expected[c * weight.rows + i] = biased ? scaled + bias[i] : scaled;
+    }
+  check::for_each_isa([&](const std::string& isa) {
+    for (const int threads : {1, 3}) {
+      data::Guarded<float> y(std::vector<float>(expected.size(), 99));
+      const data::Guarded<float> given(x), shift(bias);
+      diba::bit_linear(weight.view(), scale.data(), biased ? shift.data() : nullptr, bits, given.data(), count,
+                       y.data(), threads);
+      CHECK_IN(y.copy() == expected, "layer of " + std::to_string(count) + " vectors, " + isa);
+    }
+  });
+}
+
 }  // namespace
 
 int main() {
@@ -63,5 +97,8 @@ int main() {
     for (const int p : {1, 2})
       for (const int q : {1, 2})
         for (const bool ones : {false, true}) products(Numbers(m, n, p, ones, 1), Numbers(k, n, q, ones, 2));
+  for (const std::size_t count : {1, 4, 5, 70})
+    for (const int p : {1, 2})
+      for (const int q : {1, 2}) layers(Numbers(131, 1100, p, false, 3), q, count, q == p);
   return check::done();
 }

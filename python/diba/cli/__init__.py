@@ -12,7 +12,7 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from .. import _core
-from . import bench, chat, compress, doctor, export, generate, inspect, merge, plan, solve, verify
+from . import bench, chat, compress, doctor, draw, export, generate, inspect, merge, plan, solve, verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -60,6 +60,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"diba {_core.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (plan, compress, merge, verify, solve, inspect, export, generate, chat, bench, doctor):
+    for command in (
+        plan,
+        draw,
+        compress,
+        merge,
+        verify,
+        solve,
+        inspect,
+        export,
+        generate,
+        chat,
+        bench,
+        doctor,
+    ):
         command.add_command(commands)
     return parser

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ..source import Source
     from .batches import Batch
 
-__all__ = ["text_batches", "tokenizer_of"]
+__all__ = ["text_batches", "texts_of", "tokenizer_of"]
 
 
 def text_batches(source: Source, files: Sequence[Path], settings: CompressSettings) -> list[Batch]:
@@ -31,7 +31,7 @@ def text_batches(source: Source, files: Sequence[Path], settings: CompressSettin
     if most is not None and settings.tokens > most:
         raise ValueError(f"tokens is {settings.tokens}, and the model takes at most {most}; give fewer")
     tokenizer = tokenizer_of(source)
-    texts = list(_texts(files))
+    texts = list(texts_of(files))
     return (_windows if source.is_causal else _rows)(tokenizer, texts, settings)
 
 
@@ -77,7 +77,13 @@ def _rows(tokenizer: Any, texts: list[str], settings: CompressSettings) -> list[
     return made
 
 
-def _texts(files: Sequence[Path]) -> Iterator[str]:
+def texts_of(files: Sequence[Path]) -> Iterator[str]:
+    """The texts of files: a whole one, or each line of JSON.
+
+    Raises:
+        OSError: A file cannot be read.
+        ValueError: It is no text.
+    """
     for path in files:
         try:
             content = path.read_text("utf-8")
