@@ -4,13 +4,32 @@
 
 #include <immintrin.h>
 
+#include <cstring>
+
 #include "kernels/sparse_rows.hpp"
 
 namespace diba {
 namespace {
 
+// Eight numbers of a place each; where they are short, in few loads: the load ports are what is scarce.
 template <typename Column>
-inline __m256 gathered_256(const float* x, const Column* columns) {
+struct Places {
+  std::uint64_t at[8];
+  explicit Places(const Column* columns) {
+    constexpr std::size_t kBits = 8 * sizeof(Column), kOfWord = 64 / kBits;
+    for (std::size_t w = 0; w < 8 / kOfWord; ++w) {
+      std::uint64_t word;
+      std::memcpy(&word, columns + w * kOfWord, sizeof(word));
+      for (std::size_t i = 0; i < kOfWord; ++i)
+        at[w * kOfWord + i] = word >> i * kBits & (~std::uint64_t{0} >> (64 - kBits));
+    }
+  }
+};
+
+template <typename Column>
+inline __m256 gathered_256(const float* x, const Column* of) {
+  const Places<Column> places(of);
+  const std::uint64_t* const columns = places.at;
   __m128 low = _mm_load_ss(x + columns[0]), high = _mm_load_ss(x + columns[4]);
   low = _mm_insert_ps(low, _mm_load_ss(x + columns[1]), 0x10);
   high = _mm_insert_ps(high, _mm_load_ss(x + columns[5]), 0x10);
