@@ -70,7 +70,7 @@ def make_factors() -> Callable[..., Factors]:
     return random_factors
 
 
-@pytest.fixture(params=[(1 << 14, 1), None], ids=["finely cut", "usually cut"])
+@pytest.fixture(params=[(1 << 14, 1, 128), None], ids=["finely cut", "usually cut"])
 def cut(request: pytest.FixtureRequest) -> Iterator[None]:
     """Few vectors together and as many threads as asked for, even for the smallest product; and as usual."""
     before = _core.tuning()

@@ -4,6 +4,7 @@
 
 #include <exception>
 #include <string>
+#include <tuple>
 #include <utility>
 
 #include "bindings.hpp"
@@ -23,13 +24,13 @@ double read_seconds(const Words& words) {
   return diba::read_seconds(data, count);
 }
 
-std::pair<std::size_t, std::size_t> tuning() {
+std::tuple<std::size_t, std::size_t, std::size_t> tuning() {
   const diba::Tuning values = diba::tuning();
-  return {values.table_bytes, values.bits_per_thread};
+  return {values.table_bytes, values.bits_per_thread, values.fetch_bytes};
 }
 
-void set_tuning(std::size_t table_bytes, std::size_t bits_per_thread) {
-  diba::set_tuning({table_bytes, bits_per_thread});
+void set_tuning(std::size_t table_bytes, std::size_t bits_per_thread, std::size_t fetch_bytes) {
+  diba::set_tuning({table_bytes, bits_per_thread, fetch_bytes});
 }
 
 #if PY_VERSION_HEX < 0x030E0000
@@ -69,7 +70,7 @@ void bind_runtime(py::module_& m) {
   m.def("supported_isas", &diba::supported);
   m.def("select_isa", &diba::select, py::arg("name"));
   m.def("tuning", &tuning);
-  m.def("set_tuning", &set_tuning, py::arg("table_bytes"), py::arg("bits_per_thread"));
+  m.def("set_tuning", &set_tuning, py::arg("table_bytes"), py::arg("bits_per_thread"), py::arg("fetch_bytes"));
   m.def("read_seconds", &read_seconds, py::arg("words").noconvert());
   m.def("hold_threads_at_exit", &hold_threads_at_exit, py::arg("main_thread"));
 }

@@ -147,13 +147,16 @@ def test_settings_of_products_are_not_read_from_a_pipe(tmp_path: Path) -> None:
 
 
 def test_settings_of_products_are_those_that_were_saved(tmp_path: Path) -> None:
-    diba.Tuning(12_345, 678).save(tmp_path / "tuning.json")
+    diba.Tuning(12_345, 678, 90).save(tmp_path / "tuning.json")
     env = os.environ | {"DIBA_TUNING": str(tmp_path / "tuning.json")}
     done = subprocess.run(
         [sys.executable, "-c", "import diba; print(diba.tuning(), *diba._core.tuning())"],
         capture_output=True, text=True, timeout=60, env=env,
     )  # fmt: skip
-    assert (done.stdout, done.stderr) == ("Tuning(table_bytes=12345, bits_per_thread=678) 12345 678\n", "")
+    assert (done.stdout, done.stderr) == (
+        "Tuning(table_bytes=12345, bits_per_thread=678, fetch_bytes=90) 12345 678 90\n",
+        "",
+    )
 
 
 # ---------------------------------------------------------------- paths

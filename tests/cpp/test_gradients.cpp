@@ -212,7 +212,7 @@ void check_threads(bool signs) {
 }  // namespace
 
 int main() {
-  diba::set_tuning({512 << 10, 1});  // every thread, however small the work
+  diba::set_tuning({512 << 10, 1, 0});  // every thread, however small the work
   for (const bool signs : {false, true}) {
     check_sizes({97, 70, 65, signs});
     check_sizes({64, 33, 130, signs});

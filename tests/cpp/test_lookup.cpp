@@ -79,7 +79,8 @@ void looks_up(const Lookup& p, std::size_t tiles, std::size_t columns, std::size
   check::for_each_isa([&](const std::string& isa) {
     const data::Guarded<std::uint8_t> words(p.packed(lookup::kernels().layout, tiles, stride));
     data::Guarded<std::int32_t> sums(std::vector<std::int32_t>(expected.size(), kUntouched));
-    lookup::kernels().look_up(words.data(), stride, tiles, p.steps, x.data(), columns, sums.data(), sums_stride);
+    lookup::kernels().look_up(words.data(), stride, tiles, p.steps, x.data(), columns, sums.data(), sums_stride,
+                              columns % 2 * 128);
     CHECK_IN(sums.copy() == expected, isa + " look_up " + std::to_string(tiles) + " tiles " + std::to_string(p.steps) +
                                           " steps " + std::to_string(columns) + " columns");
   });
@@ -94,7 +95,8 @@ void looks_up_the_largest(std::size_t tiles, std::size_t columns) {
   const data::Guarded<std::uint8_t> words(std::vector<std::uint8_t>(tiles * 4 * diba::kTileStep, 0x9C));
   check::for_each_isa([&](const std::string& isa) {
     data::Guarded<std::int32_t> sums(columns * tiles * diba::kTileRows);
-    lookup::kernels().look_up(words.data(), 0, tiles, steps, x.data(), columns, sums.data(), tiles * diba::kTileRows);
+    lookup::kernels().look_up(words.data(), 0, tiles, steps, x.data(), columns, sums.data(), tiles * diba::kTileRows,
+                              0);
     bool exact = true;
     for (const std::int32_t sum : sums.copy())
       exact = exact && sum == 8 * static_cast<std::int64_t>(steps) * 255 * diba::kLargestWeight;

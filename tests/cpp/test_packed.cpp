@@ -216,7 +216,7 @@ void check_tiles() {
 }  // namespace
 
 int main() {
-  diba::set_tuning({1 << 14, 1});  // small tables and every thread: all ways of splitting the work
+  diba::set_tuning({1 << 14, 1, 6 << 10});  // small tables and every thread: all ways of splitting the work
   const std::size_t shapes[][3] = {{1, 1, 1}, {5, 3, 2}, {17, 33, 31}, {128, 64, 96}, {300, 129, 200}, {97, 400, 65}};
   for (const auto& [rows, k, cols] : shapes)
     for (const bool signs : {false, true}) check_case({rows, k, cols, signs});

@@ -121,24 +121,25 @@ inline void count_rows(const std::uint64_t* spread, std::size_t lanes, const std
 
 constexpr std::size_t kFewRows = 4;
 
-inline __m512i common_words(const std::uint64_t* a, const std::uint64_t* b, __mmask8 which) {
-  return _mm512_popcnt_epi64(_mm512_and_si512(_mm512_maskz_loadu_epi64(which, a), _mm512_maskz_loadu_epi64(which, b)));
+inline __m512i common_words(const std::uint64_t* a, const std::uint64_t* b) {
+  return _mm512_popcnt_epi64(_mm512_and_si512(_mm512_loadu_si512(a), _mm512_loadu_si512(b)));
 }
 
-// Words of one row by those of four lanes.
+// Words of one row by those of several lanes.
 template <std::size_t kLanesAtOnce>
 inline void count_pairs(const std::uint64_t* lane, std::size_t lane_stride, const std::uint64_t* row, std::size_t words,
                         int shift, std::int32_t* y) {
-  __m512i sums_u64x8[kLanesAtOnce] = {};
+  __m512i sums_u64x8[kLanesAtOnce];
+  for (__m512i& sums : sums_u64x8) sums = _mm512_setzero_si512();
   std::size_t w = 0;
   for (; w + 8 <= words; w += 8)
     for (std::size_t l = 0; l < kLanesAtOnce; ++l)
-      sums_u64x8[l] = _mm512_add_epi64(sums_u64x8[l], common_words(lane + l * lane_stride + w, row + w, 0xFF));
-  const auto rest = static_cast<__mmask8>((1U << (words - w)) - 1);
+      sums_u64x8[l] = _mm512_add_epi64(sums_u64x8[l], common_words(lane + l * lane_stride + w, row + w));
   for (std::size_t l = 0; l < kLanesAtOnce; ++l) {
-    if (rest != 0)
-      sums_u64x8[l] = _mm512_add_epi64(sums_u64x8[l], common_words(lane + l * lane_stride + w, row + w, rest));
-    y[l] += static_cast<std::int32_t>(_mm512_reduce_add_epi64(sums_u64x8[l])) << shift;
+    auto ones = static_cast<std::int32_t>(_mm512_reduce_add_epi64(sums_u64x8[l]));
+    for (std::size_t last = w; last < words; ++last)
+      ones += __builtin_popcountll(lane[l * lane_stride + last] & row[last]);
+    y[l] += ones << shift;
   }
 }
 

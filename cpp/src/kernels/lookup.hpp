@@ -31,8 +31,10 @@ inline constexpr int kFineShift = 7;
 inline constexpr std::int32_t kFineSteps = 1
                                            << kFineShift;  // unit * weight over this is what activations are rounded to
 inline constexpr float kSmallestRange = 0x1p-100F;
-inline constexpr std::size_t kFetchAhead = 2048;  // bytes that are fetched before they are read, with one vector
 inline constexpr std::size_t kLookupMaxCols = std::size_t{1} << 20;
+
+// Into the second-level cache: fetched to the first one, bits that will be read once push out the tables.
+[[gnu::always_inline]] inline void fetch_line(const std::uint8_t* bytes) { __builtin_prefetch(bytes, 0, 2); }
 
 [[gnu::always_inline]] constexpr std::size_t steps_for(std::size_t cols) { return (cols + kStep - 1) / kStep; }
 [[gnu::always_inline]] constexpr std::size_t tiles_for(std::size_t rows) { return (rows + kTileRows - 1) / kTileRows; }
@@ -91,9 +93,11 @@ struct LookupKernels {
 
   // sums(c, i) = sum of weight * entry over the groups of row i, for `tiles` tiles of 16 rows and the tables of
   // `columns` vectors x. words: a block (step_at), 64-byte aligned;
-  // sums has rows of `sums_stride`, 64-byte aligned, a multiple of 16.
+  // sums has rows of `sums_stride`, 64-byte aligned, a multiple of 16. With one vector, memory is fetched so many bytes
+  // before it is read; 0: the processor decides alone.
   void (*look_up)(const std::uint8_t* words, std::size_t stride, std::size_t tiles, std::size_t steps,
-                  const LookupTables* x, std::size_t columns, std::int32_t* sums, std::size_t sums_stride);
+                  const LookupTables* x, std::size_t columns, std::int32_t* sums, std::size_t sums_stride,
+                  std::size_t fetch_bytes);
 
   // y for rows [0, rows); sums, y and the vectors of f all begin at the same row, at any alignment.
   void (*finish)(const std::int32_t* sums, std::size_t rows, const LookupFinish& f, float* y);

@@ -30,7 +30,7 @@ struct Block {
     for (std::size_t s = 0; s < b.steps; ++s) {
       for (std::size_t t = 0; t < kTiles; ++t) {
         const std::uint8_t* words = b.step(TileLayout::kHalfWords, t, s);
-        fetch_ahead<kColumns>(words);
+        fetch_ahead<kColumns>(b, words);
         const __m512i half_words = _mm512_load_si512(words);
         const __m512i low = _mm512_ternarylogic_epi32(half_words, low_bits, table_of_byte, kAndOr);
         const __m512i high =

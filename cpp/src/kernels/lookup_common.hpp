@@ -31,6 +31,7 @@ void finish(const std::int32_t* sums, std::size_t rows, const LookupFinish& f, f
 struct LookupSource {
   const std::uint8_t* words;
   std::size_t stride, steps, tile;
+  std::size_t fetch_bytes;
 
   const std::uint8_t* step(TileLayout layout, std::size_t t, std::size_t s) const {
     return words + step_at(layout, tile + t, s, steps, stride);
@@ -58,7 +59,9 @@ template <typename Block, std::size_t kColumns>
 inline void look_up_columns(const LookupSource& b, std::size_t tiles, const LookupTables* x, const LookupSums& y) {
   constexpr std::size_t kTiles = kColumns == 1 ? kBlockTiles : kBlockTiles / 2;
   std::size_t t = 0;
-  const auto at = [&](std::size_t tile) { return LookupSource{b.words, b.stride, b.steps, b.tile + tile}; };
+  const auto at = [&](std::size_t tile) {
+    return LookupSource{b.words, b.stride, b.steps, b.tile + tile, b.fetch_bytes};
+  };
   const auto sums = [&](std::size_t tile) { return LookupSums{y.data + tile * kTileRows, y.stride}; };
   for (; t + kTiles <= tiles; t += kTiles) Block::template run<kTiles, kColumns>(at(t), x, sums(t));
   last_tiles<Block, kColumns, kTiles - 1>(at(t), tiles - t, x, sums(t));
@@ -68,10 +71,10 @@ inline void look_up_columns(const LookupSource& b, std::size_t tiles, const Look
 // several columns: its words stay in the first-level cache while the tables go by.
 template <typename Block>
 void look_up(const std::uint8_t* words, std::size_t stride, std::size_t tiles, std::size_t steps, const LookupTables* x,
-             std::size_t columns, std::int32_t* sums, std::size_t sums_stride) {
+             std::size_t columns, std::int32_t* sums, std::size_t sums_stride, std::size_t fetch_bytes) {
   const std::size_t together = columns == 1 ? tiles : kBlockTiles / 2;
   for (std::size_t t = 0; t < tiles; t += together) {
-    const LookupSource b{words, stride, steps, t};
+    const LookupSource b{words, stride, steps, t, fetch_bytes};
     const std::size_t count = tiles - t < together ? tiles - t : together;
     std::size_t c = 0;
     const auto to = [&] { return LookupSums{sums + c * sums_stride + t * kTileRows, sums_stride}; };
@@ -84,8 +87,8 @@ void look_up(const std::uint8_t* words, std::size_t stride, std::size_t tiles, s
 
 // A matrix that is read once is best fetched ahead: the processor's own prefetching stops at page ends.
 template <std::size_t kColumns>
-inline void fetch_ahead(const std::uint8_t* words) {
-  if (kColumns == 1) __builtin_prefetch(words + kFetchAhead);
+inline void fetch_ahead(const LookupSource& b, const std::uint8_t* words) {
+  if (kColumns == 1 && b.fetch_bytes != 0) fetch_line(words + b.fetch_bytes);
 }
 
 // The tables of a vector whose products are all NaN.

@@ -162,7 +162,7 @@ struct Block {
   template <std::size_t kTiles, std::size_t kColumns>
   static void run(const LookupSource& b, const LookupTables* x, const LookupSums& y) {
     constexpr std::size_t kTogether = kColumns == 1 ? 4 : (kColumns == 2 ? 2 : 1);
-    const auto at = [&](std::size_t t) { return LookupSource{b.words, b.stride, b.steps, b.tile + t}; };
+    const auto at = [&](std::size_t t) { return LookupSource{b.words, b.stride, b.steps, b.tile + t, b.fetch_bytes}; };
     const auto to = [&](std::size_t t) { return LookupSums{y.data + t * kTileRows, y.stride}; };
     std::size_t t = 0;
     if constexpr (kTogether > 1 && kTiles >= kTogether)

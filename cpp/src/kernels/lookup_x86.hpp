@@ -221,10 +221,10 @@ class Product {
     }
   }
 
-  [[gnu::always_inline]] static void add_together(const std::uint8_t* words, std::size_t first, std::size_t count,
-                                                  const Tables& tables, U16 (&narrow)[kColumns][2]) {
+  [[gnu::always_inline]] void add_together(const std::uint8_t* words, std::size_t first, std::size_t count,
+                                           const Tables& tables, U16 (&narrow)[kColumns][2]) const {
     for (std::size_t u = first; u < first + count; ++u, words += kTileStep) {
-      fetch_ahead<kColumns>(words);
+      fetch_ahead<kColumns>(b_, words);
       for (std::size_t p = 0; p < kParts; ++p) {
         const U8 bytes = Vector::load(words + p * kSize);
         const U8 low = bytes & 15, high = bytes >> 4;
@@ -266,9 +266,10 @@ class Product {
 
 // LookupKernels::look_up
 void look_up_lanes(const std::uint8_t* words, std::size_t stride, std::size_t tiles, std::size_t steps,
-                   const LookupTables* x, std::size_t columns, std::int32_t* sums, std::size_t sums_stride) {
+                   const LookupTables* x, std::size_t columns, std::int32_t* sums, std::size_t sums_stride,
+                   std::size_t fetch_bytes) {
   for (std::size_t t = 0; t < tiles; t += kBlockTiles) {
-    const LookupSource b{words, stride, steps, t};
+    const LookupSource b{words, stride, steps, t, fetch_bytes};
     const std::size_t count = tiles - t < kBlockTiles ? tiles - t : kBlockTiles;
     std::size_t c = 0;
     const auto to = [&] { return LookupSums{sums + c * sums_stride + t * kTileRows, sums_stride}; };

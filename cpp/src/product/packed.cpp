@@ -79,19 +79,20 @@ class VectorTables {
 
 // Fetches the beginning of what will be read next. The kernels fetch ahead from one block to the one that lies behind
 // it, which is the next one, and behind B2 lies B1, only as long as the order is forwards.
-void fetch(const TiledBits& matrix, std::size_t b) {
+void fetch(const TiledBits& matrix, std::size_t b, std::size_t most) {
   const TiledBits::Block block = matrix.block(b);
-  const std::size_t bytes = std::min(kFetchAhead, block.tiles * steps_for(matrix.cols) * kTileStep);
-  for (std::size_t i = 0; i < bytes; i += 64) __builtin_prefetch(block.words + i);
+  const std::size_t bytes = std::min(most, block.tiles * steps_for(matrix.cols) * kTileStep);
+  for (std::size_t i = 0; i < bytes; i += 64) fetch_line(block.words + i);
 }
 
 // One block of rows times all vectors; finish(tables, c, first) says how the sums of vector c become results.
 template <typename Finish>
 void multiply_block(const LookupKernels& kernels, const TiledBits& matrix, std::size_t b, const VectorTables& x,
-                    std::size_t count, float* y, const Finish& finish) {
+                    std::size_t count, std::size_t fetch_bytes, float* y, const Finish& finish) {
   alignas(64) std::int32_t sums[kMostTogether * kBlockRows];
   const TiledBits::Block block = matrix.block(b);
-  kernels.look_up(block.words, block.tiles * kTileStep, block.tiles, x.steps(), x.data(), count, sums, kBlockRows);
+  kernels.look_up(block.words, block.tiles * kTileStep, block.tiles, x.steps(), x.data(), count, sums, kBlockRows,
+                  fetch_bytes);
   for (std::size_t c = 0; c < count; ++c)
     kernels.finish(sums + c * kBlockRows, block.rows, finish(x.data()[c], c, block.first),
                    y + c * matrix.rows + block.first);
@@ -278,8 +279,9 @@ void Packed::multiply_together(const Pass& pass, const float* x, std::size_t cou
                          backwards_.exchange(!backwards_.load(std::memory_order_relaxed), std::memory_order_relaxed);
   const auto in_order = [=](std::size_t b, const TiledBits& matrix) { return backwards ? matrix.blocks() - 1 - b : b; };
   const bool alone = executor.threads() == 1 && count < kFewestTogether;  // else the bits are not what takes the time
+  const std::size_t ahead = tuning().fetch_bytes;
   const auto fetch_block = [&](std::size_t b, const TiledBits& matrix) {
-    if (alone && b < matrix.blocks()) fetch(matrix, in_order(b, matrix));
+    if (alone && b < matrix.blocks()) fetch(matrix, in_order(b, matrix), ahead);
   };
   fetch_block(0, right_);
   std::optional<SparseVectors> sparse;
@@ -294,13 +296,13 @@ void Packed::multiply_together(const Pass& pass, const float* x, std::size_t cou
   const auto right = [&](std::size_t b) {
     if (backwards) fetch_block(b + 1, right_);
     if (backwards && two && b + 1 == right_.blocks()) fetch_block(0, *left_);
-    multiply_block(kernels, right_, in_order(b, right_), outer, count, sums, finish_right);
+    multiply_block(kernels, right_, in_order(b, right_), outer, count, ahead, sums, finish_right);
     if (!two) add_sparse(in_order(b, right_), right_);
   };
   const auto fill_middle = [&](std::size_t c) { middle.fill(kernels, c, sums + c * inner(), pass.d2); };
   const auto left = [&](std::size_t b) {
     if (backwards) fetch_block(b + 1, *left_);
-    multiply_block(kernels, *left_, in_order(b, *left_), middle, count, y, finish_left);
+    multiply_block(kernels, *left_, in_order(b, *left_), middle, count, ahead, y, finish_left);
     add_sparse(in_order(b, *left_), *left_);
   };
   const Stage stages[] = {{count + (sparse ? sparse->tiles() : 0), fill_outer},

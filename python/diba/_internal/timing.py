@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
+from dataclasses import astuple, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -177,6 +178,8 @@ def blas_threads(threads: int) -> dict[str, str]:
 # ---------------------------------------------------------------- settings of the fast products
 
 _TABLE_BYTES = tuple(1 << e for e in range(16, 23))
+_FETCH_BYTES = (0, 2048, 6144, 16384)
+_STREAMED, _STREAMED_SIDE = 20, 4096  # matrices, 42 MB of bits: more than most caches hold
 _SIDES = (256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
 _LEAST_SPEEDUP = 1.1  # speed-up from which on a second thread is used
 _CLOSE = 1.02  # a time within this factor of the best is as good
@@ -200,11 +203,12 @@ def autotune(*, threads: int | None = None, seconds: float = 4.0) -> Tuning:
     budget = check.number(seconds, "seconds", minimum=0.0, exclusive=True)
     before = tuning.tuning()
     try:
-        table_bytes = _best_table_bytes(budget / 2)
-        bits = tuning.NEVER if resolve_threads(threads) == 1 else _least_bits(budget / 2)
+        table_bytes = _best_table_bytes(budget / 3)
+        fetch_bytes = _best_fetch_bytes(budget / 3)
+        bits = tuning.NEVER if resolve_threads(threads) == 1 else _least_bits(budget / 3)
     finally:  # also after Ctrl-C
         tuning.set_tuning(before)
-    found = tuning.Tuning(table_bytes, bits)
+    found = tuning.Tuning(table_bytes, bits, fetch_bytes)
     tuning.set_tuning(found)
     return found
 
@@ -212,22 +216,39 @@ def autotune(*, threads: int | None = None, seconds: float = 4.0) -> Tuning:
 def _best_table_bytes(seconds: float) -> int:
     """The smallest ``table_bytes`` that is about as fast as any, for a batch and factors larger than L2."""
     multiply = _product(4096, 64)
-    bits_per_thread = tuning.tuning().bits_per_thread
+    return _least_of_the_best("table_bytes", _TABLE_BYTES, partial(multiply, threads=1), seconds)
 
-    def trial(table_bytes: int) -> Callable[[], None]:
-        def run() -> None:
-            _core.set_tuning(table_bytes, bits_per_thread)
+
+def _best_fetch_bytes(seconds: float) -> int:
+    """The smallest ``fetch_bytes`` that is about as fast as any, for one vector and matrices in turn."""
+    products = [_product(_STREAMED_SIDE, 1) for _ in range(_STREAMED)]
+
+    def run() -> None:
+        for multiply in products:
             multiply(threads=1)
 
-        return run
+    return _least_of_the_best("fetch_bytes", _FETCH_BYTES, run, seconds)
 
-    times = _medians([trial(size) for size in _TABLE_BYTES], seconds)
-    return next(size for size, t in zip(_TABLE_BYTES, times, strict=True) if t <= _CLOSE * min(times))
+
+def _least_of_the_best(name: str, values: Sequence[int], run: Call, seconds: float) -> int:
+    """The first value of a setting with which a call is about as fast as with any."""
+    now = tuning.tuning()
+
+    def trial(value: int) -> Callable[[], None]:
+        def measured() -> None:
+            _core.set_tuning(*astuple(replace(now, **{name: value})))
+            run()
+
+        return measured
+
+    times = _medians([trial(value) for value in values], seconds)
+    _core.set_tuning(*astuple(now))
+    return next(value for value, t in zip(values, times, strict=True) if t <= _CLOSE * min(times))
 
 
 def _least_bits(seconds: float) -> int:
     """``bits_per_thread``: half the bits of the smallest product that two threads speed up."""
-    _core.set_tuning(tuning.tuning().table_bytes, 1)
+    _core.set_tuning(*astuple(replace(tuning.tuning(), bits_per_thread=1)))
     least = tuning.NEVER
     for side in reversed(_SIDES):
         multiply = _product(side, 1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -19,10 +19,11 @@ from .disk import open_regular, replace_file
 if TYPE_CHECKING:
     from .disk import PathLike
 
-__all__ = ["NEVER", "Tuning", "read_environment", "set_tuning", "tuning"]
+__all__ = ["MOST_AHEAD", "NEVER", "Tuning", "read_environment", "set_tuning", "tuning"]
 
 _ENVIRONMENT = "DIBA_TUNING"
 _LONGEST_FILE = 1 << 16
+MOST_AHEAD = 1 << 20
 NEVER = 1 << 62  # value of bits_per_thread for which a product always runs on one thread
 
 
@@ -35,14 +36,18 @@ class Tuning:
             vector); they should stay in a cache.
         bits_per_thread: One more thread is used for every so many bits of both factors, times the vectors of
             a batch.
+        fetch_bytes: How far ahead of its reading a matrix is fetched from memory, for one vector; 0 leaves
+            that to the processor.
     """
 
     table_bytes: int
     bits_per_thread: int
+    fetch_bytes: int = 6144
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            check.integer(getattr(self, field.name), field.name, minimum=1, maximum=NEVER)
+            least, most = (0, MOST_AHEAD) if field.name == "fetch_bytes" else (1, NEVER)
+            check.integer(getattr(self, field.name), field.name, minimum=least, maximum=most)
 
     def save(self, path: PathLike) -> None:
         """Write a JSON file for ``DIBA_TUNING``.
@@ -69,9 +74,9 @@ def set_tuning(values: Tuning) -> None:
     Raises:
         TypeError: ``values`` is not a Tuning.
     """
-    check.instance(values, "values", Tuning, "use diba.Tuning(table_bytes, bits_per_thread)")
+    check.instance(values, "values", Tuning, "use diba.Tuning(table_bytes, bits_per_thread, fetch_bytes)")
     read_environment()  # now, so that it does not replace these later
-    _core.set_tuning(values.table_bytes, values.bits_per_thread)
+    _core.set_tuning(*astuple(values))
 
 
 @cache
@@ -92,4 +97,4 @@ def read_environment() -> None:
             f"{_ENVIRONMENT} is {path!r}; it must be a file written by diba.autotune().save(), "
             f"or be unset ({error})"
         ) from error
-    _core.set_tuning(values.table_bytes, values.bits_per_thread)
+    _core.set_tuning(*astuple(values))

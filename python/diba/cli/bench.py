@@ -198,6 +198,7 @@ def _autotune(path: str, threads: int | None, as_json: bool) -> None:
         return
     print(f"table_bytes      {found.table_bytes:>12,}   tables of vectors that are multiplied together")
     print(f"bits_per_thread  {found.bits_per_thread:>12,}   bits for which one more thread is used")
+    print(f"fetch_bytes      {found.fetch_bytes:>12,}   memory that is fetched ahead, for one vector")
     if path:
         print(f"to use them: DIBA_TUNING={path}")
 
