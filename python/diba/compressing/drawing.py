@@ -134,8 +134,11 @@ def _writer(source: Source, tokenizer: Any, tokens: int) -> Any:
     """A function from beginnings to whole texts, as tokens."""
     import transformers
 
+    from .models import one_bar
+
     config: Any = transformers.GenerationConfig
-    model = source.dense()
+    with one_bar():
+        model = source.dense()
     ends = getattr(model.generation_config, "eos_token_id", None)
     ends = tokenizer.eos_token_id if ends is None else ends
     first = ends[0] if isinstance(ends, list) else ends
