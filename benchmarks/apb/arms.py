@@ -40,10 +40,10 @@ def run(cell: Cell, keep: Path, distilled: bool = False) -> dict[str, Any]:
     model = trained(cell.network, cell.seed, keep, cell.width)
     teacher = trained(cell.network, cell.seed, keep) if distilled else None
     parameters = MAKERS[cell.arm](model, cell)
-    before_step = partial(falling, model, number(cell) / 100) if cell.arm == "APB" else None
+    before_step = partial(falling, model, number(cell) / 100) if cell.arm == "falling" else None
     extras: dict[str, Any] = {"teacher": teacher, "before_step": before_step}
     train(model, data(), NETWORKS[cell.network].tuning, parameters, cell.seed, **extras)
-    if cell.arm in ("APB", "held"):
+    if cell.arm in ("APB", "falling"):
         diba.torch.freeze(model)
     file = stored(model, narrow=cell.arm != "float32")
     (keep / f"{cell.key.replace(' | ', '-').replace(' ', '')}.safetensors").write_bytes(file)
@@ -96,7 +96,9 @@ def binarized(model: nn.Module, cell: Cell) -> list[dict[str, Any]]:
 def falling(model: nn.Module, share: float, done: float) -> None:
     """Hold as many exceptions as suit this part of the training: all at first, the share from 60 % on."""
     left = max(0.0, 1 - done / FALLING)
-    diba.torch.hold_exceptions(model, share + (MOST - share) * left**3)
+    for layer in model.modules():
+        if isinstance(layer, diba.torch.APBLayer):
+            layer.exceptions = share + (MOST - share) * left**3
 
 
 def factored(model: nn.Module, cell: Cell) -> list[dict[str, Any]]:
@@ -124,7 +126,7 @@ MAKERS: dict[str, Callable[[nn.Module, Cell], list[dict[str, Any]]]] = {
     "wider": few_levels,
     "LSQ": few_levels,
     "APB": binarized,
-    "held": binarized,
+    "falling": binarized,
     "DiBA": factored,
     "DBF": factored,
 }

@@ -24,7 +24,7 @@ STYLES = {  # color, marker, line
     "wider": (GREY, "d", "-."),
     "LSQ": (ORANGE, "^", ":"),
     "APB": (BLUE, "o", "-"),
-    "held": (BLUE, "x", ":"),
+    "falling": (BLUE, "x", ":"),
     "DiBA": (LIGHT, "s", "--"),
     "DBF": (RED, "v", "--"),
 }

@@ -40,8 +40,8 @@ ARMS = {
     "binary": Arm("binary", ("1 bit",), "1 bit", RATES),
     "wider": Arm("binary, wider network", tuple(WIDER["mlp"]), "as 1 %", RATES),
     "LSQ": Arm("learned step", ("2 bits", "3 bits"), "2 bits", RATES),
-    "APB": Arm("APB, the share falls", ("0.05 %", "0.3 %", "1 %", "3 %"), "1 %", RATES),
-    "held": Arm("APB, the share is held", ("1 %", "3 %"), "1 %", RATES),
+    "APB": Arm("APB", ("0.05 %", "0.3 %", "1 %", "3 %"), "1 %", RATES),
+    "falling": Arm("APB, the share falls", ("1 %", "3 %"), "1 %", RATES),
     "DiBA": Arm("DiBA 0/1, diagonals trained", ("1 bit", "2 bits"), "1 bit", FACTORED_RATES),
     "DBF": Arm("DBF ±1, diagonals trained", ("1 bit", "2 bits"), "1 bit", FACTORED_RATES),
 }

@@ -38,10 +38,10 @@ def test_a_wrong_export_is_noticed_and_nothing_is_written(
 ) -> None:
     right = nodes._factors
 
-    def wrong(place: Any) -> Any:
+    def wrong(edit: Any, place: Any) -> Any:
         place.module.d1.data[4] *= -1
         try:
-            return right(place)
+            return right(edit, place)
         finally:
             place.module.d1.data[4] *= -1
 

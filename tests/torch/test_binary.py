@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import diba.torch
-from diba.torch import APBConv2d, APBLinear, binarize, exception_penalty, hold_exceptions
+from diba.torch import APBConv2d, APBLinear, binarize, exception_penalty
 from diba.torch.binary.forms import BORDER, binarized, fitted, held_delta, share_outside
 
 ROWS = pytest.mark.parametrize("rows", [False, True])
@@ -265,7 +265,8 @@ def test_the_share_that_is_held_may_change_from_step_to_step() -> None:
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     for share in (0.99, 0.5, 0.5, 0.1, 0.0, 0.3, 0.01):
         alphas = [layer.alpha.item() for layer in layers]
-        hold_exceptions(model, share)
+        for layer in layers:
+            layer.exceptions = share
         assert [layer.alpha.item() for layer in layers] == alphas
         for layer in layers:
             w = layer.weight.detach().abs().flatten()
@@ -275,14 +276,6 @@ def test_the_share_that_is_held_may_change_from_step_to_step() -> None:
             assert not share or w[kept].min() > w[~kept].max()  # those farthest from zero
         train(model, data, 2, optimizer)
     assert "exceptions=0.01" in repr(model)
-    for wrong in (1.0, -0.1):
-        with pytest.raises(ValueError, match="exceptions"):
-            hold_exceptions(model, wrong)
-    with pytest.raises(TypeError, match="Module"):
-        hold_exceptions([], 0.1)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="without learn_delta"):
-        hold_exceptions(binarize(small(), 0.1, learn_delta=True), 0.1)
-    assert all(layer.exceptions == 0.01 for layer in layers)
 
 
 @pytest.mark.parametrize("learn", [False, True])

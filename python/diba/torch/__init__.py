@@ -22,7 +22,7 @@ from .allocation.allocate import allocate
 from .allocation.scores import keep_best, scores
 from .binary.bitwise import BitConv2d, BitLayer, BitLinear
 from .binary.freezing import freeze
-from .binary.layer import APBLayer, exception_penalty, hold_exceptions
+from .binary.layer import APBLayer, exception_penalty
 from .binary.layers import APBConv2d, APBLinear
 from .binary.training import binarize, bitwise
 from .calibration.calibration import Calibration
@@ -88,7 +88,6 @@ __all__ = [
     "exception_penalty",
     "fisher",
     "freeze",
-    "hold_exceptions",
     "keep_best",
     "load",
     "model_loss",

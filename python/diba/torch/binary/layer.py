@@ -12,7 +12,7 @@ from ..._internal.apb_bytes import APB_TENSORS
 from .forms import binarized, fitted, held_delta, share_outside
 from .trained import TrainedLayer
 
-__all__ = ["SCALES", "APBLayer", "check_share", "exception_penalty", "hold_exceptions"]
+__all__ = ["SCALES", "APBLayer", "check_share", "exception_penalty"]
 
 SCALES = ("layer", "rows")
 
@@ -34,8 +34,8 @@ class APBLayer(TrainedLayer):
         weight: The latent weight, of the shape of the dense layer's.
         log_alpha: The logarithm of alpha, (1,), or (m,) with ``scales="rows"``.
         log_delta: That of delta, (1,); None if delta is not learned.
-        exceptions: The share of exceptions that is held, or that learning began with; :func:`hold_exceptions`
-            sets another one.
+        exceptions: The share of exceptions that is held, and may be set to another one at any time; or that
+            learning began with.
     """
 
     log_alpha: nn.Parameter
@@ -119,35 +119,6 @@ class APBLayer(TrainedLayer):
         learned = ", learn_delta=True" if self.log_delta is not None else ""
         rows = ", scales='rows'" if self.scales == "rows" else ""
         return f"exceptions={self.exceptions:g}{learned}{rows}"
-
-
-def hold_exceptions(model: nn.Module, exceptions: float) -> None:
-    """Set the share of exceptions that the layers of a model hold from now on.
-
-    So weights may become binary one after the other: begin with many exceptions, and let the share fall to
-    what shall stay in the first half of the training or so::
-
-        left = max(0.0, 1 - step / (0.6 * steps))
-        hold_exceptions(model, 0.01 + 0.98 * left**3)
-
-    Args:
-        model: A module with layers that hold their share; alpha and the weights stay as they are.
-        exceptions: The share, from 0 to below 1; it is less where fewer weights are beyond alpha.
-
-    Raises:
-        TypeError: ``model`` is no module, or the share no number.
-        ValueError: The share is out of range, or the model has no layer that holds one.
-    """
-    check.instance(model, "model", nn.Module, "use the torch model itself")
-    share = check_share(exceptions)
-    layers = [x for x in model.modules() if isinstance(x, APBLayer) and x.log_delta is None]
-    if not layers:
-        raise ValueError(
-            "model has no layer that holds a share of exceptions; use diba.torch.binarize(model) without "
-            "learn_delta"
-        )
-    for layer in layers:
-        layer.exceptions = share
 
 
 def exception_penalty(model: nn.Module) -> Tensor:
