@@ -14,9 +14,11 @@ if not LIBRARY:
 
 import openvino  # noqa: E402
 
+import diba  # noqa: E402
 from arrays import random_factors, vectors  # noqa: E402
 from diba._internal.codes import quantize  # noqa: E402
 from onnx_models import (  # noqa: E402
+    FLOAT,
     coded,
     coded_constants,
     conv,
@@ -24,6 +26,7 @@ from onnx_models import (  # noqa: E402
     factors,
     file_bytes,
     linear,
+    model,
     windows,
 )
 
@@ -35,9 +38,9 @@ def core() -> Any:
     return made
 
 
-def run(core: Any, model: Any, threads: int = 1, **inputs: np.ndarray) -> list[np.ndarray]:
+def run(core: Any, made: Any, threads: int = 1, **inputs: np.ndarray) -> list[np.ndarray]:
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
-    compiled = core.compile_model(core.read_model(model.SerializeToString()), "CPU", settings)
+    compiled = core.compile_model(core.read_model(made.SerializeToString()), "CPU", settings)
     results = compiled(inputs)
     return [results[output] for output in compiled.outputs]
 
@@ -101,3 +104,24 @@ def test_coded_tables_have_the_numbers_of_onnxruntime(core, bits, threads):
     group = {} if bits == 8 else {"group": codes.group}
     (rows,) = run(core, embedding(constants, embedding_dim=64, bits=bits, **group), ids=ids)
     assert np.array_equal(rows, codes.rows(ids))
+
+
+@pytest.mark.parametrize(("bits", "activation_bits", "threads"), [(1, 1, 1), (2, 1, 2), (1, 2, 2), (2, 2, 1)])
+def test_layers_of_few_bits_are_sums_of_whole_numbers(core, bits, activation_bits, threads):
+    weight, scales = diba.Levels.rounded(vectors(40, 90), bits)
+    x, bias = vectors(11, 90, seed=3), vectors(1, 40)[0]
+    numbers, steps = diba.Levels.rounded(x, activation_bits)
+    wanted = diba.bitgemm(numbers, weight).astype(np.float32) * steps[:, None] * scales + bias
+    codes = (weight.to_dense().astype(np.int64) + 2**bits - 1) // 2
+    planes = np.stack([np.packbits(codes >> p & 1, axis=1, bitorder="little") for p in range(bits)])
+    constants = {"planes": planes, "scales": scales, "bias": bias}
+    sizes = {"in_features": 90, "activation_bits": activation_bits}
+    made = model("BitLinear", {"x": (FLOAT, ["b", 90])}, constants, {"y": FLOAT}, out_features=[40], **sizes)
+    (y,) = run(core, made, threads, x=x)
+    assert np.array_equal(y, wanted)
+    sizes |= {"kernel_shape": [1, 1], "strides": [1, 1], "pads": [0] * 4, "dilations": [1, 1]}
+    image = x.T.reshape(1, 90, 11, 1)
+    shape = [1, 90, "h", "w"]
+    made = model("BitConv", {"x": (FLOAT, shape)}, constants, {"y": FLOAT}, out_channels=40, **sizes)
+    (y,) = run(core, made, threads, x=np.ascontiguousarray(image))
+    assert np.array_equal(y.reshape(40, 11).T, wanted)
