@@ -17,12 +17,7 @@ BitWeights::BitWeights(const Node& node) : activation_bits_(static_cast<int>(nod
                 std::to_string(kMostCountedCols));
   numbers_.cols = static_cast<std::size_t>(cols);
   take_planes(node.constant(1, "planes"));
-  const Tensor scales = node.constant(2, "scales");
-  if (scales.type != kFloat || scales.shape != Shape{static_cast<std::int64_t>(rows())})
-    throw Error("scales has shape " + shown(scales.shape) + "; it must be float32 of shape (" + std::to_string(rows()) +
-                ")");
-  const auto* values = static_cast<const float*>(scales.data);
-  scales_.assign(values, values + rows());
+  scales_ = floats_of(node, 2, "scales", rows());
   bias_ = bias_of(node, 3, rows());
 }
 

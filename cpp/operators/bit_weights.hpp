@@ -15,6 +15,8 @@ class BitWeights {
   // Inputs 1, `planes`: uint8 (bits, rows, ceil(cols / 8)), low bits first; 2, `scales`: float32 (rows); and, where
   // there is one, 3, `bias`. Attributes in_features and activation_bits. Throws Error.
   explicit BitWeights(const Node& node);
+  BitWeights(const BitWeights&) = delete;  // numbers_ points into words_
+  BitWeights& operator=(const BitWeights&) = delete;
 
   std::size_t rows() const { return numbers_.rows; }
   std::size_t cols() const { return numbers_.cols; }

@@ -10,13 +10,17 @@
 
 namespace diba::ops {
 
-std::vector<float> bias_of(const Node& node, std::size_t input, std::size_t rows) {
-  if (!node.has_input(input)) return {};
-  const Tensor bias = node.constant(input, "bias");
-  if (bias.type != kFloat || bias.shape != Shape{static_cast<std::int64_t>(rows)})
-    throw Error("bias has shape " + shown(bias.shape) + "; it must be float32 of shape (" + std::to_string(rows) + ")");
-  const auto* values = static_cast<const float*>(bias.data);
+std::vector<float> floats_of(const Node& node, std::size_t input, const char* what, std::size_t rows) {
+  const Tensor floats = node.constant(input, what);
+  if (floats.type != kFloat || floats.shape != Shape{static_cast<std::int64_t>(rows)})
+    throw Error(what + (" has shape " + shown(floats.shape)) + "; it must be float32 of shape (" +
+                std::to_string(rows) + ")");
+  const auto* values = static_cast<const float*>(floats.data);
   return {values, values + rows};
+}
+
+std::vector<float> bias_of(const Node& node, std::size_t input, std::size_t rows) {
+  return node.has_input(input) ? floats_of(node, input, "bias", rows) : std::vector<float>{};
 }
 
 std::shared_ptr<const Packed> shared_bits(const StoredFactors& stored) {

@@ -39,7 +39,9 @@ class Matrix {
   std::vector<float> bias_;
 };
 
-// Input `input` of a node, which may be missing: one float32 for each row. Throws Error.
+// Input `input` of a node, one float32 for each row; `what` names it in messages. Throws Error.
+std::vector<float> floats_of(const Node& node, std::size_t input, const char* what, std::size_t rows);
+// The same of a bias, which may be missing.
 std::vector<float> bias_of(const Node& node, std::size_t input, std::size_t rows);
 
 // The packed bits of some factors: the same for all nodes and sessions of the process that have equal bits.

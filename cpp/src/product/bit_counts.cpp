@@ -13,6 +13,7 @@
 namespace diba {
 namespace {
 
+constexpr std::size_t kRoundedAtOnce = 32;
 constexpr std::size_t kRowsAtOnce = 256;  // for each spread of 64 others; their words of one step stay in a cache
 
 // The sum of u over each row, modulo 2^32 as all that follows: only what comes out must fit 32 bits with a sign.
@@ -166,10 +167,10 @@ void bit_linear(const BitNumbers& weight, const float* scale, const float* bias,
   const Executor used = executor.at_most(static_cast<int>(most));
 
   const auto some = [&](std::size_t i) {
-    const std::size_t begin = i * kRowsAtOnce / 8, end = std::min(count, begin + kRowsAtOnce / 8);
+    const std::size_t begin = i * kRoundedAtOnce, end = std::min(count, begin + kRoundedAtOnce);
     round_some(x, count, n, bits, true, steps.data(), words.data(), begin, end);
   };
-  const Stage rounding{(count + kRowsAtOnce / 8 - 1) / (kRowsAtOnce / 8), some};
+  const Stage rounding{(count + kRoundedAtOnce - 1) / kRoundedAtOnce, some};
   used.run(&rounding, 1);
 
   const Products products({words.data(), count, n, bits}, weight);

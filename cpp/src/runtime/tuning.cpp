@@ -8,7 +8,7 @@ namespace {
 // From diba.autotune() on two virtual cores of a Xeon with 2 MiB of second-level cache each.
 std::atomic<std::size_t> table_bytes{512 << 10};
 std::atomic<std::size_t> bits_per_thread{1 << 22};
-// From benchmarks/products/streaming.py on one of an EPYC (Zen 4), with its own kernels and with those of AVX2.
+// From benchmarks/products/streaming.py on one core of an EPYC (Zen 4), with its own kernels and with those of AVX2.
 std::atomic<std::size_t> fetch_bytes{6 << 10};
 
 }  // namespace

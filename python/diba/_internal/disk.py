@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["PathLike", "check_target", "open_regular", "replace_file"]
+__all__ = ["PathLike", "check_folder_of", "check_target", "open_regular", "replace_file"]
 
 PathLike = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
@@ -67,6 +67,16 @@ def check_target(path: PathLike) -> None:
     name = _named(path)
     with contextlib.suppress(FileNotFoundError):
         _check_regular(Path(name).stat(), name)
+
+
+def check_folder_of(path: Path) -> None:
+    """Require the folder that something is to be written into.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "the folder does not exist", str(path.parent))
 
 
 def replace_file(path: PathLike, data: bytes | Iterable[bytes | memoryview]) -> None:

@@ -42,7 +42,7 @@ class Tuning:
 
     table_bytes: int
     bits_per_thread: int
-    fetch_bytes: int = 6144
+    fetch_bytes: int = _core.tuning()[-1]  # of files written before it was there
 
     def __post_init__(self) -> None:
         for field in fields(self):

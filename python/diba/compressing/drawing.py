@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._internal import check
-from .._internal.disk import check_target, replace_file
+from .._internal.disk import check_folder_of, check_target, replace_file
 from ..progress import Steps, reporting
-from .data.texts import texts_of, tokenizer_of
+from .data.texts import check_tokens, texts_of, tokenizer_of
 from .files import sha256_of
 from .source import Source
 
@@ -65,28 +65,20 @@ def draw(
     """
     import torch
 
-    target = _target(out)
-    source = Source.at(Path(check.path(model)))
-    if not source.is_causal:
-        raise ValueError(
-            f"{source.folder} has a {source.title}, which does not predict each token from those before; "
-            "texts are written by language models only"
-        )
+    target, source = _target(out), _language_model(model)
     for name, value in (("texts", texts), ("tokens", tokens), ("start", start)):
         check.positive_int(value, name)
     check.seed(seed)
     if start >= tokens:
         raise ValueError(f"start is {start}; it must be below tokens, {tokens}")
-    most = getattr(source.config.get_text_config(), "max_position_embeddings", None)
-    if most is not None and tokens > most:
-        raise ValueError(f"tokens is {tokens}, and the model takes at most {most}; give fewer")
+    check_tokens(source, tokens)
     tokenizer = tokenizer_of(source)
     beginnings = _beginnings(tokenizer, like, texts, start, seed)
     about = {"texts": texts, "tokens": tokens, "start": start, "seed": seed, "model": source.digests()}
     about["like"] = None if like is None else sha256_of(Path(check.path(like)))
     part = target.with_name(f"{target.name}.part")
     lines = _kept(part, about)
-    with reporting(progress) as report, torch.inference_mode():
+    with reporting(progress) as report, torch.inference_mode(), torch.random.fork_rng():
         steps = Steps("draw", texts, report)
         steps.begin(len(lines))
         write = _writer(source, tokenizer, tokens)
@@ -106,9 +98,18 @@ def _target(out: PathLike) -> Path:
     if target.suffix != ".jsonl":
         raise ValueError(f"out is {target}; it must end in .jsonl, by which its lines are known as JSON")
     check_target(target)
-    if not target.parent.is_dir():
-        raise FileNotFoundError(2, "the folder does not exist", str(target.parent))
+    check_folder_of(target)
     return target
+
+
+def _language_model(model: PathLike) -> Source:
+    source = Source.at(Path(check.path(model)))
+    if not source.is_causal:
+        raise ValueError(
+            f"{source.folder} has a {source.title}, which does not predict each token from those before; "
+            "texts are written by language models only"
+        )
+    return source
 
 
 def _beginnings(tokenizer: Any, like: PathLike | None, texts: int, start: int, seed: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib.util
 import json
 import time
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .. import _core
 from .._internal import check as arguments
-from .._internal.disk import check_target
+from .._internal.disk import check_folder_of, check_target
 from ..progress import Steps, reporting
 from .library import library_path
 from .results import Exported
@@ -156,8 +155,7 @@ def _checked(path: PathLike, embeddings: Any, head: Any, precision: Any, opset: 
     arguments.integer(opset, "opset", minimum=_OLDEST_OPSET)
     target = Path(arguments.path(path))
     check_target(target)
-    if not target.parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "the folder does not exist", str(target.parent))
+    check_folder_of(target)
     return target
 
 

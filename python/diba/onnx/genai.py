@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .._internal import check as arguments
+from .._internal.disk import check_folder_of
 from ..progress import Steps, reporting
 from .exporting import describe
 from .library import library_path
@@ -149,8 +150,7 @@ def _checked(out: PathLike, embeddings: Any, head: Any, precision: Any, threads:
     if threads is not None:
         arguments.positive_int(threads, "threads")
     target = Path(arguments.path(out))
-    if not target.parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "the folder does not exist", str(target.parent))
+    check_folder_of(target)
     if target.exists() and not target.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, "it is a file; name a folder", str(target))
     if target.exists() and any(target.iterdir()) and not (target / CONFIG).is_file():

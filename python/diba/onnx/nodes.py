@@ -51,9 +51,7 @@ def library_node(edit: Editor, place: Place, x: ir.Value, dtype: Any, precision:
     kind, matrix, settings = _matrix(edit, place, precision)
     given = [x, *matrix, *bias_of(edit, place)]
     if isinstance(place, ConvPlace):
-        conv = place.module
-        settings |= {"out_channels": conv.out_channels, "kernel_shape": list(conv.kernel_size)}
-        settings |= {"strides": list(conv.stride), "pads": place.pads, "dilations": list(conv.dilation)}
+        settings |= {"out_channels": place.module.out_channels, **place.settings}
         return edit.node(place.name, f"{kind}Conv", *given, domain=_DOMAIN, **settings)
     assert isinstance(place, LinearPlace)
     settings["out_features"] = [place.module.out_features]

@@ -109,6 +109,13 @@ class ConvPlace(Place):
         pads = self.module._pads if self.module.padding_mode == "zeros" else [0] * 2 * self.module.axes
         return [*pads[::2][::-1], *pads[1::2][::-1]]
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How patches are taken: the attributes that diba's operators share with ONNX's ``Conv``."""
+        conv = self.module
+        kernel, strides, dilations = map(list, (conv.kernel_size, conv.stride, conv.dilation))
+        return {"kernel_shape": kernel, "strides": strides, "pads": self.pads, "dilations": dilations}
+
     def trace(self, x: Tensor) -> Tensor:
         """See :meth:`Place.trace`."""
         conv = self.module

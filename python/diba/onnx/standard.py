@@ -183,11 +183,7 @@ def _conv(edit: Editor, place: ConvPlace, x: ir.Value, dtype: Any) -> ir.Value:
 
     x = edit.cast(f"{place.name}/input", x, dtype, FLOAT)
     given = x, edit.once((place.owner, "kernel"), kernel), *bias_of(edit, place)
-    settings = {"kernel_shape": conv.kernel_size, "strides": conv.stride, "dilations": conv.dilation}
-    lists: dict[str, Any] = {name: list(values) for name, values in settings.items()}
-    return edit.cast(
-        place.name, edit.node(place.name, "Conv", *given, pads=place.pads, **lists), FLOAT, dtype
-    )
+    return edit.cast(place.name, edit.node(place.name, "Conv", *given, **place.settings), FLOAT, dtype)
 
 
 def _bit_conv(edit: Editor, place: ConvPlace, x: ir.Value, dtype: Any) -> ir.Value:
@@ -203,10 +199,8 @@ def _bit_conv(edit: Editor, place: ConvPlace, x: ir.Value, dtype: Any) -> ir.Val
 
     size = edit.node(f"{name}/size", "ConstantOfShape", edit.integers(n, n))
     taking = kernel(name, edit.node(f"{name}/eye", "EyeLike", size), n, *conv.weight_shape[1:])
-    settings = {"kernel_shape": conv.kernel_size, "strides": conv.stride, "dilations": conv.dilation}
-    lists: dict[str, Any] = {key: list(values) for key, values in settings.items()}
     x = edit.cast(f"{name}/input", x, dtype, FLOAT)
-    patches = edit.node(f"{name}/patches", "Conv", x, taking, pads=place.pads, **lists)
+    patches = edit.node(f"{name}/patches", "Conv", x, taking, **place.settings)
     pixel = (1,) * conv.axes
     matrix = edit.once(
         (place.owner, "kernel"),

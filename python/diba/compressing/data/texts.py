@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ..source import Source
     from .batches import Batch
 
-__all__ = ["text_batches", "texts_of", "tokenizer_of"]
+__all__ = ["check_tokens", "text_batches", "texts_of", "tokenizer_of"]
 
 
 def text_batches(source: Source, files: Sequence[Path], settings: CompressSettings) -> list[Batch]:
@@ -27,12 +27,17 @@ def text_batches(source: Source, files: Sequence[Path], settings: CompressSettin
         OSError: A file cannot be read.
         ValueError: It is no text; the model has no tokenizer, or takes fewer tokens.
     """
-    most = getattr(source.config.get_text_config(), "max_position_embeddings", None)
-    if most is not None and settings.tokens > most:
-        raise ValueError(f"tokens is {settings.tokens}, and the model takes at most {most}; give fewer")
+    check_tokens(source, settings.tokens)
     tokenizer = tokenizer_of(source)
     texts = list(texts_of(files))
     return (_windows if source.is_causal else _rows)(tokenizer, texts, settings)
+
+
+def check_tokens(source: Source, tokens: int) -> None:
+    """Require that the model takes texts of so many tokens."""
+    most = getattr(source.config.get_text_config(), "max_position_embeddings", None)
+    if most is not None and tokens > most:
+        raise ValueError(f"tokens is {tokens}, and the model takes at most {most}; give fewer")
 
 
 def tokenizer_of(source: Source) -> Any:
