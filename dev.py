@@ -77,6 +77,7 @@ def test_steps(args: list[str], slow: bool) -> Steps:
         steps["wheel alone"] = checks.test_wheel_alone
         steps["oldest onnxruntime"] = runtimes.test_oldest
         steps["OpenVINO"] = runtimes.test_openvino
+        steps["ExecuTorch"] = runtimes.test_executorch
     steps["documentation"] = documentation.build
     steps["pytest"] = partial(checks.test_python, args)
     return steps

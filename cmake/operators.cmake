@@ -49,3 +49,14 @@ if(OpenVINO_FOUND)
   target_link_options(diba_openvino PRIVATE LINKER:--exclude-libs,libdiba_core.a LINKER:-z,nodelete)
   install(TARGETS diba_openvino LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
 endif()
+
+# libdiba_executorch: the same operators as a backend of ExecuTorch, where its package is (its wheel has one). Never part
+# of a wheel of diba.
+if(NOT DIBA_BUILD_PYTHON AND executorch_DIR)
+  find_package(executorch CONFIG REQUIRED COMPONENTS runtime threadpool)
+  add_library(diba_executorch MODULE cpp/executorch/backend.cpp)
+  target_link_libraries(diba_executorch PRIVATE diba_operators executorch::runtime executorch::threadpool diba_rules)
+  target_compile_definitions(diba_executorch PRIVATE ET_USE_THREADPOOL)
+  target_link_options(diba_executorch PRIVATE LINKER:--exclude-libs,libdiba_core.a LINKER:-z,nodelete)
+  install(TARGETS diba_executorch LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+endif()

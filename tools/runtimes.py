@@ -1,4 +1,4 @@
-"""The operators in other runtimes: the oldest onnxruntime that is supported, and OpenVINO."""
+"""The operators in other runtimes: the oldest onnxruntime that is supported, OpenVINO, and ExecuTorch."""
 
 from __future__ import annotations
 
@@ -43,11 +43,32 @@ def test_oldest() -> None:
 def test_openvino() -> None:
     """Builds the extension with the SDK of OpenVINO's own wheel."""
     python = environment_of("openvino", "numpy", "openvino")
-    where = "import openvino, pathlib; print(pathlib.Path(openvino.__file__).parent / 'cmake')"
-    sdk, folder = run(python, "-c", where).strip(), BUILD / "openvino"
-    run("cmake", "-G", "Ninja", "-S", ROOT, "-B", folder, f"-DOpenVINO_DIR={sdk}", "-DDIBA_WERROR=ON")
-    run("cmake", "--build", folder, "--target", "diba_openvino")
-    library = folder / "libdiba_openvino.so"
+    library = extension("openvino", f"-DOpenVINO_DIR={package_folder(python, 'openvino') / 'cmake'}")
+    test(python, "test_openvino.py", DIBA_OPENVINO=str(library))
+
+
+def test_executorch() -> None:
+    """Builds the backend, and the example without Python, with the SDK of ExecuTorch's own wheel."""
+    python = environment_of("executorch", "executorch", "torch", "transformers")
+    sdk = f"-Dexecutorch_DIR={package_folder(python, 'executorch') / 'share' / 'cmake'}"
+    library, folder = extension("executorch", sdk), BUILD / "examples-executorch"
+    run("cmake", "-G", "Ninja", "-S", ROOT / "examples", "-B", folder, sdk, f"-DDIBA_EXECUTORCH={library}")
+    run("cmake", "--build", folder)
+    program = folder / "embed_executorch"
+    test(python, "test_executorch.py", DIBA_EXECUTORCH=str(library), DIBA_EMBED_EXECUTORCH=str(program))
+
+
+def package_folder(python: Path, package: str) -> Path:
+    where = f"import importlib.util as u; print(u.find_spec({package!r}).submodule_search_locations[0])"
+    return Path(run(python, "-c", where).strip())
+
+
+def extension(runtime: str, sdk: str) -> Path:
+    """Build the library for a runtime with its SDK; all in one folder, as the core is the same."""
+    folder = BUILD / "extensions"
+    run("cmake", "-G", "Ninja", "-S", ROOT, "-B", folder, sdk, "-DDIBA_WERROR=ON")
+    run("cmake", "--build", folder, "--target", f"diba_{runtime}")
+    library = folder / f"libdiba_{runtime}.so"
     if not library.exists():
         raise Failure(f"{library} was not built")
-    test(python, "test_openvino.py", DIBA_OPENVINO=str(library))
+    return library

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import diba
 import diba.onnx
 from arrays import random_factors
-from diba.onnx import ExportError, library, nodes
+from diba.onnx import ExportError, library, operations
 from diba.torch import DibaLinear
 from run_python import python
 
@@ -36,16 +37,14 @@ def exported(tmp_path: Path) -> Path:
 def test_a_wrong_export_is_noticed_and_nothing_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = nodes._factors
+    right = operations.matrix_bytes
 
-    def wrong(edit: Any, place: Any) -> Any:
-        place.module.d1.data[4] *= -1
-        try:
-            return right(edit, place)
-        finally:
-            place.module.d1.data[4] *= -1
+    def wrong(f: Any) -> Any:
+        d1 = f.d1.copy()
+        d1[4] *= -1
+        return right(diba.Factorization(d1, f.b1, f.d2, f.b2, f.d3))
 
-    monkeypatch.setattr(nodes, "_factors", wrong)
+    monkeypatch.setattr(operations, "matrix_bytes", wrong)
     path = tmp_path / "model.onnx"
     path.write_bytes(b"an older model")
     with pytest.raises(ExportError, match=r"computes something else: output 'output' is .* % from exact"):

@@ -86,7 +86,7 @@ LAYERS = (
     ("",),
     ("torch.ops", "torch.modules", "torch.model", "torch.retuning", "torch.reconstruction"),
     ("torch.calibration", "torch.conversion", "torch.allocation"),
-    # diba.torch; torch is imported here, in diba.onnx and in diba.hf alone
+    # diba.torch; torch is imported here, in diba.onnx, diba.executorch and diba.hf alone
     (
         "torch.binary",
         "torch.binary.forms",
@@ -185,6 +185,7 @@ LAYERS = (
     ("torch",),
     # diba.onnx, whose session does without torch
     ("onnx.places",),
+    ("onnx.operations",),
     (
         "onnx.plan",
         "onnx.nodes",
@@ -197,6 +198,9 @@ LAYERS = (
     ("onnx.exporting",),
     ("onnx.genai",),
     ("onnx", "onnx.folder"),
+    ("executorch.lowering",),
+    ("executorch.exporting",),
+    ("executorch",),
     # diba.hf
     ("hf.config", "hf.peft"),
     ("hf.saving", "hf.loading", "hf.compression"),
@@ -247,6 +251,7 @@ PACKAGES = {
     "torch.conversion",
     "hf",
     "onnx",
+    "executorch",
     "compressing",
     "compressing.data",
 }
@@ -277,6 +282,7 @@ THIRD_PARTY = {
         "onnx.genai_builder",
     },
     "onnxruntime": {"onnx.runtime"},
+    "executorch": {"executorch.exporting", "executorch.lowering"},
     "onnxruntime_genai": {"onnx.genai_builder", "onnx.genai_check", "onnx.genai_run"},
 }
 
@@ -349,7 +355,7 @@ def test_other_packages_are_imported_where_they_belong(source_root: Path) -> Non
     for name, tree in modules(source_root):
         for module, own in imports(name, tree, PACKAGES):
             top = module.partition(".")[0]
-            with_torch = name.split(".")[0] in ("torch", "hf", "onnx", "compressing")
+            with_torch = name.split(".")[0] in ("torch", "hf", "onnx", "executorch", "compressing")
             with_torch |= name == "solvers.device"  # which is imported where a device is named
             assert with_torch or top not in ("torch", "transformers", "peft", "accelerate"), (
                 f"{name} imports {top}"

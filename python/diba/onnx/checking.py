@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +13,7 @@ from .results import Difference, ExportError
 from .runtime import session
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from .inputs import Example
     from .places import Place
 
-__all__ = ["allowed", "check", "outputs_of", "refuse_wrong"]
+__all__ = ["allowed", "check", "in_onnxruntime", "outputs_of", "refuse_wrong"]
 
 _FLOAT32 = 1e-3
 """Allowed for the float32 sums of the other layers, in any order: some thousand roundings of 2^-24, and what
@@ -35,41 +36,50 @@ def outputs_of(model: nn.Module, places: Sequence[Place], how: str, example: Exa
 
 
 def check(
-    path: Path,
+    run: Callable[[Example], Sequence[Any]],
     model: nn.Module,
     places: Sequence[Place],
     examples: Sequence[Example],
-    names: dict[str, list[str]],
-    standard: bool,
+    outputs: Sequence[str],
     tolerance: float | None,
+    *,
+    quantized: bool = True,
 ) -> list[Difference]:
-    """Run an exported model in onnxruntime and compare it with PyTorch.
+    """Compare an exported model with PyTorch.
 
     The yardstick is the model with exact products. Both PyTorch's fast products and the exported ones are
     some distance from it, and from each other, since equal rounding starts from slightly different sums. So
     the exported model may be twice as far from exact products as PyTorch's are, plus ``_FLOAT32``. Standard
     operators do not quantize: for them it is ``_FLOAT32`` alone.
 
+    Args:
+        run: Gives the outputs of the exported model for an example.
+        model: The model.
+        places: Its layers that became operators.
+        examples: What it is compared on.
+        outputs: Names of the outputs.
+        tolerance: Relative error that is allowed; None: as above.
+        quantized: Whether the exported layers quantize their inputs.
+
     Raises:
         ExportError: An output differs by more, or has another shape.
     """
-    runner = _opened(path, model)
     found: list[Difference] = []
     for example in examples:
-        outputs = _run(runner, names, example)
+        results = run(example)
         fast, exact = (
             [value for _, value in flat(outputs_of(model, places, how, example), "output")]
             for how in ("run", "exact")
         )
-        for name, y, run, wanted in zip(names["output_names"], outputs, fast, exact, strict=True):
+        for name, y, usual, wanted in zip(outputs, results, fast, exact, strict=True):
             if tuple(y.shape) != tuple(wanted.shape):
                 raise ExportError(
                     f"output {name!r} of the exported model has shape {tuple(y.shape)} for "
                     f"{example.shapes()}; PyTorch's has {tuple(wanted.shape)}"
                 )
             if wanted.is_floating_point():
-                error, noise = _distance(y, wanted), _distance(run, wanted)
-                own = (_FLOAT32 if standard else allowed(noise)) + _rounding(wanted)
+                error, noise = _distance(y, wanted), _distance(usual, wanted)
+                own = (allowed(noise) if quantized else _FLOAT32) + _rounding(wanted)
                 most = own if tolerance is None else tolerance
                 found.append(Difference(name, example.shapes(), error, noise, most))
     refuse_wrong(found)
@@ -93,9 +103,16 @@ def allowed(noise: float) -> float:
     return _FLOAT32 + 2 * noise
 
 
-def _opened(path: Path, model: nn.Module) -> Any:
+def in_onnxruntime(
+    path: Path, model: nn.Module, names: dict[str, list[str]]
+) -> Callable[[Example], list[NDArray[Any]]]:
+    """Open an exported model; returns what runs it on an example.
+
+    Raises:
+        ExportError: onnxruntime refuses it.
+    """
     try:
-        return session(path, log_severity_level=3)
+        return partial(_run, session(path, log_severity_level=3), names)
     except RuntimeError as error:
         told = str(error).partition("cannot load it: ")[2]
         halves = [p.dtype for p in model.parameters() if p.is_floating_point() and p.itemsize < 4]

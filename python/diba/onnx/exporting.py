@@ -130,7 +130,10 @@ def export(
         found = []
         if check:
             examples = [given, *given.others()]
-            found = checking.check(stage, model, places, examples, names, standard, tolerance)
+            run = checking.in_onnxruntime(stage, model, names)
+            found = checking.check(
+                run, model, places, examples, names["output_names"], tolerance, quantized=not standard
+            )
         files.publish(stage, target)
         steps.done(5, _STEPS[4])
     data = files.data_file(target)

@@ -12,7 +12,7 @@ from .._internal import storage
 from ..binarized import APB
 from ..factorization import Factorization
 from ..loading import decoded
-from .nodes import matrix_bytes
+from .operations import matrix_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

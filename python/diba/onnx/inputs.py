@@ -55,9 +55,11 @@ class Example:
         """The same with at least two entries along dynamic dimensions: torch takes one as fixed."""
         return self.resized({axis: max(size, 2) for axis, size in self.sizes().items()})
 
-    def others(self) -> list[Example]:
-        """An example of other sizes; none if all are fixed."""
+    def others(self, largest: Mapping[str, int] | None = None) -> list[Example]:
+        """An example of other sizes, none of them above the largest ones; none if all are fixed."""
         sizes = {axis: n + 1 if axis != "length" or n < 3 else n * 2 // 3 for axis, n in self.sizes().items()}
+        if largest is not None:
+            sizes = {axis: min(n, largest[axis]) for axis, n in sizes.items()}
         return [self.resized(sizes)] if sizes else []
 
     def resized(self, sizes: dict[str, int]) -> Example:

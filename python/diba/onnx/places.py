@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from .tables import Table
 
+    Placeholder = Callable[[Tensor, int, Sequence[Any], torch.dtype], Tensor]
+
 __all__ = [
     "DOMAIN",
     "CodedHead",
@@ -50,6 +52,15 @@ _NUDGE = 2.0**-17
 _HEAD_ROWS = 8192  # of an output layer, made dense at once
 
 
+def onnx_placeholder(x: Tensor, number: int, shape: Sequence[Any], dtype: torch.dtype) -> Tensor:
+    """Leave the placeholder of a place in a graph that ``torch.onnx.export`` makes."""
+    symbolic: Any = torch.onnx.ops.symbolic
+    made: Tensor = symbolic(
+        f"{DOMAIN}::Place", (x,), {"number": number}, dtype=dtype, shape=tuple(shape), version=1
+    )
+    return made
+
+
 @dataclass(eq=False)
 class Place:
     """A layer that becomes a node.
@@ -59,12 +70,14 @@ class Place:
         module: The layer.
         owner: Name of the first layer that has the same factors or table: its tensors are stored once.
         number: Number of the place.
+        placeholder: What leaves it in a graph.
     """
 
     name: str
     module: Any
     owner: str
     number: int = field(default=-1, init=False)
+    placeholder: Placeholder = field(default_factory=lambda: onnx_placeholder, init=False)
 
     def trace(self, x: Tensor) -> Tensor:
         """Leave a placeholder in the graph."""
@@ -72,11 +85,7 @@ class Place:
 
     def symbol(self, x: Tensor, shape: tuple[Any, ...], dtype: torch.dtype) -> Tensor:
         """A placeholder with one input and one output."""
-        symbolic: Any = torch.onnx.ops.symbolic
-        made: Tensor = symbolic(
-            f"{DOMAIN}::Place", (x,), {"number": self.number}, dtype=dtype, shape=shape, version=1
-        )
-        return made
+        return self.placeholder(x, self.number, shape, dtype)
 
     def run(self, x: Tensor) -> Tensor:
         """What PyTorch computes."""

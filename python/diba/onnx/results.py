@@ -25,7 +25,7 @@ class Difference:
     Attributes:
         output: Name of the output.
         inputs: The shapes of the inputs.
-        error: Error of the exported model in onnxruntime.
+        error: Error of the exported model in its runtime.
         pytorch: Error of the model in PyTorch, whose fast products quantize the vectors they multiply.
         allowed: The largest ``error`` that is accepted.
     """
@@ -42,10 +42,10 @@ class Exported:
     """An exported model.
 
     Attributes:
-        path: The ONNX file.
-        data: The file of its tensors, beside it.
-        model_bytes: Size of the ONNX file.
-        data_bytes: Size of the file of tensors.
+        path: The file of the model.
+        data: The file of its tensors, beside it; None: they are in the first one.
+        model_bytes: Size of the first file.
+        data_bytes: Size of the file of tensors, 0 without one.
         layers: Names of the factored layers in the graph.
         tables: Bits of the embeddings and output layers by name.
         seconds: Time of the export, with the check.
@@ -53,7 +53,7 @@ class Exported:
     """
 
     path: Path
-    data: Path
+    data: Path | None
     model_bytes: int
     data_bytes: int
     layers: Sequence[str]

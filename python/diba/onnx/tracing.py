@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .inputs import Example
     from .places import Place
 
-__all__ = ["as_exported", "names_of_outputs", "trace"]
+__all__ = ["as_exported", "first_cause", "names_of_outputs", "trace"]
 
 _LOGGER = "torch.onnx._internal.exporter"
 _MISSING = object()
@@ -57,7 +57,7 @@ def trace(
             )
         except Exception as error:
             raise ExportError(
-                f"torch.onnx.export cannot trace {type(model).__name__}: {_first_cause(error)}; if the model "
+                f"torch.onnx.export cannot trace {type(model).__name__}: {first_cause(error)}; if the model "
                 "fixes a dimension, name the dynamic ones in dynamic_shapes, or use dynamic=False"
             ) from error
     traced: onnx_ir.Model = program.model
@@ -130,7 +130,7 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _first_cause(error: BaseException) -> str:
+def first_cause(error: BaseException) -> str:
     """The first line of the error that others were raised from."""
     while error.__cause__ is not None:
         error = error.__cause__
