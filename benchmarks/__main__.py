@@ -27,6 +27,7 @@ scaling      whole models without data: plan and run, workers, large layers: an 
 speed        speed and memory of whole models: half an hour
 decode       exported language models in onnxruntime-genai, beside llama.cpp: minutes
 runtimes     exported models in onnxruntime, beside float32 and int8: minutes
+executorch   a model in ExecuTorch, beside its own float32 and int8: minutes
 fetch        download the data of models, speed and objectives
 show         table and figure of a file of results
 pages        write the tables and figures of docs/benchmarks from benchmarks/results
@@ -72,6 +73,7 @@ PLACES = {
     "speed": "models.speed",
     "decode": "models.decode",
     "runtimes": "models.runtimes",
+    "executorch": "models.executorch",
     "fetch": "common.data",
     "show": "pages",
     "pages": "pages",

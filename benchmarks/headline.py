@@ -20,7 +20,7 @@ HEAD = ["", "Dense", "diba", "Others"]
 
 
 def headline(load: Load) -> tuple[list[str], list[list[str]]]:
-    """(head, rows) of a table of at most eight rows: quality at equal bits, products, whole models."""
+    """(head, rows) of a table of at most nine rows: quality at equal bits, products, whole models."""
     rows = [*quality(load("quality")), *products(load("matvec"))]
     return HEAD, [*rows, *runtime(load("decode")), *language(load("curves")), *accuracy(load("models"))]
 
@@ -67,7 +67,7 @@ def runtime(report: Report) -> Iterator[list[str]]:
 
 
 def language(report: Report) -> Iterator[list[str]]:
-    """SmolLM2 reconstructed and retuned at 2 bits, beside llama.cpp's type of about as many."""
+    """SmolLM2 reconstructed and retuned, beside the files of llama.cpp that come nearest."""
     cells = report["cells"]
 
     def of(arm: str, form: str) -> str:
@@ -78,13 +78,14 @@ def language(report: Report) -> Iterator[list[str]]:
         found = (f"{cell['metrics'][f'{text}_perplexity']:.1f}" for text in ("news", "emma"))
         return f"{', '.join(found)} ({size / 1e6:.0f})"
 
-    title = cells["smollm2 | diba | 2 bits | 0"]["title"]
-    yield [
-        f"{title} at 2 bits: perplexity of news, of a novel (MB on disk)",
-        of("dense", "float32"),
-        f"**{of('diba', '2 bits').replace(' (', '** (')}",
-        f"llama.cpp IQ2_XXS {of('llama.cpp', 'IQ2_XXS')}",
-    ]
+    for form, other in (("2 bits", "IQ2_XXS"), ("3 bits", "Q2_K")):
+        title = cells[f"smollm2 | diba | {form} | 0"]["title"]
+        yield [
+            f"{title} at {form}: perplexity of news, of a novel (MB on disk)",
+            of("dense", "float32"),
+            f"**{of('diba', form).replace(' (', '** (')}",
+            f"llama.cpp {other} {of('llama.cpp', other)}",
+        ]
 
 
 def accuracy(report: Report) -> Iterator[list[str]]:

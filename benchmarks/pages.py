@@ -46,6 +46,7 @@ TABLES = {
     "speed": "models.speed_table",
     "decode": "models.decode_table",
     "runtimes": "models.runtimes_table",
+    "executorch": "models.executorch",
     "streaming": "products.streaming",
     "heads": "products.heads",
     "bitgemm": "products.bitgemm",

@@ -77,10 +77,11 @@ def words(work: Work) -> str:
     recipe = work.recipe
     rows = sum(len(next(iter(batch.values()))) for batch in work.seen)
     changed = "".join(f", {name} {value}" for name, value in (recipe.reconstruct | recipe.config).items())
+    drawn = f", first on {recipe.drawn} texts of each kind that the model wrote" if recipe.drawn else ""
     flips = f", then {recipe.flip_steps} in which bits move" if recipe.flip_steps else ""
     return (
         f"blocks reconstructed on {len(work.seen)} batches ({rows} rows){changed}, "
-        f"retuned for {recipe.steps} steps{flips}, on {work.device}"
+        f"retuned for {recipe.steps} steps{flips}{drawn}, on {work.device}"
     )
 
 

@@ -30,6 +30,7 @@ class Recipe:
         reconstruct: Settings of the reconstruction of blocks, where they are not the defaults.
         flip_steps: Of a second retuning of diba's models, in which bits move.
         windows: Of each kind of text, for a language model; None: as many as its task takes.
+        drawn: Texts of each kind that the language model writes itself; retuning begins with them.
         config: Settings of ``diba.torch.Config`` beside those of the task, such as ``layers``.
     """
 
@@ -45,6 +46,7 @@ class Recipe:
     reconstruct: dict[str, Any] = field(default_factory=dict)
     flip_steps: int = 0
     windows: int | None = None
+    drawn: int = 0
     config: dict[str, Any] = field(default_factory=dict)
 
 

@@ -15,7 +15,7 @@ import diba.torch
 from .curves_plan import Recipe
 from .shared import batches, teacher
 from .task import Batch, Task
-from .text import smollm2_batches
+from .text import smollm2_batches, smollm2_drawn
 
 __all__ = ["Clock", "Facts", "Work", "joined"]
 
@@ -34,16 +34,19 @@ class Work:
 
     Attributes:
         seen: The batches that conversion sees.
-        unseen_first: All batches, those that conversion has seen last.
+        unseen_first: All batches: those that the model wrote, others, those that conversion has seen.
     """
 
     def __init__(self, task: Task, recipe: Recipe, folder: Path, threads: int, device: str = "cpu") -> None:
         self.task, self.recipe, self.folder, self.threads = task, recipe, folder, threads
         self.device = torch.device(device)
         every = batches(task) if recipe.windows is None else smollm2_batches(count=recipe.windows)
-        data = [joined(every[i : i + recipe.joined]) for i in range(0, len(every), recipe.joined)]
+        data, drawn = (
+            [joined(parts[i : i + recipe.joined]) for i in range(0, len(parts), recipe.joined)]
+            for parts in (every, smollm2_drawn(recipe.drawn) if recipe.drawn else [])
+        )
         self.seen = data[: recipe.calibration]
-        self.unseen_first = data[recipe.calibration :] + self.seen
+        self.unseen_first = drawn + data[recipe.calibration :] + self.seen
 
     @property
     def loss(self) -> Any:

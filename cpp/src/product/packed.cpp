@@ -183,7 +183,7 @@ void Packed::multiply(const Diagonals& d, const float* x, std::size_t count, con
   const auto workers = static_cast<std::size_t>(used.threads());
   const bool apart =
       workers > 1 && count >= 4 * workers;  // each thread multiplies whole vectors: none waits for another
-  const std::size_t fair = apart ? (count / workers + 3) / 4 * 4 : count;
+  const std::size_t fair = apart ? (count + workers - 1) / workers : count;
   const std::size_t together = std::min(vectors_together(count), fair);
   const auto some = [&](std::size_t i) {
     const std::size_t first = i * together, size = std::min(together, count - first);

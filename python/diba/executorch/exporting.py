@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["export"]
 
 _BITS = (8, 4, None)
+_BACKEND = "DibaBackend"
 _STEPS = ("plan", "lower", "write", "check")
 
 
@@ -180,8 +181,15 @@ def _loaded(library: PathLike) -> Callable[[Path], Callable[[Example], list[Any]
 
     path = Path(arguments.path(library)).resolve()
     runtime = Runtime.get()
-    if "DibaBackend" not in runtime.backend_registry.registered_backend_names:
+    names = runtime.backend_registry.registered_backend_names
+    if _BACKEND not in names:
         ctypes.CDLL(str(path))
+        names = runtime.backend_registry.registered_backend_names
+    if _BACKEND not in names:
+        raise ValueError(
+            f"library is {path}, which has no {_BACKEND}; it must be libdiba_executorch, built with the "
+            "executorch that is installed here: see docs/deploy.md"
+        )
 
     def opened(program: Path) -> Callable[[Example], list[Any]]:
         try:
