@@ -265,7 +265,8 @@ def test_all_names_exist() -> None:
 def test_examples_in_docstrings() -> None:
     names = [module.name for module in pkgutil.walk_packages(diba.__path__, "diba.")]
     assert "diba.factorization" in names
-    results = [doctest.testmod(importlib.import_module(name)) for name in names if name != "diba.__main__"]
+    others = "diba.__main__", "diba.executorch.lowering"  # runs; imports what is in another environment
+    results = [doctest.testmod(importlib.import_module(name)) for name in names if name not in others]
     assert sum(result.failed for result in results) == 0
     assert sum(result.attempted for result in results) >= 10
 
