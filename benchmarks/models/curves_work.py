@@ -41,10 +41,8 @@ class Work:
         self.task, self.recipe, self.folder, self.threads = task, recipe, folder, threads
         self.device = torch.device(device)
         every = batches(task) if recipe.windows is None else smollm2_batches(count=recipe.windows)
-        data, drawn = (
-            [joined(parts[i : i + recipe.joined]) for i in range(0, len(parts), recipe.joined)]
-            for parts in (every, smollm2_drawn(recipe.drawn) if recipe.drawn else [])
-        )
+        data = grouped(every, recipe.joined)
+        drawn = grouped(smollm2_drawn(recipe.drawn), recipe.joined) if recipe.drawn else []
         self.seen = data[: recipe.calibration]
         self.unseen_first = drawn + data[recipe.calibration :] + self.seen
 
@@ -63,6 +61,11 @@ class Work:
         found = self.task.metrics(model.cpu())
         model.to(self.device)
         return found
+
+
+def grouped(parts: Sequence[Batch], count: int) -> list[Batch]:
+    """Every ``count`` batches made one."""
+    return [joined(parts[i : i + count]) for i in range(0, len(parts), count)]
 
 
 def joined(parts: Sequence[Batch]) -> Batch:

@@ -14,27 +14,23 @@ import ctypes
 import functools
 import importlib.metadata
 import os
-import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from ..common import results
 from ..common.command import arguments_of, at_least_one, finish, needs, parser
 from ..common.process import memory
-from ..common.tables import markdown, measured, plural
+from ..common.tables import measured, plural
 from ..common.turns import Runner, serve, settle, take_turns
+from .runtimes import Sample, timed
+from .runtimes_table import PARTS, rows_of
 
 BITS = (1, 2)
 FEEDS = {"one": (1, 18), "many": (32, 39)}  # sentences, tokens of each
 LARGEST = {"batch": 32, "length": 64}
-HEADS = {"one": "1 sentence of 18 tokens, ms", "many": "32 sentences of 39 tokens, ms"}
-
-Sample = Callable[[], dict[str, float]]
 
 
 def options(arguments: Sequence[str]) -> argparse.Namespace:
@@ -54,29 +50,21 @@ def work(task: dict[str, Any]) -> None:
 
 
 def prepare(task: dict[str, Any], answer: Any) -> Sample:
-    import torch
     from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
     from executorch.runtime import Runtime
+
+    from .runtimes_models import ids, tensors
 
     runtime = Runtime.get()
     ctypes.CDLL(task["library"])
     _unsafe_reset_threadpool(task["threads"])
-    feeds = {name: [torch.from_numpy(x) for x in ids(*sizes)] for name, sizes in FEEDS.items()}
+    feeds = {name: tensors(ids(*sizes)) for name, sizes in FEEDS.items()}
     settle()
     empty, start = memory()["resident"], time.perf_counter()
     method = runtime.load_program(task["program"]).load_method("forward")
     loaded = time.perf_counter()
 
-    def sample() -> dict[str, float]:
-        found = {}
-        for name, feed in feeds.items():
-            times = 10 if len(feed[0]) == 1 else 1
-            begin = time.perf_counter()
-            for _ in range(times):
-                method.execute(feed)
-            found[name] = (time.perf_counter() - begin) / times
-        return found
-
+    sample = timed(lambda feed: method.execute(list(feed.values())), feeds)
     sample()
     settle()
     sizes = {"empty": empty, "loaded": memory()["resident"]}
@@ -84,26 +72,19 @@ def prepare(task: dict[str, Any], answer: Any) -> Sample:
     return sample
 
 
-def ids(batch: int, length: int) -> tuple[Any, Any]:
-    tokens = np.random.default_rng(0).integers(1000, 30_000, (batch, length))
-    return tokens, np.ones_like(tokens)
-
-
 # ---------------------------------------------------------------- the programs
 
 
 def programs(folder: Path, library: Path) -> dict[str, Path]:
     """Programs of the model by name."""
-    import torch
-
     import diba.executorch
     import diba.torch
 
+    from .runtimes_models import ids, tensors
     from .speed_work import randomize
     from .text import load_minilm
 
-    names = ("input_ids", "attention_mask")
-    example = dict(zip(names, map(torch.from_numpy, ids(2, 20)), strict=True))
+    example = tensors(ids(2, 20))
     settings: dict[str, Any] = {"largest": LARGEST, "library": library, "progress": False}
     made = {"float32": folder / "float32.pte", "int8": folder / "int8.pte"}
     diba.executorch.export(load_minilm(), example, made["float32"], embeddings=None, **settings)
@@ -169,6 +150,7 @@ def compete(made: dict[str, Path], library: Path, threads: int, rounds: int) -> 
     rows = []
     for (name, program), runner in zip(made.items(), runners, strict=True):
         row = {"contestant": name, "threads": threads, "bytes": program.stat().st_size, **runner.facts}
+        row["starts"] = [runner.facts["seconds"]["load"]] if runner.facts else []
         rows.append(row | {"samples": runner.samples} | ({"error": runner.error} if runner.error else {}))
     return rows
 
@@ -197,29 +179,15 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def table(report: dict[str, Any]) -> str:
+    title, figures = PARTS["minilm"]
     parts = []
     for threads in sorted({row["threads"] for row in report["rows"]}):
         rows = [row for row in report["rows"] if row["threads"] == threads]
-        yardstick = next(row for row in rows if row["contestant"] == "int8")
-        head = ["", "file, MB"]
-        for title in HEADS.values():
-            head += [title, "of int8's"]
-        lines = []
-        for row in rows:
-            cells = [row["contestant"], f"{row['bytes'] / 1e6:.1f}"]
-            for name in HEADS:
-                times = [1000 * sample[name] for sample in row["samples"]]
-                usual = statistics.median(times)
-                of = usual / (1000 * statistics.median(sample[name] for sample in yardstick["samples"]))
-                cells += [f"{usual:.3g} ({min(times):.3g}-{max(times):.3g})", f"{of:.2f}"]
-            load, sizes = row["seconds"]["load"], row["memory"]
-            cells += [f"{1000 * load:.0f}", f"{(sizes['loaded'] - sizes['empty']) / 1e6:.0f}"]
-            lines.append(cells)
-        shown = markdown([*head, "loading, ms", "memory, MB"], lines)
-        parts.append(f"all-MiniLM-L6-v2, {plural(threads, 'thread')}:\n\n{shown}")
+        parts.append(f"{title}, {plural(threads, 'thread')}:\n\n{rows_of(rows, figures)}")
     note = (
         f"{measured(report)}, in ExecuTorch {report['executorch']}. Medians of interleaved rounds, each "
         "contestant in a process of its own, range in brackets. float32 and int8 keep the embedding in "
-        "float32, as XNNPACK does not quantize it. Memory is what loading and the first runs add."
+        "float32, as XNNPACK does not quantize it. Session is the time of loading a program, memory what "
+        "loading and all runs add."
     )
     return "\n\n".join([*parts, note])

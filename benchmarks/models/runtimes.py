@@ -100,12 +100,17 @@ def opened(path: Path, task: dict[str, Any]) -> Any:
 
 
 def batches(sessions: Sequence[Any], inputs: dict[str, Any]) -> Sample:
-    """Inputs are named ``BATCH.NAME``; small batches run several times."""
+    """Inputs are named ``BATCH.NAME``."""
     (session,) = sessions
     feeds: dict[str, dict[str, Any]] = {}
     for name, value in inputs.items():
         batch, _, own = name.partition(".")
         feeds.setdefault(batch, {})[own] = value
+    return timed(lambda feed: session.run(None, feed), feeds)
+
+
+def timed(run: Callable[[dict[str, Any]], Any], feeds: dict[str, dict[str, Any]]) -> Sample:
+    """Seconds of every batch by its name; small batches run several times."""
 
     def sample() -> dict[str, float]:
         found = {}
@@ -113,7 +118,7 @@ def batches(sessions: Sequence[Any], inputs: dict[str, Any]) -> Sample:
             times = 10 if len(next(iter(feed.values()))) == 1 else 1
             start = time.perf_counter()
             for _ in range(times):
-                session.run(None, feed)
+                run(feed)
             found[batch] = (time.perf_counter() - start) / times
         return found
 

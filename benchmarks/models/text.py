@@ -16,8 +16,6 @@ import numpy as np
 import torch
 from scipy.stats import pearsonr, spearmanr
 
-import diba.compressing
-
 from ..common.data import GENSIM, austen, data_folder, news, vader
 from ..common.weights import MINILM, data_file
 from .probe import accuracy, fit_probe
@@ -243,12 +241,14 @@ def smollm2_drawn(count: int, length: int = 256) -> list[Batch]:
 
     They are kept among the data: writing them takes a second and a half each on two cores.
     """
+    import diba.compressing  # with all of transformers
+
     sources = []
     for kind, texts in smollm2_texts().items():
-        like = data_folder() / f"smollm2-{kind}.jsonl"
-        like.write_text("".join(f"{json.dumps({'text': text})}\n" for text in texts), "utf-8")
-        drawn = like.with_name(f"smollm2-{kind}-{count}.drawn.jsonl")
+        drawn = data_folder() / f"smollm2-{kind}-{count}.drawn.jsonl"
         if not drawn.exists():
+            like = drawn.with_name(f"smollm2-{kind}.jsonl")
+            like.write_text("".join(f"{json.dumps({'text': text})}\n" for text in texts), "utf-8")
             diba.compressing.draw(smollm2_folder(), drawn, like=like, texts=count, tokens=length)
         lines = drawn.read_text("utf-8").splitlines()
         sources.append(list(windows("\n\n".join(json.loads(line)["text"] for line in lines), length)))

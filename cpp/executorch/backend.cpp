@@ -81,21 +81,18 @@ void describe(const void* data, std::size_t bytes, Description& made) {
     std::istringstream words(line);
     std::string what, name;
     words >> what >> std::ws;
-    if (what == "constant") {
-      made.constants.push_back(read_constant(words));
-      continue;
-    }
-    if (what == "layer") {
-      std::getline(words, made.name);
-      continue;
-    }
-    words >> name;
     if (what == "operator") {
-      made.op = name;
+      words >> made.op;
+    } else if (what == "layer") {
+      std::getline(words, made.name);
     } else if (what == "integers") {
+      words >> name;
       made.integers[name] = read_integers(words);
     } else if (what == "text") {
+      words >> name;
       words >> made.texts[name];
+    } else if (what == "constant") {
+      made.constants.push_back(read_constant(words));
     } else {
       throw Error("its description has the line '" + line + "'");
     }
@@ -109,14 +106,6 @@ class Node : public ops::Node {
   Node(const Description& description, const std::vector<ops::Tensor>& constants)
       : description_(description), constants_(constants) {}
 
-  std::int64_t integer(const char* name) const override {
-    const Shape values = integers(name);
-    if (values.size() != 1) throw Error(std::string("attribute ") + name + " is missing");
-    return values[0];
-  }
-  std::int64_t integer(const char* name, std::int64_t otherwise) const override {
-    return integers(name).size() == 1 ? integer(name) : otherwise;
-  }
   Shape integers(const char* name) const override {
     const auto found = description_.integers.find(name);
     return found == description_.integers.end() ? Shape{} : found->second;

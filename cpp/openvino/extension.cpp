@@ -54,14 +54,6 @@ class Node : public ops::Node {
  public:
   Node(const ov::Node& node, const Attributes& attributes) : node_(node), attributes_(attributes) {}
 
-  std::int64_t integer(const char* name) const override {
-    const Shape values = attributes_.get(name);
-    if (values.size() != 1) throw Error(std::string("attribute ") + name + " is missing");
-    return values[0];
-  }
-  std::int64_t integer(const char* name, std::int64_t otherwise) const override {
-    return attributes_.get(name).size() == 1 ? integer(name) : otherwise;
-  }
   Shape integers(const char* name) const override { return attributes_.get(name); }
   std::string text(const char* name, const std::string& otherwise) const override {
     return std::string(name) == "precision" ? attributes_.precision : otherwise;

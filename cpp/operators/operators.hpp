@@ -67,9 +67,16 @@ inline void run_piece(const Stage& stage, std::size_t piece, std::size_t pieces)
 class Node {
  public:
   virtual ~Node() = default;
-  // An attribute. Throws Error if there is none, or returns `otherwise`.
-  virtual std::int64_t integer(const char* attribute) const = 0;
-  virtual std::int64_t integer(const char* attribute, std::int64_t otherwise) const = 0;
+  // An attribute. Throws Error if there is none, or returns `otherwise`. Where a runtime does not tell a number from a
+  // list, a number is a list of one.
+  virtual std::int64_t integer(const char* attribute) const {
+    const Shape values = integers(attribute);
+    if (values.size() != 1) throw Error(std::string("attribute ") + attribute + " is missing");
+    return values[0];
+  }
+  virtual std::int64_t integer(const char* attribute, std::int64_t otherwise) const {
+    return integers(attribute).size() == 1 ? integer(attribute) : otherwise;
+  }
   virtual Shape integers(const char* attribute) const = 0;
   virtual std::string text(const char* attribute, const std::string& otherwise) const = 0;
   virtual bool has_input(std::size_t i) const = 0;

@@ -27,7 +27,14 @@ from arrays import random_factors  # noqa: E402
 from diba.onnx import ExportError  # noqa: E402
 from diba.onnx.operations import matrix_bytes  # noqa: E402
 from diba.torch import DibaAPBLinear, DibaBitLinear, DibaLinear  # noqa: E402
-from exported import CONVOLUTIONS, Everything, as_rows, expected, inputs  # noqa: E402
+from exported import (  # noqa: E402
+    CONVOLUTIONS,
+    Everything,
+    as_rows,
+    expected,
+    inputs,
+    store_wrong_matrices,
+)
 from tiny_language import language_model  # noqa: E402
 
 if TYPE_CHECKING:
@@ -145,16 +152,7 @@ def test_wrong_arguments_say_what_to_do(tmp_path: Path, settings: Any, message: 
 
 
 def test_a_wrong_program_is_noticed_and_nothing_is_written(tmp_path: Path, monkeypatch: Any) -> None:
-    from diba.onnx import operations
-
-    right = operations.matrix_bytes
-
-    def wrong(f: Any) -> Any:
-        d1 = f.d1.copy()
-        d1[4] *= -1
-        return right(diba.Factorization(d1, f.b1, f.d2, f.b2, f.d3))
-
-    monkeypatch.setattr(operations, "matrix_bytes", wrong)
+    store_wrong_matrices(monkeypatch)
     with pytest.raises(ExportError, match="computes something else"):
         export(layer(), X, tmp_path / "model.pte")
     assert not list(tmp_path.iterdir())

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import diba
 import diba.onnx
 from arrays import random_factors
-from diba.onnx import ExportError, library, operations
+from diba.onnx import ExportError, library
 from diba.torch import DibaLinear
+from exported import store_wrong_matrices
 from run_python import python
 
 if TYPE_CHECKING:
@@ -37,14 +37,7 @@ def exported(tmp_path: Path) -> Path:
 def test_a_wrong_export_is_noticed_and_nothing_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = operations.matrix_bytes
-
-    def wrong(f: Any) -> Any:
-        d1 = f.d1.copy()
-        d1[4] *= -1
-        return right(diba.Factorization(d1, f.b1, f.d2, f.b2, f.d3))
-
-    monkeypatch.setattr(operations, "matrix_bytes", wrong)
+    store_wrong_matrices(monkeypatch)
     path = tmp_path / "model.onnx"
     path.write_bytes(b"an older model")
     with pytest.raises(ExportError, match=r"computes something else: output 'output' is .* % from exact"):

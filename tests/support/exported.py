@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+import diba
 from arrays import Factors, random_factors
+from diba.onnx import operations
 from diba.torch import DibaConv1d, DibaConv2d, DibaEmbedding, DibaLinear
 
 EPS = 2.0**-23
@@ -129,3 +131,15 @@ def expected(model: Everything, name: str, given: dict[str, Tensor], quantized: 
         f = arrays.diba
         allowed += np.stack([f.error_bound(row.astype(np.float32)) for row in x])
     return y + shift, allowed
+
+
+def store_wrong_matrices(monkeypatch: Any) -> None:
+    """From now on exports store factors of another matrix than the layer's: a row has the wrong sign."""
+    right = operations.matrix_bytes
+
+    def wrong(f: diba.Factorization) -> Any:
+        d1 = f.d1.copy()
+        d1[4] *= -1
+        return right(diba.Factorization(d1, f.b1, f.d2, f.b2, f.d3))
+
+    monkeypatch.setattr(operations, "matrix_bytes", wrong)

@@ -79,6 +79,19 @@ def check_folder_of(path: Path) -> None:
         raise FileNotFoundError(errno.ENOENT, "the folder does not exist", str(path.parent))
 
 
+def file_to_write(path: PathLike) -> Path:
+    """The path of a file that is to be written.
+
+    Raises:
+        FileNotFoundError: Its folder does not exist.
+        OSError: It is a folder, pipe, socket or device.
+    """
+    target = Path(_named(path))
+    check_target(target)
+    check_folder_of(target)
+    return target
+
+
 def replace_file(path: PathLike, data: bytes | Iterable[bytes | memoryview]) -> None:
     """Write ``data``, in one or several parts, to ``path``, whole or not at all.
 

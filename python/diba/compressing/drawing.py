@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._internal import check
-from .._internal.disk import check_folder_of, check_target, replace_file
+from .._internal.disk import file_to_write, replace_file
 from ..progress import Steps, reporting
 from .data.texts import check_tokens, texts_of, tokenizer_of
 from .files import sha256_of
@@ -97,9 +97,7 @@ def _target(out: PathLike) -> Path:
     target = Path(check.path(out))
     if target.suffix != ".jsonl":
         raise ValueError(f"out is {target}; it must end in .jsonl, by which its lines are known as JSON")
-    check_target(target)
-    check_folder_of(target)
-    return target
+    return file_to_write(target)
 
 
 def _language_model(model: PathLike) -> Source:

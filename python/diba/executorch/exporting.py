@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._internal import check as arguments
-from .._internal.disk import check_folder_of, check_target
-from ..onnx.results import Exported, ExportError
+from .._internal.disk import file_to_write
+from ..onnx.results import Exported, ExportError, contents
+from ..onnx.tables import check_bits
 from ..progress import Steps, reporting
 
 if TYPE_CHECKING:
@@ -125,8 +126,7 @@ def export(
         data=None,
         model_bytes=target.stat().st_size,
         data_bytes=0,
-        layers=[place.name for place in places if not hasattr(place, "table")],
-        tables={place.name: place.table.bits for place in places if hasattr(place, "table")},
+        **contents(places),
         seconds=time.perf_counter() - began,
         checks=found,
     )
@@ -134,18 +134,15 @@ def export(
 
 def _checked(path: PathLike, embeddings: Any, head: Any, precision: Any, largest: Any) -> Path:
     """Check the arguments before the work, and that the file can be written; returns its path."""
-    for name, bits in (("embeddings", embeddings), ("head", head)):
-        if bits not in _BITS or isinstance(bits, bool):
-            raise ValueError(f"{name} is {bits!r}; it must be 8, 4 or None")
+    check_bits(embeddings, "embeddings", _BITS)
+    check_bits(head, "head", _BITS)
     arguments.one_of(precision, "precision", ("fast", "exact"))
     for name, size in (largest or {}).items():
         arguments.positive_int(size, f"largest[{name!r}]")
     target = Path(arguments.path(path))
     if target.suffix != ".pte":
         raise ValueError(f"path is {target}; it must end in .pte, as programs of ExecuTorch do")
-    check_target(target)
-    check_folder_of(target)
-    return target
+    return file_to_write(target)
 
 
 def _example(example: Example, largest: Mapping[str, int]) -> tuple[Example, dict[str, int]]:

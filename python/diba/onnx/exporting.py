@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .. import _core
 from .._internal import check as arguments
-from .._internal.disk import check_folder_of, check_target
+from .._internal.disk import file_to_write
 from ..progress import Steps, reporting
 from .library import library_path
-from .results import Exported
+from .results import Exported, contents
+from .tables import check_bits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -142,8 +143,7 @@ def export(
         data=data,
         model_bytes=target.stat().st_size,
         data_bytes=data.stat().st_size,
-        layers=[place.name for place in used if not hasattr(place, "table")],
-        tables={place.name: place.table.bits for place in used if hasattr(place, "table")},
+        **contents(used),
         seconds=time.perf_counter() - began,
         checks=found,
     )
@@ -151,15 +151,11 @@ def export(
 
 def _checked(path: PathLike, embeddings: Any, head: Any, precision: Any, opset: Any) -> Path:
     """Check the arguments before the work, and that the file can be written; returns its path."""
-    for name, bits in (("embeddings", embeddings), ("head", head)):
-        if bits not in _BITS or isinstance(bits, bool):
-            raise ValueError(f"{name} is {bits!r}; it must be 16, 8, 4 or None")
+    check_bits(embeddings, "embeddings", _BITS)
+    check_bits(head, "head", _BITS)
     arguments.one_of(precision, "precision", ("fast", "exact"))
     arguments.integer(opset, "opset", minimum=_OLDEST_OPSET)
-    target = Path(arguments.path(path))
-    check_target(target)
-    check_folder_of(target)
-    return target
+    return file_to_write(arguments.path(path))
 
 
 def _require(check: bool, standard: bool) -> None:
@@ -209,7 +205,7 @@ def describe(graph: onnx_ir.Model, model: nn.Module, used: list[Place], facts: d
     recipe = {
         "settings": found.settings,
         "bits_per_weight": found.bits_per_weight if found.layers else None,
-        "tables": {place.name: place.table.bits for place in used if hasattr(place, "table")},
+        "tables": contents(used)["tables"],
         **facts,
     }
     layers = [

@@ -17,7 +17,7 @@ from .._internal.disk import check_folder_of
 from ..progress import Steps, reporting
 from .exporting import describe
 from .library import library_path
-from .results import Exported
+from .results import Exported, contents
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -133,8 +133,7 @@ def export_genai(
         data=files.data_file(target / GRAPH),
         model_bytes=sizes[0],
         data_bytes=sizes[1],
-        layers=[place.name for place in places if not hasattr(place, "table")],
-        tables={place.name: place.table.bits for place in places if hasattr(place, "table")},
+        **contents(places),
         seconds=time.perf_counter() - began,
         checks=found,
     )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-__all__ = ["Difference", "ExportError", "Exported"]
+__all__ = ["Difference", "ExportError", "Exported", "contents"]
 
 
 class ExportError(RuntimeError):
@@ -71,3 +71,9 @@ class Exported:
             for x in self.checks
         ]
         return "\n".join(lines)
+
+
+def contents(places: Iterable[Any]) -> dict[str, Any]:
+    """``layers`` and ``tables`` of an :class:`Exported` with the layers of these places."""
+    tables = {place.name: place.table.bits for place in places if hasattr(place, "table")}
+    return {"layers": [place.name for place in places if place.name not in tables], "tables": tables}

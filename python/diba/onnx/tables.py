@@ -11,9 +11,11 @@ import numpy as np
 from .._internal.codes import COLUMNS_MAX, Codes, quantize
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
-__all__ = ["Table", "TableBits", "coded", "rounded"]
+__all__ = ["Table", "TableBits", "check_bits", "coded", "rounded"]
 
 TableBits = Literal[16, 8, 4]
 
@@ -78,6 +80,17 @@ class Table:
         source = self.source
         assert source is not None
         return source.codes if source.steps is None else np.concatenate((source.codes, source.steps), axis=1)
+
+
+def check_bits(bits: Any, name: str, allowed: Sequence[Any]) -> None:
+    """Require one of the widths that an export knows.
+
+    Raises:
+        ValueError: It is another; the message names the argument.
+    """
+    if bits not in allowed or isinstance(bits, bool):
+        *first, last = map(str, allowed)
+        raise ValueError(f"{name} is {bits!r}; it must be {', '.join(first)} or {last}")
 
 
 def coded(source: Codes) -> Table:
