@@ -15,7 +15,7 @@ import diba.torch
 
 from .curves_diba import converted
 from .curves_onnx import exported
-from .curves_plan import EMBEDDINGS, GROUP, IMPORTANCE, Cell
+from .curves_plan import GROUP, IMPORTANCE, WHOLE, Cell
 from .curves_work import Clock, Facts, Work
 from .gptq import convert_gptq, packed_bytes
 from .llama_files import NAMES, importances, quantized, rounded_to, type_bits
@@ -68,7 +68,8 @@ def gptq(cell: Cell, work: Work, clock: Clock) -> Facts:
         config = diba.torch.Config(bits_per_weight=cell.bits, **task.config)
         bits = convert_gptq(model, config, work.seen, int(cell.bits), GROUP)
         if any(isinstance(module, nn.Embedding) for module in model.modules()):
-            diba.torch.convert(model, codes=EMBEDDINGS, embeddings=EMBEDDINGS, progress=False, **task.config)
+            options = {"codes": cell.table, "embeddings": cell.table, "progress": False, **task.config}
+            diba.torch.convert(model, batches=None if cell.table == WHOLE else work.seen, **options)
     before = task.metrics(model)
     with clock:
         losses = retune_scales(model, work.unseen_first, work.loss, steps=recipe.steps, norms=True)

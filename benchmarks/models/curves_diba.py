@@ -14,7 +14,7 @@ import diba.hf  # so that converted models of transformers can be saved
 import diba.torch
 
 from ..common import BenchmarkError
-from .curves_plan import EMBEDDINGS, Cell
+from .curves_plan import Cell
 from .curves_work import Clock, Facts, Work
 
 __all__ = ["converted"]
@@ -25,9 +25,9 @@ UNFINISHED = "unfinished.pt"
 def converted(cell: Cell, work: Work, clock: Clock) -> Facts:
     """Converted by everything that data can do, block by block, then retuned, and saved."""
     task, recipe = work.task, work.recipe
-    folder = work.folder / f"{cell.task}-{cell.form.replace(' ', '-')}-{cell.seed}"
+    folder = work.folder / f"{cell.task}-{cell.form.replace(',', '').replace(' ', '-')}-{cell.seed}"
     settings = {
-        "bits_per_weight": cell.bits, "effort": "fast", "embeddings": EMBEDDINGS, "seed": cell.seed,
+        "bits_per_weight": cell.bits, "effort": "fast", "embeddings": cell.table, "seed": cell.seed,
         **task.config, **recipe.config,
     }  # fmt: skip
     reconstruct = {"seed": cell.seed, **recipe.reconstruct}

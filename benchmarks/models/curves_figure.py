@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from ..common.style import BLUE, DARK, GREY, ORANGE, RED, drawing, grid
-from .curves_table import Rows, grouped, size, value
+from .curves_table import Rows, best, grouped, size, value
 from .figure import LOGARITHMIC
 from .table import METRICS
 
@@ -50,11 +50,13 @@ def draw_task(axes: Axes, rows: Rows) -> None:
     dense = next((height(cells, metric) for (arm, _), cells in rows.items() if arm == "dense"), None)
     logarithmic = metric in LOGARITHMIC
     for arm, (_, color, marker, line) in ARMS.items():
-        points = [(size(cells), height(cells, metric)) for (name, _), cells in rows.items() if name == arm]
-        if logarithmic and dense is not None:
-            points = [point for point in points if point[1] <= LIMIT * dense]
-        style = {"color": color, "marker": marker, "ls": line, "ms": 4}
-        axes.plot(*zip(*points, strict=True) if points else ([], []), **style)
+        mine = {key: cells for key, cells in rows.items() if key[0] == arm}
+        front = {key: mine[key] for key in mine if key in best(mine)}  # a line through these alone
+        for shown, style in ((mine, {"marker": marker, "ls": ""}), (front, {"ls": line})):
+            points = [(size(cells), height(cells, metric)) for cells in shown.values()]
+            if logarithmic and dense is not None:
+                points = [point for point in points if point[1] <= LIMIT * dense]
+            axes.plot(*zip(*points, strict=True) if points else ([], []), color=color, ms=4, **style)
     if dense is not None:
         axes.axhline(dense, color="black", ls="--", lw=0.9)
     axes.set_xscale("log")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-__all__ = ["EMBEDDINGS", "GROUP", "IMPORTANCE", "RECIPES", "Cell", "Recipe", "cells", "recipe_of"]
+__all__ = ["GROUP", "IMPORTANCE", "RECIPES", "WHOLE", "Cell", "Recipe", "cells", "recipe_of"]
 
 GROUP = 64  # neighbouring weights that share scale and offset in GPTQ
-EMBEDDINGS = 8  # bits an entry, in the arms that choose them here
+WHOLE = 8  # bits an entry of embeddings that lose nothing
+TABLE = ", table of "  # other bits, in the name of a form
 IMPORTANCE = 16  # batches that the mean squares of inputs are taken over, for llama.cpp
 
 
@@ -24,6 +26,7 @@ class Recipe:
         steps: Of retuning, which trains normalisation too.
         bits: Per weight, of diba's models.
         rounded: Bits of GPTQ's codes.
+        tables: Bits an entry of embeddings and output layers, in the arms that choose them here.
         files: Types of llama.cpp's files.
         types: Types of llama.cpp, one on every matrix.
         onnx: Kinds of onnxruntime's models.
@@ -40,6 +43,7 @@ class Recipe:
     joined: int = 1
     bits: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0)
     rounded: tuple[int, ...] = (2, 3, 4)
+    tables: tuple[int, ...] = (WHOLE,)
     files: tuple[str, ...] = ()
     types: tuple[str, ...] = ()
     onnx: tuple[str, ...] = ()
@@ -48,6 +52,12 @@ class Recipe:
     windows: int | None = None
     drawn: int = 0
     config: dict[str, Any] = field(default_factory=dict)
+
+    def forms(self, sizes: Sequence[float]) -> Iterator[str]:
+        """Names of forms of so many bits a weight, with every table."""
+        for bits, table in itertools.product(sizes, self.tables):
+            name = "1 bit" if bits == 1 else f"{bits:g} bits"
+            yield name if table == WHOLE else f"{name}{TABLE}{table}"
 
 
 @dataclass(frozen=True)
@@ -69,6 +79,12 @@ class Cell:
         """The number that the form begins with."""
         return float(self.form.split()[0])
 
+    @property
+    def table(self) -> int:
+        """Bits an entry of embeddings and output layers."""
+        _, _, bits = self.form.partition(TABLE)
+        return int(bits or WHOLE)
+
 
 RECIPES = {
     recipe.task: recipe
@@ -81,6 +97,7 @@ RECIPES = {
             joined=2,  # of two windows of 256 tokens each
             calibration=64,
             steps=96,
+            tables=(WHOLE, 4),  # half of the weights of its file
             files=(
                 "IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "Q2_K", "IQ3_XXS", "IQ3_S", "Q3_K_S", "IQ4_XS", "Q4_0",
                 "Q8_0",
@@ -115,9 +132,8 @@ def cells(recipe: Recipe, seeds: int) -> Iterator[Cell]:
         ("onnxruntime", recipe.onnx),
         ("llama.cpp", recipe.files),
         ("llama.cpp's types", recipe.types),
-        ("GPTQ", tuple(f"{bits} bits" for bits in recipe.rounded)),
+        ("GPTQ", tuple(recipe.forms(recipe.rounded))),
     ):
         yield from (Cell(task, arm, form) for form in forms)
-    for bits in recipe.bits:
-        name = "1 bit" if bits == 1 else f"{bits:g} bits"
-        yield from (Cell(task, "diba", name, seed) for seed in range(seeds))
+    for form in recipe.forms(recipe.bits):
+        yield from (Cell(task, "diba", form, seed) for seed in range(seeds))

@@ -208,6 +208,12 @@ def test_every_cell_has_a_key_of_its_own_and_a_maker(benchmark: Benchmark) -> No
         assert len({cell.key for cell in found}) == len(found)
         assert {cell.arm for cell in found} == set(arms.ARMS)
         assert all(cell.bits > 0 for cell in found if cell.arm in ("diba", "GPTQ"))
+    whole, small = (
+        plan.Cell("smollm2", "diba", "1.5 bits"),
+        plan.Cell("smollm2", "diba", "3 bits, table of 4"),
+    )
+    assert {whole, small} <= set(plan.cells(plan.recipe_of("smollm2", False), 1))
+    assert [(cell.bits, cell.table) for cell in (whole, small)] == [(1.5, 8), (3, 4)]
 
 
 def report() -> dict[str, Any]:
