@@ -2,11 +2,12 @@
 //
 //   embed_executorch MODEL.pte ID [ID ...]
 //
-// MODEL.pte is all-MiniLM-L6-v2 or another model of its kind, from diba.executorch.export with input_ids and
-// attention_mask; the IDs are the tokens of a sentence, with those that its tokenizer puts around it. Prints one number
-// a line.
+// MODEL.pte is all-MiniLM-L6-v2 or another model of its kind, from "diba export --executorch" or
+// diba.executorch.export, with input_ids, attention_mask and, if it takes them, token_type_ids; the IDs are the tokens
+// of a sentence, with those that its tokenizer puts around it. Prints one number a line.
 #include <executorch/extension/module/module.h>
 #include <executorch/extension/tensor/tensor.h>
+#include <executorch/runtime/core/evalue.h>
 
 #include <cmath>
 #include <cstdint>
@@ -30,8 +31,13 @@ int main(int argc, char** argv) {
   const int count = argc - 2;
   Module model(argv[1]);
   const auto type = executorch::aten::ScalarType::Long;
-  const auto outputs =
-      model.forward({from_blob(ids.data(), {1, count}, type), from_blob(mask.data(), {1, count}, type)});
+  const auto meta = model.method_meta("forward");
+  std::vector<std::int64_t> zeros(ids.size(), 0);  // one sentence: tokens of the first kind
+  const auto made = {from_blob(ids.data(), {1, count}, type), from_blob(mask.data(), {1, count}, type),
+                     from_blob(zeros.data(), {1, count}, type)};
+  std::vector<executorch::runtime::EValue> inputs(made.begin(), made.end());
+  if (meta.ok()) inputs.resize(meta->num_inputs());
+  const auto outputs = model.forward(inputs);
   if (!outputs.ok()) {
     std::fprintf(stderr, "embed_executorch: %s\n", executorch::runtime::to_string(outputs.error()));
     return 1;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import warnings
@@ -23,7 +24,9 @@ with warnings.catch_warnings():  # that say what will be gone from Python
 
 import diba.executorch  # noqa: E402
 import diba.torch  # noqa: E402
+import tiny_models  # noqa: E402
 from arrays import random_factors  # noqa: E402
+from diba.cli import main  # noqa: E402
 from diba.onnx import ExportError  # noqa: E402
 from diba.onnx.operations import matrix_bytes  # noqa: E402
 from diba.torch import DibaAPBLinear, DibaBitLinear, DibaLinear  # noqa: E402
@@ -119,19 +122,44 @@ class Hidden(nn.Module):
         self.rows = nn.Embedding(300, 64)
         self.layer = DibaLinear.from_factorization(random_factors(48, 40, 64, "sign").diba)
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        return self.layer(self.rows(input_ids)) * attention_mask[..., None]
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        token_type_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        kinds = 1 if token_type_ids is None else 1 + token_type_ids[..., None]
+        return self.layer(self.rows(input_ids) * kinds) * attention_mask[..., None]
 
 
-def test_a_program_runs_without_python(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kinds", [False, True])
+def test_a_program_runs_without_python(tmp_path: Path, kinds: bool) -> None:
     ids = torch.tensor([[101, 7, 299, 102]])
     example = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    example |= {"token_type_ids": torch.ones_like(ids)} if kinds else {}
     path, model = tmp_path / "model.pte", Hidden().eval()
     export(model, example, path, largest={"length": 16}, embeddings=None)
     program = [os.environ["DIBA_EMBED_EXECUTORCH"], path, *map(str, ids[0, :3].tolist())]
     told = subprocess.run(program, capture_output=True, text=True, check=True).stdout.split()
     wanted = nn.functional.normalize(model(ids[:, :3], torch.ones(1, 3)).mean(1)).detach()[0]
     assert np.allclose(np.array(told, np.float64), wanted.numpy(), atol=1e-5)
+
+
+def test_the_command_line(tmp_path: Path, capsys: Any) -> None:
+    model = diba.torch.convert(tiny_models.build("bert")[0], bits_per_weight=2, progress=False)
+    model.save_pretrained(tmp_path / "model")
+    paths = [str(tmp_path / name) for name in ("model", "out")]
+    assert main(["export", *paths, "--executorch", "--library", LIBRARY, "--length", "16", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (facts["path"], facts["data"]) == (str(tmp_path / "out" / "model.pte"), None)
+    assert {check["inputs"] for check in facts["checks"]} == {
+        f"input_ids (1, {length}), attention_mask (1, {length})" for length in (12, 8)
+    }
+    ids = torch.arange(16)[None] % 50
+    hidden = run(tmp_path / "out" / "model.pte", ids, torch.ones_like(ids))[0]
+    wanted = model(ids, torch.ones_like(ids)).last_hidden_state.detach()
+    most = max(check["allowed"] for check in facts["checks"])  # of each from exact products
+    assert float((hidden - wanted).norm() / wanted.norm()) < 2 * most
 
 
 @pytest.mark.parametrize(

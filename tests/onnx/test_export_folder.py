@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+import diba.executorch.folder
 import diba.onnx.folder
 import tiny_models
 
@@ -20,7 +21,8 @@ def exported(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     def export(model: Any, example: Any, path: Path, **options: Any) -> None:
         given.update(model=model, example=example, path=path, options=options)
 
-    monkeypatch.setattr(diba.onnx.folder, "export", export)
+    for module in (diba.onnx.folder, diba.executorch.folder):
+        monkeypatch.setattr(module, "export", export)
     return given
 
 
@@ -74,3 +76,24 @@ def test_a_model_without_sizes_is_refused(exported: dict[str, Any], tmp_path: Pa
     with pytest.raises(ValueError, match=r"the model takes input_values.*use diba.onnx.export"):
         diba.onnx.folder.export_folder(str(tmp_path / "model"), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_sizes_of_a_program(exported: dict[str, Any], tmp_path: Path) -> None:
+    tiny_models.build("bert")[0].save_pretrained(tmp_path / "text")
+    export = diba.executorch.folder.export_folder
+    export(str(tmp_path / "text"), str(tmp_path / "out"), precision="exact")
+    assert exported["path"] == tmp_path / "out" / "model.pte"
+    positions = exported["model"].config.max_position_embeddings
+    assert exported["options"] == {"precision": "exact", "largest": {"length": positions}}
+    assert shapes(exported) == {"input_ids": (1, 12), "attention_mask": (1, 12)}
+    export(str(tmp_path / "text"), str(tmp_path / "out"), length=9, batch=4)
+    assert exported["options"] == {"largest": {"length": 9, "batch": 4}}
+    assert shapes(exported) == {"input_ids": (2, 9), "attention_mask": (2, 9)}
+    tiny_models.build("whisper")[0].save_pretrained(tmp_path / "sound")
+    export(str(tmp_path / "sound"), str(tmp_path / "out"))
+    assert exported["options"] == {"largest": {}}
+    with pytest.raises(ValueError, match=r"length is 9; the model takes input_features, leave it out"):
+        export(str(tmp_path / "sound"), str(tmp_path / "out"), length=9)
+    with pytest.raises(ValueError, match=r"batch is 0"):
+        export(str(tmp_path / "text"), str(tmp_path / "other"), batch=0)
+    assert not (tmp_path / "other").exists()

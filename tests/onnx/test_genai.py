@@ -336,6 +336,11 @@ def test_export(tmp_path: Path, capsys: Any) -> None:
         (("--head", "factored"), "--head factored is given without --genai"),
         (("--genai", "--standard"), "--standard is given with --genai"),
         (("--genai", "--opset", 20), "--opset is given with --genai"),
+        (("--genai", "--batch", 2), "--batch is given with --genai"),
+        (("--library", "a.so"), "--library is given without --executorch"),
+        (("--executorch", "--standard"), "--standard is given with --executorch"),
+        (("--executorch", "--threads", 2), "--threads is given with --executorch"),
+        (("--executorch", "--length", 0), "length is 0"),
         (("--genai", "--head", "none"), "head is None; it must be 16 or 8 or 4 or 'factored'"),
         (("--genai", "--threads", 0), "threads is 0"),
     ):

@@ -200,7 +200,7 @@ LAYERS = (
     ("onnx", "onnx.folder"),
     ("executorch.lowering",),
     ("executorch.exporting",),
-    ("executorch",),
+    ("executorch", "executorch.folder"),
     # diba.hf
     ("hf.config", "hf.peft"),
     ("hf.saving", "hf.loading", "hf.compression"),

@@ -1,4 +1,4 @@
-"""A folder that ``from_pretrained`` reads, exported to a folder with the ONNX model and the tokenizer."""
+"""A folder that ``from_pretrained`` reads, exported to a folder with the model's file and the tokenizer."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from ..checkpoints.folders import is_beside_weights, model_class
 from .exporting import export
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .results import Exported
 
-__all__ = ["MODEL", "export_folder"]
+__all__ = ["MODEL", "export_folder", "written_folder"]
 
 MODEL = "model.onnx"
 
@@ -21,15 +23,36 @@ _TOKENS = 12  # of an example without a tokenizer
 
 
 def export_folder(source: str, out: str, **options: Any) -> Exported:
+    """Export the model of a folder to ONNX; see :func:`written_folder` for the rest.
+
+    Args:
+        source: The folder, such as ``save_pretrained`` of a converted model wrote.
+        out: The folder to write, made if it is not there.
+        **options: See :func:`diba.onnx.export`.
+    """
+    return written_folder(source, out, lambda *given: export(*given, **options), MODEL)
+
+
+def written_folder(
+    source: str,
+    out: str,
+    write: Callable[[Any, dict[str, Any], Path], Exported],
+    name: str,
+    rows: int = 2,
+    tokens: int | None = None,
+) -> Exported:
     """Export the model of a folder; files of tokenizer, processor and configuration are copied.
 
     The model is read in float32, by the class that its configuration names. The example is two sentences of
     the tokenizer; without one, ids or an image or sound of the sizes in the configuration.
 
     Args:
-        source: The folder, such as ``save_pretrained`` of a converted model wrote.
+        source: The folder to read.
         out: The folder to write, made if it is not there.
-        **options: See :func:`diba.onnx.export`.
+        write: Gets the model, the example and the path of its file.
+        name: Of that file.
+        rows: Of the example, 1 or 2.
+        tokens: Most tokens of a row of the example.
 
     Raises:
         OSError: A folder cannot be read or written.
@@ -41,9 +64,9 @@ def export_folder(source: str, out: str, **options: Any) -> Exported:
     if target.exists() and folder.samefile(target):
         raise ValueError(f"the output {out} is the model's folder; name another one")
     model = _load(folder)
-    given = _example(folder, model)
+    given = {key: value[:rows] for key, value in _example(folder, model, tokens).items()}
     target.mkdir(parents=True, exist_ok=True)
-    done = export(model, given, target / MODEL, **options)
+    done = write(model, given, target / name)
     for path in sorted(folder.iterdir()):
         if path.is_file() and is_beside_weights(path):
             shutil.copy(path, target / path.name)
@@ -68,31 +91,33 @@ def _load(folder: Path) -> Any:
     return kind.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def _example(folder: Path, model: Any) -> dict[str, Any]:
+def _example(folder: Path, model: Any, tokens: int | None) -> dict[str, Any]:
     """Arguments of a call: two rows of tokens, images or sounds."""
     import torch
 
     config, main = model.config, model.main_input_name
     decoder = getattr(config, "is_encoder_decoder", False)
-    given = _tokens(folder, config) if main == "input_ids" else {main: _signal(config, main)}
+    given = _tokens(folder, config, tokens) if main == "input_ids" else {main: _signal(config, main)}
     if decoder:
         given["decoder_input_ids"] = torch.full((2, 3), config.decoder_start_token_id or 0)
     return given
 
 
-def _tokens(folder: Path, config: Any) -> dict[str, Any]:
+def _tokens(folder: Path, config: Any, most: int | None) -> dict[str, Any]:
     """Two sentences, or ids in a row where there is no tokenizer."""
     import torch
     from transformers import AutoTokenizer
 
     names = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "spiece.model", "tokenizer.model")
     if not any((folder / name).is_file() for name in names):
-        ids = torch.arange(2 * _TOKENS).reshape(2, _TOKENS) % int(config.get_text_config().vocab_size)
+        count = min(_TOKENS, most or _TOKENS)
+        ids = torch.arange(2 * count).reshape(2, count) % int(config.get_text_config().vocab_size)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return dict(tokenizer(list(_TEXTS), padding=True, return_tensors="pt"))
+    cut: dict[str, Any] = {} if most is None else {"truncation": True, "max_length": most}
+    return dict(tokenizer(list(_TEXTS), padding=True, return_tensors="pt", **cut))
 
 
 def _signal(config: Any, name: str) -> Any:
