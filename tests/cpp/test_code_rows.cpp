@@ -178,11 +178,12 @@ void beyond_the_range() {
 
 int main() {
   for (const int bits : {8, 4})
-    for (const std::size_t group : {32, 64, 128}) {
+    for (const std::size_t group : {32, 64, 128, 1024}) {
       if (bits == 8 && group != 64) continue;
       for (const std::size_t cols : {1, 2, 31, 32, 33, 63, 64, 65, 96, 127, 128, 200, 576})
         for (const std::size_t count : {1, 2, 3, 8, 13}) sums(Table(bits, 7, cols, group), count, 2, false);
-      sums(Table(bits, 3, 4096, group, true), 1, 0, true);
+      for (const std::size_t cols : {513, 1500, 9000}) sums(Table(bits, 11, cols, group), 1, 1, false);
+      sums(Table(bits, 9, 4096, group, true), 1, 0, true);
       products(Table(bits, 1100, 96, group), 19);
       products(Table(bits, 9, 601, group), 1);
     }

@@ -66,11 +66,94 @@ struct DotProducts {
   }
 };
 
+// One vector with rows of 4 bits, four at a time. A lane has the sums of eight columns, of x's high and of its low
+// bytes; less what the middle of the codes adds, both fit 16 bits, so that one instruction multiplies them by 256 *
+// step and step and adds them up.
+constexpr std::size_t kMostColumns = 8192, kTogether = 4, kAhead = 4096;
+constexpr std::size_t kStretch = 512;  // columns with at most 16 steps
+
+// -8 times the sums of x over the columns of each lane, 32 bytes for high and 32 for low ones, 64 columns after
+// another.
+void fill_middles(const std::int8_t* x, std::size_t cols, std::int8_t* middles) {
+  const __m256i eight_u8x32 = _mm256_set1_epi8(8);
+  for (std::size_t j = 0; j < cols; j += kCodeStep)
+    for (std::size_t half = 0; half < 2; ++half) {
+      const __m256i sums_i32x8 = DotProducts::eight(eight_u8x32, eight_u8x32, x + 2 * j + half * kCodeStep);
+      _mm256_store_si256(reinterpret_cast<__m256i*>(middles + j + 32 * half),
+                         _mm256_sub_epi32(_mm256_setzero_si256(), sums_i32x8));
+    }
+}
+
+// Which steps of a stretch belong to its 64 columns: eight for the first 32 of each, eight for the others.
+__m128i order_of_steps(unsigned shift) {
+  alignas(16) std::uint8_t order[16];
+  for (unsigned place = 0; place < 16; ++place)
+    order[place] = static_cast<std::uint8_t>((place % 8 * kCodeStep + place / 8 * 32) >> shift);
+  return _mm_load_si128(reinterpret_cast<const __m128i*>(order));
+}
+
+__m256i steps_of_stretch(const std::uint8_t* steps, std::size_t count, __m128i order) {
+  const auto there = static_cast<__mmask16>(count >= 16 ? 0xFFFF : (1U << count) - 1);
+  const __m128i steps_i8x16 = _mm_xor_si128(_mm_maskz_loadu_epi8(there, steps), _mm_set1_epi8(-128));
+  return _mm256_cvtepi8_epi16(_mm_shuffle_epi8(steps_i8x16, order));
+}
+
+// Returns how many rows from `begin` on are done. Four streams are more than the processor fetches ahead by itself.
+std::size_t one_vector(const CodeRows& rows, std::size_t begin, std::size_t end, const std::int16_t* x_i16,
+                       std::int32_t* sums) {
+  alignas(64) std::int8_t middles[kMostColumns];
+  const auto* x = reinterpret_cast<const std::int8_t*>(x_i16);
+  fill_middles(x, rows.cols, middles);
+  const std::size_t whole = whole_rows(rows, end), groups = rows.groups();
+  const unsigned shift = group_shift(rows);
+  const __m128i order = order_of_steps(shift);
+  const __m256i nibble = _mm256_set1_epi8(15), next = _mm256_set1_epi32(0x02000202);
+  // A lane of 32 bits gets a step as a word, and its low byte again as the high byte of the other word.
+  const __m256i first_words = _mm256_set1_epi32(0x00800100);
+  std::size_t i = begin;
+  for (; i + kTogether <= whole; i += kTogether) {
+    __m256i totals[kTogether], steps_i16x16[kTogether], words = first_words;
+    for (__m256i& total : totals) total = _mm256_setzero_si256();
+    const std::uint8_t* later = rows.codes + i * rows.code_stride + kAhead;
+    for (std::size_t byte = 0; byte < kTogether * rows.code_stride; byte += 64) __builtin_prefetch(later + byte);
+    for (std::size_t j = 0; j < rows.cols; j += kCodeStep) {
+      if (j % kStretch == 0) {
+        const std::size_t group = j >> shift;
+        for (std::size_t r = 0; r < kTogether; ++r)
+          steps_i16x16[r] = steps_of_stretch(rows.steps + (i + r) * rows.step_stride + group, groups - group, order);
+        words = first_words;
+      }
+      const std::int8_t *high = x + 2 * j, *low = high + kCodeStep;
+      for (std::size_t r = 0; r < kTogether; ++r) {
+        const auto* codes = reinterpret_cast<const __m256i*>(rows.codes + (i + r) * rows.code_stride + j / 2);
+        const __m256i both = _mm256_loadu_si256(codes);
+        const __m256i even_u8x32 = _mm256_and_si256(both, nibble);
+        const __m256i odd_u8x32 = _mm256_and_si256(_mm256_srli_epi16(both, 4), nibble);
+        const auto eight = [&](const std::int8_t* bytes, const std::int8_t* middle) {
+          return _mm256_dpbusd_epi32(_mm256_dpbusd_epi32(load(middle), even_u8x32, load(bytes)), odd_u8x32,
+                                     load(bytes + 32));
+        };
+        const __m256i high_i32x8 = eight(high, middles + j), low_i32x8 = eight(low, middles + j + 32);
+        const __m256i both_i16x16 = _mm256_blend_epi16(low_i32x8, _mm256_slli_epi32(high_i32x8, 16), 0xAA);
+        totals[r] = _mm256_dpwssd_epi32(totals[r], both_i16x16, _mm256_shuffle_epi8(steps_i16x16[r], words));
+      }
+      words = _mm256_add_epi8(words, next);
+    }
+    const __m256i sums_i32x8 =
+        _mm256_hadd_epi32(_mm256_hadd_epi32(totals[0], totals[1]), _mm256_hadd_epi32(totals[2], totals[3]));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(sums + i - begin),
+                     _mm_add_epi32(_mm256_castsi256_si128(sums_i32x8), _mm256_extracti128_si256(sums_i32x8, 1)));
+  }
+  return i - begin;
+}
+
 }  // namespace
 
 void code_sums_vnni(const CodeRows& rows, std::size_t begin, std::size_t end, const std::int16_t* x, std::size_t count,
                     std::int32_t* sums, std::size_t stride) {
-  code_sums_of<DotProducts>(rows, begin, end, x, count, sums, stride);
+  const std::size_t done =
+      count == 1 && rows.bits == 4 && rows.cols <= kMostColumns ? one_vector(rows, begin, end, x, sums) : 0;
+  code_sums_of<DotProducts>(rows, begin + done, end, x, count, sums + done, stride);
 }
 
 void integer_tile_vnni(const std::int8_t* a, std::size_t rows, std::size_t stride, std::size_t groups,
