@@ -91,13 +91,13 @@ RECIPES = {
     for recipe in (
         Recipe("minilm", calibration=96, steps=160, onnx=("int8, dynamic", "int4")),
         Recipe("efficientnet", calibration=64, steps=160, onnx=("int8, static",)),
-        Recipe("whisper", calibration=48, steps=128),
+        Recipe("whisper", calibration=48, steps=128, tables=(WHOLE, 4)),
         Recipe(
             "smollm2",
             joined=2,  # of two windows of 256 tokens each
             calibration=64,
             steps=96,
-            tables=(WHOLE, 4),  # half of the weights of its file
+            tables=(WHOLE, 4),
             files=(
                 "IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "Q2_K", "IQ3_XXS", "IQ3_S", "Q3_K_S", "IQ4_XS", "Q4_0",
                 "Q8_0",
