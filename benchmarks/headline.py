@@ -78,7 +78,7 @@ def language(report: Report) -> Iterator[list[str]]:
         found = (f"{cell['metrics'][f'{text}_perplexity']:.1f}" for text in ("news", "emma"))
         return f"{', '.join(found)} ({size / 1e6:.0f})"
 
-    for form, other in (("2 bits", "IQ2_XXS"), ("3 bits", "Q2_K")):
+    for form, other in (("3 bits, table of 4", "IQ2_XXS"), ("3 bits", "Q2_K")):
         title = cells[f"smollm2 | diba | {form} | 0"]["title"]
         yield [
             f"{title} at {form}: perplexity of news, of a novel (MB on disk)",
