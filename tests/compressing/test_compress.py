@@ -6,6 +6,7 @@ import fcntl
 import json
 import math
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -287,6 +288,20 @@ def test_trials_tell_time_and_snr(dense: Path) -> None:
     assert json.loads(json.dumps(planned.to_dict()))["report"]["layers"]
     for line in ("file: ", "time without data: about", "memory: ", "SNR: "):
         assert line in str(planned)
+
+
+def test_a_plan_says_what_smaller_tables_would_save(dense: Path) -> None:
+    planned, small = (
+        diba.compressing.plan(dense, trials=False, embeddings=bits, head=bits) for bits in ("auto", 4)
+    )
+    line = next(line for line in str(planned).splitlines() if line.startswith("of it in embeddings"))
+    wide = {layer.name for layer in planned.report.layers if layer.alphabet == "int8"}
+    sizes = [
+        sum(x.bits_per_weight * x.weights / 8 for x in each.report.layers if x.name in wide)
+        for each in (planned, small)
+    ]
+    assert re.findall(r"[0-9.]+(?= kB)", line) == [f"{size / 1000:.3g}" for size in sizes]
+    assert "of it in embeddings" not in str(small)
 
 
 def test_bits_go_where_they_are_worth_most(dense: Path, texts: Path, tmp_path: Path) -> None:

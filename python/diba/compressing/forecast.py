@@ -16,8 +16,10 @@ import diba
 
 from .. import runtime
 from .._internal import check
+from .._internal.codes import code_bits
 from ..checkpoints.entries import format_bytes
 from ..checkpoints.facts import Facts
+from ..layers.config import Config
 from ..layers.solved import CODED_ENTRIES
 from .outline import Outline
 from .recipe import CompressSettings
@@ -41,6 +43,7 @@ _TRIED = 1536  # most rows and columns of a matrix that is factored whole to kno
 _SHRUNK, _STEPS = 512, 6  # of a larger one: its size to know the SNR, and steps to know the time
 _SOLVER_BYTES = 18.0  # of a solve, for each entry of its matrices (m, k), (k, n) and (k, k), as measured
 _CODES_SECONDS = 6e-8  # of an entry that gets codes
+_MUCH = 0.25  # of a file, for tables that could be smaller
 _AROUND = 8_000_000  # bytes of threads, their stacks, and what is imported while work goes on
 _CODES_BYTES = 40  # for each entry that gets codes at once
 
@@ -77,6 +80,7 @@ class Plan:
             "",
             f"file: {format_bytes(self.dense_bytes)} -> {format_bytes(self.bytes)}",
         ]
+        lines += self._tables()
         if self.seconds is not None:
             minutes = f" ({self.seconds / 60:.0f} min)" if self.seconds >= 90 else ""
             lines.append(f"time without data: about {self.seconds:.0f} s{minutes}")
@@ -88,6 +92,16 @@ class Plan:
         if self.note:
             lines.append(f"note: {self.note}")
         return "\n".join(lines)
+
+    def _tables(self) -> list[str]:
+        """How much smaller tables of 8 bits could be, if they are much of the file."""
+        wide = [layer for layer in self.report.layers if layer.alphabet == "int8"]
+        now = sum(round(layer.bits_per_weight * layer.weights / 8) for layer in wide)
+        if now < _MUCH * self.bytes:
+            return []
+        small = sum(code_bits(*layer.shape, 4, Config.group) // 8 for layer in wide)
+        other = f"{format_bytes(small)} with --embeddings 4 --head 4"
+        return [f"of it in embeddings and output layers of 8 bits: {format_bytes(now)}; {other}"]
 
     def to_html(self, path: PathLike | None = None, *, title: str | None = None) -> str:
         """:meth:`diba.torch.Report.to_html`, with the time, the memory and the SNR that are expected."""
