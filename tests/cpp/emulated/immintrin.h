@@ -35,6 +35,7 @@ enum { _MM_PERM_CDAB = 0xB1 };
 #undef _mm512_madd_epi16
 #define _mm512_madd_epi16 simde_mm512_madd_epi16
 
+#undef _mm_maskz_loadu_epi8
 #undef _mm512_cvt_roundps_epi32
 #undef _mm512_cvtepi32_epi64
 #undef _mm512_cvtps_epi32
@@ -122,6 +123,9 @@ inline __m512 _mm512_maskz_loadu_ps(__mmask16 k, const void* p) {
 }
 inline __m512d _mm512_maskz_loadu_pd(__mmask8 k, const void* p) {
   return emulated::load_where<__m512d>(k, static_cast<const double*>(p));
+}
+inline __m128i _mm_maskz_loadu_epi8(__mmask16 k, const void* p) {
+  return emulated::load_where<__m128i>(k, static_cast<const std::int8_t*>(p));
 }
 inline __m512i _mm512_maskz_loadu_epi8(__mmask64 k, const void* p) {
   return emulated::load_where<__m512i>(k, static_cast<const std::int8_t*>(p));
