@@ -60,7 +60,7 @@ def runtime(report: Report) -> Iterator[list[str]]:
             for row in rows
         }
         best = max((x for x in rates if x.startswith("llama.cpp")), key=lambda x: rates[x][0])
-        ours, other = (f"{rates[x][0]:.0f} ({rates[x][1] / 1e6:.0f})" for x in ("diba 2 bits", best))
+        ours, other = (f"{rates[x][0]:,.0f} ({rates[x][1] / 1e6:.0f})" for x in ("diba 2 bits", best))
         ours = ours.replace(" ", "** ", 1)
         title = f"SmolLM2-135M at 2 bits in onnxruntime-genai, {what}, one thread, tokens/s (MB of files)"
         yield [title, "", f"**{ours}", f"{best} {other}"]

@@ -95,11 +95,10 @@ class Plan:
 
     def _tables(self) -> list[str]:
         """How much smaller tables of 8 bits could be, if they are much of the file."""
-        wide = [layer for layer in self.report.layers if layer.alphabet == "int8"]
-        now = sum(round(layer.bits_per_weight * layer.weights / 8) for layer in wide)
+        shapes = [layer.shape for layer in self.report.layers if layer.alphabet == "int8"]
+        now, small = (sum(code_bits(*shape, bits, Config.group) for shape in shapes) // 8 for bits in (8, 4))
         if now < _MUCH * self.bytes:
             return []
-        small = sum(code_bits(*layer.shape, 4, Config.group) // 8 for layer in wide)
         other = f"{format_bytes(small)} with --embeddings 4 --head 4"
         return [f"of it in embeddings and output layers of 8 bits: {format_bytes(now)}; {other}"]
 
