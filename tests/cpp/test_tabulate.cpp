@@ -68,7 +68,7 @@ class Tabulation {
   explicit Tabulation(std::size_t cols)
       : x_(cols),
         d_(cols),
-        scaled_(diba::steps_for(cols) * diba::kStep),
+        scaled_(diba::scratch_floats(cols)),
         entries_(diba::steps_for(cols) * diba::kStepEntries),
         weights_(diba::steps_for(cols) * diba::kStepWeights) {}
 

@@ -37,6 +37,14 @@ inline constexpr std::size_t kLookupMaxCols = std::size_t{1} << 20;
 [[gnu::always_inline]] inline void fetch_line(const std::uint8_t* bytes) { __builtin_prefetch(bytes, 0, 2); }
 
 [[gnu::always_inline]] constexpr std::size_t steps_for(std::size_t cols) { return (cols + kStep - 1) / kStep; }
+// Scratch of LookupKernels::tabulate: all columns, and a number for each group, of whole pairs of steps.
+inline constexpr std::size_t kScratchSteps = 2;
+[[gnu::always_inline]] constexpr std::size_t scratch_steps(std::size_t steps) {
+  return (steps + kScratchSteps - 1) / kScratchSteps * kScratchSteps;
+}
+[[gnu::always_inline]] constexpr std::size_t scratch_floats(std::size_t cols) {
+  return scratch_steps(steps_for(cols)) * (kStep + kStepWeights);
+}
 [[gnu::always_inline]] constexpr std::size_t tiles_for(std::size_t rows) { return (rows + kTileRows - 1) / kTileRows; }
 
 // How a tile's step lies in memory, and the steps of the tiles of a block one after another. A half-word holds the 32
@@ -82,7 +90,7 @@ struct LookupKernels {
   TileLayout layout;
 
   // Fills `out` for a(j) = x(j) * d(j), or x(j) if d is null; zero from `cols` on. x, d (cols);
-  // scaled: scratch of kStep * steps_for(cols) floats, 64-byte aligned. With R_g = (|a_0| + |a_1|) + (|a_2| + |a_3|)
+  // scaled: scratch of scratch_floats(cols), 64-byte aligned. With R_g = (|a_0| + |a_1|) + (|a_2| + |a_3|)
   // and R = max(kSmallestRange, max R_g), in float32:
   //   unit = R / (254 * 16),  weight_g = min(16, max(1, ceil(R_g * (16 / R)))),
   //   q_j = a_j * ((128 / unit) / weight_g) to the nearest integer, ties to even,

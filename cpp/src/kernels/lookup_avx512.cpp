@@ -32,7 +32,10 @@ struct Vector {
     return (I32)_mm512_shuffle_ps((F32)a, (F32)b, 0x88) + (I32)_mm512_shuffle_ps((F32)a, (F32)b, 0xDD);
   }
   static F32 spread(F32 a, std::size_t i) {
-    return i == 0 ? _mm512_shuffle_ps(a, a, 0x00) : _mm512_shuffle_ps(a, a, 0x55);
+    return i == 0   ? _mm512_permute_ps(a, 0x00)
+           : i == 1 ? _mm512_permute_ps(a, 0x55)
+           : i == 2 ? _mm512_permute_ps(a, 0xAA)
+                    : _mm512_permute_ps(a, 0xFF);
   }
   static F32 even_groups(F32 a, F32 b) { return _mm512_shuffle_f32x4(a, b, 0x88); }
   static F32 odd_groups(F32 a, F32 b) { return _mm512_shuffle_f32x4(a, b, 0xDD); }
@@ -73,10 +76,10 @@ struct Vector {
 
   static void keep(U16&) {}  // with 32 registers, compilers do by themselves
 
-  static void store_weights(I32 weights, std::uint8_t* to) {  // 0 and 1, 2 and 3, ..., twice
-    const Any order = _mm512_castsi256_si512(_mm256_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13));
+  static void store_weights(I32 weights, std::uint8_t* to) {  // of the even and the odd groups of two steps
+    const Any order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     const __m128i bytes = _mm512_cvtsepi32_epi8(_mm512_permutexvar_epi32(order, (Any)weights));
-    _mm_storel_epi64(reinterpret_cast<__m128i*>(to), bytes);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), bytes);
   }
   static U8 weight_pairs(const std::uint8_t* weights, std::size_t /*p*/) {
     std::int64_t eight;

@@ -22,10 +22,12 @@
 //   store_rows(y, a, b)             the sums over the 128-bit lanes: four of a, then four of b
 //   sum(a), sum_i64(a), largest(a)  of the elements
 //   keep(a)                         a stays in its register
-//   store_weights(weights, to)      the weights of a step; to: their place in LookupTables::weights
+//   store_weights(weights, to)      the weights of a turn (see Tabulator); to: their place in LookupTables::weights
 //   weight_pairs(weights, p)        the weights of part p: of groups 2 j and 2 j + 1 by turns in lane j
 //   Quotients(x).by(weights)        x / weight
 #pragma once
+
+#include <type_traits>
 
 #include "kernels/lookup_common.hpp"
 
@@ -41,7 +43,6 @@ constexpr std::size_t kSize = sizeof(U8);
 constexpr std::size_t kFloats = kSize / sizeof(float);
 constexpr std::size_t kParts = kTileStep / kSize;
 constexpr std::size_t kPartBytes = 4 / kParts;
-constexpr std::size_t kStepsIn32Bits = 1024;        // of products of q and weight: 1024 * 4 * 32513 * 16 < 2^31
 constexpr std::size_t kStepsIn16Bits = 8 / kParts;  // of products of entry and weight: 8 * 2 * 255 * 16 < 2^16
 static_assert(kStepsIn16Bits % kStepsTogether == 0);
 
@@ -55,97 +56,111 @@ inline U16 shuffle_words(U16 a, int w0, int w1, int w2, int w3, int w4, int w5, 
   return (U16)Vector::shuffle((U8)a, Vector::broadcast(places));
 }
 
-// Makes the tables. The vectors of a step hold its groups 0 and 2, 1 and 3, 4 and 6, 5 and
-// 7, or the even ones and the odd ones. What a group has one of is computed for all groups at once: element i of lane l
-// belongs to the group of vector i in lane l. In vectors of 16-bit elements, lane l holds group 2 j, then 2 j + 1.
+// Makes the tables, of four vectors of floats at a time, a turn: one step, or two. They hold its groups 0 and 2, 1 and 3,
+// 4 and 6, 5 and 7, or the even and the odd ones of each step. What a group has one of is computed for all groups at once:
+// element i of lane l belongs to the group of vector i in lane l. In vectors of 16-bit elements, lane l holds the group of
+// the first vector, then that of the second.
 class Tabulator {
  public:
   Tabulator(float weights_per_range, float fine) : weights_per_range_(weights_per_range), factors_{fine} {}
 
   static float scale(const float* x, const float* d, std::size_t cols, float* scaled) {
     I32 largest = (I32)(F32{} + kSmallestRange);  // floats, compared as integers: NaN is above all numbers
+    float* ranges = ranges_in(scaled, steps_for(cols));
     std::size_t j = 0;
-    for (; j + kStep <= cols; j += kStep) scale_step<true>(x + j, d == nullptr ? d : d + j, kStep, scaled + j, largest);
-    if (j < cols) scale_step<false>(x + j, d == nullptr ? d : d + j, cols - j, scaled + j, largest);
+    const auto next = [&](auto whole, std::size_t count) {
+      const F32 found = scale_turn<whole>(x + j, d == nullptr ? d : d + j, count, scaled + j);
+      Vector::store(ranges + j / 4, found);
+      largest = Vector::max(largest, (I32)found);
+    };
+    for (; j + kTurn <= cols; j += kTurn) next(std::true_type(), kTurn);
+    if (j < cols) next(std::false_type(), cols - j);
     return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(Vector::largest(largest))));
   }
 
   void add_steps(const float* scaled, std::size_t steps, std::uint8_t* entries, std::uint8_t* weights) {
-    for (std::size_t s = 0; s < steps; s += kTogether) {
-      add_some(scaled + s * kStep, steps - s < kTogether ? steps - s : kTogether, entries + s * kStepEntries,
-               weights + s * kStepWeights);
-      if (s / kTogether % (kStepsIn32Bits / kTogether) == kStepsIn32Bits / kTogether - 1) take_total();
+    const float* ranges = ranges_in(scaled, steps);
+    const std::size_t turns = steps / kTurnSteps;
+    for (std::size_t t = 0; t < turns; t += kTogether) {
+      add_turns(scaled + t * kTurn, ranges + t * kFloats, turns - t < kTogether ? turns - t : kTogether,
+                entries + t * kTurnSteps * kStepEntries, weights + t * kTurnSteps * kStepWeights);
+      if (t / kTogether % (kTurnsIn32Bits / kTogether) == kTurnsIn32Bits / kTogether - 1) take_total();
+    }
+    if (turns * kTurnSteps < steps) {  // half a turn, the other half is zero
+      alignas(kSize) std::uint8_t own[kTurnSteps * kStepEntries], own_weights[kTurnSteps * kStepWeights];
+      add_turns(scaled + turns * kTurn, ranges + turns * kFloats, 1, own, own_weights);
+      __builtin_memcpy(entries + (steps - 1) * kStepEntries, own, kStepEntries);
+      __builtin_memcpy(weights + (steps - 1) * kStepWeights, own_weights, kStepWeights);
     }
   }
 
-  std::int32_t zero() const { return Vector::sum(zero_) / kCopies; }
+  std::int32_t zero() const { return Vector::sum(zero_); }
   std::int64_t total() {
     take_total();
-    return total_ / kCopies;
+    return total_;
   }
 
  private:
-  static constexpr std::size_t kTogether =
-      8;  // steps that go through each loop: one step is a long chain of operations
-  static constexpr std::size_t kVectors = kStep / kFloats;
-  static constexpr int kCopies = 4 / kVectors;  // of what a group has one of
+  static constexpr std::size_t kTurn = 4 * kFloats, kTurnSteps = kTurn / kStep;
+  static constexpr std::size_t kPartEntries = kTurnSteps == 1 ? kSize : kStepEntries;  // from two vectors to the others
+  static constexpr std::size_t kTogether = 8;  // turns that go through each loop: one is a long chain of operations
+  static constexpr std::size_t kTurnsIn32Bits = 1024;  // sums of weight * q: 1024 * 32515 * 16 < 2^31
+  static_assert(kScratchSteps % kTurnSteps == 0);
 
-  void add_some(const float* scaled, std::size_t steps, std::uint8_t* entries, std::uint8_t* weights) {
+  static const float* ranges_in(const float* scaled, std::size_t steps) { return scaled + scratch_steps(steps) * kStep; }
+  static float* ranges_in(float* scaled, std::size_t steps) { return scaled + scratch_steps(steps) * kStep; }
+
+  void add_turns(const float* scaled, const float* ranges, std::size_t turns, std::uint8_t* entries,
+                 std::uint8_t* weights) {
     I32 weight[kTogether];
     F32 factor[kTogether];
-    for (std::size_t s = 0; s < steps; ++s) {
-      F32 a[kVectors];
-      for (std::size_t v = 0; v < kVectors; ++v) a[v] = Vector::load(scaled + s * kStep + v * kFloats);
-      const I32 ceiling = Vector::ceiling(ranges_of(a) * weights_per_range_);
-      weight[s] = Vector::max(I32{} + 1, Vector::min(ceiling, I32{} + kLargestWeight));
-      factor[s] = factors_.by(weight[s]);
-      Vector::store_weights(weight[s], weights + s * kStepWeights);
+    for (std::size_t t = 0; t < turns; ++t) {
+      const I32 ceiling = Vector::ceiling(Vector::load(ranges + t * kFloats) * weights_per_range_);
+      weight[t] = Vector::max(I32{} + 1, Vector::min(ceiling, I32{} + kLargestWeight));
+      factor[t] = factors_.by(weight[t]);
+      Vector::store_weights(weight[t], weights + t * kTurnSteps * kStepWeights);
     }
-    I16 q[kTogether][kParts], base[kTogether];
-    for (std::size_t s = 0; s < steps; ++s) {
-      I32 sums[kParts], negatives[kParts];
-      for (std::size_t p = 0; p < kParts; ++p) {
-        const float* a = scaled + s * kStep + 2 * p * kFloats;
-        const F32 even = Vector::load(a) * Vector::spread(factor[s], 2 * p);
-        const F32 odd = Vector::load(a + kFloats) * Vector::spread(factor[s], 2 * p + 1);
-        q[s][p] = Vector::pack(Vector::nearest(even), Vector::nearest(odd));
-        sums[p] = Vector::multiply_add(q[s][p], I16{} + 1);
-        negatives[p] = Vector::multiply_add(Vector::min(q[s][p], I16{}), I16{} + 1);
+    I16 q[kTogether][2], base[kTogether];
+    for (std::size_t t = 0; t < turns; ++t) {
+      I32 sums[2], negatives[2];
+      for (std::size_t p = 0; p < 2; ++p) {
+        const float* a = scaled + t * kTurn + 2 * p * kFloats;
+        const F32 even = Vector::load(a) * Vector::spread(factor[t], 2 * p);
+        const F32 odd = Vector::load(a + kFloats) * Vector::spread(factor[t], 2 * p + 1);
+        q[t][p] = Vector::pack(Vector::nearest(even), Vector::nearest(odd));
+        sums[p] = Vector::multiply_add(q[t][p], I16{} + 1);
+        negatives[p] = Vector::multiply_add(Vector::min(q[t][p], I16{}), I16{} + 1);
       }
-      const I32 lift = (kFineSteps - 1 - Vector::fold(negatives[0], negatives[kParts - 1])) >> kFineShift;
-      zero_ += Vector::multiply_add((I16)lift, (I16)weight[s]);
-      total_so_far_ += Vector::fold(sums[0], sums[kParts - 1]) * weight[s];
-      base[s] = (I16)((lift << (kFineShift + 1)) + kFineSteps);
+      const I32 lift = (kFineSteps - 1 - Vector::fold(negatives[0], negatives[1])) >> kFineShift;
+      const I16 weight_once = (I16)weight[t];  // the upper halves are zero: what is in those of the others does not count
+      zero_ += Vector::multiply_add((I16)lift, weight_once);
+      total_so_far_ += Vector::multiply_add((I16)Vector::fold(sums[0], sums[1]), weight_once);
+      base[t] = (I16)((lift << (kFineShift + 1)) + kFineSteps);
     }
-    for (std::size_t s = 0; s < steps; ++s)
-      for (std::size_t p = 0; p < kParts; ++p)
-        store_tables((U16)q[s][p], (U16)base[s], 4 * static_cast<int>(p), entries + s * kStepEntries + p * kSize);
+    for (std::size_t t = 0; t < turns; ++t)
+      for (std::size_t p = 0; p < 2; ++p)
+        store_tables((U16)q[t][p], (U16)base[t], 4 * static_cast<int>(p),
+                     entries + t * kTurnSteps * kStepEntries + p * kPartEntries);
   }
 
+  // a = x d of a turn, by groups; returns (|a0| + |a1|) + (|a2| + |a3|) of all of them.
   template <bool kWhole>
-  [[gnu::always_inline]] static void scale_step(const float* x, const float* d, std::size_t cols, float* scaled,
-                                                I32& largest) {
-    F32 a[kVectors];
-    for (std::size_t v = 0; v < kVectors; ++v) {
+  [[gnu::always_inline]] static F32 scale_turn(const float* x, const float* d, std::size_t cols, float* scaled) {
+    F32 a[4];
+    for (std::size_t v = 0; v < 4; ++v) {
       const std::size_t first = v * kFloats, count = kWhole ? kFloats : first < cols ? cols - first : 0;
       a[v] = kWhole ? Vector::load_any(x + first) : Vector::load_first(x + first, count);
       if (d != nullptr) a[v] *= kWhole ? Vector::load_any(d + first) : Vector::load_first(d + first, count);
     }
-    for (std::size_t v = 0; v < kVectors; v += 2) {
-      const F32 even = Vector::even_groups(a[v], a[v + 1]), odd = Vector::odd_groups(a[v], a[v + 1]);
-      Vector::store(scaled + v * kFloats, even);
-      Vector::store(scaled + (v + 1) * kFloats, odd);
-      a[v] = even, a[v + 1] = odd;
+    F32 absolute[4];
+    for (std::size_t v = 0; v < 4; v += 2) {
+      const F32 both[] = {Vector::even_groups(a[v], a[v + 1]), Vector::odd_groups(a[v], a[v + 1])};
+      for (std::size_t i = 0; i < 2; ++i) {
+        Vector::store(scaled + (v + i) * kFloats, both[i]);
+        absolute[v + i] = (F32)((I32)both[i] & 0x7FFFFFFF);
+      }
     }
-    largest = Vector::max(largest, (I32)ranges_of(a));
-  }
-
-  // (|a0| + |a1|) + (|a2| + |a3|) of all groups.
-  static F32 ranges_of(const F32* a) {
-    F32 absolute[kVectors];
-    for (std::size_t v = 0; v < kVectors; ++v) absolute[v] = (F32)((I32)a[v] & 0x7FFFFFFF);
-    const F32 pairs = Vector::fold(absolute[0], absolute[1]);
-    return Vector::fold(pairs, kVectors == 2 ? pairs : Vector::fold(absolute[kVectors - 2], absolute[kVectors - 1]));
+    return Vector::fold(Vector::fold(absolute[0], absolute[1]), Vector::fold(absolute[2], absolute[3]));
   }
 
   // The tables of one part, from q and, in words `place` and `place` + 2, half the rounding and the lift of its groups,

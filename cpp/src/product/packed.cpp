@@ -56,11 +56,11 @@ class VectorTables {
     }
   }
   static std::size_t bytes_for(std::size_t cols, std::size_t count) {
-    return count * (table_bytes(cols) + steps_for(cols) * kStep * sizeof(float));
+    return count * (table_bytes(cols) + scratch_floats(cols) * sizeof(float));
   }
 
   void fill(const LookupKernels& kernels, std::size_t c, const float* x, const float* d) {
-    kernels.tabulate(x, d, cols_, scaled_ + c * steps_for(cols_) * kStep, &tables_[c]);
+    kernels.tabulate(x, d, cols_, scaled_ + c * scratch_floats(cols_), &tables_[c]);
   }
 
   const LookupTables* data() const { return tables_; }
