@@ -56,10 +56,10 @@ inline U16 shuffle_words(U16 a, int w0, int w1, int w2, int w3, int w4, int w5, 
   return (U16)Vector::shuffle((U8)a, Vector::broadcast(places));
 }
 
-// Makes the tables, of four vectors of floats at a time, a turn: one step, or two. They hold its groups 0 and 2, 1 and 3,
-// 4 and 6, 5 and 7, or the even and the odd ones of each step. What a group has one of is computed for all groups at once:
-// element i of lane l belongs to the group of vector i in lane l. In vectors of 16-bit elements, lane l holds the group of
-// the first vector, then that of the second.
+// Makes the tables, of four vectors of floats at a time, a turn: one step, or two. They hold its groups 0 and 2, 1 and
+// 3, 4 and 6, 5 and 7, or the even and the odd ones of each step. What a group has one of is computed for all groups at
+// once: element i of lane l belongs to the group of vector i in lane l. In vectors of 16-bit elements, lane l holds the
+// group of the first vector, then that of the second.
 class Tabulator {
  public:
   Tabulator(float weights_per_range, float fine) : weights_per_range_(weights_per_range), factors_{fine} {}
@@ -107,7 +107,9 @@ class Tabulator {
   static constexpr std::size_t kTurnsIn32Bits = 1024;  // sums of weight * q: 1024 * 32515 * 16 < 2^31
   static_assert(kScratchSteps % kTurnSteps == 0);
 
-  static const float* ranges_in(const float* scaled, std::size_t steps) { return scaled + scratch_steps(steps) * kStep; }
+  static const float* ranges_in(const float* scaled, std::size_t steps) {
+    return scaled + scratch_steps(steps) * kStep;
+  }
   static float* ranges_in(float* scaled, std::size_t steps) { return scaled + scratch_steps(steps) * kStep; }
 
   void add_turns(const float* scaled, const float* ranges, std::size_t turns, std::uint8_t* entries,
@@ -132,7 +134,7 @@ class Tabulator {
         negatives[p] = Vector::multiply_add(Vector::min(q[t][p], I16{}), I16{} + 1);
       }
       const I32 lift = (kFineSteps - 1 - Vector::fold(negatives[0], negatives[1])) >> kFineShift;
-      const I16 weight_once = (I16)weight[t];  // the upper halves are zero: what is in those of the others does not count
+      const I16 weight_once = (I16)weight[t];  // upper halves are zero; a sum of q, at most 32515, is a lower half
       zero_ += Vector::multiply_add((I16)lift, weight_once);
       total_so_far_ += Vector::multiply_add((I16)Vector::fold(sums[0], sums[1]), weight_once);
       base[t] = (I16)((lift << (kFineShift + 1)) + kFineSteps);
