@@ -92,8 +92,11 @@ def test_sizes_of_a_program(exported: dict[str, Any], tmp_path: Path) -> None:
     tiny_models.build("whisper")[0].save_pretrained(tmp_path / "sound")
     export(str(tmp_path / "sound"), str(tmp_path / "out"))
     assert exported["options"] == {"largest": {}}
-    with pytest.raises(ValueError, match=r"length is 9; the model takes input_features, leave it out"):
-        export(str(tmp_path / "sound"), str(tmp_path / "out"), length=9)
+    for folder in ("out", "new"):  # what was there stays, a new folder goes
+        with pytest.raises(ValueError, match=r"length is 9; the model takes input_features, leave it out"):
+            export(str(tmp_path / "sound"), str(tmp_path / folder), length=9)
+    assert (tmp_path / "out" / "config.json").exists()
+    assert not (tmp_path / "new").exists()
     with pytest.raises(ValueError, match=r"batch is 0"):
         export(str(tmp_path / "text"), str(tmp_path / "other"), batch=0)
     assert not (tmp_path / "other").exists()

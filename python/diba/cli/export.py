@@ -107,12 +107,12 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
         "--genai": {"threads": options.threads},
         "--executorch": {"library": options.library, "length": options.length, "batch": options.batch},
     }
-    factored = {"head factored": options.head == _FACTORED or None}
     for runtime, settings in own.items():
-        given = settings | (factored if runtime == "--genai" else {})
-        for name, value in given.items():
-            if value is not None and runtime != chosen:
-                raise ValueError(f"--{name} is given {f'with {chosen}' if chosen else f'without {runtime}'}")
+        for name, value in settings.items():
+            if value is not None:
+                _belongs(name, runtime, chosen)
+    if options.head == _FACTORED:
+        _belongs(f"head {_FACTORED}", "--genai", chosen)
     return {
         "embeddings": _BITS[options.embeddings],
         "head": options.head if options.head == _FACTORED else _BITS[options.head],
@@ -120,3 +120,9 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
         "progress": sys.stderr.isatty() and not options.quiet,
         **{name: value for name, value in own[chosen].items() if value is not None},
     }
+
+
+def _belongs(option: str, runtime: str, chosen: str) -> None:
+    """Refuse an option of one runtime where another is chosen; "" is ONNX."""
+    if runtime != chosen:
+        raise ValueError(f"--{option} is given {f'with {chosen}' if chosen else f'without {runtime}'}")

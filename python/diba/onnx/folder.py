@@ -65,8 +65,14 @@ def written_folder(
         raise ValueError(f"the output {out} is the model's folder; name another one")
     model = _load(folder)
     given = {key: value[:rows] for key, value in _example(folder, model, tokens).items()}
+    new = not target.exists()
     target.mkdir(parents=True, exist_ok=True)
-    done = write(model, given, target / name)
+    try:
+        done = write(model, given, target / name)
+    except BaseException:
+        if new and not any(target.iterdir()):
+            target.rmdir()
+        raise
     for path in sorted(folder.iterdir()):
         if path.is_file() and is_beside_weights(path):
             shutil.copy(path, target / path.name)
