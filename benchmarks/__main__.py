@@ -19,6 +19,7 @@ minilm       every dense matrix of a small language model: minutes
 quality      solvers and baselines on every dense matrix of three models: over an hour
 models       end metrics of whole models, beside controls: hours
 reconstruction  what each stage of the reconstruction of blocks is worth: half an hour
+tables       embeddings and output layers in 8 and 4 bits, end metrics of whole models: minutes
 apb          networks of binary weights with exceptions, beside other ways, on Fashion-MNIST: hours
 apb_latency  how long these networks take, beside torch and onnxruntime in float32 and int8: a minute
 curves       end metrics of whole models at equal bytes, beside llama.cpp, GPTQ, onnxruntime: hours
@@ -65,6 +66,7 @@ PLACES = {
     "quality": "quality.quality",
     "models": "models.models",
     "reconstruction": "models.reconstruction",
+    "tables": "models.tables",
     "apb": "apb.apb",
     "apb_latency": "apb.latency",
     "curves": "models.curves",

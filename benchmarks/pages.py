@@ -39,6 +39,7 @@ TABLES = {
     "exceptions": "quality.exceptions",
     "models": "models.table",
     "reconstruction": "models.reconstruction",
+    "tables": "models.tables",
     "apb": "apb.table",
     "apb_latency": "apb.latency",
     "curves": "models.curves_table",

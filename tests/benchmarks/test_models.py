@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 import diba.torch
+import tiny_models
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -434,3 +435,18 @@ def test_reconstruction_converts_the_first_blocks(benchmark: Callable[[str], Any
     text = found.table({"machine": results.machine(), "commit": "0", "arguments": facts, "rows": rows})
     assert "| all-MiniLM-L6-v2, first 2 blocks | lee pearson | last block's loss | s |" in text
     assert text.count("| 0.5 |") == 6
+
+
+def test_tables_are_all_that_is_converted(benchmark: Callable[[str], Any]) -> None:
+    found, results = benchmark("models.tables"), benchmark("common.results")
+    model, _ = tiny_models.build("llama")
+    model.lm_head.weight = model.model.embed_tokens.weight
+    names = found.tables_of(model)
+    assert names == ["model.embed_tokens", "lm_head"]
+    pattern = found.but(names).removeprefix("re:")
+    others = ["model.layers.0.mlp.up_proj", "lm_head.more", "embed_tokens"]
+    assert [name for name in (*names, *others) if re.fullmatch(pattern, name)] == others
+    facts = {"title": "A model", "bits": 4.3125, "metrics": {"accuracy": 0.5, "x_nats": 1.0}, "seconds": 1.0}
+    text = found.table({"machine": results.machine(), "commit": "0", "rows": {"minilm | 4 bits": facts}})
+    assert "| A model | bits an entry | accuracy |" in text
+    assert "| 4 bits | 4.31 | 0.5 |" in text
