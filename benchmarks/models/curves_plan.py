@@ -89,7 +89,7 @@ class Cell:
 RECIPES = {
     recipe.task: recipe
     for recipe in (
-        Recipe("minilm", calibration=96, steps=160, onnx=("int8, dynamic", "int4")),
+        Recipe("minilm", calibration=96, steps=160, tables=(WHOLE, 4), onnx=("int8, dynamic", "int4")),
         Recipe("efficientnet", calibration=64, steps=160, onnx=("int8, static",)),
         Recipe("whisper", calibration=48, steps=128, tables=(WHOLE, 4)),
         Recipe(
