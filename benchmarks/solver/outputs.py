@@ -4,20 +4,20 @@
 
 The command is whatever runs a Python that imports the other diba. Second moments come from one set of texts,
 errors of outputs from two others; both installations shrink moments by their own rule. One thread each, and
-seconds are those of the processor.
+seconds are those of the processor. A stopped run goes on with the same --json.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,24 +29,24 @@ from diba._internal.snr import energy_and_error, output_energy_and_error, snr_db
 from ..common import results
 from ..common.command import at_least_one, finish, parser
 from ..common.data import austen, news
-from ..common.tables import markdown, measured
+from ..common.tables import markdown, measured, plural
 from ..models import speech
 from ..models.text import NOVEL, load_minilm, load_smollm2, minilm_inputs, smollm2_batches, spread, windows
 
-# Runs in either installation. Arguments: folder, bits, effort, tokens of the moments.
+# Runs in either installation. Arguments: folder, bits, effort, tokens of the moments, seed, kinds of solves.
 WORKER = """
 import json, sys, time
 import numpy as np
 import diba
 from diba.solvers import second_moments as rules
-folder, bits, effort, count = sys.argv[1], float(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+folder, bits, effort, count, seed = sys.argv[1], float(sys.argv[2]), sys.argv[3], *map(int, sys.argv[4:6])
 A, S = (np.load(f"{folder}/{name}.npy") for name in "AS")
 S = S + np.diag(rules.missing_power(S))
 share = getattr(rules, "factor_shrinkage", lambda n, count, bits: rules.shrinkage(n, count))
-given = {"bits_per_weight": bits, "alphabet": "sign", "effort": effort, "threads": 1}
+given = {"bits_per_weight": bits, "alphabet": "sign", "effort": effort, "threads": 1, "seed": seed}
 diba.solve(A[:64, :64], 32, threads=1)  # libraries start
-found = {}
-for name, more in (("outputs", {"covariance": (S, share(len(S), count, bits))}), ("plain", {})):
+found, kinds = {}, {"outputs": {"covariance": (S, share(len(S), count, bits))}, "plain": {}}
+for name, more in ((kind, kinds[kind]) for kind in sys.argv[6:]):
     began = time.process_time()
     f = diba.solve(A, **given, **more)
     found[name] = time.process_time() - began
@@ -141,15 +141,21 @@ def moments(source: Model, model: torch.nn.Module, batches: Batches) -> tuple[Mo
     return {name: total.double().numpy() / counts[name] for name, total in sums.items()}, dict(counts)
 
 
-def run(command: Sequence[str], folder: str, bits: float, effort: str, count: int) -> dict[str, float]:
-    arguments = [folder, str(bits), effort, str(count)]
-    done = subprocess.run([*command, "-c", WORKER, *arguments], capture_output=True, text=True, check=True)
+def run(command: Sequence[str], folder: str, *arguments: object) -> dict[str, float]:
+    given = [*command, "-c", WORKER, folder, *map(str, arguments)]
+    done = subprocess.run(given, capture_output=True, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-def rows_of(name: str, source: Model, commands: Mapping[str, Sequence[str]], options: Any) -> Iterator[Any]:
-    """A row for each matrix, size and installation."""
+def rows_of(
+    name: str,
+    source: Model,
+    commands: Mapping[str, Sequence[str]],
+    options: Any,
+    done: Container[tuple[str, str, float, int, str]] = (),
+) -> Iterator[Any]:
+    """A row for each matrix, size, seed and installation that is not done."""
     model = source.load()
     batches = source.batches()
     seen, counts = moments(source, model, batches.pop("moments"))
@@ -159,25 +165,23 @@ def rows_of(name: str, source: Model, commands: Mapping[str, Sequence[str]], opt
         with tempfile.TemporaryDirectory() as folder:
             np.save(f"{folder}/A.npy", A)
             np.save(f"{folder}/S.npy", seen[layer])
-            for bits in options.bits:
-                for which, command in commands.items():
-                    seconds = run(command, folder, bits, options.effort, counts[layer])
-                    F, G = (np.load(f"{folder}/{kind}.npy") for kind in ("outputs", "plain"))
-                    row = {
-                        "model": name,
-                        "matrix": layer,
-                        "shape": list(A.shape),
-                        "bits": bits,
-                        "diba": which,
-                    }
-                    for kind, S in judges.items():
-                        row[kind] = round(snr_db(*output_energy_and_error(A, F, S[layer])), 3)
-                    row["plain"] = round(snr_db(*energy_and_error(A, G)), 3)
-                    yield row | {f"{kind}_seconds": round(value, 2) for kind, value in seconds.items()}
+            cases = itertools.product(options.bits, range(options.seeds), commands.items())
+            for bits, seed, (which, command) in cases:
+                if (name, layer, bits, seed, which) in done:
+                    continue
+                seconds = run(command, folder, bits, options.effort, counts[layer], seed, *options.kinds)
+                row = {"model": name, "matrix": layer, "shape": list(A.shape)}
+                row |= {"bits": bits, "seed": seed, "diba": which}
+                dense = {kind: np.load(f"{folder}/{kind}.npy") for kind in options.kinds}
+                for judge, S in judges.items() if "outputs" in dense else ():
+                    row[judge] = round(snr_db(*output_energy_and_error(A, dense["outputs"], S[layer])), 3)
+                if "plain" in dense:
+                    row["plain"] = round(snr_db(*energy_and_error(A, dense["plain"])), 3)
+                yield row | {f"{kind}_seconds": round(value, 2) for kind, value in seconds.items()}
 
 
 def table(report: dict[str, Any]) -> str:
-    """Means of both, and what the matrix that gained least gained."""
+    """Means of both, and what the matrix and seed gained that gained least."""
     cells: dict[tuple[float, str], list[dict[str, Any]]] = defaultdict(list)
     for row in report["rows"]:
         cells[row["bits"], row["diba"]].append(row)
@@ -185,18 +189,25 @@ def table(report: dict[str, Any]) -> str:
     for bits in sorted({bits for bits, _ in cells}):
         old, new = (cells[bits, which] for which in ("other", "this"))
         for kind, seconds in (("held out", "outputs"), ("other", "outputs"), ("plain", "plain")):
-            pairs = [(a[kind], b[kind]) for a, b in zip(old, new, strict=False) if kind in a]
-            if not pairs:
+            both = [(a, b) for a, b in zip(old, new, strict=False) if kind in a]
+            if not both:
                 continue
+            pairs = [(a[kind], b[kind]) for a, b in both]
             gains = [b - a for a, b in pairs]
-            times = (float(np.sum([row[f"{seconds}_seconds"] for row in some])) for some in (old, new))
+            times = (
+                float(np.sum([row[f"{seconds}_seconds"] for row in some])) for some in zip(*both, strict=True)
+            )
             means = (float(np.mean(some)) for some in zip(*pairs, strict=True))
             rows.append([f"{bits:g}", kind, *(f"{x:.2f}" for x in means), f"{np.mean(gains):+.2f}",
                          f"{min(gains):+.2f}", *(f"{x:.0f}" for x in times)])  # fmt: skip
     head = ["Bits", "SNR in dB", "Other", "This", "Gain", "Least", "Other, s", "This, s"]
-    count = max(map(len, cells.values()))
+    count = len({(row["model"], row["matrix"]) for row in report["rows"]})
+    seeds = plural(len({row["seed"] for row in report["rows"]}), "seed")
     effort = report["arguments"]["effort"]
-    note = f"{count} matrices, signs, effort {effort}. {measured(report)}."
+    note = (
+        f"{count} matrices, {seeds}, signs, effort {effort}, one thread. Least: of all matrices and seeds. "
+        f"{measured(report)}."
+    )
     return f"{markdown(head, rows)}\n\n{note}"
 
 
@@ -205,6 +216,14 @@ def main(arguments: Sequence[str]) -> None:
     made.add_argument("--against", required=True, metavar="COMMAND", help="runs Python with the other diba")
     made.add_argument("--bits", type=float, nargs="+", default=[1.0, 2.0, 3.0], metavar="B")
     made.add_argument("--effort", choices=("fast", "normal", "best"), default="fast")
+    made.add_argument("--seeds", type=at_least_one, default=1, metavar="N", help="of every solve (1)")
+    made.add_argument(
+        "--kinds",
+        nargs="+",
+        choices=("outputs", "plain"),
+        default=["outputs", "plain"],
+        help="what is minimised (both)",
+    )
     made.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS), metavar="NAME")
     made.add_argument(
         "--limit", type=at_least_one, metavar="N", help="the first N matrices of each model only"
@@ -212,13 +231,15 @@ def main(arguments: Sequence[str]) -> None:
     options = made.parse_args(arguments)
     torch.set_num_threads(1)
     commands = {"other": shlex.split(options.against), "this": [sys.executable]}
-    kept = {name: getattr(options, name) for name in ("bits", "effort", "models", "limit")}
-    report: dict[str, Any] = {"machine": results.machine(), "arguments": kept, "rows": []}
+    kept = {name: getattr(options, name) for name in ("bits", "effort", "seeds", "kinds", "models", "limit")}
+    fresh: dict[str, Any] = {"machine": results.machine(), "arguments": kept, "rows": []}
+    report = results.go_on(options.json, fresh, same=("machine", "arguments"))
+    done = {tuple(row[key] for key in ("model", "matrix", "bits", "seed", "diba")) for row in report["rows"]}
     for name in options.models:
         source = MODELS[name]
         some = Model(source.load, source.layers[: options.limit], source.call, source.batches)
-        for row in rows_of(name, some, commands, options):
+        for row in rows_of(name, some, commands, options, done):
             report["rows"].append(row)
-            results.write(options.json and Path(options.json), report)
+            results.write(options.json, report)
             print(row, file=sys.stderr, flush=True)
     finish(table(report), report, options)

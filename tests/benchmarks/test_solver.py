@@ -94,8 +94,8 @@ def test_a_large_matrix_is_announced(
 
 def test_gains_in_outputs_are_of_the_same_matrix(benchmark: Benchmark) -> None:
     rows = [
-        {"bits": 1.0, "diba": which, "held out": level, "plain": 5.0}
-        | {"outputs_seconds": 1.0, "plain_seconds": 2.0}
+        {"model": "a", "matrix": f"to {level}", "bits": 1.0, "seed": 0, "diba": which}
+        | {"held out": level, "plain": 5.0, "outputs_seconds": 1.0, "plain_seconds": 2.0}
         for level in (8.0, 10.0)
         for which in ("other", "this")
     ]
@@ -106,7 +106,7 @@ def test_gains_in_outputs_are_of_the_same_matrix(benchmark: Benchmark) -> None:
     )
     assert "| 1 | held out | 9.00 | 9.62 | +0.62 | +0.25 | 2 | 2 |" in text
     assert "| 1 | plain | 5.00 | 5.00 | +0.00 | +0.00 | 4 | 4 |" in text
-    assert "2 matrices" in text
+    assert "2 matrices, 1 seed" in text
     assert "| other |" not in text
 
 
