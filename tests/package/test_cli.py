@@ -286,6 +286,14 @@ def test_inputs_that_do_not_fit(folder: Path, refused: Callable[..., str]) -> No
             ("solve",),
             "the following arguments are required: FILE[:TENSOR], -o/--output; see 'diba solve --help'",
         ),
+        (
+            ("solve", "a.npy", "-o", "x", "--k", "1", "--efort=fast"),
+            "unrecognized arguments: --efort=fast (is --effort meant?); see 'diba solve --help'",
+        ),
+        (
+            ("generate", "folder", "Hello", "you"),
+            "unrecognized arguments: you; see 'diba generate --help'",
+        ),
         (("solve", "a.npy", "-o", "x"), "one of the arguments --bits --k --ratio --snr-db is required"),
         (
             ("solve", "a.npy", "-o", "x", "--k", "1", "--bits", "1"),

@@ -7,9 +7,10 @@ code 2, Ctrl-C is one line and exit code 130.
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import _core
 from . import bench, chat, compress, doctor, draw, export, generate, inspect, merge, plan, solve, verify
@@ -48,7 +49,16 @@ def _fail(message: str, code: int) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """An ArgumentParser that reports errors in one line."""
+    """An ArgumentParser that reports errors in one line, those of a command with the command's help."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        options, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            names = [name for action in self._actions for name in action.option_strings]
+            close = difflib.get_close_matches(unknown[0].partition("=")[0], names, n=1)
+            meant = f" (is {close[0]} meant?)" if close else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{meant}")
+        return options, unknown
 
     def error(self, message: str) -> NoReturn:
         sys.exit(_fail(f"{message}; see '{self.prog} --help'", 2))
