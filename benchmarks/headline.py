@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from statistics import mean, median
 
 from .common.results import Report
@@ -17,12 +17,20 @@ __all__ = ["headline"]
 
 Load = Callable[[str], Report]
 HEAD = ["", "Dense", "diba", "Others"]
+PERPLEXITY = ("news_perplexity", "emma_perplexity"), "perplexity of news, of a novel"
+SENTENCES = ("lee_pearson", "wordsim_spearman"), "agreement with people, Lee and WordSim-353"
+# Task, form, another arm and its form, metrics and what they are.
+FILES = (
+    ("smollm2", "3 bits, table of 4", "llama.cpp", "IQ2_XXS", *PERPLEXITY),
+    ("smollm2", "3 bits", "llama.cpp", "Q2_K", *PERPLEXITY),
+    ("minilm", "2 bits, table of 4", "onnxruntime", "int4", *SENTENCES),
+)
 
 
 def headline(load: Load) -> tuple[list[str], list[list[str]]]:
     """(head, rows) of a table of at most nine rows: quality at equal bits, products, whole models."""
     rows = [*quality(load("quality")), *products(load("matvec"))]
-    return HEAD, [*rows, *runtime(load("decode")), *language(load("curves")), *accuracy(load("models"))]
+    return HEAD, [*rows, *runtime(load("decode")), *models(load("curves")), *accuracy(load("models"))]
 
 
 def quality(report: Report) -> Iterator[list[str]]:
@@ -66,30 +74,27 @@ def runtime(report: Report) -> Iterator[list[str]]:
         yield [title, "", f"**{ours}", f"{best} {other}"]
 
 
-def language(report: Report) -> Iterator[list[str]]:
-    """SmolLM2 reconstructed and retuned, beside the files of llama.cpp that come nearest."""
-    cells = report["cells"]
+def models(report: Report) -> Iterator[list[str]]:
+    """Whole models reconstructed and retuned, beside the files of others that come nearest."""
+    for task, form, arm, other, names, what in FILES:
 
-    def of(arm: str, form: str) -> str:
-        cell = cells[f"smollm2 | {arm} | {form} | 0"]
-        size = cell["bytes"] / (
-            2 if form == "float32" else 1
-        )  # dense models in 16 bits, as in the other rows
-        found = (f"{cell['metrics'][f'{text}_perplexity']:.1f}" for text in ("news", "emma"))
-        return f"{', '.join(found)} ({size / 1e6:.0f})"
+        def of(arm: str, form: str, task: str = task, names: Sequence[str] = names) -> str:
+            cell = report["cells"][f"{task} | {arm} | {form} | 0"]
+            size = cell["bytes"] / (2 if form == "float32" else 1)  # dense in 16 bits, as in the other rows
+            shown = (f"{cell['metrics'][name] * METRICS[name][2]:.{METRICS[name][1]}f}" for name in names)
+            return f"{', '.join(shown)} ({size / 1e6:.0f})"
 
-    for form, other in (("3 bits, table of 4", "IQ2_XXS"), ("3 bits", "Q2_K")):
-        title = cells[f"smollm2 | diba | {form} | 0"]["title"]
+        title = report["cells"][f"{task} | diba | {form} | 0"]["title"]
         yield [
-            f"{title} at {form}: perplexity of news, of a novel (MB on disk)",
+            f"{title} at {form}: {what} (MB on disk)",
             of("dense", "float32"),
             f"**{of('diba', form).replace(' (', '** (')}",
-            f"llama.cpp {other} {of('llama.cpp', other)}",
+            f"{arm} {other} {of(arm, other)}",
         ]
 
 
 def accuracy(report: Report) -> Iterator[list[str]]:
-    """Sizes and end metrics after calibration and retuning, at 2 bits."""
+    """Whisper after calibration and retuning, at 2 bits: size and end metric."""
     groups = grouped(report)
 
     def of(task: str, arm: str, bits: float, alphabet: str = "sign") -> tuple[str, str]:
@@ -98,14 +103,12 @@ def accuracy(report: Report) -> Iterator[list[str]]:
         value = factor * mean(cell["metrics"][cells[0]["primary"]] for cell in cells)
         return f"{value:.{decimals}f}", f"{cells[0]['bytes'] / 1e6:.0f}"
 
-    for task in ("whisper", "minilm"):
-        dense, ours = of(task, "dense", 32.0, ""), of(task, "dibard", 2.0)
-        first = next(cells[0] for key, cells in groups.items() if key[0] == task)
-        other = of(task, "rounded, retuned", 2.0, "")
-        what = f"{first['title']} at 2 bits: {METRICS[first['primary']][0]} (MB on disk)"
-        yield [
-            what,
-            f"{dense[0]} ({dense[1]})",
-            f"**{ours[0]}** ({ours[1]})",
-            f"rounded to groups of 64, retuned {other[0]} ({other[1]})",
-        ]
+    dense, ours = of("whisper", "dense", 32.0, ""), of("whisper", "dibard", 2.0)
+    first = groups["whisper", 2.0, "sign", "dibard"][0]
+    other = of("whisper", "rounded, retuned", 2.0, "")
+    yield [
+        f"{first['title']} at 2 bits: {METRICS[first['primary']][0]} (MB on disk)",
+        f"{dense[0]} ({dense[1]})",
+        f"**{ours[0]}** ({ours[1]})",
+        f"rounded to groups of 64, retuned {other[0]} ({other[1]})",
+    ]
