@@ -27,8 +27,6 @@
 //   Quotients(x).by(weights)        x / weight
 #pragma once
 
-#include <type_traits>
-
 #include "kernels/lookup_common.hpp"
 
 namespace diba {
@@ -66,20 +64,19 @@ class Tabulator {
 
   static float scale(const float* x, const float* d, std::size_t cols, float* scaled) {
     I32 largest = (I32)(F32{} + kSmallestRange);  // floats, compared as integers: NaN is above all numbers
-    float* ranges = ranges_in(scaled, steps_for(cols));
+    float* ranges = scaled + ranges_at(steps_for(cols));
     std::size_t j = 0;
-    const auto next = [&](auto whole, std::size_t count) {
-      const F32 found = scale_turn<whole>(x + j, d == nullptr ? d : d + j, count, scaled + j);
+    const auto keep = [&](F32 found) {
       Vector::store(ranges + j / 4, found);
       largest = Vector::max(largest, (I32)found);
     };
-    for (; j + kTurn <= cols; j += kTurn) next(std::true_type(), kTurn);
-    if (j < cols) next(std::false_type(), cols - j);
+    for (; j + kTurn <= cols; j += kTurn) keep(scale_turn<true>(x + j, d == nullptr ? d : d + j, kTurn, scaled + j));
+    if (j < cols) keep(scale_turn<false>(x + j, d == nullptr ? d : d + j, cols - j, scaled + j));
     return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(Vector::largest(largest))));
   }
 
   void add_steps(const float* scaled, std::size_t steps, std::uint8_t* entries, std::uint8_t* weights) {
-    const float* ranges = ranges_in(scaled, steps);
+    const float* ranges = scaled + ranges_at(steps);
     const std::size_t turns = steps / kTurnSteps;
     for (std::size_t t = 0; t < turns; t += kTogether) {
       add_turns(scaled + t * kTurn, ranges + t * kFloats, turns - t < kTogether ? turns - t : kTogether,
@@ -107,10 +104,8 @@ class Tabulator {
   static constexpr std::size_t kTurnsIn32Bits = 1024;  // sums of weight * q: 1024 * 32515 * 16 < 2^31
   static_assert(kScratchSteps % kTurnSteps == 0);
 
-  static const float* ranges_in(const float* scaled, std::size_t steps) {
-    return scaled + scratch_steps(steps) * kStep;
-  }
-  static float* ranges_in(float* scaled, std::size_t steps) { return scaled + scratch_steps(steps) * kStep; }
+  // Where the ranges of the groups begin in the scratch of so many steps.
+  static std::size_t ranges_at(std::size_t steps) { return scratch_steps(steps) * kStep; }
 
   void add_turns(const float* scaled, const float* ranges, std::size_t turns, std::uint8_t* entries,
                  std::uint8_t* weights) {
