@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from statistics import mean, median
+from statistics import median
+from typing import Any
 
 from .common.results import Report
 from .common.tables import number
 from .models.decode_table import PROMPT
-from .models.table import METRICS, grouped
+from .models.table import METRICS, grouped, shown
 from .products.rows import ONE, Rows
 from .quality.cells import METHODS
 from .quality.table import by_cell, sizes
@@ -16,6 +17,7 @@ from .quality.table import by_cell, sizes
 __all__ = ["headline"]
 
 Load = Callable[[str], Report]
+Cell = dict[str, Any]
 HEAD = ["", "Dense", "diba", "Others"]
 PERPLEXITY = ("news_perplexity", "emma_perplexity"), "perplexity of news, of a novel"
 SENTENCES = ("lee_pearson", "wordsim_spearman"), "agreement with people, Lee and WordSim-353"
@@ -77,20 +79,19 @@ def runtime(report: Report) -> Iterator[list[str]]:
 def models(report: Report) -> Iterator[list[str]]:
     """Whole models reconstructed and retuned, beside the files of others that come nearest."""
     for task, form, arm, other, names, what in FILES:
-
-        def of(arm: str, form: str, task: str = task, names: Sequence[str] = names) -> str:
-            cell = report["cells"][f"{task} | {arm} | {form} | 0"]
-            size = cell["bytes"] / (2 if form == "float32" else 1)  # dense in 16 bits, as in the other rows
-            shown = (f"{cell['metrics'][name] * METRICS[name][2]:.{METRICS[name][1]}f}" for name in names)
-            return f"{', '.join(shown)} ({size / 1e6:.0f})"
-
+        dense, ours, theirs = (
+            quality_and_size(report["cells"][f"{task} | {name} | {size} | 0"], names)
+            for name, size in (("dense", "float32"), ("diba", form), (arm, other))
+        )
         title = report["cells"][f"{task} | diba | {form} | 0"]["title"]
-        yield [
-            f"{title} at {form}: {what} (MB on disk)",
-            of("dense", "float32"),
-            f"**{of('diba', form).replace(' (', '** (')}",
-            f"{arm} {other} {of(arm, other)}",
-        ]
+        ours = f"**{ours.replace(' (', '** (')}"
+        yield [f"{title} at {form}: {what} (MB on disk)", dense, ours, f"{arm} {other} {theirs}"]
+
+
+def quality_and_size(cell: Cell, names: Sequence[str]) -> str:
+    """Metrics and megabytes; dense models in 16 bits, as in the other rows."""
+    size = cell["bytes"] / (2 if cell["form"] == "float32" else 1)
+    return f"{', '.join(shown(name, [cell['metrics'][name]]) for name in names)} ({size / 1e6:.0f})"
 
 
 def accuracy(report: Report) -> Iterator[list[str]]:
@@ -99,9 +100,8 @@ def accuracy(report: Report) -> Iterator[list[str]]:
 
     def of(task: str, arm: str, bits: float, alphabet: str = "sign") -> tuple[str, str]:
         cells = groups[task, bits, alphabet, arm]
-        _, decimals, factor = METRICS[cells[0]["primary"]]
-        value = factor * mean(cell["metrics"][cells[0]["primary"]] for cell in cells)
-        return f"{value:.{decimals}f}", f"{cells[0]['bytes'] / 1e6:.0f}"
+        primary = cells[0]["primary"]
+        return shown(primary, [cell["metrics"][primary] for cell in cells]), f"{cells[0]['bytes'] / 1e6:.0f}"
 
     dense, ours = of("whisper", "dense", 32.0, ""), of("whisper", "dibard", 2.0)
     first = groups["whisper", 2.0, "sign", "dibard"][0]

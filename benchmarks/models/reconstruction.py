@@ -20,8 +20,9 @@ import diba.torch
 
 from ..common import results
 from ..common.command import at_least_one, finish, parser
-from ..common.tables import markdown, measured
+from ..common.tables import markdown, measured, plural
 from .shared import batches, made, teacher
+from .table import each_task
 
 STAGES: dict[str, dict[str, Any] | None] = {
     "layer by layer": None,
@@ -96,25 +97,23 @@ def measure(name: str, stage: str, options: argparse.Namespace) -> dict[str, Any
 
 def table(report: dict[str, Any]) -> str:
     parts, facts = [], report["arguments"]
-    for task in dict.fromkeys(key.partition(" | ")[0] for key in report["rows"]):
-        rows = {
-            key.partition(" | ")[2]: row for key, row in report["rows"].items() if key.startswith(f"{task} |")
-        }
-        names = [name for name in next(iter(rows.values()))["metrics"] if not name.endswith("_nats")]
+    for task, names, rows in each_task(report):
+        timed = all("seconds" in row for row in rows.values())  # not of a run that was paused
         cells = [
             [
                 stage,
                 *(f"{row['metrics'][name]:.4g}" for name in names),
                 last_loss(row),
-                f"{row['seconds']:.0f}",
+                *([f"{row['seconds']:.0f}"] if timed else []),
             ]
             for stage, row in rows.items()
         ]
         first = f"{TITLES[task]}, first {facts['blocks']} blocks"
-        head = [first, *(name.replace("_", " ") for name in names), "last block's loss", "s"]
+        head = [first, *(name.replace("_", " ") for name in names), "last block's loss", *["s"] * timed]
         parts.append(markdown(head, cells))
     note = (
-        f"{facts['bits']:g} bits a weight, {facts['batches']} batches, one seed, {facts['threads']} threads. "
+        f"{plural(facts['bits'], 'bit')} a weight, {facts['batches']} batches, one seed, "
+        f"{plural(facts['threads'], 'thread')}. "
         f"{measured(report)}."
     )
     return "\n\n".join([*parts, note])

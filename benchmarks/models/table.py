@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from statistics import mean
 from typing import Any
 
@@ -93,6 +93,17 @@ def task_table(groups: dict[tuple[float, str, str], list[dict[str, Any]]]) -> st
         values = [shown(name, [cell["metrics"][name] for cell in cells]) for name in names]
         lines.append(facts + values)
     return f"{first['title']}:\n\n{markdown(head, lines, left=2)}"
+
+
+def each_task(report: dict[str, Any]) -> Iterator[tuple[str, list[str], dict[str, dict[str, Any]]]]:
+    """(task, names of its metrics, rows by what was done) where rows are named "task | what was done"."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for key, row in report["rows"].items():
+        task, _, what = key.partition(" | ")
+        found.setdefault(task, {})[what] = row
+    for task, rows in found.items():
+        metrics = next(iter(rows.values()))["metrics"]
+        yield task, [name for name in metrics if not name.endswith("_nats")], rows
 
 
 def shown(name: str, values: Iterable[float]) -> str:

@@ -22,6 +22,7 @@ from ..common import results
 from ..common.command import finish, parser
 from ..common.tables import markdown, measured
 from .shared import batches, made, teacher
+from .table import each_task
 
 BATCHES = 32  # that tell of the vectors which an output layer meets
 FORMS: dict[str, dict[str, Any]] = {
@@ -92,16 +93,12 @@ def but(names: Sequence[str]) -> str:
 def table(report: dict[str, Any]) -> str:
     """One for each model."""
     parts = []
-    for task in dict.fromkeys(key.partition(" | ")[0] for key in report["rows"]):
-        rows = {
-            key.partition(" | ")[2]: row for key, row in report["rows"].items() if key.startswith(f"{task} |")
-        }
-        first = next(iter(rows.values()))
-        names = [name for name in first["metrics"] if not name.endswith("_nats")]
+    for _, names, rows in each_task(report):
         cells = [
             [form, f"{row['bits']:.2f}", *(f"{row['metrics'][name]:.4g}" for name in names)]
             for form, row in rows.items()
         ]
-        head = [first["title"], "bits an entry", *(name.replace("_", " ") for name in names)]
+        title = next(iter(rows.values()))["title"]
+        head = [title, "bits an entry", *(name.replace("_", " ") for name in names)]
         parts.append(markdown(head, cells))
     return "\n\n".join([*parts, f"{measured(report)}."])
