@@ -77,10 +77,10 @@ class VectorTables {
   LookupTables tables_[kMostTogether];
 };
 
-// Fetches the beginning of what will be read next. The kernels fetch ahead from one block to the one that lies behind
-// it, which is the next one, and behind B2 lies B1, only as long as the order is forwards.
-void fetch(const TiledBits& matrix, std::size_t b, std::size_t most) {
-  const TiledBits::Block block = matrix.block(b);
+// Fetches the beginning of a matrix. From there on the kernels fetch what lies ahead of them: the next block, behind
+// the last one of B2 the first one of B1, and behind B1 often what is multiplied next (layout/arena.hpp).
+void fetch(const TiledBits& matrix, std::size_t most) {
+  const TiledBits::Block block = matrix.block(0);
   const std::size_t bytes = std::min(most, block.tiles * steps_for(matrix.cols) * kTileStep);
   for (std::size_t i = 0; i < bytes; i += 64) fetch_line(block.words + i);
 }
@@ -273,17 +273,9 @@ void Packed::multiply_together(const Pass& pass, const float* x, std::size_t cou
                         0.5F * outer.total(c),
                         t.zero};
   };
-  // One thread goes through the blocks forwards and backwards by turns: the last blocks of one product, which a cache
-  // still holds, are the first of the next. Several threads each keep to their own blocks (parallel.cpp).
-  const bool backwards = executor.threads() == 1 &&
-                         backwards_.exchange(!backwards_.load(std::memory_order_relaxed), std::memory_order_relaxed);
-  const auto in_order = [=](std::size_t b, const TiledBits& matrix) { return backwards ? matrix.blocks() - 1 - b : b; };
   const bool alone = executor.threads() == 1 && count < kFewestTogether;  // else the bits are not what takes the time
   const std::size_t ahead = tuning().fetch_bytes;
-  const auto fetch_block = [&](std::size_t b, const TiledBits& matrix) {
-    if (alone && b < matrix.blocks()) fetch(matrix, in_order(b, matrix), ahead);
-  };
-  fetch_block(0, right_);
+  if (alone && right_.blocks() > 0) fetch(right_, ahead);
   std::optional<SparseVectors> sparse;
   if (pass.plus != nullptr) sparse.emplace(*pass.plus, x, count, reinterpret_cast<float*>(scratch.data()));
   const auto add_sparse = [&](std::size_t b, const TiledBits& matrix) {
@@ -294,16 +286,13 @@ void Packed::multiply_together(const Pass& pass, const float* x, std::size_t cou
     c < count ? outer.fill(kernels, c, x + c * cols(), pass.d3) : sparse->fill(c - count);
   };
   const auto right = [&](std::size_t b) {
-    if (backwards) fetch_block(b + 1, right_);
-    if (backwards && two && b + 1 == right_.blocks()) fetch_block(0, *left_);
-    multiply_block(kernels, right_, in_order(b, right_), outer, count, ahead, sums, finish_right);
-    if (!two) add_sparse(in_order(b, right_), right_);
+    multiply_block(kernels, right_, b, outer, count, ahead, sums, finish_right);
+    if (!two) add_sparse(b, right_);
   };
   const auto fill_middle = [&](std::size_t c) { middle.fill(kernels, c, sums + c * inner(), pass.d2); };
   const auto left = [&](std::size_t b) {
-    if (backwards) fetch_block(b + 1, *left_);
-    multiply_block(kernels, *left_, in_order(b, *left_), middle, count, ahead, y, finish_left);
-    add_sparse(in_order(b, *left_), *left_);
+    multiply_block(kernels, *left_, b, middle, count, ahead, y, finish_left);
+    add_sparse(b, *left_);
   };
   const Stage stages[] = {{count + (sparse ? sparse->tiles() : 0), fill_outer},
                           {right_.blocks(), right},

@@ -4,7 +4,6 @@
 // not; so do the threads (Executor).
 #pragma once
 
-#include <atomic>
 #include <cstddef>
 #include <memory>
 #include <optional>
@@ -113,8 +112,7 @@ class Packed {
   const bool signs_;
   const Arena arena_;  // B2, then B1, in the order in which they are read
   const TiledBits right_;
-  const std::optional<TiledBits> left_;         // none: one matrix by itself
-  mutable std::atomic<bool> backwards_{false};  // whether the next product starts with the last block
+  const std::optional<TiledBits> left_;  // none: one matrix by itself
   mutable MadeOnce<Packed> transposed_;
 };
 
