@@ -10,8 +10,9 @@ import pytest
 import diba
 from diba import _core
 from diba._internal.snr import output_energy_and_error, snr_db
-from diba.solvers import methods
+from diba.solvers import methods, stages
 from diba.solvers import run as solver_run
+from diba.solvers.admm import Admm
 from diba.solvers.metric import Metric, MetricAdmm
 from diba.solvers.schedule import NEVER, Deadline, Schedule
 from diba.solvers.stages import part_sizes, ramps
@@ -205,6 +206,37 @@ def test_parts_share_their_outer_diagonals_and_add_up(alphabet: str) -> None:
     assert (whole.d2[:40] == first.d2).all()
     assert whole.snr_db(A) > first.snr_db(A) + 2
     assert seen[60].snr_db > seen[30].snr_db + 2
+
+
+def test_a_super_weight_spoils_no_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its row and column have large scales in the first part; later ones are made without."""
+    A = gaussian(96, 120)
+    A[5, 7] = 160
+    given: dict[str, Any] = {"bits_per_weight": 3, "alphabet": "sign", "effort": "fast"}
+    bounded = diba.solve(A, **given).snr_db(A)
+    monkeypatch.setattr(stages, "_LARGEST_SCALE", np.inf)
+    assert bounded > diba.solve(A, **given).snr_db(A) + 0.5
+
+
+def test_parts_with_bounded_scales_add_up_where_none_is_bounded() -> None:
+    A = gaussian(80, 70)
+    A[5, 7] = 160
+    given: dict[str, Any] = {"steps": 30, "deadline": NEVER, "stage": Schedule(None).stage(NEVER, 0, 60)}
+    whole = ramps(A, [40, 39], "sign", 0, 0.0, 1, **given).factors
+    first = ramps(A, [40], "sign", 0, 0.0, 1, **given).factors
+    outer = stages._bounded(first.d1)[0], stages._bounded(first.d3)[0]
+    for bounded, scales, large in zip(outer, (first.d1, first.d3), (5, 7), strict=True):
+        ratios = bounded / scales
+        assert np.delete(ratios, large) == pytest.approx(ratios[0], rel=1e-5)
+        assert bounded[large] == pytest.approx(4 * np.median(bounded), rel=1e-5)
+        assert np.linalg.norm(bounded) == pytest.approx(1, rel=1e-6)
+    alone = Admm(A - first.to_dense(), 39, 1, 0.0, 1, outer=outer)
+    assert len(list(alone.iterate(30, NEVER))) == 31
+    second = diba.Factorization(*alone.factors("sign")).to_dense()
+    both = first.to_dense() + second
+    rows, cols = np.delete(np.arange(80), 5), np.delete(np.arange(70), 7)
+    assert whole.to_dense()[np.ix_(rows, cols)] == pytest.approx(both[np.ix_(rows, cols)], rel=1e-4, abs=1e-4)
+    assert (whole.b1.to_dense()[:, 40:] == alone.factors("sign")[1].to_dense()).all()
 
 
 @pytest.mark.parametrize("alphabet", ALPHABETS)

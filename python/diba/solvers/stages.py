@@ -1,7 +1,10 @@
 """ADMM in stages: for more bits per weight, k is split, and each part factors what those before leave of A.
 
-The parts share the outer diagonals of the first; later ones fit their signs and their piece of d2. Together
-they are factors of A like any others, and the descent that follows works on all of them.
+The parts share the outer diagonals of the first; later ones fit their signs and their piece of d2. A row or
+column that the first part needs far larger than others, such as that of a "super weight" (Yu et al., arXiv
+2411.07191), is no larger than they are in what is left: with its scale, its signs would turn from step to
+step and spoil all other rows. So later parts are made with such scales bounded. Together the parts are
+factors of A like any others, and the descent that follows works on all of them, there most of all.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ __all__ = ["Ramps", "check_device", "metric_for", "part_sizes", "ramps"]
 _BITS_OF_A_PART = 1.6  # at most this many bits per weight, but for the most parts
 _MOST_PARTS = 3
 _SMALLEST_PART = 24  # inner dimension
+_LARGEST_SCALE = 4.0  # of a row or column in later parts, in medians of all
 
 
 class Ramps(NamedTuple):
@@ -110,8 +114,8 @@ def ramps(
     """
     found: list[Factorization] = []
     rest, energy, pace = A, 0.0, 0.0
+    outer, unit = None, np.float32(1)
     for part, k in enumerate(sizes):
-        outer = (found[0].d1, found[0].d3) if found else None
         if device is not None:
             run: Admm = _on(device).DeviceAdmm(device, metric, rest, k, seed + part, balance, outer=outer)
         elif metric is not None:
@@ -126,15 +130,38 @@ def ramps(
         del run  # frees its memory
         if len(found) < len(sizes):
             rest = rest - found[-1].to_dense()
-    return Ramps(_together(found), not energy, pace * len(sizes) ** 2)
+        if outer is None:
+            (d1, unit_1), (d3, unit_3) = _bounded(found[0].d1), _bounded(found[0].d3)
+            outer, unit = (d1, d3), unit_1 * unit_3
+    return Ramps(_together(found, unit), not energy, pace * len(sizes) ** 2)
 
 
-def _together(parts: list[Factorization]) -> Factorization:
-    """The sum of parts that have the same outer diagonals."""
-    if len(parts) == 1:
-        return parts[0]
-    m, n = parts[0].shape
-    alphabet = parts[0].alphabet
-    left = BitMatrix(np.concatenate([f.b1.T.words for f in parts]), m, alphabet).T
-    right = BitMatrix(np.concatenate([f.b2.words for f in parts]), n, alphabet)
-    return Factorization(parts[0].d1, left, np.concatenate([f.d2 for f in parts]), right, parts[0].d3)
+def _bounded(scales: NDArray[np.float32]) -> tuple[NDArray[np.float32], np.float32]:
+    """An outer diagonal for later parts, of length one: the same, or with no scale far above the median.
+
+    Returns:
+        (the diagonal, what the scales of all other rows or columns were multiplied by).
+    """
+    most = np.float32(_LARGEST_SCALE) * np.median(scales[scales > 0]) if scales.any() else 0
+    if not most or scales.max() <= most:
+        return scales, np.float32(1)
+    bounded = np.minimum(scales, most)
+    unit = np.float32(1 / np.linalg.norm(bounded))
+    return bounded * unit, unit
+
+
+def _together(parts: list[Factorization], unit: np.float32) -> Factorization:
+    """All parts, with the outer diagonals of the first.
+
+    Args:
+        parts: Of the same shape and alphabet.
+        unit: What d2 of the later ones is multiplied by, as they were made with other outer diagonals.
+    """
+    first, *others = parts
+    if not others:
+        return first
+    m, n = first.shape
+    left = BitMatrix(np.concatenate([f.b1.T.words for f in parts]), m, first.alphabet).T
+    right = BitMatrix(np.concatenate([f.b2.words for f in parts]), n, first.alphabet)
+    d2 = np.concatenate([first.d2, *(f.d2 * unit for f in others)])
+    return Factorization(first.d1, left, d2, right, first.d3)
