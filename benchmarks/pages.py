@@ -38,6 +38,7 @@ TABLES = {
     "quality": "quality.table",
     "exceptions": "quality.exceptions",
     "models": "models.table",
+    "tables": "models.tables",
     "reconstruction": "models.reconstruction",
     "reconstruction-efficientnet": "models.reconstruction",
     "apb": "apb.table",
