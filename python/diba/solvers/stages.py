@@ -31,6 +31,7 @@ _BITS_OF_A_PART = 1.6  # at most this many bits per weight, but for the most par
 _MOST_PARTS = 3
 _SMALLEST_PART = 24  # inner dimension
 _LARGEST_SCALE = 4.0  # of a row or column in later parts, in medians of all
+_LEAST_LENGTH = 0.7  # what is left of the length of an outer diagonal
 
 
 class Ramps(NamedTuple):
@@ -143,10 +144,12 @@ def _bounded(scales: NDArray[np.float32]) -> tuple[NDArray[np.float32], np.float
         (the diagonal, what the scales of all other rows or columns were multiplied by).
     """
     most = np.float32(_LARGEST_SCALE) * np.median(scales[scales > 0]) if scales.any() else 0
-    if not most or scales.max() <= most:
-        return scales, np.float32(1)
     bounded = np.minimum(scales, most)
-    unit = np.float32(1 / np.linalg.norm(bounded))
+    length = np.linalg.norm(bounded)
+    # Where large ones are most of the diagonal, as with a single row that is not zero, they are the matrix.
+    if scales.max() <= most or length < _LEAST_LENGTH:
+        return scales, np.float32(1)
+    unit = np.float32(1 / length)
     return bounded * unit, unit
 
 
