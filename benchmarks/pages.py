@@ -32,6 +32,7 @@ TABLES = {
     "solve": "solver.solve",
     "choices": "solver.choices",
     "objectives": "solver.objectives",
+    "outputs": "solver.outputs",
     "large": "solver.large",
     "faster": "solver.faster",
     "minilm": "quality.minilm_table",
