@@ -129,8 +129,9 @@ def ramps(
         pace = max(pace, run.pace)
         found.append(Factorization(*run.factors(alphabet)))
         del run  # frees its memory
-        if len(found) < len(sizes):
-            rest = rest - found[-1].to_dense()
+        if len(found) == len(sizes):
+            break
+        rest = rest - found[-1].to_dense()
         if outer is None:
             (d1, unit_1), (d3, unit_3) = _bounded(found[0].d1), _bounded(found[0].d3)
             outer, unit = (d1, d3), unit_1 * unit_3
