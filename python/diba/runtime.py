@@ -100,6 +100,7 @@ def info() -> dict[str, object]:
         "supported_isas": supported_isas(),
         "threads": num_threads(),
         "available_memory_bytes": machine.available_memory(),
+        "large_pages_given": machine.large_pages_given(),
         "byteorder": sys.byteorder,
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import json
+import mmap
 import os
 import pkgutil
 import platform
@@ -234,6 +235,36 @@ def test_limits_of_this_machine() -> None:
     assert memory is None or memory > 0
 
 
+# ---------------------------------------------------------------- large pages
+
+
+def test_large_pages_are_none_where_they_are_turned_off() -> None:
+    if not os.access("/proc/self/smaps_rollup", os.R_OK):
+        assert machine.large_pages_given() is None
+        return
+    done = python(
+        "import ctypes; assert ctypes.CDLL(None).prctl(41, 1, 0, 0, 0) == 0  # PR_SET_THP_DISABLE\n"
+        "import diba; print(diba.info()['large_pages_given'])"
+    )
+    assert done.stdout.strip() == "0.0", done.stderr
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="no large pages on this system")
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [("0", "6144", 0.75), ("2048", "12288", 1.0), ("4096", "2048", 0.0)],  # kB; others give back meanwhile
+)
+def test_large_pages_given(before: str, after: str, expected: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = iter([f"Rss: 9 kB\nAnonHugePages: {before} kB\n", f"Rss: 9 kB\nAnonHugePages: {after} kB\n"])
+    monkeypatch.setattr(machine, "_read", lambda path: next(texts))
+    assert machine.large_pages_given() == expected
+
+
+def test_large_pages_of_a_system_that_does_not_tell(fake_machine: Path) -> None:
+    machine._files_of_test["/proc/self/smaps_rollup"] = ""
+    assert machine.large_pages_given() is None
+
+
 # ---------------------------------------------------------------- info and import
 
 
@@ -244,6 +275,7 @@ def test_info() -> None:
     assert info["supported_isas"] == diba.supported_isas()
     assert info["threads"] == diba.num_threads()
     assert {"python", "numpy", "safetensors", "torch", "platform", "compiler", "cpu"} <= set(info)
+    assert info["large_pages_given"] is None or 0 <= info["large_pages_given"] <= 1
     json.dumps(info)
 
 

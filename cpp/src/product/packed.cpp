@@ -9,14 +9,13 @@
 #include "product/exact.hpp"
 #include "product/finite.hpp"
 #include "product/sparse_rows.hpp"
+#include "product/vector_tables.hpp"
 #include "runtime/tuning.hpp"
 
 namespace diba {
 namespace {
 
-// Limits of the vectors multiplied together, whose number follows from Tuning::table_bytes: their sums are on the
-// stack.
-constexpr std::size_t kFewestTogether = 4, kMostTogether = 64;
+constexpr std::size_t kFewestTogether = 4;
 
 // An entry of a sparse matrix takes as long as so many bits.
 constexpr double kBitsOfEntry = 64;
@@ -34,8 +33,6 @@ bool all_finite(const std::vector<float>& x) { return diba::all_finite(x.data(),
 const float* or_null(const std::vector<float>& x) { return x.empty() ? nullptr : x.data(); }
 const float* from(const float* x, std::size_t first) { return x == nullptr ? nullptr : x + first; }
 
-std::size_t padded(std::size_t bytes) { return (bytes + 63) / 64 * 64; }
-
 // a(j) *= d(j), where there is a d.
 void scale(std::vector<double>& a, const std::vector<float>& d) {
   for (std::size_t j = 0; j < d.size(); ++j) a[j] *= static_cast<double>(d[j]);
@@ -44,38 +41,6 @@ void scale(std::vector<double>& a, const std::vector<float>& d) {
 bool same(const std::vector<float>& kept, const float* given) {
   return std::memcmp(kept.data(), given, kept.size() * sizeof(float)) == 0;
 }
-
-// Tables of some vectors of `cols` entries, in bytes_for(cols, count) bytes of 64-byte aligned memory.
-class VectorTables {
- public:
-  VectorTables(std::size_t cols, std::size_t count, std::uint8_t* memory)
-      : cols_(cols), scaled_(reinterpret_cast<float*>(memory + count * table_bytes(cols))) {
-    for (std::size_t c = 0; c < count; ++c) {
-      std::uint8_t* entries = memory + c * table_bytes(cols);
-      tables_[c] = {entries, entries + steps_for(cols) * kStepEntries, 0.0F, 0, 0.0F};
-    }
-  }
-  static std::size_t bytes_for(std::size_t cols, std::size_t count) {
-    return count * (table_bytes(cols) + scratch_floats(cols) * sizeof(float));
-  }
-
-  void fill(const LookupKernels& kernels, std::size_t c, const float* x, const float* d) {
-    kernels.tabulate(x, d, cols_, scaled_ + c * scratch_floats(cols_), &tables_[c]);
-  }
-
-  const LookupTables* data() const { return tables_; }
-  float total(std::size_t c) const { return tables_[c].total; }
-  std::size_t steps() const { return steps_for(cols_); }
-
- private:
-  static std::size_t table_bytes(std::size_t cols) {
-    return steps_for(cols) * kStepEntries + padded(steps_for(cols) * kStepWeights);
-  }
-
-  std::size_t cols_;
-  float* scaled_;
-  LookupTables tables_[kMostTogether];
-};
 
 // Fetches the beginning of a matrix. From there on the kernels fetch what lies ahead of them: the next block, behind
 // the last one of B2 the first one of B1, and behind B1 often what is multiplied next (layout/arena.hpp).
