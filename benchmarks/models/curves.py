@@ -40,7 +40,8 @@ def main(arguments: Sequence[str]) -> None:
     diba.set_num_threads(chosen.threads)
     fresh = {"machine": results.machine(), "quick": chosen.quick, "cells": {}}
     report = results.go_on(chosen.json, fresh, ("quick",))  # neither files nor metrics are the machine's
-    planned = [cell for task in RECIPES for cell in cells(recipe_of(task, chosen.quick), chosen.seeds)]
+    recipes = [recipe_of(task, chosen.quick, chosen.recipe) for task in RECIPES]
+    planned = [cell for recipe in recipes for cell in cells(recipe, chosen.seeds)]
     left = [cell for cell in planned if wanted(cell, chosen) and cell.key not in report["cells"]]
     print(f"{len(left)} cells to measure", file=sys.stderr)
     for cell in left:

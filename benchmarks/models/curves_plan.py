@@ -97,6 +97,7 @@ RECIPES = {
             joined=2,  # of two windows of 256 tokens each
             calibration=64,
             steps=96,
+            bits=(1.0, 1.5, 2.0, 3.0, 4.0),
             tables=(WHOLE, 4),
             files=(
                 "IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "Q2_K", "IQ3_XXS", "IQ3_S", "Q3_K_S", "IQ4_XS", "Q4_0",
