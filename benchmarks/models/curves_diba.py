@@ -31,7 +31,9 @@ def converted(cell: Cell, work: Work, clock: Clock) -> Facts:
         **task.config, **recipe.config,
     }  # fmt: skip
     reconstruct = {"seed": cell.seed, **recipe.reconstruct}
-    about = {"settings": settings, "reconstruct": reconstruct, "batches": len(work.seen)}
+    about: Facts = {"settings": settings, "reconstruct": reconstruct, "batches": len(work.seen)}
+    if recipe.spoken:
+        about["spoken"] = recipe.spoken
     model, facts = unfinished(folder, about) or (task.load().to(work.device), {"about": about})
     for name in ("seconds", "cpu_seconds"):
         setattr(clock, name, facts.get(name, 0.0))
@@ -78,9 +80,10 @@ def words(work: Work) -> str:
     rows = sum(len(next(iter(batch.values()))) for batch in work.seen)
     changed = "".join(f", {name} {value}" for name, value in (recipe.reconstruct | recipe.config).items())
     drawn = f", first on {recipe.drawn} texts of each kind that the model wrote" if recipe.drawn else ""
+    spoken = ", half of them of synthesized speech" if recipe.spoken else ""
     flips = f", then {recipe.flip_steps} in which bits move" if recipe.flip_steps else ""
     return (
-        f"blocks reconstructed on {len(work.seen)} batches ({rows} rows){changed}, "
+        f"blocks reconstructed on {len(work.seen)} batches ({rows} rows{spoken}){changed}, "
         f"retuned for {recipe.steps} steps{flips}{drawn}, on {work.device}"
     )
 

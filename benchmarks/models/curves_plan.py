@@ -34,6 +34,8 @@ class Recipe:
         flip_steps: Of a second retuning of diba's models, in which bits move.
         windows: Of each kind of text, for a language model; None: as many as its task takes.
         drawn: Texts of each kind that the language model writes itself; retuning begins with them.
+        spoken: Batches of sentences that a synthesizer reads out, for a speech model, and as many of
+            recordings; 0: only those of recordings that its task takes.
         config: Settings of ``diba.torch.Config`` beside those of the task, such as ``layers``.
     """
 
@@ -51,6 +53,7 @@ class Recipe:
     flip_steps: int = 0
     windows: int | None = None
     drawn: int = 0
+    spoken: int = 0
     config: dict[str, Any] = field(default_factory=dict)
 
     def forms(self, sizes: Sequence[float]) -> Iterator[str]:

@@ -14,6 +14,7 @@ import diba.torch
 
 from .curves_plan import Recipe
 from .shared import batches, teacher
+from .speech import mixed_batches
 from .task import Batch, Task
 from .text import smollm2_batches, smollm2_drawn
 
@@ -40,8 +41,7 @@ class Work:
     def __init__(self, task: Task, recipe: Recipe, folder: Path, threads: int, device: str = "cpu") -> None:
         self.task, self.recipe, self.folder, self.threads = task, recipe, folder, threads
         self.device = torch.device(device)
-        every = batches(task) if recipe.windows is None else smollm2_batches(count=recipe.windows)
-        data = grouped(every, recipe.joined)
+        data = grouped(data_of(task, recipe), recipe.joined)
         drawn = grouped(smollm2_drawn(recipe.drawn), recipe.joined) if recipe.drawn else []
         self.seen = data[: recipe.calibration]
         self.unseen_first = drawn + data[recipe.calibration :] + self.seen
@@ -61,6 +61,13 @@ class Work:
         found = self.task.metrics(model.cpu())
         model.to(self.device)
         return found
+
+
+def data_of(task: Task, recipe: Recipe) -> Sequence[Batch]:
+    """The batches that the task takes, or those that the recipe names in their place."""
+    if recipe.windows is not None:
+        return smollm2_batches(count=recipe.windows)
+    return mixed_batches(recipe.spoken) if recipe.spoken else batches(task)
 
 
 def grouped(parts: Sequence[Batch], count: int) -> list[Batch]:

