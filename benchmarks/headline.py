@@ -23,8 +23,8 @@ PERPLEXITY = ("news_perplexity", "emma_perplexity"), "perplexity of news, of a n
 SENTENCES = ("lee_pearson", "wordsim_spearman"), "agreement with people, Lee and WordSim-353"
 # Task, form, another arm and its form, metrics and what they are.
 FILES = (
-    ("smollm2", "3 bits, table of 4", "llama.cpp", "IQ2_XXS", *PERPLEXITY),
-    ("smollm2", "3 bits", "llama.cpp", "Q2_K", *PERPLEXITY),
+    ("smollm2", "2 bits, table of 4", "llama.cpp", "IQ2_XXS", *PERPLEXITY),
+    ("smollm2", "4 bits, table of 4", "llama.cpp", "Q4_0", *PERPLEXITY),
     ("minilm", "2 bits, table of 4", "onnxruntime", "int4", *SENTENCES),
 )
 
