@@ -17,7 +17,8 @@ from . import BenchmarkError
 __all__ = ["RESULTS", "Report", "go_on", "load", "machine", "read", "write"]
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
-LEFT_OUT = ("available_memory_bytes", "large_pages_given", "threads")  # entries of diba.info() that differ from run to run
+# Entries of diba.info() that differ from run to run.
+LEFT_OUT = ("available_memory_bytes", "large_pages_given", "threads")
 
 Report = dict[str, Any]
 
