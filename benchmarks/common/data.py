@@ -30,13 +30,26 @@ from numpy.typing import NDArray
 from . import BenchmarkError
 from .weights import data_file
 
-__all__ = ["GENSIM", "Prompt", "austen", "data_folder", "fashion_mnist", "news", "prompts", "vader"]
+__all__ = [
+    "GENSIM",
+    "RECORDED",
+    "Prompt",
+    "austen",
+    "data_folder",
+    "fashion_mnist",
+    "news",
+    "prompts",
+    "run",
+    "vader",
+    "wav",
+]
 
 GENSIM = ("gensim", "4.4.0")
 SDIST = "vaderSentiment-3.3.2.tar.gz"  # the wheel lacks the ratings
 FASHION, AUSTEN = "dataset-fashion-mnist", "r-cran-janeaustenr"
 TRANSCRIPTS, RECORDINGS = "asterisk-core-sounds-en", "asterisk-core-sounds-en-wav"
 VOICE = "usr/share/asterisk/sounds/en_US_f_Allison"
+RECORDED = 8_000  # samples a second
 
 
 # ---- where the data are
@@ -171,7 +184,7 @@ class Prompt:
     Attributes:
         name: Name of the recording.
         text: What is said.
-        path: The recording, 8 kHz.
+        path: The recording.
     """
 
     name: str
@@ -179,9 +192,15 @@ class Prompt:
     path: Path
 
     def sound(self) -> NDArray[np.float32]:
-        """Samples from -1 to 1, 8,000 a second."""
-        with wave.open(io.BytesIO(self.path.read_bytes())) as file:
-            return np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.float32) / 32768
+        """Samples from -1 to 1, ``RECORDED`` a second."""
+        return wav(self.path)[0]
+
+
+def wav(path: Path) -> tuple[NDArray[np.float32], int]:
+    """(samples from -1 to 1, how many a second) of one channel in 16 bits."""
+    with wave.open(io.BytesIO(path.read_bytes())) as file:
+        samples = np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.float32) / 32768
+        return samples, file.getframerate()
 
 
 def prompts() -> list[Prompt]:

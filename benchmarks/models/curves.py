@@ -27,7 +27,7 @@ import diba
 from ..common import results
 from ..common.command import at_least_one, finish, parser
 from ..common.data import data_folder
-from .curves_plan import RECIPES, Cell, cells, recipe_of
+from .curves_plan import RECIPES, Cell, Recipe, cells, recipe_of
 from .curves_table import table
 
 NEEDS = {"llama.cpp": ("llama_cpp", "gguf"), "llama.cpp's types": ("llama_cpp", "gguf")}
@@ -40,12 +40,12 @@ def main(arguments: Sequence[str]) -> None:
     diba.set_num_threads(chosen.threads)
     fresh = {"machine": results.machine(), "quick": chosen.quick, "cells": {}}
     report = results.go_on(chosen.json, fresh, ("quick",))  # neither files nor metrics are the machine's
-    recipes = [recipe_of(task, chosen.quick, chosen.recipe) for task in RECIPES]
-    planned = [cell for recipe in recipes for cell in cells(recipe, chosen.seeds)]
+    recipes = {task: recipe_of(task, chosen.quick, chosen.recipe) for task in RECIPES}
+    planned = [cell for recipe in recipes.values() for cell in cells(recipe, chosen.seeds)]
     left = [cell for cell in planned if wanted(cell, chosen) and cell.key not in report["cells"]]
     print(f"{len(left)} cells to measure", file=sys.stderr)
     for cell in left:
-        result = measure(cell, chosen)
+        result = measure(cell, recipes[cell.task], chosen)
         found = report["cells"] | {cell.key: result}
         order = {each.key: place for place, each in enumerate(planned)}
         report["cells"] = dict(sorted(found.items(), key=lambda item: order.get(item[0], len(order))))
@@ -89,12 +89,11 @@ def wanted(cell: Cell, chosen: argparse.Namespace) -> bool:
     return not missing
 
 
-def measure(cell: Cell, chosen: argparse.Namespace) -> dict[str, Any]:
+def measure(cell: Cell, recipe: Recipe, chosen: argparse.Namespace) -> dict[str, Any]:
     from .curves_arms import run  # imported here: --help does without torch's models
     from .curves_work import Work
     from .shared import made
 
-    recipe = recipe_of(cell.task, chosen.quick, chosen.recipe)
     work = Work(made(cell.task, chosen.quick), recipe, chosen.keep, chosen.threads, chosen.device)
     torch.manual_seed(cell.seed)
     return run(cell, work)

@@ -20,6 +20,7 @@ from .curves_work import Clock, Facts, Work
 __all__ = ["converted"]
 
 UNFINISHED = "unfinished.pt"
+DATA = ("joined", "windows", "spoken")  # settings of a recipe that say which batches conversion sees
 
 
 def converted(cell: Cell, work: Work, clock: Clock) -> Facts:
@@ -31,9 +32,8 @@ def converted(cell: Cell, work: Work, clock: Clock) -> Facts:
         **task.config, **recipe.config,
     }  # fmt: skip
     reconstruct = {"seed": cell.seed, **recipe.reconstruct}
-    about: Facts = {"settings": settings, "reconstruct": reconstruct, "batches": len(work.seen)}
-    if recipe.spoken:
-        about["spoken"] = recipe.spoken
+    data = {"batches": len(work.seen), **{name: getattr(recipe, name) for name in DATA}}
+    about = {"settings": settings, "reconstruct": reconstruct, "data": data}
     model, facts = unfinished(folder, about) or (task.load().to(work.device), {"about": about})
     for name in ("seconds", "cpu_seconds"):
         setattr(clock, name, facts.get(name, 0.0))

@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from scipy.signal import resample_poly
 
-from ..common.data import Prompt, prompts
+from ..common.data import RECORDED, Prompt, prompts
 from ..common.weights import data_file, whisper_tensors
-from .spoken import RECORDED, Spoken, spoken
+from .spoken import Spoken, spoken
 from .task import Batch, Size, Task
 from .text import quiet, spread
 

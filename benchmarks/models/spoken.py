@@ -6,25 +6,23 @@ synthesis engine", SSW4 2001).
 
 from __future__ import annotations
 
-import io
 import random
 import shutil
-import subprocess
-import wave
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import resample_poly
 
 from ..common import BenchmarkError
-from ..common.data import news, vader
+from ..common.data import RECORDED, news, run, vader, wav
 
-__all__ = ["RECORDED", "Spoken", "spoken"]
+__all__ = ["Spoken", "spoken"]
 
 PROGRAM = "flite"
 VOICES = ("awb", "kal16", "rms", "slt")
-RECORDED = 8_000  # samples a second, those of the recordings
 LOUDNESS = 0.1  # root of the mean square, that of the recordings
 LENGTHS = range(3, 25)  # words
 
@@ -42,7 +40,7 @@ class Spoken:
     voice: str
 
     def sound(self) -> NDArray[np.float32]:
-        """Samples, 8,000 a second, as loud as the recordings.
+        """Samples, ``RECORDED`` a second, as loud as the recordings.
 
         Raises:
             BenchmarkError: there is no synthesizer, or it failed.
@@ -51,15 +49,9 @@ class Spoken:
             raise BenchmarkError(
                 f"speech is made by {PROGRAM}, which is not here; run: apt-get install {PROGRAM}"
             )
-        command = (PROGRAM, "-voice", self.voice, "-t", self.text, "-o", "/dev/stdout")
-        done = subprocess.run(command, capture_output=True, check=False)
-        if done.returncode:
-            raise BenchmarkError(
-                f"{' '.join(command)} failed:\n{done.stderr.decode(errors='replace').strip()}"
-            )
-        with wave.open(io.BytesIO(done.stdout)) as file:
-            rate = file.getframerate()
-            samples = np.frombuffer(file.readframes(-1), "<i2").astype(np.float32) / 32768
+        with tempfile.TemporaryDirectory() as folder:
+            run(PROGRAM, "-voice", self.voice, "-t", self.text, "-o", "said.wav", folder=folder)
+            samples, rate = wav(Path(folder, "said.wav"))
         heard = resample_poly(samples, RECORDED, rate).astype(np.float32)
         return heard * np.float32(LOUDNESS / max(1e-6, float(np.sqrt(np.mean(heard**2)))))
 
