@@ -14,8 +14,10 @@ import diba.hf  # so that converted models of transformers can be saved
 import diba.torch
 
 from ..common import BenchmarkError
-from .curves_plan import Cell
+from .arms import HELD_OUT
+from .curves_plan import IMPORTANCE, Cell
 from .curves_work import Clock, Facts, Work
+from .shared import teacher
 
 __all__ = ["converted"]
 
@@ -33,16 +35,19 @@ def converted(cell: Cell, work: Work, clock: Clock) -> Facts:
     }  # fmt: skip
     reconstruct = {"seed": cell.seed, **recipe.reconstruct}
     data = {"batches": len(work.seen), **{name: getattr(recipe, name) for name in DATA}}
-    about = {"settings": settings, "reconstruct": reconstruct, "data": data}
-    model, facts = unfinished(folder, about) or (task.load().to(work.device), {"about": about})
+    about = {"settings": settings, "shared": recipe.shared, "reconstruct": reconstruct, "data": data}
+    model, facts = unfinished(folder, about) or (task.load().to(work.device), {"about": about, "layers": {}})
     for name in ("seconds", "cpu_seconds"):
         setattr(clock, name, facts.get(name, 0.0))
     if "metrics" not in facts:
+        gradients = diba.torch.fisher(seed=cell.seed, features=task.loss == "hidden")
         with clock:
+            if recipe.shared and not facts["layers"]:
+                facts["layers"] = shares(cell, work, settings, gradients)
+            layers = settings.get("layers", {}) | facts["layers"]
             diba.torch.convert(
-                model, **settings, threads=work.threads, batches=work.there(work.seen),
-                loss=diba.torch.fisher(seed=cell.seed, features=task.loss == "hidden"),
-                reconstruct=reconstruct, teacher=task.load().to(work.device),
+                model, **settings | {"layers": layers}, threads=work.threads, batches=work.there(work.seen),
+                loss=gradients, reconstruct=reconstruct, teacher=task.load().to(work.device),
                 progress=functools.partial(after_block, folder, model, facts, clock),
             )  # fmt: skip
         facts |= {"seconds": clock.seconds, "cpu_seconds": clock.cpu_seconds, "metrics": work.metrics(model)}
@@ -74,6 +79,17 @@ def converted(cell: Cell, work: Work, clock: Clock) -> Facts:
     }
 
 
+def shares(cell: Cell, work: Work, settings: dict[str, Any], gradients: Any) -> dict[str, dict[str, int]]:
+    """Every layer's k, as rules of ``diba.torch.Config``: bits where they do most."""
+    dense, by = teacher(work.task).to(work.device), work.recipe.shared
+    options: dict[str, Any] = {"config": diba.torch.Config(**settings), "progress": False}
+    known = diba.torch.calibrate(dense, work.there(work.seen[:IMPORTANCE]), loss=gradients, **options)
+    if by == "loss":
+        options |= {"loss": work.loss, "batches": work.there(work.unseen_first[:HELD_OUT])}
+    options |= {"calibration": known, "by": by, "threads": work.threads}
+    return {name: {"k": k} for name, k in diba.torch.allocate(dense, cell.bits, **options).k.items()}
+
+
 def words(work: Work) -> str:
     """What made a model, in one line."""
     recipe = work.recipe
@@ -81,9 +97,10 @@ def words(work: Work) -> str:
     changed = "".join(f", {name} {value}" for name, value in (recipe.reconstruct | recipe.config).items())
     drawn = f", first on {recipe.drawn} texts of each kind that the model wrote" if recipe.drawn else ""
     spoken = ", half of them of synthesized speech" if recipe.spoken else ""
+    shared = f", bits shared out by {recipe.shared}" if recipe.shared else ""
     flips = f", then {recipe.flip_steps} in which bits move" if recipe.flip_steps else ""
     return (
-        f"blocks reconstructed on {len(work.seen)} batches ({rows} rows{spoken}){changed}, "
+        f"blocks reconstructed on {len(work.seen)} batches ({rows} rows{spoken}){changed}{shared}, "
         f"retuned for {recipe.steps} steps{flips}{drawn}, on {work.device}"
     )
 

@@ -12,7 +12,9 @@ __all__ = ["GROUP", "IMPORTANCE", "RECIPES", "WHOLE", "Cell", "Recipe", "cells",
 GROUP = 64  # neighbouring weights that share scale and offset in GPTQ
 WHOLE = 8  # bits an entry of embeddings that lose nothing
 TABLE = ", table of "  # other bits, in the name of a form
-IMPORTANCE = 16  # batches that the mean squares of inputs are taken over, for llama.cpp
+IMPORTANCE = (
+    16  # batches that the mean squares of inputs are taken over, for llama.cpp, and to share out bits
+)
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Recipe:
         drawn: Texts of each kind that the language model writes itself; retuning begins with them.
         spoken: Batches of sentences that a synthesizer reads out, for a speech model, and as many of
             recordings; 0: only those of recordings that its task takes.
+        shared: How bits are shared out between layers: "fisher" or "loss", as ``by`` of
+            ``diba.torch.allocate``; "": they are not.
         config: Settings of ``diba.torch.Config`` beside those of the task, such as ``layers``.
     """
 
@@ -54,6 +58,7 @@ class Recipe:
     windows: int | None = None
     drawn: int = 0
     spoken: int = 0
+    shared: str = ""
     config: dict[str, Any] = field(default_factory=dict)
 
     def forms(self, sizes: Sequence[float]) -> Iterator[str]:
