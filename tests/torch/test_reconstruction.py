@@ -232,6 +232,28 @@ def test_joint_training_lowers_the_held_out_loss_and_moves_bits() -> None:
     assert all(moved)
 
 
+def test_of_layers_with_more_bits_fewer_flip_in_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One step in which every latent would cross zero: the rate of a single step is the full one."""
+    torch.manual_seed(7)
+    dense = Block()
+    block = copy.deepcopy(dense)
+    block.up = compressed(block.up, k=16, effort="fast")  # 96 x 16 and 16 x 48 bits: 0.5 for each weight
+    block.down = compressed(block.down, k=96, effort="fast")  # 48 x 96 and 96 x 96 bits: 3 for each weight
+    flips: list[tuple[int, int]] = []
+    harden = Straight.harden
+
+    def counted(stand_in: Straight) -> tuple[int, int]:
+        flips.append(harden(stand_in))
+        return flips[-1]
+
+    monkeypatch.setattr(Straight, "harden", counted)
+    found, _ = fit({"steps": 1, "flips": 0.09, "reach": 1e9}, block, dense)
+    found.finish()
+    bits = 96 * 16 + 16 * 48, 48 * 96 + 96 * 96
+    expected = round(0.09 * 96 * 16) + round(0.09 * 16 * 48), round(0.01 * 48 * 96) + round(0.01 * 96 * 96)
+    assert flips == list(zip(expected, bits, strict=True))
+
+
 def test_the_loss_is_the_one_that_is_stated() -> None:
     """Against NumPy in float64: channels by gradients, padding left out, large positions held back: one that
     is large in the dense model (0, 0), one that is so in the other alone (1, 0).

@@ -33,7 +33,7 @@ from ..retuning.kept import identity_of
 from ..retuning.settings import grouped, norms_sized, parameter_groups, typical_size
 from .kept import kept_trainings
 from .settings import BlockRecipe, Reconstruction
-from .straight import movable, stand_ins
+from .straight import Straight, movable, stand_ins
 from .training import train
 
 if TYPE_CHECKING:
@@ -217,8 +217,7 @@ class BlockFit:
         flips = bits = 0
         with self._undone_unless_better(changing, layers.values()) as outcome:
             with stand_ins(self.module, layers) as standing:
-                latents = [latent for stand_in in standing for latent in stand_in.latents]
-                self._train(groups, self._settings.steps, latents)
+                self._train(groups, self._settings.steps, standing)
                 for stand_in in standing:
                     counts = stand_in.harden()
                     flips, bits = flips + counts[0], bits + counts[1]
@@ -226,7 +225,9 @@ class BlockFit:
                 layer.round_diagonals()  # as solved factors have them, so that it stays within its bits
         return (flips / bits if outcome.kept and bits else 0.0), outcome.kept
 
-    def _train(self, groups: list[Group], steps: int, latents: Sequence[nn.Parameter] = ()) -> None:
+    def _train(self, groups: list[Group], steps: int, standing: Sequence[Straight] = ()) -> None:
+        latents = [latent for stand_in in standing for latent in stand_in.latents]
+        caps = [self._most_flips(stand_in) for stand_in in standing for _ in stand_in.latents]
         groups = [group for group in groups if group["params"]]
         kept = self._kept_training(f"{steps} {[(group['lr'], len(group['params'])) for group in groups]}")
         with differentiable(self.module, [*latents, *(p for group in groups for p in group["params"])]):
@@ -234,14 +235,19 @@ class BlockFit:
                 groups,
                 steps,
                 latents,
+                caps=caps,
                 squares=lambda: self._second_derivatives(latents),
                 loss_of=lambda number: self._loss(self._learned[number]),
                 batches=len(self._learned),
                 generator=self._generator,
-                settings=self._settings,
+                reach=self._settings.reach,
                 on_step=self._on_step,
                 kept=kept,
             )
+
+    def _most_flips(self, stand_in: Straight) -> float:
+        """The share of a layer's bits that may flip in a step."""
+        return self._settings.flips / max(1.0, stand_in.bits_per_weight) ** 2
 
     def _kept_training(self, what: str) -> KeptTraining | None:
         """Where the next training is kept; what it begins with is in its key."""

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from ..retuning.settings import Group
     from .kept import KeptTraining
-    from .settings import Reconstruction
 
 __all__ = ["train"]
 
@@ -42,11 +41,12 @@ def train(
     steps: int,
     latents: Sequence[nn.Parameter],
     *,
+    caps: Sequence[float],
     squares: Callable[[], list[Tensor]],
     loss_of: Callable[[int], Tensor],
     batches: int,
     generator: torch.Generator,
-    settings: Reconstruction,
+    reach: float,
     on_step: Callable[[], object],
     kept: KeptTraining | None,
 ) -> None:
@@ -56,11 +56,12 @@ def train(
         groups: Parameters with their learning rates; none of them is empty.
         steps: Number of steps.
         latents: Of bits.
+        caps: Of each of them, the share that may flip in a step at the full rate.
         squares: Estimates of the loss's second derivatives for the latents.
         loss_of: The loss of a batch.
         batches: Number of batches.
         generator: Of their order.
-        settings: How latents move.
+        reach: How far latents move, see ``settings``.
         on_step: Called after every step, also for those of an earlier run.
         kept: Where the state is kept; None: nowhere.
     """
@@ -77,7 +78,7 @@ def train(
     rates = [group["lr"] for group in optimizer.param_groups]
     factors = [_SCHEDULE.lr_factor(step, steps) for step in range(steps)]
     order = _Order(batches, generator)
-    moves = _moves(latents, squares, settings, known)
+    moves = _moves(latents, caps, squares, reach, known)
     if known is not None:
         optimizer.load_state_dict(known["optimizer"])
         order.left = known["order"]
@@ -114,17 +115,18 @@ def train(
 
 def _moves(
     latents: Sequence[nn.Parameter],
+    caps: Sequence[float],
     squares: Callable[[], list[Tensor]],
-    settings: Reconstruction,
+    reach: float,
     known: dict[str, Any] | None,
 ) -> list[LatentSteps]:
     """The steps of the latents, as they are at the start or as they were kept."""
+    moving = [latent.detach() for latent in latents]
     if known is None:
-        found = squares()
-        pairs = zip(latents, found, strict=True)
-        return [LatentSteps(x.detach(), square, settings.reach, settings.flips) for x, square in pairs]
-    states = zip(latents, known["moves"], strict=True)
-    return [LatentSteps.of(x.detach(), state, settings.reach, settings.flips) for x, state in states]
+        return [LatentSteps(*each, reach, cap) for *each, cap in zip(moving, squares(), caps, strict=True)]
+    return [
+        LatentSteps.of(*each, reach, cap) for *each, cap in zip(moving, known["moves"], caps, strict=True)
+    ]
 
 
 @torch.no_grad()
