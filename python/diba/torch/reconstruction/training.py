@@ -121,12 +121,12 @@ def _moves(
     known: dict[str, Any] | None,
 ) -> list[LatentSteps]:
     """The steps of the latents, as they are at the start or as they were kept."""
-    moving = [latent.detach() for latent in latents]
+    moving = [(latent.detach(), cap) for latent, cap in zip(latents, caps, strict=True)]
     if known is None:
-        return [LatentSteps(*each, reach, cap) for *each, cap in zip(moving, squares(), caps, strict=True)]
-    return [
-        LatentSteps.of(*each, reach, cap) for *each, cap in zip(moving, known["moves"], caps, strict=True)
-    ]
+        pairs = zip(moving, squares(), strict=True)
+        return [LatentSteps(latent, square, reach, cap) for (latent, cap), square in pairs]
+    states = zip(moving, known["moves"], strict=True)
+    return [LatentSteps.of(latent, state, reach, cap) for (latent, cap), state in states]
 
 
 @torch.no_grad()
