@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -186,6 +188,26 @@ def test_a_stopped_conversion_goes_on_after_its_last_block(
     assert result["bytes"] == whole.stat().st_size
     assert not (tmp_path / "tiny-2-bits-0" / module.UNFINISHED).exists()
     assert vars(cell).items() <= result.items()
+
+
+@pytest.mark.parametrize("by", ["fisher", "loss"])
+def test_bits_may_be_shared_out_first(
+    benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, by: str
+) -> None:
+    """Of two layers, the one that needs fewer bits gets fewer, in a model of those that were asked for."""
+    plan, module, facts = (benchmark(f"models.curves_{x}") for x in ("plan", "diba", "work"))
+    work = task_of(benchmark, monkeypatch, tmp_path)
+    work.recipe = dataclasses.replace(work.recipe, shared=by)
+    dense = benchmark("models.shared")._dense["tiny"]
+    weight = dense.blocks[1][0].weight
+    with torch.no_grad():
+        weight.copy_(torch.outer(weight[0], weight[1]).sign())  # of rank 1: few bits are enough
+    work.task = dataclasses.replace(work.task, load=lambda: copy.deepcopy(dense))
+    result = module.converted(plan.Cell("tiny", "diba", "2 bits"), work, facts.Clock())
+    first, second = (layer for layer in diba.torch.report(result["model"]).layers if layer.k)
+    assert first.k > second.k
+    assert first.bits_per_weight + second.bits_per_weight <= 4  # as many weights each, 2 bits on average
+    assert f"bits shared out by {by}" in result["recipe"]
 
 
 def test_other_settings_are_not_gone_on_with(
