@@ -156,6 +156,7 @@ LAYERS = (
         "torch.calibration.kept",
         "torch.calibration.stream",
         "torch.reconstruction.kept",
+        "torch.reconstruction.loss",
         "torch.reconstruction.straight",
         "torch.reconstruction.settings",
     ),

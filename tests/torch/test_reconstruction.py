@@ -24,7 +24,8 @@ from diba.torch.calibration import propagate
 from diba.torch.calibration.held import Memory
 from diba.torch.modules.kinds import compressed
 from diba.torch.modules.layer import FactoredLayer
-from diba.torch.reconstruction.block import BlockFit, Sample
+from diba.torch.reconstruction.block import BlockFit
+from diba.torch.reconstruction.loss import Sample
 from diba.torch.reconstruction.settings import BlockRecipe, Reconstruction
 from diba.torch.reconstruction.straight import Straight, movable, packed_signs, stand_ins
 
@@ -572,10 +573,15 @@ def test_second_derivatives_are_those_of_the_loss() -> None:
         matrix = layer.d1[:, None] * moved * layer.d2 @ right * layer.d3
         pairs = list(zip(samples[:8], inputs, strict=False))
         errors = [(x @ matrix.T + layer.bias - s.target).square().sum(1) for s, x in pairs]
-        return float(sum((e * found._trusts[s]).mean() for e, (s, _) in zip(errors, pairs, strict=True))) / 8
+        return (
+            float(
+                sum((e * found._loss_of._trusts[s]).mean() for e, (s, _) in zip(errors, pairs, strict=True))
+            )
+            / 8
+        )
 
     around = [[loss(i, j, 1) - 2 * loss(i, j, 0) + loss(i, j, -1) for j in range(4)] for i in range(5)]
-    exact = torch.tensor(around, dtype=torch.float64) / found._energy
+    exact = torch.tensor(around, dtype=torch.float64) / found._loss_of.energy
     # Each estimate is a mean of 8 squares of sums of many independent terms. The mean of 4 or 5 of these has
     # a relative deviation of at most sqrt(2 / 8 / 4) = 0.25: four of them.
     for axis in (0, 1):

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..modules.layer import factored_layers
-from ..reconstruction.block import BlockFit, Sample
+from ..reconstruction.block import BlockFit
+from ..reconstruction.loss import Sample
 from ..reconstruction.settings import BlockRecipe, Reconstruction
 from .blocks import Block, Blocks, Groups, together
 from .trace import first_tensor

@@ -1,16 +1,8 @@
 """One block of a sequence while it is compressed: its data, and the stages that fit it to the dense block.
 
 The block reads what the compressed blocks before it give, and should give what the dense block gave for what
-it read in the dense model. The loss is
-
-    sum_p t_p sum_c w_c (y_pc - y*_pc)^2 / sum_p t*_p sum_c w_c y*_pc^2
-
-over positions p and channels c: w_c the mean squared gradient of the model's loss for channel c (1 without a
-loss), and ``t_p = min(1, median power / power)`` with the larger of the powers of y and y* (t* by y* alone).
-So the few positions with outputs ten thousand times larger than all others (Sun et al., "Massive activations
-in large language models", arXiv 2402.17762) do not rule, nor those where the compressed model makes such
-outputs and the dense one does not: one of them would outweigh all else. Some batches are held out: nothing is
-learned from them, and every stage is undone unless it lowers their loss.
+it read in the dense model; ``loss.py`` says what counts. Some batches are held out: nothing is learned from
+them, and every stage is undone unless it lowers their loss.
 """
 
 from __future__ import annotations
@@ -32,6 +24,7 @@ from ..retuning.batches import differentiable, plain_grad
 from ..retuning.kept import identity_of
 from ..retuning.settings import grouped, norms_sized, parameter_groups, typical_size
 from .kept import kept_trainings
+from .loss import BlockLoss, Sample, mean, positions_first
 from .settings import BlockRecipe, Reconstruction
 from .straight import Straight, movable, stand_ins
 from .training import train
@@ -42,34 +35,9 @@ if TYPE_CHECKING:
     from ..retuning.settings import Group
     from .kept import KeptTraining
 
-__all__ = ["BlockFit", "Sample"]
+__all__ = ["BlockFit"]
 
 _PROBES = 8  # batches for second derivatives
-_LEAST_WEIGHT = 1e-4  # of a channel, relative to the mean: no channel is free
-Run = Callable[[nn.Module], Tensor]
-
-
-class Sample:
-    """One batch of a block: how to run the block on it, and what the dense block gave.
-
-    Args:
-        run: Runs a block on the input that it gets from the compressed blocks before it.
-        target: Output of the dense block, (batch, positions, channels), or (batch, channels, *positions) with
-            two axes of positions; or what returns it whenever it is needed.
-        masks: True where a token counts, shape (batch, positions) each; those that fit apply.
-    """
-
-    def __init__(self, run: Run, target: Tensor | Callable[[], Tensor], masks: Sequence[Tensor] = ()) -> None:
-        self.run, self._target = run, target
-        target = self.target
-        rows = target.shape[:1] + target.shape[2:] if target.ndim == 4 else target.shape[:-1]
-        fitting = [mask.to(target.device) for mask in masks if mask.shape == rows]
-        self.counts = torch.stack(fitting).any(0) if fitting else target.new_ones(rows, dtype=torch.bool)
-
-    @property
-    def target(self) -> Tensor:
-        """Output of the dense block."""
-        return self._target if isinstance(self._target, Tensor) else self._target()
 
 
 class BlockFit:
@@ -100,13 +68,10 @@ class BlockFit:
         self._kept, self._trainings = kept_trainings.get(), 0
         self._learned = [s for s, out in zip(samples, held_out, strict=True) if not out]
         self._held_out = [s for s, out in zip(samples, held_out, strict=True) if out]
-        self._channels = _relative(channels)
         inside = {id(t) for t in _tensors(self.module)}
         others = [m for m in model.modules() if m not in set(self.module.modules())]
         self._elsewhere = {id(t) for m in others for t in _tensors(m, recurse=False)} & inside
-        self._median = _median([self._power(sample.target) for sample in self._learned])
-        self._trusts = {sample: self._trust(sample, sample.target) for sample in samples}
-        self._energy = self._mean(self._learned, lambda sample: self._error(sample, None))
+        self._loss_of = BlockLoss(self._learned, samples, channels)
         self._generator = torch.Generator().manual_seed(zlib.crc32(f"{settings.seed} {name}".encode()))
         self._began, self._outside = time.perf_counter(), 0.0
         self.loss_before = self.loss = self.held_out_loss()
@@ -117,40 +82,10 @@ class BlockFit:
     def held_out_loss(self) -> float:
         """The loss of the batches that are held out."""
         with plain_grad(False):
-            return self._mean(self._held_out, self._loss)
-
-    def _mean(self, samples: Iterable[Sample], value: Callable[[Sample], Tensor]) -> float:
-        found = [float(value(sample)) for sample in samples]
-        return sum(found) / len(found)
+            return mean(self._held_out, self._loss)
 
     def _loss(self, sample: Sample) -> Tensor:
-        return self._error(sample, sample.run(self.module)) / self._energy
-
-    def _error(self, sample: Sample, output: Tensor | None) -> Tensor:
-        """Weighted squares of what an output lacks, a mean over positions; None: of the target itself."""
-        target = sample.target.float()
-        squares = (target if output is None else output.float() - target).square()
-        rows = _positions_first(squares) @ self._weights(squares)
-        trust = self._trusts[sample]
-        if output is not None:
-            trust = trust.minimum(self._trust(sample, output.detach()))
-        return (rows * trust).mean()
-
-    def _trust(self, sample: Sample, output: Tensor) -> Tensor:
-        """t_p of every position by the power of an output, 0 for padding."""
-        trust = (self._median / self._power(output)).clamp(max=1).nan_to_num(1.0)
-        return trust * sample.counts.flatten()
-
-    def _power(self, output: Tensor) -> Tensor:
-        """Weighted power of an output at every position."""
-        squares = output.float().square()
-        return _positions_first(squares) @ self._weights(squares)
-
-    def _weights(self, like: Tensor) -> Tensor:
-        count = like.shape[1 if like.ndim == 4 else -1]
-        if self._channels is None or len(self._channels) != count:
-            return like.new_ones(count)
-        return self._channels.to(like)
+        return self._loss_of(sample, sample.run(self.module))
 
     # ------------------------------------------------------------ stages
 
@@ -254,7 +189,7 @@ class BlockFit:
         self._trainings += 1
         if self._kept is None:
             return None
-        numbers = self._trainings, self._energy, self._median, self.loss_before, self.loss
+        numbers = self._trainings, self._loss_of.energy, self._loss_of.median, self.loss_before, self.loss
         settings = f"{diba.__version__} {self._name} {numbers} {self._settings.to_dict()} {what}"
         key = identity_of(settings, [*_tensors(self.module), self._generator.get_state()])
         return self._kept.training(self._trainings, key)
@@ -266,10 +201,10 @@ class BlockFit:
         for sample in samples:
             output = sample.run(self.module)
             signs = torch.randint(0, 2, output.shape, generator=self._generator).to(output) * 2 - 1
-            roots = self._trusts[sample].sqrt()[:, None] * self._weights(output).sqrt()
-            total = (_positions_first(output * signs) * roots).sum()
+            roots = self._loss_of.roots(sample, output)
+            total = (positions_first(output * signs) * roots).sum()
             for square, gradient in zip(found, torch.autograd.grad(total, latents), strict=True):
-                square += gradient.square() * (2 / (len(samples) * len(roots) * self._energy))
+                square += gradient.square() * (2 / (len(samples) * len(roots) * self._loss_of.energy))
         return found
 
     # ------------------------------------------------------------ what is trained
@@ -329,21 +264,3 @@ def _changes(
 def _tensors(module: nn.Module, recurse: bool = True) -> Iterator[Tensor]:
     yield from module.parameters(recurse)
     yield from module.buffers(recurse)
-
-
-def _positions_first(values: Tensor) -> Tensor:
-    """Shape (positions, channels)."""
-    return (values.movedim(1, -1) if values.ndim == 4 else values).flatten(0, -2)
-
-
-def _relative(channels: Tensor | None) -> Tensor | None:
-    """Weights of channels with mean 1; None if nothing is known."""
-    if channels is None or not channels.isfinite().all() or not channels.any():
-        return None
-    return (channels / channels.mean()).clamp_min(_LEAST_WEIGHT).float()
-
-
-def _median(values: Sequence[Tensor]) -> float:
-    found = torch.cat([v.flatten() for v in values])
-    found = found[found > 0]
-    return float(found.median()) if len(found) else 1.0
