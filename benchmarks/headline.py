@@ -9,7 +9,7 @@ from typing import Any
 from .common.results import Report
 from .common.tables import number
 from .models.decode_table import PROMPT
-from .models.table import METRICS, grouped, shown
+from .models.table import shown
 from .products.rows import ONE, Rows
 from .quality.cells import METHODS
 from .quality.table import by_cell, sizes
@@ -26,13 +26,14 @@ FILES = (
     ("smollm2", "2 bits, table of 4", "llama.cpp", "IQ2_XXS", *PERPLEXITY),
     ("smollm2", "4 bits, table of 4", "llama.cpp", "Q4_0", *PERPLEXITY),
     ("minilm", "2 bits, table of 4", "onnxruntime", "int4", *SENTENCES),
+    ("whisper", "1.5 bits, table of 4", "GPTQ", "2 bits, table of 4", ("word_error_rate",), "words wrong, %"),
 )
 
 
 def headline(load: Load) -> tuple[list[str], list[list[str]]]:
     """(head, rows) of a table of at most nine rows: quality at equal bits, products, whole models."""
     rows = [*quality(load("quality")), *products(load("matvec"))]
-    return HEAD, [*rows, *runtime(load("decode")), *models(load("curves")), *accuracy(load("models"))]
+    return HEAD, [*rows, *runtime(load("decode")), *models(load("curves"))]
 
 
 def quality(report: Report) -> Iterator[list[str]]:
@@ -92,23 +93,3 @@ def quality_and_size(cell: Cell, names: Sequence[str]) -> str:
     """Metrics and megabytes; dense models in 16 bits, as in the other rows."""
     size = cell["bytes"] / (2 if cell["form"] == "float32" else 1)
     return f"{', '.join(shown(name, [cell['metrics'][name]]) for name in names)} ({size / 1e6:.0f})"
-
-
-def accuracy(report: Report) -> Iterator[list[str]]:
-    """Whisper after calibration and retuning, at 2 bits: size and end metric."""
-    groups = grouped(report)
-
-    def of(task: str, arm: str, bits: float, alphabet: str = "sign") -> tuple[str, str]:
-        cells = groups[task, bits, alphabet, arm]
-        primary = cells[0]["primary"]
-        return shown(primary, [cell["metrics"][primary] for cell in cells]), f"{cells[0]['bytes'] / 1e6:.0f}"
-
-    dense, ours = of("whisper", "dense", 32.0, ""), of("whisper", "dibard", 2.0)
-    first = groups["whisper", 2.0, "sign", "dibard"][0]
-    other = of("whisper", "rounded, retuned", 2.0, "")
-    yield [
-        f"{first['title']} at 2 bits: {METRICS[first['primary']][0]} (MB on disk)",
-        f"{dense[0]} ({dense[1]})",
-        f"**{ours[0]}** ({ours[1]})",
-        f"rounded to groups of 64, retuned {other[0]} ({other[1]})",
-    ]
