@@ -9,7 +9,7 @@ from typing import Any
 from .common.results import Report
 from .common.tables import number
 from .models.decode_table import PROMPT
-from .models.table import shown
+from .models.table import METRICS, shown
 from .products.rows import ONE, Rows
 from .quality.cells import METHODS
 from .quality.table import by_cell, sizes
@@ -21,12 +21,13 @@ Cell = dict[str, Any]
 HEAD = ["", "Dense", "diba", "Others"]
 PERPLEXITY = ("news_perplexity", "emma_perplexity"), "perplexity of news, of a novel"
 SENTENCES = ("lee_pearson", "wordsim_spearman"), "agreement with people, Lee and WordSim-353"
+WORDS = ("word_error_rate",), METRICS["word_error_rate"][0]
 # Task, form, another arm and its form, metrics and what they are.
 FILES = (
     ("smollm2", "2 bits, table of 4", "llama.cpp", "IQ2_XXS", *PERPLEXITY),
     ("smollm2", "4 bits, table of 4", "llama.cpp", "Q4_0", *PERPLEXITY),
     ("minilm", "2 bits, table of 4", "onnxruntime", "int4", *SENTENCES),
-    ("whisper", "1.5 bits, table of 4", "GPTQ", "2 bits, table of 4", ("word_error_rate",), "words wrong, %"),
+    ("whisper", "1.5 bits, table of 4", "GPTQ", "2 bits, table of 4", *WORDS),
 )
 
 

@@ -18,7 +18,7 @@ from diba.torch.modules.layer import FactoredLayer
 from .control import convert_random
 from .plan import PLAN, Cell
 from .rounding import Rounded, convert_rounded, retune_scales
-from .shared import Made, loss_of, made, once, seen, teacher, unseen_first
+from .shared import HELD_OUT, Made, loss_of, made, once, seen, share_out, teacher, unseen_first
 from .task import Task
 
 __all__ = ["run"]
@@ -48,7 +48,6 @@ def run(cell: Cell, quick: bool) -> dict[str, Any]:
     return facts | {"primary": task.primary, "higher_is_better": task.higher_is_better, "title": task.title}
 
 
-HELD_OUT = 4  # batches that calibration has not seen, on which losses are measured to share out bits
 MORE = 1.5  # bits of the model whose components are scored, over those that stay
 
 
@@ -140,11 +139,10 @@ def allocated(cell: Cell, task: Task, quick: bool, by: str = "fisher") -> Made:
         chosen = config(cell, task)
         options: dict[str, Any] = {"loss": fisher(cell, task), "progress": False}
         moments = diba.torch.calibrate(teacher(task), seen(task, quick), config=chosen, **options)
-        options = {"config": chosen, "calibration": moments, "by": by, "progress": False}
-        if by == "loss":
-            options |= {"loss": loss_of(task), "batches": unseen_first(task)[: 2 if quick else HELD_OUT]}
+        unseen = unseen_first(task)[: 2 if quick else HELD_OUT]
+        options = {"config": chosen, "calibration": moments}
         began = time.perf_counter()
-        shares = diba.torch.allocate(teacher(task), cell.bits, **options)
+        shares = share_out(teacher(task), cell.bits, by, loss_of(task), unseen, **options)
         spent = time.perf_counter() - began
         model, facts = convert_seeing(cell, task, quick, shares.k)
         return model, facts | {"allocate_seconds": spent}

@@ -14,10 +14,9 @@ import diba.hf  # so that converted models of transformers can be saved
 import diba.torch
 
 from ..common import BenchmarkError
-from .arms import HELD_OUT
 from .curves_plan import IMPORTANCE, Cell
 from .curves_work import Clock, Facts, Work
-from .shared import teacher
+from .shared import HELD_OUT, share_out, teacher
 
 __all__ = ["converted"]
 
@@ -34,8 +33,8 @@ def converted(cell: Cell, work: Work, clock: Clock) -> Facts:
         **task.config, **recipe.config,
     }  # fmt: skip
     reconstruct = {"seed": cell.seed, **recipe.reconstruct}
-    data = {"batches": len(work.seen), **{name: getattr(recipe, name) for name in DATA}}
-    about = {"settings": settings, "shared": recipe.shared, "reconstruct": reconstruct, "data": data}
+    source = {"batches": len(work.seen), **{name: getattr(recipe, name) for name in DATA}}
+    about = {"settings": settings, "shared": recipe.shared, "reconstruct": reconstruct, "data": source}
     model, facts = unfinished(folder, about) or (task.load().to(work.device), {"about": about, "layers": {}})
     for name in ("seconds", "cpu_seconds"):
         setattr(clock, name, facts.get(name, 0.0))
@@ -81,13 +80,12 @@ def converted(cell: Cell, work: Work, clock: Clock) -> Facts:
 
 def shares(cell: Cell, work: Work, settings: dict[str, Any], gradients: Any) -> dict[str, dict[str, int]]:
     """Every layer's k, as rules of ``diba.torch.Config``: bits where they do most."""
-    dense, by = teacher(work.task).to(work.device), work.recipe.shared
-    options: dict[str, Any] = {"config": diba.torch.Config(**settings), "progress": False}
-    known = diba.torch.calibrate(dense, work.there(work.seen[:IMPORTANCE]), loss=gradients, **options)
-    if by == "loss":
-        options |= {"loss": work.loss, "batches": work.there(work.unseen_first[:HELD_OUT])}
-    options |= {"calibration": known, "by": by, "threads": work.threads}
-    return {name: {"k": k} for name, k in diba.torch.allocate(dense, cell.bits, **options).k.items()}
+    dense, config = teacher(work.task).to(work.device), diba.torch.Config(**settings)
+    few, unseen = work.there(work.seen[:IMPORTANCE]), work.there(work.unseen_first[:HELD_OUT])
+    known = diba.torch.calibrate(dense, few, config=config, loss=gradients, progress=False)
+    options = {"config": config, "calibration": known, "threads": work.threads}
+    found = share_out(dense, cell.bits, work.recipe.shared, work.loss, unseen, **options)
+    return {name: {"k": k} for name, k in found.k.items()}
 
 
 def words(work: Work) -> str:

@@ -12,9 +12,7 @@ __all__ = ["GROUP", "IMPORTANCE", "RECIPES", "WHOLE", "Cell", "Recipe", "cells",
 GROUP = 64  # neighbouring weights that share scale and offset in GPTQ
 WHOLE = 8  # bits an entry of embeddings that lose nothing
 TABLE = ", table of "  # other bits, in the name of a form
-IMPORTANCE = (
-    16  # batches that the mean squares of inputs are taken over, for llama.cpp, and to share out bits
-)
+IMPORTANCE = 16  # batches that show the dense model's inputs, to llama.cpp and where bits are shared out
 
 
 @dataclass(frozen=True)

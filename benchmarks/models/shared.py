@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from .plan import PLAN, Cell
 from .task import Batch, Task
 
 __all__ = [
+    "HELD_OUT",
     "TASKS",
     "Made",
     "batches",
@@ -27,6 +28,7 @@ __all__ = [
     "made",
     "once",
     "seen",
+    "share_out",
     "teacher",
     "unseen_first",
 ]
@@ -41,6 +43,7 @@ TASKS: dict[str, Callable[..., Task]] = {
 
 Made = tuple[nn.Module, dict[str, Any]]  # a model, and facts about its making
 
+HELD_OUT = 4  # batches that calibration has not seen, on which losses are measured to share out bits
 ANSWERS = 3 * 2**30  # bytes of the dense model's answers that a process keeps
 
 _tasks: dict[tuple[str, bool], Task] = {}
@@ -125,3 +128,14 @@ def from_folder(origin: Cell, make: Callable[[], Made]) -> Any:
     torch.save(result, part)
     part.replace(path)
     return result
+
+
+def share_out(
+    dense: nn.Module, bits: float, by: str, loss: Any, unseen: Sequence[Batch], **options: Any
+) -> diba.Allocation:
+    """Bits shared out between layers, by ``loss`` on batches that calibration has not seen if ``by`` says so.
+
+    The other options are those of ``diba.torch.allocate``.
+    """
+    judged: dict[str, Any] = {"loss": loss, "batches": unseen} if by == "loss" else {}
+    return diba.torch.allocate(dense, bits, by=by, progress=False, **judged, **options)

@@ -565,6 +565,7 @@ def test_second_derivatives_are_those_of_the_loss() -> None:
     with stand_ins(model, movable(model, set())) as [stand_in]:
         [square, _] = found._second_derivatives(stand_in.latents)
         layer, left, right = model[0]._layer[0], *(t.detach().clone() for t in stand_in.latents)
+    trusts = found._loss_of._trusts
 
     @torch.no_grad()
     def loss(i: int, j: int, by: float) -> float:
@@ -573,12 +574,7 @@ def test_second_derivatives_are_those_of_the_loss() -> None:
         matrix = layer.d1[:, None] * moved * layer.d2 @ right * layer.d3
         pairs = list(zip(samples[:8], inputs, strict=False))
         errors = [(x @ matrix.T + layer.bias - s.target).square().sum(1) for s, x in pairs]
-        return (
-            float(
-                sum((e * found._loss_of._trusts[s]).mean() for e, (s, _) in zip(errors, pairs, strict=True))
-            )
-            / 8
-        )
+        return float(sum((e * trusts[s]).mean() for e, (s, _) in zip(errors, pairs, strict=True))) / 8
 
     around = [[loss(i, j, 1) - 2 * loss(i, j, 0) + loss(i, j, -1) for j in range(4)] for i in range(5)]
     exact = torch.tensor(around, dtype=torch.float64) / found._loss_of.energy

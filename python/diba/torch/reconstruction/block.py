@@ -182,7 +182,9 @@ class BlockFit:
 
     def _most_flips(self, stand_in: Straight) -> float:
         """The share of a layer's bits that may flip in a step."""
-        return self._settings.flips / max(1.0, stand_in.bits_per_weight) ** 2
+        weights = stand_in.d1.numel() * stand_in.d3.numel()
+        bits = sum(latent.numel() for latent in stand_in.latents) / weights  # diagonals do not flip
+        return self._settings.flips / max(1.0, bits) ** 2
 
     def _kept_training(self, what: str) -> KeptTraining | None:
         """Where the next training is kept; what it begins with is in its key."""

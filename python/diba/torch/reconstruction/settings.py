@@ -29,8 +29,8 @@ class Reconstruction:
             large enough for a flip to pay just so. Larger values flip more bits, and need more steps.
         flips: At most this share of the bits of a matrix flips in a step, when the rate is largest; others
             wait. Many bits lower the same error: if all flipped that would pay alone, they would overshoot.
-            Of a layer with b > 1 bits per weight, ``1 / b**2`` of this share: its error is smaller, and so
-            fewer bits are wrong.
+            Of a layer with b > 1 bits per weight, diagonals not counted, ``1 / b**2`` of this share: its
+            error is smaller, and so fewer bits are wrong.
         lr: Learning rate of diagonals, norms and biases, relative to their median entries.
         tune_lr: Learning rate of dense weights, relative to their median entries.
         held_out: Share of the batches that decides, and from which nothing is learned; at least one batch.

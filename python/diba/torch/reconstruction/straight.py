@@ -91,11 +91,6 @@ class Straight(nn.Module):
         )
 
     @property
-    def bits_per_weight(self) -> float:
-        """Bits of both matrices over the entries of the product."""
-        return sum(latent.numel() for latent in self.latents) / (self.d1.numel() * self.d3.numel())
-
-    @property
     def latents(self) -> tuple[nn.Parameter, nn.Parameter]:
         """L (m, k) and R (k, n)."""
         return self.left, self.right
