@@ -185,9 +185,13 @@ class Steps:
         if self._report is None:
             return False
 
+        most = 0.0
+
         def show(state: Progress) -> None:
+            nonlocal most
             if state.total and 0 < state.done < state.total:
-                self._tell(first + (end - first) * state.done / state.total)
+                most = max(most, state.done / state.total)  # a solve that tries another size has more steps
+                self._tell(first + (end - first) * most)
 
         return show
 

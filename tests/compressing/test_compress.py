@@ -130,7 +130,7 @@ def test_progress_is_that_of_all_stages(
     seen: list[diba.Progress] = []
     diba.compress(dense, tmp_path / "a", data=texts, **{**SMALL, "progress": seen.append})
     assert_one_piece_of_work(seen)
-    stages = ["load", "convert", "retune", "measure", "write"]
+    stages = ["load", "allocate", "convert", "retune", "measure", "write"]
     assert list(dict.fromkeys(state.task for state in seen)) == stages
     assert any("gradients of the loss" in (state.item or "") for state in seen)
     middle = [state.fraction or 0.0 for state in seen if state.task == "convert"]
@@ -305,7 +305,7 @@ def test_a_plan_says_what_smaller_tables_would_save(dense: Path) -> None:
 
 
 def test_bits_go_where_they_are_worth_most(dense: Path, texts: Path, tmp_path: Path) -> None:
-    settings = {**SMALL, "allocate": True, "reconstruct": 0, "retune": 0}
+    settings = {**SMALL, "reconstruct": 0, "retune": 0}
     with pytest.raises(Stopped):
         diba.compress(dense, tmp_path / "out", data=texts, **{**settings, "progress": stop_at("convert", 1)})
     allocated = json.loads((tmp_path / "out" / ".diba" / "allocation").read_text())["value"]
@@ -534,7 +534,7 @@ def test_data_that_are_no_texts(name: str, content: bytes, error: str, dense: Pa
         ({"effort": "high"}, ValueError, "effort"),
         ({"embeddings": 3}, ValueError, "embeddings is 3; it must be 8, 4, 'auto' or None"),
         ({"tokens": 1}, ValueError, "at least 2"),
-        ({"allocate": 1}, TypeError, r"allocate is 1 \(int\); it must be True or False"),
+        ({"allocate": 1}, TypeError, r"allocate is 1 \(int\); it must be True, False or None"),
         ({"allocate": True}, ValueError, "there are no data, which say what layers are worth"),
         ({"retune": -1}, ValueError, "retune"),
         ({"recipe": "tiny"}, ValueError, "recipe"),

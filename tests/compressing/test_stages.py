@@ -120,9 +120,10 @@ def test_estimates_grow_with_the_work() -> None:
         "batches": (64, 4),
         "size": 10**8,
     }
-    plain, more = CompressSettings(), CompressSettings(reconstruct=512, retune=960)
+    plain, more = CompressSettings(), CompressSettings(reconstruct=512, retune=960, allocate=False)
     one, other = (fitted_seconds(**facts, settings=x) for x in (plain, more))
-    assert list(one) == ["load", "convert", "retune", "measure", "write"]
+    stages = ["load", "convert", "retune", "measure", "write"]
+    assert (list(one), list(other)) == (["load", "allocate", *stages[1:]], stages)
     assert other["retune"] == pytest.approx(10 * one["retune"])
     assert other["convert"] > one["convert"]
     assert all(x > 0 for x in one.values())

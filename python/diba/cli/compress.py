@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import json
@@ -18,7 +19,6 @@ from ..progress import reporting
 from . import output
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Iterator
 
     from ..progress import Progress, ProgressOption
@@ -66,7 +66,7 @@ def add_settings(parser: Any) -> None:
     add("--embeddings", choices=_CODES, help="bits of embeddings (default: auto, which loses nothing)")
     add("--head", choices=_CODES, help="bits of the output layer; none factors it (default: auto)")
     add("--skip", action="append", metavar="NAME", help="leave a layer dense; may be given several times")
-    add("--allocate", action="store_const", const=True, help="with data: bits of layers by their worth")
+    add("--allocate", action=argparse.BooleanOptionalAction, help="bits of layers by their worth (with data)")
     add("--reconstruct", type=int, metavar="N", help="with data: steps for each block (default: 256)")
     add("--retune", type=int, metavar="N", help="with data: steps at the end (default: 96)")
     add("--tokens", type=int, metavar="N", help="with data: tokens of a text (default: 256)")

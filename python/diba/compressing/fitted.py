@@ -12,6 +12,7 @@ import diba.torch
 
 from .._internal.machine import give_back_free_memory
 from ..checkpoints.facts import Retuning
+from ..solvers.size import no_size_warning
 from . import judge
 from .data.answers import answered
 from .data.batches import picked
@@ -65,11 +66,13 @@ def fitted(
     if earlier is None:
         stages.expect(_seconds(source, settings, dense, used))
     config = _config(source, settings, dense, missing)
-    if settings.allocate:
+    sizes_of_layers = settings.allocate is not False
+    if sizes_of_layers:
         config["layers"] = _allocated(config, settings, dense, used.seen, place, stages)
     if place.stage is None:
         with (
             stages.stage("convert", rest=True) as progress,
+            no_size_warning() if sizes_of_layers else contextlib.nullcontext(),
             kept_in(place.layers),
             gradients_kept_at(place.gradients),
             trainings_kept_in(place.block, KEPT_SECONDS),

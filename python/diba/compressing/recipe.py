@@ -45,8 +45,9 @@ class CompressSettings:
         head: Bits of the entries of an output layer that shares nothing: 8, 4 or ``"auto"``. None: it is
             factored as other layers are. Without such a layer it says nothing.
         skip: Names of layers that stay dense, as in :class:`diba.torch.Config`.
-        allocate: With data: whether factored layers get bits by what they are worth, as many as ``bits`` says
-            over all of them; see :func:`diba.torch.allocate`. Each is then factored at five sizes first.
+        allocate: Whether factored layers get bits by what they are worth, as many as ``bits`` says over all
+            of them; see :func:`diba.torch.allocate`. Each is then factored at three sizes first. None: if
+            there are data, which say what layers are worth.
         reconstruct: With data: steps in which each block is fitted to the dense one, bits included. 0: layers
             are fitted one by one only.
         retune: With data: steps of training diagonals, biases and normalisation of the whole model at the
@@ -68,7 +69,7 @@ class CompressSettings:
     embeddings: CodeBits | Literal["auto"] | None = "auto"
     head: CodeBits | Literal["auto"] | None = "auto"
     skip: tuple[str, ...] = ()
-    allocate: bool = False
+    allocate: bool | None = None
     reconstruct: int = 256
     retune: int = 96
     tokens: int = 256
@@ -84,8 +85,8 @@ class CompressSettings:
         for name in ("embeddings", "head"):
             if getattr(self, name) not in _CODES:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be 8, 4, 'auto' or None")
-        if not isinstance(self.allocate, bool):
-            raise TypeError(f"allocate is {describe(self.allocate)}; it must be True or False")
+        if not (self.allocate is None or isinstance(self.allocate, bool)):
+            raise TypeError(f"allocate is {describe(self.allocate)}; it must be True, False or None")
         for name in ("reconstruct", "retune"):
             check.integer(getattr(self, name), name, minimum=0, maximum=2**31)
         for name in ("tokens", "rows", "batches"):

@@ -214,10 +214,10 @@ def fitted_seconds(
     forward = 2 * parameters * tokens / _FLOPS
     steps = settings.reconstruct + 4 * 32 if settings.reconstruct else 0
     passes = seen * (3 + 5) + 3 * steps
-    sizes = {"allocate": 4 * seen * forward + 6 * _SOLVE * parameters * settings.bits * width / 2}
+    sizes = {"allocate": 4 * seen * forward + 3.75 * _SOLVE * parameters * settings.bits * width / 2}
     return {
         "load": 2 + size / _DISK,
-        **(sizes if settings.allocate else {}),
+        **(sizes if settings.allocate is not False else {}),
         "convert": forward * passes + _SOLVE * parameters * settings.bits * width / 2,
         "retune": 2.5 * forward * settings.retune,
         "measure": 2.5 * forward * judging,

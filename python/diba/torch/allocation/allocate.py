@@ -108,8 +108,7 @@ def allocate(
             ``r"re:(.*)\.(?:gate|up)_proj"``. They must have equally many columns. Losses are measured with
             all factors of a group in the model.
         sizes: Sizes at which noise or loss is measured, as multiples of ``bits_per_weight``. Every k lies
-            between the smallest and the largest. None: ``(0.5, 0.75, 1, 1.5, 2.25)``, for ``"loss"``
-            ``(0.5, 1, 2)``.
+            between the smallest and the largest. None: ``(0.5, 1, 2.25)``, for ``"loss"`` ``(0.5, 1, 2)``.
         progress: True shows a bar on stderr, False nothing; a callable gets a :class:`diba.Progress`, whose
             steps are layers.
         threads: Threads of the solver; None: ``diba.num_threads()``.
