@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> None:
     fresh = {"machine": results.machine(), "arguments": facts, "rows": {}}
     report = results.go_on(options.json, fresh, same=("machine", "arguments"))
     for task in options.tasks:
-        for stage in ["dense", *STAGES]:
+        for stage in ["dense", *stages(options.bits)]:
             key = f"{task} | {stage}"
             if key not in report["rows"]:
                 report["rows"][key] = measure(task, stage, options)
@@ -59,6 +59,14 @@ def options_of(arguments: Sequence[str]) -> argparse.Namespace:
     made_parser.add_argument("--batches", type=at_least_one, default=64, metavar="N", help="of data (64)")
     made_parser.add_argument("--quick", action="store_true", help="small data, to try it out")
     return made_parser.parse_args(arguments)
+
+
+def stages(bits: float) -> dict[str, dict[str, Any] | None]:
+    """Names of the rows and what ``convert`` is given as ``reconstruct``."""
+    if bits <= 1:
+        return STAGES
+    as_at_one = diba.torch.Reconstruction().flips * bits**2
+    return {**STAGES, "all, as many bits flipping in a step as at 1 bit": {"flips": as_at_one}}
 
 
 def outside(task: str, blocks: int) -> str:
@@ -80,7 +88,7 @@ def measure(name: str, stage: str, options: argparse.Namespace) -> dict[str, Any
         skip=[outside(name, options.blocks)],
         batches=batches(task)[: options.batches],
         loss=diba.torch.fisher(features=task.loss == "hidden"),
-        reconstruct=STAGES[stage],
+        reconstruct=stages(options.bits)[stage],
         progress=False,
         threads=options.threads,
     )
