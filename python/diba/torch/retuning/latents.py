@@ -69,7 +69,7 @@ class LatentSteps:
         if gradient is not None:
             self._mean.lerp_(gradient, 1 - _MOMENTUM)
         positive = latents >= 0
-        latents.sub_(self._mean * (self._rows * (share * self._reach)) * self._columns)
+        latents.addcmul_(self._mean * self._columns, self._rows, value=-share * self._reach)
         crossed = (latents >= 0).ne_(positive).view(-1).nonzero().view(-1)
         crossed = _let_few_cross(
             latents, crossed, positive, max(1, round(rate * self._flips * latents.numel()))
