@@ -263,11 +263,12 @@ def test_a_layer_without_data_costs_what_the_middle_one_of_the_others_does() -> 
             layer.weight.copy_(table.weight)
     config = Config(bits_per_weight=2, embeddings=True, alphabet="binary")
     known = {str(i): Moments(np.eye(32) * worth, 100) for i, worth in ((1, 1.0), (2, 9.0), (3, 9.0))}
-    with_median = diba.torch.allocate(model, 2, config=config, calibration=known).k
-    assert abs(with_median["0"] - with_median["2"]) <= 1  # one of them gets the last bits
+    sizes = (0.5, 0.75, 1.0, 1.5, 2.25)  # whose shares use up the budget evenly
+    with_median = diba.torch.allocate(model, 2, config=config, calibration=known, sizes=sizes).k
+    assert with_median["0"] == with_median["2"]
     weights = {"0": 9.0, "1": 1.0, "2": 9.0, "3": 9.0}
     matrices = {name: table.weight.detach().numpy() for name in weights}
-    expected = diba.allocate(matrices, 2, weights=weights).k
+    expected = diba.allocate(matrices, 2, weights=weights, sizes=sizes).k
     assert {name: abs(k - expected[name]) <= 1 for name, k in with_median.items()} == dict.fromkeys(
         weights, True
     )

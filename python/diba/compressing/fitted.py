@@ -66,13 +66,12 @@ def fitted(
     if earlier is None:
         stages.expect(_seconds(source, settings, dense, used))
     config = _config(source, settings, dense, missing)
-    sizes_of_layers = settings.allocate is not False
-    if sizes_of_layers:
+    if settings.shares_bits:
         config["layers"] = _allocated(config, settings, dense, used.seen, place, stages)
     if place.stage is None:
         with (
             stages.stage("convert", rest=True) as progress,
-            no_size_warning() if sizes_of_layers else contextlib.nullcontext(),
+            no_size_warning() if settings.shares_bits else contextlib.nullcontext(),
             kept_in(place.layers),
             gradients_kept_at(place.gradients),
             trainings_kept_in(place.block, KEPT_SECONDS),

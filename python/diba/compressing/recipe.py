@@ -96,6 +96,11 @@ class CompressSettings:
         check.seed(self.seed)
         object.__setattr__(self, "skip", tuple(self.skip))
 
+    @property
+    def shares_bits(self) -> bool:
+        """With data: whether layers get bits by what they are worth."""
+        return self.allocate is not False
+
     @classmethod
     def of(cls, recipe: str | None, changes: Mapping[str, Any]) -> CompressSettings:
         """The settings of a name, with changes; None: the defaults.

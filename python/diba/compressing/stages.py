@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..allocation.matrices import SIZES
 from ..progress import Progress
 
 if TYPE_CHECKING:
@@ -214,10 +215,10 @@ def fitted_seconds(
     forward = 2 * parameters * tokens / _FLOPS
     steps = settings.reconstruct + 4 * 32 if settings.reconstruct else 0
     passes = seen * (3 + 5) + 3 * steps
-    sizes = {"allocate": 4 * seen * forward + 3.75 * _SOLVE * parameters * settings.bits * width / 2}
+    sizes = {"allocate": 4 * seen * forward + sum(SIZES) * _SOLVE * parameters * settings.bits * width / 2}
     return {
         "load": 2 + size / _DISK,
-        **(sizes if settings.allocate is not False else {}),
+        **(sizes if settings.shares_bits else {}),
         "convert": forward * passes + _SOLVE * parameters * settings.bits * width / 2,
         "retune": 2.5 * forward * settings.retune,
         "measure": 2.5 * forward * judging,
