@@ -322,6 +322,13 @@ def test_same_bytes_again_and_with_a_teacher(dense: Model, batches: list[torch.T
     assert isinstance(models[0].head, FactoredLayer)
 
 
+def test_one_block_is_reconstructed_between_dense_ones(dense: Model, batches: list[torch.Tensor]) -> None:
+    model = converted(dense, batches, skip=["re:blocks.[02].*", "head"])
+    assert list(diba.torch.report(model).blocks) == ["blocks.1"]
+    for other in (0, 2):
+        assert equal(model.blocks[other], dense.blocks[other])
+
+
 @pytest.mark.parametrize("done", [1, 2])
 def test_a_second_call_goes_on_after_a_block(dense: Model, batches: list[torch.Tensor], done: int) -> None:
     """After two of three, the one block that is left is fitted like the others."""

@@ -144,18 +144,22 @@ def together(model: nn.Module, steps: Iterable[Group | Blocks]) -> list[Groups |
 
 
 def _containers(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, list[str]]:
-    """Name of a container -> names of its elements, outer containers first; at least two must hold layers.
+    """Name of a container -> names of its elements, outer containers first; at least two must hold matrices.
 
-    Layers that are compressed already count too: of a model compressed in part, one block may be left.
+    Those that are compressed already or stay dense count too: of a model compressed in part, only one block
+    may be left.
     """
     found = {}
-    compressed = [name for name, module in model.named_modules() if isinstance(module, CompressedLayer)]
+    matrices = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, CompressedLayer) or input_size(module) is not None
+    ]
     for name, module in model.named_modules():
         if isinstance(module, (nn.ModuleList, nn.Sequential)) and not isinstance(module, Parallel):
             elements = [f"{name}.{key}" if name else key for key in module._modules]
-            left = [element for element in elements if _within(element, layers)]
-            done = [each for each in elements if any(_is_within(layer, each) for layer in compressed)]
-            if left and len({*left, *done}) >= 2:
+            left = any(_within(element, layers) for element in elements)
+            if left and sum(any(_is_within(each, element) for each in matrices) for element in elements) >= 2:
                 found[name] = elements
     return found
 
