@@ -20,7 +20,8 @@ import diba
 import diba.torch
 import tiny_models
 from diba.checkpoints.blocks import blocks_from_json, blocks_to_json
-from diba.torch.calibration import propagate
+from diba.torch.calibration import propagate, reconstruct
+from diba.torch.calibration.blocks import plan, together
 from diba.torch.calibration.held import Memory
 from diba.torch.modules.kinds import compressed
 from diba.torch.modules.layer import FactoredLayer
@@ -327,6 +328,10 @@ def test_one_block_is_reconstructed_between_dense_ones(dense: Model, batches: li
     assert list(diba.torch.report(model).blocks) == ["blocks.1"]
     for other in (0, 2):
         assert equal(model.blocks[other], dense.blocks[other])
+    layers = {name: dense.get_submodule(name) for name in ("blocks.1.up", "blocks.1.down")}
+    how = reconstruct.Reconstructing(Reconstruction(steps=5, tune_steps=3), lambda *_: None, lambda *_: None)
+    steps = together(dense, plan(dense, layers, batches).steps)
+    assert reconstruct.expected(dense, steps, len(batches), False, how)["steps"] == 5 + 2 * 3
 
 
 @pytest.mark.parametrize("done", [1, 2])

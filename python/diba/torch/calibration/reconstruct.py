@@ -62,17 +62,13 @@ def expected(
         gradients: Whether gradients of a loss are measured.
         how: How blocks are reconstructed; None: they are not.
     """
-    parts = {
-        block.name: len(together(model, block.groups))
-        for step in steps
-        if isinstance(step, tuple)
-        for block in step
-    }
+    blocks = [block for step in steps if isinstance(step, tuple) for block in step]
+    parts = {block.name: len(together(model, block.groups)) for block in blocks}
     learned, trained = total, 0
     if how is not None:
         learned -= sum(how.settings.is_held_out(number, total) for number in range(total))
-        each = (how.settings.steps + count * how.settings.tune_steps for count in parts.values())
-        trained = sum(count for name, count in zip(parts, each, strict=True) if name not in how.done)
+        fitted = [block.name for block in blocks if _is_fitted(model, block, how)]
+        trained = sum(how.settings.steps + parts[name] * how.settings.tune_steps for name in fitted)
     return {
         "gradients": total if gradients else 0,
         "inputs": total * len(steps),
@@ -98,12 +94,7 @@ def block_fit(
         None if the block is done already or is a single layer, if nothing in it is compressed, or if no batch
         is held out or none is not.
     """
-    module = model.get_submodule(block.name)
-    if (
-        block.name in how.done
-        or not (block.groups or factored_layers(module))
-        or next(module.children(), None) is None
-    ):
+    if not _is_fitted(model, block, how):
         return None
     samples, held_out = [], []
     for number, (item, target) in enumerate(zip(stream.now, stream.dense, strict=True)):
@@ -115,6 +106,13 @@ def block_fit(
         return None
     on_step = partial(how.on_step, block.name)
     return BlockFit(model, block.name, samples, held_out, channels, how.settings, on_step)
+
+
+def _is_fitted(model: nn.Module, block: Block, how: Reconstructing) -> bool:
+    """Whether a block is not done already, is no single layer, and something in it is compressed."""
+    module = model.get_submodule(block.name)
+    compressed = block.groups or factored_layers(module)
+    return block.name not in how.done and bool(compressed) and next(module.children(), None) is not None
 
 
 def _output(held: HeldItem, block: nn.Module) -> Tensor:
