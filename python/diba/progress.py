@@ -195,7 +195,7 @@ class Steps:
 
         return show
 
-    def done(self, steps: int, item: str | None = None, snr_db: float | None = None, **facts: Any) -> None:
+    def done(self, steps: float, item: str | None = None, snr_db: float | None = None, **facts: Any) -> None:
         """Report ``steps`` steps as done; ``item`` names the last, ``facts`` are other fields of Progress."""
         self._facts = {"item": item, "snr_db": snr_db, **facts}
         self._tell(steps)

@@ -82,6 +82,7 @@ LAYERS = (
     ("layers.stored",),
     ("cli.solve",),
     ("allocation.waterfill",),
+    ("allocation.sizes",),
     ("allocation.matrices",),
     ("",),
     ("torch.ops", "torch.modules", "torch.model", "torch.retuning", "torch.reconstruction"),

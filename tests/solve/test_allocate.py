@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,10 @@ from torch import nn
 
 import diba
 import diba.torch
+from diba.allocation.curves import joined
+from diba.allocation.sizes import grown
+from diba.allocation.waterfill import waterfill
+from diba.progress import Steps
 from diba.solvers.size import stored_bits
 from diba.torch.allocation.scores import keep_best
 
@@ -53,17 +59,50 @@ def test_equal_matrices_share_evenly_and_weights_count() -> None:
     assert weighted["b"] > weighted["a"]
 
 
+def test_larger_sizes_are_measured_only_where_bits_go() -> None:
+    """Noise falls ever more slowly, so a straight line beyond what is measured promises too much."""
+    shape, first, end = (64, 64), [16, 32], 72
+    heavy = {"a": 1e4, "b": 1.0, "c": 1.0, "d": 1.0}
+
+    def noise(name: str, k: int) -> float:
+        return heavy[name] * 10 ** (-0.1 * k**0.9)
+
+    def curve(name: str, sizes: list[int]) -> diba.Curve:
+        return diba.Curve(shape, np.array(sizes), np.array([noise(name, k) for k in sizes]))
+
+    known = {name: curve(name, first) for name in heavy}
+    asked: list[tuple[str, int]] = []
+    states: list[diba.Progress] = []
+
+    def measure(name: str, k: int, done: float, until: float) -> None:
+        assert known[name].k[-1] < k <= end
+        assert 2 <= done < until < 4
+        asked.append((name, k))
+        known[name] = joined(known[name], curve(name, [k]))
+
+    fill = partial(waterfill, total_bits=4 * stored_bits(*shape, 32))
+    steps = Steps("allocate", 4, states.append)
+    found = grown(lambda: dict(known), measure, dict.fromkeys(heavy, end), fill, steps, 2)
+    assert {name for name, _ in asked} == {"a"}
+    assert states[-1].done == 4
+    assert all(k <= 1.2 * known[name].k[-1] for name, k in found.k.items())
+    whole = fill({name: curve(name, list(range(16, end + 1))) for name in heavy})
+    # Which of the light ones gets the last bits is open.
+    assert sum(noise(name, k) for name, k in found.k.items()) == pytest.approx(whole.noise, rel=0.02)
+    assert sum(noise(name, 32) for name in heavy) > 2 * whole.noise
+
+
 def test_progress_and_options_reach_the_solver() -> None:
     seen: list[diba.Progress] = []
     diba.allocate({"a": NORMAL, "b": 2 * NORMAL}, 2, alphabet="sign", progress=seen.append)
     assert {(state.task, state.total) for state in seen} == {("allocate", 2)}
     steps = [state.done for state in seen]
     assert steps == sorted(steps)
-    assert {0, 1, 2} < set(steps)  # and parts of them
-    assert [state.item for state in seen if state.done in (1, 2)] == ["a", "b"]
+    assert {0, 0.5, 1, 2} < set(steps)  # and parts of them; larger sizes may follow the first ones
+    assert [state.item for state in seen if state.done in (0.5, 1)] == ["a", "b"]
     net_seen: list[diba.Progress] = []
     diba.allocate(nn.Sequential(nn.Linear(64, 64)), 2, progress=net_seen.append)
-    assert [(state.done, state.total) for state in net_seen] == [(0, 1), (1, 1)]
+    assert [(state.done, state.total) for state in net_seen] == [(0, 1), (0.5, 1), (1, 1)]
     with pytest.raises(ValueError, match="alphabet is 'ternary'"):
         diba.allocate({"a": NORMAL}, 2, alphabet="ternary")
 

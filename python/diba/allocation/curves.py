@@ -230,7 +230,8 @@ def measured(
     options: Mapping[str, Any],
     steps: Steps,
     name: str | None = None,
-    first: int = 0,
+    first: float = 0,
+    part: float = 1,
 ) -> Curve:
     """The curve of a checked matrix at given inner dimensions.
 
@@ -241,8 +242,9 @@ def measured(
         steps: Counts and reports progress.
         name: Name of the matrix, if all sizes together are one step; None if each is a step.
         first: Steps done before.
+        part: Of a step, what all sizes together count for, with a name.
     """
-    each = 1.0 if name is None else 1 / len(sizes)
+    each = 1.0 if name is None else part / len(sizes)
     noise, seconds = [], []
     for at, k in enumerate(sizes):
         began, done = time.perf_counter(), first + at * each
@@ -253,6 +255,12 @@ def measured(
         if name is None:
             steps.done(at + 1, f"k = {k}", snr_db(energy, error))
     if name is not None:
-        steps.done(first + 1, name, snr_db(energy, error))
+        steps.done(first + part, name, snr_db(energy, error))
     m, n = A.shape
     return Curve((m, n), np.array(sizes), np.array(noise), energy, np.array(seconds))
+
+
+def joined(a: Curve, b: Curve) -> Curve:
+    """The points of two curves of one matrix that have no k in common."""
+    seconds = None if a.seconds is None or b.seconds is None else np.append(a.seconds, b.seconds)
+    return replace(a, k=np.append(a.k, b.k), noise=np.append(a.noise, b.noise), seconds=seconds)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .._internal import check
@@ -11,24 +12,18 @@ from .._internal.check import describe
 from ..progress import Steps, reporting
 from ..solvers.size import no_size_warning, uniform_k
 from ..solvers.solver import checked_matrix
-from .curves import measured
+from .curves import joined, measured
+from .sizes import FIRST_PART, STEPS, check_sizes, first_and_end, grown
 from .waterfill import waterfill
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
+    from numpy.typing import ArrayLike, NDArray
 
     from ..progress import ProgressOption
     from .curves import Curve
     from .waterfill import Allocation
 
-__all__ = ["SIZES", "STEPS", "allocate", "check_sizes"]
-
-# Three say what five would: curves are smooth. Wider, noise falls further, but the losses of models rise.
-SIZES = (0.5, 1.0, 2.25)
-"""Sizes at which noise is measured, as shares of the bits per weight asked for."""
-
-STEPS = 40
-"""ADMM steps of each solve: few, since only the shape of the curve matters here."""
+__all__ = ["allocate"]
 
 
 def allocate(
@@ -43,16 +38,17 @@ def allocate(
     """Choose k for each matrix: the least total noise for ``bits_per_weight`` on average.
 
     Each matrix is factored quickly at several sizes; water-filling then spends each bit where it removes the
-    most noise. A model is passed on to :func:`diba.torch.allocate`, which weights noise by calibration data,
-    or measures losses.
+    most noise. Where that gives a matrix more than 1.2 times the largest size measured, it is measured there
+    as well, and bits are shared out again. A model is passed on to :func:`diba.torch.allocate`, which weights
+    noise by calibration data, or measures losses.
 
     Args:
         source: Dict of names to matrices, or a torch module.
         bits_per_weight: Stored bits per weight on average over all matrices, diagonals included.
         weights: Dict of names to weights of ``|A - F|^2``; 1 for names that are missing.
         sizes: Sizes at which noise is measured, as shares of ``bits_per_weight``; every k chosen lies between
-            the smallest and the largest of them. None: ``(0.5, 1, 2.25)``, and for a model what
-            :func:`diba.torch.allocate` says.
+            the smallest and the largest of them. None: 0.5 and 1, and up to 2.25 where bits go; for a model
+            what :func:`diba.torch.allocate` says.
         progress: True shows a bar on stderr, False nothing; a callable is called with a
             :class:`diba.Progress`, whose steps are matrices or layers. None: True for a model, False for
             matrices.
@@ -60,7 +56,9 @@ def allocate(
             :func:`diba.torch.allocate`.
 
     Returns:
-        A :class:`diba.Allocation`; its ``k`` maps names to inner dimensions.
+        A :class:`diba.Allocation`; its ``k`` maps names to inner dimensions. Its curves are what was
+        measured, and beyond it a straight line (noise in dB against k) up to the largest k that may be
+        chosen.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -102,22 +100,22 @@ def allocate(
     asked = check.number(bits_per_weight, "bits_per_weight", minimum=0, exclusive=True)
     given: dict[str, Any] = {"effort": "fast", "max_iter": STEPS} | options
     curves: dict[str, Curve] = {}
+    ends: dict[str, int] = {}
     with reporting(False if progress is None else progress) as report, no_size_warning():
         steps = Steps("allocate", len(source), report)
-        for at, (name, values) in enumerate(source.items()):
+
+        def curve(name: str, matrix: NDArray[Any], k: Sequence[int], done: float, end: float) -> Curve:
+            found = measured(matrix, k, given, steps, name, done, end - done)
+            return found.weighted((weights or {}).get(name, 1.0), f"weights[{name!r}]")
+
+        def more(name: str, k: int, done: float, end: float) -> None:
+            matrix = checked_matrix(source[name], f"source[{name!r}]")
+            curves[name] = joined(curves[name], curve(name, matrix, [k], done, end))
+
+        done, part = 0.0, 1.0 if sizes else FIRST_PART
+        for name, values in source.items():
             matrix = checked_matrix(values, f"source[{name!r}]")
-            m, n = matrix.shape
-            k = sorted({uniform_k(m, n, size * asked) for size in sizes or SIZES})
-            curve = measured(matrix, k, given, steps, name, at)
-            curves[name] = curve.weighted((weights or {}).get(name, 1.0), f"weights[{name!r}]")
-    return waterfill(curves, bits_per_weight=asked)
-
-
-def check_sizes(sizes: Any) -> tuple[float, ...]:
-    """Require positive numbers around 1, so that the uniform allocation lies on the curves."""
-    checked = sorted({check.number(size, "an entry of sizes", minimum=0, exclusive=True) for size in sizes})
-    if not checked or checked[0] > 1 or checked[-1] < 1:
-        raise ValueError(
-            f"sizes is {tuple(sizes)}; it must hold shares of the budget around 1, such as (0.5, 1, 2)"
-        )
-    return tuple(checked)
+            first, ends[name] = first_and_end(partial(uniform_k, *matrix.shape), sizes, asked)
+            curves[name] = curve(name, matrix, first, done, done + part)
+            done += part
+        return grown(lambda: curves, more, ends, partial(waterfill, bits_per_weight=asked), steps, done)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..allocation.matrices import SIZES
+from ..allocation.sizes import FIRST
 from ..progress import Progress
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ __all__ = ["Stages", "fitted_seconds", "plain_seconds"]
 _UNKNOWN, _NOTHING = {"load": 1.0}, dict[str, float]()
 _DISK = 3e8  # bytes a second
 _FLOPS = 6e10  # of one core
+_MEASURED = sum(FIRST) + 0.5  # sizes that bits are shared out by: few layers take more than the first
 _SOLVE = 1.3e-8  # seconds of a solve for each m n k of its matrix, effort "fast"
 _MEASURED = 0.02  # share of a stage after which its pace says more than the estimate
 
@@ -215,7 +216,7 @@ def fitted_seconds(
     forward = 2 * parameters * tokens / _FLOPS
     steps = settings.reconstruct + 4 * 32 if settings.reconstruct else 0
     passes = seen * (3 + 5) + 3 * steps
-    sizes = {"allocate": 4 * seen * forward + sum(SIZES) * _SOLVE * parameters * settings.bits * width / 2}
+    sizes = {"allocate": 4 * seen * forward + _MEASURED * _SOLVE * parameters * settings.bits * width / 2}
     return {
         "load": 2 + size / _DISK,
         **(sizes if settings.shares_bits else {}),

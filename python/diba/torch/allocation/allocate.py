@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from ..._internal import check
 from ...allocation.curves import Curve
-from ...allocation.matrices import SIZES, check_sizes
 from ...allocation.response import Response, fitted, smoothed
+from ...allocation.sizes import FIRST_PART, check_sizes, first_and_end, grown
 from ...allocation.waterfill import shared_k, waterfill
 from ...checkpoints.entries import first_names
 from ...layers.config import Config
@@ -108,16 +109,18 @@ def allocate(
             ``r"re:(.*)\.(?:gate|up)_proj"``. They must have equally many columns. Losses are measured with
             all factors of a group in the model.
         sizes: Sizes at which noise or loss is measured, as multiples of ``bits_per_weight``. Every k lies
-            between the smallest and the largest. None: ``(0.5, 1, 2.25)``, for ``"loss"`` ``(0.5, 1, 2)``.
+            between the smallest and the largest. None: 0.5 and 1, and up to 2.25 where bits go (as
+            :func:`diba.allocate` says), for ``"loss"`` ``(0.5, 1, 2)``.
         progress: True shows a bar on stderr, False nothing; a callable gets a :class:`diba.Progress`, whose
             steps are layers.
         threads: Threads of the solver; None: ``diba.num_threads()``.
 
     Returns:
         The allocation; ``convert`` takes it as
-        ``layers={name: {"k": k} for name, k in allocation.k.items()}``. Its ``curves`` are what was measured;
-        those of losses have smooth values between, and each layer of a group has an equal part. Its ``at``
-        gives other budgets without measuring again.
+        ``layers={name: {"k": k} for name, k in allocation.k.items()}``. Its ``curves`` are what was measured,
+        and beyond it a straight line (noise in dB against k) up to the largest k that may be chosen; those of
+        losses have smooth values between, and each layer of a group has an equal part. Its ``at`` gives other
+        budgets without measuring again.
 
     Raises:
         TypeError, ValueError: as for :func:`diba.torch.convert` and :func:`diba.allocate`; ``by`` does not
@@ -129,7 +132,8 @@ def allocate(
     """
     asked = check.number(bits_per_weight, "bits_per_weight", minimum=0, exclusive=True)
     rule = _rule(by, calibration, batches, loss)
-    sizes = check_sizes((LOSS_SIZES if rule == "loss" else SIZES) if sizes is None else sizes)
+    if sizes is not None or rule == "loss":
+        sizes = check_sizes(LOSS_SIZES if sizes is None else sizes)
     if config is not None:
         check.instance(config, "config", Config, "use diba.torch.Config(...)")
     with unfused(model), reporting(progress) as report:
@@ -141,43 +145,66 @@ def allocate(
         parts = [_Part(members, asked, sizes) for members in joined(targets, groups)]
         idle = [] if calibration is None else unreached(targets, known)
         steps = Steps("allocate", len(targets), report)
+        shared = [part.names for part in parts if len(part.names) > 1]
+        fill = partial(waterfill, bits_per_weight=asked, groups=shared)
         if rule == "loss":
             curves = _by_loss(parts, LossMeter(model, batches, loss, threads), known, idle, steps)
-        else:
-            warn_unreached(
-                idle, len(targets), "they get the smallest size, because these data do not use them"
-            )
-            free = free_biases(model, targets)
-            known = {name: x.centred() if name in free else x for name, x in known.items()}
-            curves = _by_noise(parts, known, idle, steps, threads)
-    ordered = {target.name: curves[target.name] for target in targets}
-    shared = [part.names for part in parts if len(part.names) > 1]
-    return waterfill(ordered, bits_per_weight=asked, groups=shared)
+            return fill({target.name: curves[target.name] for target in targets})
+        warn_unreached(idle, len(targets), "they get the smallest size, because these data do not use them")
+        free = free_biases(model, targets)
+        known = {name: x.centred() if name in free else x for name, x in known.items()}
+        by_noise = _ByNoise(targets, known, idle, steps, threads)
+        done = by_noise.first(parts, FIRST_PART if sizes is None else 1.0)
+        ends = {name: part.end for part in parts for name in part.names}
+        return grown(by_noise.curves, by_noise.more, ends, fill, steps, done)
 
 
 class _Part:
-    """Layers that share one k, or a single layer, and the k that are measured."""
+    """Layers that share one k, or a single layer, the k that are measured, and the largest one."""
 
-    def __init__(self, targets: Sequence[Target], bits_per_weight: float, sizes: Sequence[float]) -> None:
+    def __init__(
+        self, targets: Sequence[Target], bits_per_weight: float, sizes: Sequence[float] | None
+    ) -> None:
         self.targets = targets
         self.names = tuple(target.name for target in targets)
         shapes = [target.shape for target in targets]
-        self.k = sorted({shared_k(shapes, size * bits_per_weight) for size in sizes})
+        self.k, self.end = first_and_end(partial(shared_k, shapes), sizes, bits_per_weight)
 
 
-def _by_noise(
-    parts: Sequence[_Part],
-    known: Mapping[str, Moments],
-    idle: Sequence[str],
-    steps: Steps,
-    threads: int | None,
-) -> dict[str, Curve]:
-    found: dict[str, Noise] = {}
-    for part in parts:
-        for target in part.targets:
-            found[target.name] = measured(target, known.get(target.name), part.k, threads)
-            steps.done(len(found), target.name)
-    return in_one_unit(found, known, idle)
+class _ByNoise:
+    """The noise of all layers, measured at more and more k."""
+
+    def __init__(
+        self,
+        targets: Sequence[Target],
+        known: Mapping[str, Moments],
+        idle: Sequence[str],
+        steps: Steps,
+        threads: int | None,
+    ) -> None:
+        self._targets = {target.name: target for target in targets}
+        self._known, self._idle, self._steps, self._threads = known, idle, steps, threads
+        self._found: dict[str, Noise] = {}
+
+    def first(self, parts: Sequence[_Part], each: float) -> float:
+        """Measure all layers, of which each counts for so much of a step; the steps that are done."""
+        for part in parts:
+            for name in part.names:
+                self._found[name] = self._measured(name, part.k)
+                self._steps.done(each * len(self._found), name)
+        return each * len(self._found)
+
+    def more(self, name: str, k: int, _: float, end: float) -> None:
+        """Measure one layer at one more k; then ``end`` steps are done."""
+        self._found[name] = self._found[name].joined(self._measured(name, [k]))
+        self._steps.done(end, name)
+
+    def curves(self) -> dict[str, Curve]:
+        """The curves until now, in the order of the layers."""
+        return in_one_unit({name: self._found[name] for name in self._targets}, self._known, self._idle)
+
+    def _measured(self, name: str, sizes: Sequence[int]) -> Noise:
+        return measured(self._targets[name], self._known.get(name), sizes, self._threads)
 
 
 def _by_loss(

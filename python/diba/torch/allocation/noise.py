@@ -10,7 +10,7 @@ import numpy as np
 import diba
 
 from ...allocation.curves import Curve
-from ...allocation.matrices import STEPS
+from ...allocation.sizes import STEPS
 from ...solvers.size import no_size_warning
 from ..modules.kinds import dense_matrix
 
@@ -32,6 +32,10 @@ class Noise(NamedTuple):
     k: list[int]
     relative: list[float]  # m n |A - F|^2 / |A|^2
     known: list[float]  # empty without moments
+
+    def joined(self, other: Noise) -> Noise:
+        """With the noise at other k, all larger."""
+        return Noise(self.shape, self.k + other.k, self.relative + other.relative, self.known + other.known)
 
     def curve(self, noise: Sequence[float] | NDArray[np.float64]) -> Curve:
         """The curve of another noise at the same k."""
