@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from .common.results import Report
@@ -82,7 +82,7 @@ def models(report: Report) -> Iterator[list[str]]:
     """Whole models reconstructed and retuned, beside the files of others that come nearest."""
     for task, form, arm, other, names, what in FILES:
         dense, ours, theirs = (
-            quality_and_size(report["cells"][f"{task} | {name} | {size} | 0"], names)
+            quality_and_size(seeds(report, f"{task} | {name} | {size} | "), names)
             for name, size in (("dense", "float32"), ("diba", form), (arm, other))
         )
         title = report["cells"][f"{task} | diba | {form} | 0"]["title"]
@@ -90,7 +90,13 @@ def models(report: Report) -> Iterator[list[str]]:
         yield [f"{title} at {form}: {what} (MB on disk)", dense, ours, f"{arm} {other} {theirs}"]
 
 
-def quality_and_size(cell: Cell, names: Sequence[str]) -> str:
-    """Metrics and megabytes; dense models in 16 bits, as in the other rows."""
-    size = cell["bytes"] / (2 if cell["form"] == "float32" else 1)
-    return f"{', '.join(shown(name, [cell['metrics'][name]]) for name in names)} ({size / 1e6:.0f})"
+def seeds(report: Report, key: str) -> list[Cell]:
+    """A model's cells, of all seeds."""
+    return [cell for name, cell in report["cells"].items() if name.startswith(key)]
+
+
+def quality_and_size(cells: Sequence[Cell], names: Sequence[str]) -> str:
+    """Metrics, of several seeds their means, and megabytes; dense models in 16 bits, as in the other rows."""
+    size = cells[0]["bytes"] / (2 if cells[0]["form"] == "float32" else 1)
+    means = (shown(name, [fmean(cell["metrics"][name] for cell in cells)]) for name in names)
+    return f"{', '.join(means)} ({size / 1e6:.0f})"
