@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
 from .common.results import Report
 from .common.tables import number
+from .models.curves_table import grouped, size, value
 from .models.decode_table import PROMPT
 from .models.table import METRICS, shown
 from .products.rows import ONE, Rows
@@ -80,23 +81,18 @@ def runtime(report: Report) -> Iterator[list[str]]:
 
 def models(report: Report) -> Iterator[list[str]]:
     """Whole models reconstructed and retuned, beside the files of others that come nearest."""
+    every = grouped(report)
     for task, form, arm, other, names, what in FILES:
+        rows = every[task]
         dense, ours, theirs = (
-            quality_and_size(seeds(report, f"{task} | {name} | {size} | "), names)
-            for name, size in (("dense", "float32"), ("diba", form), (arm, other))
+            quality_and_size(rows[key], names) for key in (("dense", "float32"), ("diba", form), (arm, other))
         )
-        title = report["cells"][f"{task} | diba | {form} | 0"]["title"]
+        title = rows["diba", form][0]["title"]
         ours = f"**{ours.replace(' (', '** (')}"
         yield [f"{title} at {form}: {what} (MB on disk)", dense, ours, f"{arm} {other} {theirs}"]
 
 
-def seeds(report: Report, key: str) -> list[Cell]:
-    """A model's cells, of all seeds."""
-    return [cell for name, cell in report["cells"].items() if name.startswith(key)]
-
-
-def quality_and_size(cells: Sequence[Cell], names: Sequence[str]) -> str:
+def quality_and_size(cells: list[Cell], names: Sequence[str]) -> str:
     """Metrics, of several seeds their means, and megabytes; dense models in 16 bits, as in the other rows."""
-    size = cells[0]["bytes"] / (2 if cells[0]["form"] == "float32" else 1)
-    means = (shown(name, [fmean(cell["metrics"][name] for cell in cells)]) for name in names)
-    return f"{', '.join(means)} ({size / 1e6:.0f})"
+    megabytes = size(cells) / (2 if cells[0]["form"] == "float32" else 1)
+    return f"{', '.join(shown(name, [value(cells, name)]) for name in names)} ({megabytes:.0f})"

@@ -8,7 +8,7 @@ from typing import Any
 from ..common.tables import markdown, measured
 from .table import METRICS, shown
 
-__all__ = ["best", "grouped", "table"]
+__all__ = ["best", "grouped", "size", "table", "value"]
 
 ARMS = {
     "dense": "dense",
