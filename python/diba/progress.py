@@ -31,7 +31,7 @@ class Progress:
             ``"retune"``; of ``diba.compress`` also ``"load"``, ``"compress"``, ``"measure"``, ``"write"``.
         done: Steps done: iterations of a solver, matrices, layers, batches or optimizer steps. A fraction
             counts the part done of the current step, where that is known. 0 reports the start.
-        total: Number of steps at most; None while unknown.
+        total: Number of steps at most; None while unknown. It grows where a solve tries another size.
         elapsed: Seconds since the start.
         remaining: Seconds to the end at most, estimated from the pace so far; None while unknown, 0 at the
             end.
@@ -124,6 +124,7 @@ class _Bar:
     def __init__(self, tqdm: Any) -> None:
         self._tqdm = tqdm
         self._bar: Any = None
+        self._share = _Share()
 
     def __call__(self, state: Progress) -> None:
         title = f"diba {_counts(state)}"
@@ -133,8 +134,7 @@ class _Bar:
             )
         self._bar.set_description_str(title, refresh=False)
         self._bar.set_postfix_str(", ".join(_facts(state)) + _outlook(state), refresh=False)
-        part = state.done / state.total if state.total else 0.0
-        part = part if state.fraction is None else state.fraction
+        part = self._share.after(state) if state.fraction is None else state.fraction
         self._bar.update(round(_BAR_STEPS * part) - self._bar.n)
 
     def close(self) -> None:
@@ -158,6 +158,21 @@ class _Lines:
         if self._waiting is not None:
             print(f"diba: {self._waiting}", file=sys.stderr, flush=True)
             self._waiting, self._shown = None, time.monotonic()
+
+
+class _Share:
+    """The share of a task that is done: it does not fall, and is not whole, where another size is tried."""
+
+    def __init__(self) -> None:
+        self._most = 0.0
+
+    def after(self, state: Progress) -> float:
+        """The share after this state, below 1; 0 where a task begins."""
+        if not state.done:
+            self._most = 0.0
+        elif state.total and state.done < state.total:
+            self._most = max(self._most, state.done / state.total)
+        return self._most
 
 
 class Steps:
@@ -185,13 +200,11 @@ class Steps:
         if self._report is None:
             return False
 
-        most = 0.0
+        share = _Share()
 
         def show(state: Progress) -> None:
-            nonlocal most
-            if state.total and 0 < state.done < state.total:
-                most = max(most, state.done / state.total)  # a solve that tries another size has more steps
-                self._tell(first + (end - first) * most)
+            if part := share.after(state):  # the end is reported by the caller, with what came of it
+                self._tell(first + (end - first) * part)
 
         return show
 

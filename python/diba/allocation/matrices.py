@@ -13,7 +13,7 @@ from ..progress import Steps, reporting
 from ..solvers.size import no_size_warning, uniform_k
 from ..solvers.solver import checked_matrix
 from .curves import joined, measured
-from .sizes import FIRST_PART, STEPS, check_sizes, first_and_end, grown
+from .sizes import STEPS, check_sizes, first_and_end, first_part, grown
 from .waterfill import waterfill
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def allocate(
             matrix = checked_matrix(source[name], f"source[{name!r}]")
             curves[name] = joined(curves[name], curve(name, matrix, [k], done, end))
 
-        done, part = 0.0, 1.0 if sizes else FIRST_PART
+        done, part = 0.0, first_part(sizes)
         for name, values in source.items():
             matrix = checked_matrix(values, f"source[{name!r}]")
             first, ends[name] = first_and_end(partial(uniform_k, *matrix.shape), sizes, asked)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..progress import Steps
     from .waterfill import Allocation
 
-__all__ = ["FIRST", "FIRST_PART", "LARGEST", "STEPS", "check_sizes", "first_and_end", "grown"]
+__all__ = ["FIRST", "LARGEST", "STEPS", "check_sizes", "first_and_end", "first_part", "grown"]
 
 FIRST = (0.5, 1.0)
 """Sizes at which all noise is measured, as shares of the bits per weight asked for."""
@@ -29,9 +29,6 @@ LARGEST = 2.25
 
 STEPS = 40
 """ADMM steps of each solve: few, since only the shape of the curve matters here."""
-
-FIRST_PART = 0.5
-"""What the first sizes of a matrix count for in the progress, if larger ones may follow."""
 
 _BEYOND = 1.2  # a curve is trusted this far beyond its last k: noise in dB is nearly straight there
 
@@ -49,6 +46,11 @@ def first_and_end(
     first = sorted({k_of(size * asked) for size in sizes or FIRST})
     end = first[-1] if sizes else max(first[-1], k_of(LARGEST * asked))
     return (first if len(first) > 1 else sorted({first[0], end})), end
+
+
+def first_part(sizes: Sequence[float] | None) -> float:
+    """What the first sizes of a matrix count for, in steps: less than a whole one if more may follow."""
+    return 1.0 if sizes else 0.5
 
 
 def grown(

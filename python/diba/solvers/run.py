@@ -67,24 +67,28 @@ def run_for_size(run: Run, *sizes: Any) -> Factorization:
     """
     m, n = run.A.shape
     if run.init is not None and sizes == (None,) * 4:
-        return _best_at(run, run.init.k).f
-    name, size = check.exactly_one_size(*sizes)
+        name, size = "k", float(run.init.k)
+    else:
+        name, size = check.exactly_one_size(*sizes)
     if name == "snr_db":
-        return _smallest_for_snr(run, size)
-    k = inner_dimension(m, n, name, size)
-    if run.init is not None:
-        check.equal(run.init.k, "the inner dimension of init", k, "inner dimension asked for")
-    return _best_at(run, k).f
+        found = _smallest_for_snr(run, size)
+    else:
+        k = inner_dimension(m, n, name, size)
+        if run.init is not None:
+            check.equal(run.init.k, "the inner dimension of init", k, "inner dimension asked for")
+        found = _best_at(run, k)
+    run.schedule.end(found.error, found.snr_db)
+    return found.f
 
 
-def _smallest_for_snr(run: Run, snr_db: float) -> Factorization:
+def _smallest_for_snr(run: Run, snr_db: float) -> Solution:
     """The factors of the smallest k that reaches ``snr_db``."""
     cheap = replace(run, options=replace(run.options, effort="fast"), schedule=Schedule(None))
     cheaper = run.options.max_iter is None and run.options.effort != "fast"
 
-    def solve_at(k: int) -> tuple[Factorization, float]:
+    def solve_at(k: int) -> tuple[Solution, float]:
         found = _best_at(run, k, only=True)
-        return found.f, found.snr_db
+        return found, found.snr_db
 
     def rough(k: int) -> float:
         return _best_at(cheap, k, only=True).snr_db
@@ -124,7 +128,6 @@ def _best_at(run: Run, k: int, *, only: bool = False) -> Solution:
     if not found or not deadline.over():
         found.append(_solve_at(sizes[-1], replace(run, deadline=deadline.rest())))
     best = min(found, key=lambda solution: solution.error)
-    schedule.end(best.error, best.snr_db)
     return best._replace(f=_padded(best.f, k))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from ..._internal import check
 from ...allocation.curves import Curve
 from ...allocation.response import Response, fitted, smoothed
-from ...allocation.sizes import FIRST_PART, check_sizes, first_and_end, grown
+from ...allocation.sizes import check_sizes, first_and_end, first_part, grown
 from ...allocation.waterfill import shared_k, waterfill
 from ...checkpoints.entries import first_names
 from ...layers.config import Config
@@ -154,7 +154,7 @@ def allocate(
         free = free_biases(model, targets)
         known = {name: x.centred() if name in free else x for name, x in known.items()}
         by_noise = _ByNoise(targets, known, idle, steps, threads)
-        done = by_noise.first(parts, FIRST_PART if sizes is None else 1.0)
+        done = by_noise.first(parts, first_part(sizes))
         ends = {name: part.end for part in parts for name in part.names}
         return grown(by_noise.curves, by_noise.more, ends, fill, steps, done)
 
