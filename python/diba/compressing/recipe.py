@@ -46,7 +46,7 @@ class CompressSettings:
             factored as other layers are. Without such a layer it says nothing.
         skip: Names of layers that stay dense, as in :class:`diba.torch.Config`.
         allocate: Whether factored layers get bits by what they are worth, as many as ``bits`` says over all
-            of them; see :func:`diba.torch.allocate`. Each is then factored at three sizes first. None: if
+            of them; see :func:`diba.torch.allocate`. Each is factored at two sizes or more first. None: if
             there are data, which say what layers are worth.
         reconstruct: With data: steps in which each block is fitted to the dense one, bits included. 0: layers
             are fitted one by one only.
