@@ -109,6 +109,16 @@ def test_the_smallest_k_that_reaches_an_snr(effort: str) -> None:
     assert f.snr_db(A) >= 6 > diba.solve(A, f.k - 1, effort=effort).snr_db(A)
 
 
+@pytest.mark.parametrize("snr", [5, 6, 7])
+def test_the_last_state_of_a_search_is_of_the_factors_that_it_returns(snr: float) -> None:
+    """For 5 and 6 dB, k - 1 is tried after k."""
+    A = gaussian(48, 40)
+    reports: list[diba.Progress] = []
+    f = diba.solve(A, snr_db=snr, effort="fast", progress=reports.append)
+    assert reports[-1].snr_db == pytest.approx(f.snr_db(A), abs=1e-4)
+    assert reports[-1].objective == pytest.approx(np.square(A - f.to_dense()).sum(), rel=1e-4)
+
+
 def test_an_snr_of_the_weighted_objective() -> None:
     A, i = gaussian(32, 40), np.geomspace(3, 0.1, 40)
     f = diba.solve(A, snr_db=7, importance=(None, i), effort="fast")

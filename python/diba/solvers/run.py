@@ -65,20 +65,23 @@ def run_for_size(run: Run, *sizes: Any) -> Factorization:
         run: The call.
         *sizes: k, bits_per_weight, storage_ratio, snr_db: all but one are None, or all, to keep init's k.
     """
-    m, n = run.A.shape
     if run.init is not None and sizes == (None,) * 4:
-        name, size = "k", float(run.init.k)
+        found = _best_at(run, run.init.k)
     else:
-        name, size = check.exactly_one_size(*sizes)
-    if name == "snr_db":
-        found = _smallest_for_snr(run, size)
-    else:
-        k = inner_dimension(m, n, name, size)
-        if run.init is not None:
-            check.equal(run.init.k, "the inner dimension of init", k, "inner dimension asked for")
-        found = _best_at(run, k)
+        found = _of_size(run, *check.exactly_one_size(*sizes))
     run.schedule.end(found.error, found.snr_db)
     return found.f
+
+
+def _of_size(run: Run, name: str, size: float) -> Solution:
+    """The factors for a size of this name."""
+    if name == "snr_db":
+        return _smallest_for_snr(run, size)
+    m, n = run.A.shape
+    k = inner_dimension(m, n, name, size)
+    if run.init is not None:
+        check.equal(run.init.k, "the inner dimension of init", k, "inner dimension asked for")
+    return _best_at(run, k)
 
 
 def _smallest_for_snr(run: Run, snr_db: float) -> Solution:
