@@ -14,14 +14,14 @@ import diba.hf  # so that converted models of transformers can be saved
 import diba.torch
 
 from ..common import BenchmarkError
-from .curves_plan import IMPORTANCE, Cell
+from .curves_plan import IMPORTANCE, WHOLE, Cell
 from .curves_work import Clock, Facts, Work
 from .shared import HELD_OUT, share_out, teacher
 
 __all__ = ["converted"]
 
 UNFINISHED = "unfinished.pt"
-DATA = ("joined", "windows", "spoken")  # settings of a recipe that say which batches conversion sees
+DATA = ("joined", "windows", "spoken", "table_last")  # what says which batches conversion sees, and where
 
 
 def converted(cell: Cell, work: Work, clock: Clock) -> Facts:
@@ -29,8 +29,8 @@ def converted(cell: Cell, work: Work, clock: Clock) -> Facts:
     task, recipe = work.task, work.recipe
     folder = work.folder / f"{cell.task}-{cell.form.replace(',', '').replace(' ', '-')}-{cell.seed}"
     settings = {
-        "bits_per_weight": cell.bits, "effort": "fast", "embeddings": cell.table, "seed": cell.seed,
-        **task.config, **recipe.config,
+        "bits_per_weight": cell.bits, "effort": "fast", "seed": cell.seed,
+        "embeddings": WHOLE if recipe.table_last else cell.table, **task.config, **recipe.config,
     }  # fmt: skip
     reconstruct = {"seed": cell.seed, **recipe.reconstruct}
     source = {"batches": len(work.seen), **{name: getattr(recipe, name) for name in DATA}}
@@ -49,6 +49,8 @@ def converted(cell: Cell, work: Work, clock: Clock) -> Facts:
                 loss=gradients, reconstruct=reconstruct, teacher=task.load().to(work.device),
                 progress=functools.partial(after_block, folder, model, facts, clock),
             )  # fmt: skip
+            if recipe.table_last and cell.table != WHOLE:
+                round_tables(model, cell, work)
         facts |= {"seconds": clock.seconds, "cpu_seconds": clock.cpu_seconds, "metrics": work.metrics(model)}
         say(folder, "before retuning", facts["metrics"])
         keep(folder, model, facts)
@@ -74,7 +76,7 @@ def converted(cell: Cell, work: Work, clock: Clock) -> Facts:
         "before_retuning": facts["metrics"],
         "losses": [report.loss_before, report.loss_after],
         **retuned,
-        "recipe": words(work),
+        "recipe": words(cell, work),
     }
 
 
@@ -88,7 +90,22 @@ def shares(cell: Cell, work: Work, settings: dict[str, Any], gradients: Any) -> 
     return {name: {"k": k} for name, k in found.k.items()}
 
 
-def words(work: Work) -> str:
+def round_tables(model: nn.Module, cell: Cell, work: Work) -> None:
+    """Give embeddings and output layers of a converted model the bits of the cell, from the dense ones."""
+    dense = work.task.load().to(work.device)
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if isinstance(module, diba.torch.CodedLayer):
+            model.set_submodule(name, dense.get_submodule(name))
+    for ties in ("_tied_weights_keys", "all_tied_weights_keys"):  # of a model of transformers
+        if hasattr(dense, ties):
+            setattr(model, ties, getattr(dense, ties))
+    diba.torch.convert(
+        model, bits_per_weight=cell.bits, embeddings=cell.table, **work.task.config, threads=work.threads,
+        batches=work.there(work.seen[: work.recipe.table_last]), progress=False,
+    )  # fmt: skip
+
+
+def words(cell: Cell, work: Work) -> str:
     """What made a model, in one line."""
     recipe = work.recipe
     rows = sum(len(next(iter(batch.values()))) for batch in work.seen)
@@ -97,9 +114,11 @@ def words(work: Work) -> str:
     spoken = ", half of them of synthesized speech" if recipe.spoken else ""
     shared = f", bits shared out by {recipe.shared}" if recipe.shared else ""
     flips = f", then {recipe.flip_steps} in which bits move" if recipe.flip_steps else ""
+    late = recipe.table_last and cell.table != WHOLE
+    table = f"; its table of {WHOLE} bits was rounded to {cell.table} between the two" if late else ""
     return (
         f"blocks reconstructed on {len(work.seen)} batches ({rows} rows{spoken}){changed}{shared}, "
-        f"retuned for {recipe.steps} steps{flips}{drawn}, on {work.device}"
+        f"retuned for {recipe.steps} steps{flips}{drawn}, on {work.device}{table}"
     )
 
 

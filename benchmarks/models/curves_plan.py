@@ -39,6 +39,9 @@ class Recipe:
         shared: How bits are shared out between layers: "fisher" or "loss", as ``by`` of
             ``diba.torch.allocate``; "": they are not.
         config: Settings of ``diba.torch.Config`` beside those of the task, such as ``layers``.
+        table_last: Batches for whose vectors tables of fewer bits are rounded once more, from the dense ones,
+            in a model converted with tables of ``WHOLE`` bits, so that one conversion serves both forms;
+            0: conversion rounds them, for all that it sees.
     """
 
     task: str
@@ -58,6 +61,7 @@ class Recipe:
     spoken: int = 0
     shared: str = ""
     config: dict[str, Any] = field(default_factory=dict)
+    table_last: int = 0
 
     def forms(self, sizes: Sequence[float]) -> Iterator[str]:
         """Names of forms of so many bits a weight, with every table."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -208,6 +209,29 @@ def test_bits_may_be_shared_out_first(
     assert first.k > second.k
     assert first.bits_per_weight + second.bits_per_weight <= 4  # as many weights each, 2 bits on average
     assert f"bits shared out by {by}" in result["recipe"]
+
+
+def test_a_table_may_be_rounded_when_all_else_is_converted(
+    benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The table at the end is the dense one in 4 bits, all else as beside a table of 8."""
+    plan, module, facts = (benchmark(f"models.curves_{x}") for x in ("plan", "diba", "work"))
+    work = task_of(benchmark, monkeypatch, tmp_path)
+    work.recipe = dataclasses.replace(work.recipe, table_last=2)
+    monkeypatch.setattr(
+        diba.torch, "retune", lambda *_, **__: SimpleNamespace(loss_before=1.0, loss_after=1.0)
+    )
+    forms = "2 bits", "2 bits, table of 4"
+    wide, late = (module.converted(plan.Cell("tiny", "diba", form), work, facts.Clock()) for form in forms)
+    small = work.task.load()
+    diba.torch.convert(small, bits_per_weight=2, embeddings=4, progress=False)
+    tables, others = small.table.state_dict(), wide["model"].state_dict()
+    for name, tensor in late["model"].state_dict().items():
+        expected = tables[name.removeprefix("table.")] if name.startswith("table.") else others[name]
+        assert torch.equal(tensor, expected), name
+    assert late["bytes"] < wide["bytes"]
+    assert "table of 8 bits was rounded to 4" in late["recipe"]
+    assert "rounded" not in wide["recipe"]
 
 
 def test_other_settings_are_not_gone_on_with(
