@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <optional>
 #include <utility>
+#include <vector>
 
 #include "bindings.hpp"
 #include "solve/admm.hpp"
@@ -12,6 +13,7 @@
 #include "solve/greedy.hpp"
 #include "solve/input_side.hpp"
 #include "solve/inverse.hpp"
+#include "solve/latents.hpp"
 #include "solve/quantized.hpp"
 #include "solve/sign_products.hpp"
 
@@ -182,6 +184,26 @@ std::pair<std::uint64_t, double> greedy_rows(const Floats& gram, Floats& correla
   return {result.flips, result.decrease};
 }
 
+py::array_t<std::int64_t> step_latents(Floats& values, Floats& mean, const Floats& outer, const Floats& inner,
+                                       const std::optional<Floats>& gradient, float fresh, float way, float farthest,
+                                       int threads) {
+  const std::size_t rows = length_of(outer, "outer must have shape (rows,)");
+  const std::size_t cols = length_of(inner, "inner must have shape (cols,)");
+  const diba::Latents latents{elements(values, rows, cols, "values must have shape (rows, cols)"),
+                              elements(mean, rows, cols, "mean must have shape (rows, cols)"),
+                              outer.data(),
+                              inner.data(),
+                              rows,
+                              cols};
+  const float* g = gradient ? elements(*gradient, rows, cols, "gradient must have shape (rows, cols)") : nullptr;
+  std::vector<std::int64_t> crossed;
+  {
+    const Unlocked unlocked;
+    crossed = diba::step_latents(latents, g, fresh, way, farthest, threads);
+  }
+  return py::array_t<std::int64_t>(static_cast<py::ssize_t>(crossed.size()), crossed.data());
+}
+
 }  // namespace
 
 void bind_solve(py::module_& m) {
@@ -210,5 +232,7 @@ void bind_solve(py::module_& m) {
         py::arg("energy"), array("d2"), threads);
   m.def("residual_correlations", &residual_correlations, gram, correlations, inner, words, signs, py::arg("fit"), scale,
         array("out"), threads);
+  m.def("step_latents", &step_latents, array("values"), array("mean"), outer, inner, array("gradient").none(true),
+        py::arg("fresh"), py::arg("way"), py::arg("farthest"), threads);
   m.def("greedy_rows", &greedy_rows, gram, correlations, scale, words, signs, threads, py::arg("pairs"));
 }

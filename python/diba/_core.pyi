@@ -223,6 +223,17 @@ def residual_correlations(
     out: NDArray[np.float32],
     threads: int,
 ) -> float: ...
+def step_latents(
+    values: NDArray[np.float32],
+    mean: NDArray[np.float32],
+    outer: NDArray[np.float32],
+    inner: NDArray[np.float32],
+    gradient: NDArray[np.float32] | None,
+    fresh: float,
+    way: float,
+    farthest: float,
+    threads: int,
+) -> NDArray[np.int64]: ...
 def greedy_rows(
     gram: NDArray[np.float32],
     correlations: NDArray[np.float32],

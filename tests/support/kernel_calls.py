@@ -32,6 +32,7 @@ OUTPUTS = {  # of the others: "out"
     "product_energy": (),
     "residual_correlations": ("scale", "out"),
     "step_input_side": ("words", "outer", "inner", "state", "solution", "eigen_state"),
+    "step_latents": ("values", "mean"),
     "step_sign_side": ("words", "outer", "inner", "state"),
     "tails_are_zero": (),
 }
@@ -39,6 +40,7 @@ OPTIONAL = {
     ("bit_linear", "bias"),
     ("invert_shifted", "w"),
     ("quantize_shifted", "w"),
+    ("step_latents", "gradient"),
 }  # arguments that may be None
 
 
@@ -169,6 +171,10 @@ def call(name: str, rows: int = 5, cols: int = 70, p: int = 6, threads: int = 1,
         }
         given |= {"ratio": floats(cols), "weights": floats(cols), "penalty": 0.4, "iterations": 2}
         return Call(name, given | {"fixed": False, "threads": threads})
+    if name == "step_latents":
+        given = {"values": floats(rows, cols), "mean": floats(rows, cols), "outer": floats(rows)}
+        given |= {"inner": floats(cols), "gradient": floats(rows, cols), "fresh": 0.1, "way": 0.5}
+        return Call(name, given | {"farthest": 2.0, "threads": threads})
     if name == "product_along":
         given = {"words": words, "signs": False, "scale": floats(rows), "correlations": floats(rows, cols)}
         return Call(name, given | {"d": floats(cols)})

@@ -224,6 +224,32 @@ def test_few_latents_cross_in_a_step() -> None:
     assert (latent < 0).tolist() == [[True, False, True, False, True, False]]
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_compiled_steps_are_those_of_torch(given: bool) -> None:
+    """In float64, where torch takes the steps; six steps of four float32 roundings each."""
+    torch.manual_seed(3)
+    start, square = torch.randn(9, 70).sign(), torch.rand(9, 70)
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        torch.manual_seed(4)
+        latents = start.to(dtype, copy=True)
+        moves, version = LatentSteps(latents, square.to(dtype), reach=2.0, flips=0.05), latents._version
+        crossed = set()
+        for step in range(6):
+            gradient = torch.randn(9, 70) * 3
+            found = moves.step(gradient.to(dtype) if given or step == 0 else None, 1.0, 0.4)
+            crossed |= {(step, int(entry)) for entry in found}
+            assert len(found) <= round(0.05 * latents.numel())
+        assert latents._version > version  # what was made of them is out of date
+        results.append((latents.double(), moves.state()[2].double(), crossed))
+    (latents, mean, crossed), (exact, exact_mean, others) = results
+    assert crossed == others
+    assert len(crossed) > 9
+    torch.testing.assert_close(mean, exact_mean, rtol=0, atol=6 * 3e-7 * 10)
+    torch.testing.assert_close(latents, exact, rtol=0, atol=6 * 4 * 6e-8 * 10)
+    assert float(latents.abs().max()) <= 2
+
+
 def test_nothing_moves_where_no_second_derivative_is_known() -> None:
     latent = torch.ones(2, 3)
     moves = LatentSteps(latent, torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]), reach=1.0, flips=1.0)

@@ -2,7 +2,8 @@
 
 The stand-in multiplies by ``D1 sign(L) D2 sign(R) D3``, with latent matrices L and R that start at the bits
 of the layer, as -1 and 1. The gradients of the signs are given to the latents as they are; how
-these move: ``retuning.latents``.
+these move: ``retuning.latents``. Linear layers in float32 on the CPU multiply packed signs, see
+:class:`_Packed`; all others form the matrix.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from torch import Tensor, nn
 from ..._internal.storage import BITS
 from ..model.swap import put
 from ..modules.layer import FactoredLayer
+from ..modules.linear import DibaLinear
 from ..modules.state import as_numpy
+from ..ops import operators as _ops  # noqa: F401  (registers torch.ops.diba)
 from ..ops.reference import unpack
 from ..retuning.flips import differing
 
@@ -66,6 +69,7 @@ class Straight(nn.Module):
         )
         # In tuples, so that they are no submodules: the parameters are here under their own names.
         self._layer, self._shell = (layer,), (layer.kind.shell(layer),)
+        self._packed_of: dict[str, tuple[int, Tensor]] = {}  # version of a latent -> its signs
         self.train(layer.training)
 
     def __getattr__(self, name: str) -> Any:
@@ -77,8 +81,13 @@ class Straight(nn.Module):
             return getattr(self._layer[0], name)  # in_features, and what else a model asks of its layers
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the layer computes, in floating point from the signs of the latents."""
-        layer, left, right = self._layer[0], _signs(self.left), _signs(self.right)
+        """What the layer computes, from the signs of the latents."""
+        layer = self._layer[0]
+        if len(args) == 1 and not kwargs and _packs(layer, args[0]):
+            factors = self.d1, self.left, self.d2, self.right, self.d3
+            y: Tensor = _Packed.apply(args[0], *factors, *self.packed(), layer.sign)  # type: ignore[no-untyped-call]
+            return (y if self.bias is None else y + self.bias).to(layer.dtype)
+        left, right = _signs(self.left), _signs(self.right)
         if not layer.sign:
             left, right = (left + 1) / 2, (right + 1) / 2
         matrix = (left * self.d1[:, None]) @ (right * self.d2[:, None]) * self.d3
@@ -95,13 +104,20 @@ class Straight(nn.Module):
         """L (m, k) and R (k, n)."""
         return self.left, self.right
 
+    def packed(self) -> tuple[Tensor, Tensor]:
+        """The signs of the latents as rows of bits, as ``b1`` and ``b2`` of the layer."""
+        for name, latent in zip(BITS, self.latents, strict=True):
+            version, bits = self._packed_of.get(name, (-1, None))
+            if bits is None or version != latent._version:
+                self._packed_of[name] = latent._version, packed_signs(latent)
+        return self._packed_of["b1"][1], self._packed_of["b2"][1]
+
     @torch.no_grad()
     def harden(self) -> tuple[int, int]:
         """Set the layer's bits to the signs of the latents; returns the number of flips and of bits."""
         layer, flips = self._layer[0], 0
-        for name, latent in zip(BITS, self.latents, strict=True):
+        for name, new in zip(BITS, self.packed(), strict=True):
             bits = getattr(layer, name)
-            new = packed_signs(latent)
             flips += differing(bits, new)
             bits.copy_(new)
         layer.bits_changed()
@@ -118,6 +134,63 @@ class _Sign(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return gradient
+
+
+def _packs(layer: FactoredLayer, x: Tensor) -> bool:
+    """Whether there are kernels for the layer's packed signs and these inputs."""
+    return (
+        isinstance(layer, DibaLinear)
+        and x.device.type == layer.d1.device.type == "cpu"
+        and layer.d1.dtype == torch.float32
+        and x.dtype in (torch.float32, torch.float16, torch.bfloat16)
+    )
+
+
+class _Packed(torch.autograd.Function):
+    """``x D3 R' D2 L' D1`` for vectors x along the last axis, with L and R packed as ``b1`` and ``b2``.
+
+    With G the gradient for the outputs and X the inputs, ``P = D1 (G' X) D3`` is the gradient for ``L D2 R``,
+    so ``P R' D2`` is that for L and ``D2 L' P`` that for R: one product without bits, as large as the dense
+    layer's own, and for the rest products of vectors with packed bits. These round vectors to integers
+    where they are many, in training as in the layer itself.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        d1: Tensor,
+        left: Tensor,
+        d2: Tensor,
+        right: Tensor,
+        d3: Tensor,
+        b1: Tensor,
+        b2: Tensor,
+        sign: bool,
+    ) -> Tensor:
+        vectors = x.reshape(-1, x.shape[-1]).float()
+        u = torch.ops.diba.times_bits(vectors * d3, b2, d3.numel(), sign, False)
+        v = torch.ops.diba.times_bits(u * d2, b1, d2.numel(), sign, False)
+        ctx.save_for_backward(vectors, u, v, d1, d2, d3, b1, b2)
+        ctx.sign, ctx.shape, ctx.dtype = sign, x.shape, x.dtype
+        y: Tensor = (v * d1).view(*x.shape[:-1], d1.numel())
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, u, v, d1, d2, d3, b1, b2 = ctx.saved_tensors
+        (_, k, n), sign = (d.numel() for d in (d1, d2, d3)), ctx.sign
+        above = grads[0].reshape(-1, d1.numel()).float()
+        size = 1.0 if sign else 0.5  # of a step of an entry from 0 to 1, in steps of a sign from -1 to 1
+        weight = (above * d1).T @ (x * d3)
+        of_left = torch.ops.diba.times_bits(weight, b2, n, sign, False).mul_(d2 * size)
+        of_right = torch.ops.diba.times_bits(weight.T.contiguous(), b1, k, sign, True).mul_(d2 * size)
+        w = torch.ops.diba.times_bits(above * d1, b1, k, sign, True)
+        z = torch.ops.diba.times_bits(w * d2, b2, n, sign, True)
+        of_d1, of_d2, of_d3 = (above * v).sum(0), (w * u).sum(0), (z * x).sum(0)
+        of_x = (z * d3).to(ctx.dtype).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        return of_x, of_d1, of_left, of_d2, of_right.T.contiguous(), of_d3, None, None, None
 
 
 def _signs(latent: Tensor) -> Tensor:

@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ... import _core
+from ..modules.state import as_numpy
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -65,17 +68,43 @@ class LatentSteps:
         Returns:
             The entries that flipped, int64, as ``row * columns + column``.
         """
+        latents, way = self._latents, share * self._reach
+        crossed = self._compiled(gradient, way) if self._is_plain() else self._torch(gradient, way)
+        crossed = _let_few_cross(latents, crossed, max(1, round(rate * self._flips * latents.numel())))
+        values = latents.view(-1)
+        values[crossed] = values[crossed].clamp_(-_FARTHEST, _FARTHEST)
+        return crossed
+
+    def _is_plain(self) -> bool:
+        latents = self._latents
+        return latents.device.type == "cpu" and latents.dtype == torch.float32 and latents.is_contiguous()
+
+    def _torch(self, gradient: Tensor | None, way: float) -> Tensor:
+        """Move all latents; those that crossed zero, which may be too many and too far."""
         latents = self._latents
         if gradient is not None:
             self._mean.lerp_(gradient, 1 - _MOMENTUM)
-        positive = latents >= 0
-        latents.addcmul_(self._mean * self._columns, self._rows, value=-share * self._reach)
-        crossed = (latents >= 0).ne_(positive).view(-1).nonzero().view(-1)
-        crossed = _let_few_cross(
-            latents, crossed, positive, max(1, round(rate * self._flips * latents.numel()))
+        upper = latents >= 0
+        latents.addcmul_(self._mean * self._columns, self._rows, value=-way)
+        crossed = upper.ne_(latents >= 0)
+        latents.copy_(torch.where(crossed, latents, latents.clamp(-_FARTHEST, _FARTHEST)))
+        return crossed.view(-1).nonzero().view(-1)
+
+    def _compiled(self, gradient: Tensor | None, way: float) -> Tensor:
+        """The same in one pass over the memory."""
+        crossed = _core.step_latents(
+            as_numpy(self._latents),
+            as_numpy(self._mean),
+            as_numpy(self._rows.view(-1)),
+            as_numpy(self._columns.view(-1)),
+            None if gradient is None else as_numpy(gradient.to(self._mean).contiguous()),
+            fresh=1 - _MOMENTUM,
+            way=way,
+            farthest=_FARTHEST,
+            threads=torch.get_num_threads(),
         )
-        latents.clamp_(-_FARTHEST, _FARTHEST)
-        return crossed
+        torch.autograd.graph.increment_version(self._latents)  # torch has not seen that they changed
+        return torch.from_numpy(crossed)
 
 
 def _outer_inverse(square: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,13 +114,12 @@ def _outer_inverse(square: Tensor) -> tuple[Tensor, Tensor]:
     return inverse[0] * whole, inverse[1]
 
 
-def _let_few_cross(latents: Tensor, crossed: Tensor, positive: Tensor, most: int) -> Tensor:
+def _let_few_cross(latents: Tensor, crossed: Tensor, most: int) -> Tensor:
     """Let at most so many latents cross zero, those that went farthest; put the others back before it.
 
     Args:
         latents: After a step.
         crossed: Flat numbers of those that crossed zero in it, int64.
-        positive: Whether each was on the upper side before it, as ``latents``.
         most: How many may cross.
 
     Returns:
@@ -102,5 +130,5 @@ def _let_few_cross(latents: Tensor, crossed: Tensor, positive: Tensor, most: int
     values = latents.view(-1)
     order = values[crossed].abs().argsort(descending=True)
     waiting = crossed[order[most:]]
-    values[waiting] = torch.where(positive.view(-1)[waiting], _EDGE, -_EDGE).to(values.dtype)
+    values[waiting] = torch.where(values[waiting] < 0, _EDGE, -_EDGE).to(values.dtype)
     return crossed[order[:most]]
