@@ -21,9 +21,10 @@ from ..model.swap import put
 from ..modules.layer import FactoredLayer
 from ..modules.linear import DibaLinear
 from ..modules.state import as_numpy
-from ..ops import operators as _ops  # noqa: F401  (registers torch.ops.diba)
+from ..ops.operators import ACTIVATIONS
 from ..ops.reference import unpack
 from ..retuning.flips import differing
+from ..retuning.latents import sign_gradients
 
 __all__ = ["Straight", "movable", "stand_ins"]
 
@@ -110,7 +111,8 @@ class Straight(nn.Module):
             version, bits = self._packed_of.get(name, (-1, None))
             if bits is None or version != latent._version:
                 self._packed_of[name] = latent._version, packed_signs(latent)
-        return self._packed_of["b1"][1], self._packed_of["b2"][1]
+        left, right = (self._packed_of[name][1] for name in BITS)
+        return left, right
 
     @torch.no_grad()
     def harden(self) -> tuple[int, int]:
@@ -142,17 +144,15 @@ def _packs(layer: FactoredLayer, x: Tensor) -> bool:
         isinstance(layer, DibaLinear)
         and x.device.type == layer.d1.device.type == "cpu"
         and layer.d1.dtype == torch.float32
-        and x.dtype in (torch.float32, torch.float16, torch.bfloat16)
+        and x.dtype in ACTIVATIONS
     )
 
 
 class _Packed(torch.autograd.Function):
     """``x D3 R' D2 L' D1`` for vectors x along the last axis, with L and R packed as ``b1`` and ``b2``.
 
-    With G the gradient for the outputs and X the inputs, ``P = D1 (G' X) D3`` is the gradient for ``L D2 R``,
-    so ``P R' D2`` is that for L and ``D2 L' P`` that for R: one product without bits, as large as the dense
-    layer's own, and for the rest products of vectors with packed bits. These round vectors to integers
-    where they are many, in training as in the layer itself.
+    Products with packed bits round vectors to integers where they are many, in training as in the layer
+    itself. Gradients are those of the layer, by the products of the forward pass, and ``sign_gradients``.
     """
 
     @staticmethod
@@ -182,15 +182,12 @@ class _Packed(torch.autograd.Function):
         x, u, v, d1, d2, d3, b1, b2 = ctx.saved_tensors
         (_, k, n), sign = (d.numel() for d in (d1, d2, d3)), ctx.sign
         above = grads[0].reshape(-1, d1.numel()).float()
-        size = 1.0 if sign else 0.5  # of a step of an entry from 0 to 1, in steps of a sign from -1 to 1
-        weight = (above * d1).T @ (x * d3)
-        of_left = torch.ops.diba.times_bits(weight, b2, n, sign, False).mul_(d2 * size)
-        of_right = torch.ops.diba.times_bits(weight.T.contiguous(), b1, k, sign, True).mul_(d2 * size)
+        of_left, of_right = sign_gradients(x, above, (d1, d2, d3), (b1, b2), sign)
         w = torch.ops.diba.times_bits(above * d1, b1, k, sign, True)
         z = torch.ops.diba.times_bits(w * d2, b2, n, sign, True)
         of_d1, of_d2, of_d3 = (above * v).sum(0), (w * u).sum(0), (z * x).sum(0)
         of_x = (z * d3).to(ctx.dtype).view(ctx.shape) if ctx.needs_input_grad[0] else None
-        return of_x, of_d1, of_left, of_d2, of_right.T.contiguous(), of_d3, None, None, None
+        return of_x, of_d1, of_left, of_d2, of_right, of_d3, None, None, None
 
 
 def _signs(latent: Tensor) -> Tensor:

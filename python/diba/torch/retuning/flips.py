@@ -1,10 +1,8 @@
 """Flipping bits while the diagonals are retuned, in a share of the layers at a time.
 
-With G the gradient of the loss for a layer's outputs, and u = B2 (d3 * x), the gradient for the entries of
-its factors is ``(d1 * G)' (d2 * u)`` and ``(B1' (d1 * G) * d2)' (d3 * x)``: dense, of m k and k n numbers, so
-it is formed only for the layers whose turn it is. Their latent numbers move as ``latents`` says, with packed
-products. At the end of a turn its flips are undone, exactly, if a batch that they have not seen is better off
-without.
+The gradient for the entries of a layer's factors is dense, of m k and k n numbers, so it is formed only for
+the layers whose turn it is. How, and how their latent numbers move, says ``latents``. At the end of a turn
+its flips are undone, exactly, if a batch that they have not seen is better off without.
 
 Source: Boza and Macko, "Double binary factorization", arXiv 2505.11076, for latents on rotating layers with
 bounded flips; Helwegen et al., "Latent weights do not exist", arXiv 1906.02107, for what latents stand for.
@@ -24,9 +22,8 @@ from torch import Tensor, nn
 from ..._internal import check
 from ..modules.layer import FactoredLayer
 from ..modules.linear import DibaLinear
-from ..ops import operators as _ops  # noqa: F401  (registers torch.ops.diba)
 from ..ops.reference import unpack
-from .latents import LatentSteps
+from .latents import LatentSteps, sign_gradients
 
 __all__ = ["Flipper", "Flips", "differing", "flip"]
 
@@ -128,15 +125,12 @@ class _Turn:
     @torch.no_grad()
     def add(self, x: Tensor, g: Tensor) -> None:
         """Add a call of the layer: inputs (..., n), gradient for the outputs (..., m)."""
-        d1, d2, d3 = self.layer.diagonals()
-        sign = self.layer.sign
-        inner = x.reshape(-1, x.shape[-1]).to(d3.dtype) * d3
-        outer = g.reshape(-1, g.shape[-1]).to(d1.dtype) * d1
-        u = torch.ops.diba.times_bits(inner, self.layer.b2, d3.numel(), sign, False) * d2
-        v = torch.ops.diba.times_bits(outer, self.layer.b1, d2.numel(), sign, True) * d2
-        size = 1.0 if sign else 0.5  # of a step of an entry from 0 to 1, in steps of a sign from -1 to 1
-        self.left.gradient.addmm_(outer.T, u, alpha=size)
-        self.right.gradient.addmm_(v.T, inner, alpha=size)
+        layer, (d1, _, d3) = self.layer, self.layer.diagonals()
+        vectors, above = x.reshape(-1, x.shape[-1]).to(d3.dtype), g.reshape(-1, g.shape[-1]).to(d1.dtype)
+        bits = layer.b1, layer.b2
+        left, right = sign_gradients(vectors, above, layer.diagonals(), bits, layer.sign)
+        self.left.gradient += left
+        self.right.gradient += right
 
 
 @dataclass

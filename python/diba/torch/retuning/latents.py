@@ -18,15 +18,42 @@ from torch import Tensor
 
 from ... import _core
 from ..modules.state import as_numpy
+from ..ops import operators as _ops  # noqa: F401  (registers torch.ops.diba)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["LatentSteps"]
+__all__ = ["LatentSteps", "sign_gradients"]
 
 _MOMENTUM = 0.9
 _EDGE = 1e-6  # where latents wait
 _FARTHEST = 2.0  # latents stay within this, so that a bit that was right for long can still flip
+
+
+def sign_gradients(
+    x: Tensor, g: Tensor, diagonals: Sequence[Tensor], bits: Sequence[Tensor], sign: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradients for the signs of both factors of a layer.
+
+    ``P = D1 (G' X) D3`` is the gradient for ``B1 D2 B2``, so ``P B2' D2`` is that for B1 and ``D2 B1' P``
+    that for B2: one product without bits, as large as the dense layer's own, and two with packed bits.
+
+    Args:
+        x: Inputs, shape (vectors, n), in the dtype of the diagonals.
+        g: The gradient for the outputs, (vectors, m), in that dtype.
+        diagonals: d1, d2 and d3.
+        bits: b1 and b2.
+        sign: Whether entries are -1 and 1; a step of an entry from 0 to 1 counts half as much.
+
+    Returns:
+        Shapes (m, k) and (k, n).
+    """
+    d1, d2, d3 = diagonals
+    b1, b2 = bits
+    weight, scale = (g * d1).T @ (x * d3), d2 if sign else d2 / 2
+    left = torch.ops.diba.times_bits(weight, b2, d3.numel(), sign, False) * scale
+    right = torch.ops.diba.times_bits(weight.T.contiguous(), b1, d2.numel(), sign, True) * scale
+    return left, right.T.contiguous()
 
 
 class LatentSteps:
