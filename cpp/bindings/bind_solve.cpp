@@ -186,7 +186,7 @@ std::pair<std::uint64_t, double> greedy_rows(const Floats& gram, Floats& correla
 
 py::array_t<std::int64_t> step_latents(Floats& values, Floats& mean, const Floats& outer, const Floats& inner,
                                        const std::optional<Floats>& gradient, float fresh, float way, float farthest,
-                                       int threads) {
+                                       float edge, std::size_t most, int threads) {
   const std::size_t rows = length_of(outer, "outer must have shape (rows,)");
   const std::size_t cols = length_of(inner, "inner must have shape (cols,)");
   const diba::Latents latents{elements(values, rows, cols, "values must have shape (rows, cols)"),
@@ -199,7 +199,7 @@ py::array_t<std::int64_t> step_latents(Floats& values, Floats& mean, const Float
   std::vector<std::int64_t> crossed;
   {
     const Unlocked unlocked;
-    crossed = diba::step_latents(latents, g, fresh, way, farthest, threads);
+    crossed = diba::step_latents(latents, g, {fresh, way, farthest, edge, most}, threads);
   }
   return py::array_t<std::int64_t>(static_cast<py::ssize_t>(crossed.size()), crossed.data());
 }
@@ -233,6 +233,6 @@ void bind_solve(py::module_& m) {
   m.def("residual_correlations", &residual_correlations, gram, correlations, inner, words, signs, py::arg("fit"), scale,
         array("out"), threads);
   m.def("step_latents", &step_latents, array("values"), array("mean"), outer, inner, array("gradient").none(true),
-        py::arg("fresh"), py::arg("way"), py::arg("farthest"), threads);
+        py::arg("fresh"), py::arg("way"), py::arg("farthest"), py::arg("edge"), py::arg("most"), threads);
   m.def("greedy_rows", &greedy_rows, gram, correlations, scale, words, signs, threads, py::arg("pairs"));
 }

@@ -232,6 +232,8 @@ def step_latents(
     fresh: float,
     way: float,
     farthest: float,
+    edge: float,
+    most: int,
     threads: int,
 ) -> NDArray[np.int64]: ...
 def greedy_rows(

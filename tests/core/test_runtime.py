@@ -265,6 +265,34 @@ def test_large_pages_of_a_system_that_does_not_tell(fake_machine: Path) -> None:
     assert machine.large_pages_given() is None
 
 
+# ---------------------------------------------------------------- freed memory
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc", reason="glibc")
+def test_freed_memory_is_kept_and_then_given_back() -> None:
+    """In a process of its own: pages of 80 MB that come and go, asked for once or each time."""
+    done = python(
+        "import resource\n"
+        "from diba._internal.machine import keeping_free_memory\n"
+        "def asked(times):\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    for _ in range(times): [b'x' * 20_000_000 for _ in range(4)]\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "def held(): return int(open('/proc/self/statm').read().split()[1])\n"
+        "with keeping_free_memory():\n"
+        "    with keeping_free_memory(): once = asked(1)\n"
+        "    again, full = asked(10), held()\n"
+        "print(once, again, full - held(), asked(10))",
+        GLIBC_TUNABLES="",
+    )
+    once, again, given_back, outside = map(int, done.stdout.split())
+    pages = 4 * 20_000_000 // os.sysconf("SC_PAGE_SIZE")
+    assert once > pages // 2, done.stderr
+    assert again < pages // 10
+    assert given_back > pages // 2
+    assert outside > 2 * once
+
+
 # ---------------------------------------------------------------- info and import
 
 

@@ -174,7 +174,7 @@ def call(name: str, rows: int = 5, cols: int = 70, p: int = 6, threads: int = 1,
     if name == "step_latents":
         given = {"values": floats(rows, cols), "mean": floats(rows, cols), "outer": floats(rows)}
         given |= {"inner": floats(cols), "gradient": floats(rows, cols), "fresh": 0.1, "way": 0.5}
-        return Call(name, given | {"farthest": 2.0, "threads": threads})
+        return Call(name, given | {"farthest": 2.0, "edge": 1e-6, "most": rows, "threads": threads})
     if name == "product_along":
         given = {"words": words, "signs": False, "scale": floats(rows), "correlations": floats(rows, cols)}
         return Call(name, given | {"d": floats(cols)})

@@ -217,7 +217,7 @@ def test_few_latents_cross_in_a_step() -> None:
     latent = torch.tensor([[1.0, -1.0, 1.0, 1.0, -1.0, 1.0]])
     moves = LatentSteps(latent, torch.ones(1, 6), reach=1.0, flips=0.34)
     gradient = 10 * torch.tensor([[2.0, -1.5, 3.0, 0.1, 0.5, 1.2]])  # averaged with momentum 0.9
-    assert moves.step(gradient, rate=1.0, share=1.0).tolist() == [2, 0]
+    assert moves.step(gradient, rate=1.0, share=1.0).tolist() == [0, 2]
     assert (latent < 0).tolist() == [[True, True, True, False, True, False]]
     assert latent[0, [1, 5, 3]].tolist() == pytest.approx([-1e-6, 1e-6, 0.9])
     assert moves.step(None, rate=0.1, share=0.1).tolist() == [1]  # the averages go on, and one may cross

@@ -16,10 +16,19 @@ struct Latents {
   std::size_t rows, cols;
 };
 
+struct LatentRule {
+  float fresh;       // share of the new gradient in the average
+  float way;         // of a latent whose averaged gradient is h
+  float farthest;    // latents stay within [-farthest, farthest], and
+  float edge;        // this far from zero where they have to wait
+  std::size_t most;  // latents that may cross zero
+};
+
 // mean += fresh * (gradient - mean), where a gradient (rows, cols) is given and not null, then
-// values -= (way * (mean * inner)) * outer. Returns the entries that are on the other side of zero now (zero itself is
-// on the upper one), as row * cols + column, rising; all others are kept within [-farthest, farthest].
-std::vector<std::int64_t> step_latents(const Latents& latents, const float* gradient, float fresh, float way,
-                                       float farthest, int threads);
+// values -= (way * (mean * inner)) * outer. Where more than `most` come to the other side of zero (zero itself is on
+// the upper one), those that came farthest do, of equal ones the first; the others are put back to the edge of their
+// side. Returns the entries that crossed, as row * cols + column, rising.
+std::vector<std::int64_t> step_latents(const Latents& latents, const float* gradient, const LatentRule& rule,
+                                       int threads);
 
 }  // namespace diba

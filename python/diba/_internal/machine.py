@@ -6,12 +6,26 @@ Every function reads the system when it is called. Limits that cannot be read ar
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["available_cpus", "available_memory", "cpu_model", "give_back_free_memory", "large_pages_given"]
+__all__ = [
+    "available_cpus",
+    "available_memory",
+    "cpu_model",
+    "give_back_free_memory",
+    "keeping_free_memory",
+    "large_pages_given",
+]
 
 _CGROUP = Path("/sys/fs/cgroup")
 _LARGE_PAGE = 2 << 20
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_MAPPED = 32 << 20  # the largest threshold for mappings of their own that glibc takes
+_lock = threading.Lock()
+_keeping = 0  # contexts of ``keeping_free_memory``
 
 
 def available_cpus() -> int:
@@ -43,6 +57,39 @@ def give_back_free_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:
         trim(0)
+
+
+@contextmanager
+def keeping_free_memory() -> Iterator[None]:
+    """A context, or a decorator, in which glibc keeps freed memory until ``give_back_free_memory``.
+
+    Otherwise it gives pages back as soon as 64 MiB are free, and where tensors of megabytes come and go, as
+    in training, asks for the same pages again: for each of them the kernel writes zeros, which takes longer
+    than most operations on it. Afterwards thresholds are the largest that glibc comes to on its own.
+    """
+    global _keeping
+    limit = _malloc_option()
+    with _lock:
+        _keeping += 1
+        if _keeping == 1:
+            limit(_M_MMAP_THRESHOLD, _MAPPED)
+            limit(_M_TRIM_THRESHOLD, 2**31 - 1)
+    try:
+        yield
+    finally:
+        with _lock:
+            _keeping -= 1
+            if _keeping == 0:
+                limit(_M_TRIM_THRESHOLD, 2 * _MAPPED)
+                give_back_free_memory()
+
+
+def _malloc_option() -> Callable[[int, int], object]:
+    """``mallopt`` of glibc; elsewhere a function that does nothing."""
+    import ctypes
+
+    option = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    return (lambda which, value: None) if option is None else option
 
 
 def large_pages_given() -> float | None:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..._internal import check
+from ..._internal.machine import keeping_free_memory
 from ...progress import ProgressOption, Steps, check_progress, reporting
 from ..model.selection import targets
 from ..model.swap import unfused
@@ -26,6 +27,7 @@ from .sensitivity import backward, output_gradients, row_squares
 __all__ = ["calibrate", "dense_layers"]
 
 
+@keeping_free_memory()
 def calibrate(
     model: nn.Module,
     batches: Iterable[Any],

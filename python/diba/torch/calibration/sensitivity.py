@@ -66,7 +66,7 @@ def row_squares(module: nn.Module, gradient: Tensor, masks: Sequence[Tensor], wh
     """
     rows = output_rows(module, gradient, masks)
     squares = rows.double().square()
-    if not squares.isfinite().all():
+    if not squares.sum().isfinite():
         raise ValueError(
             f"the gradients of the outputs of {where} are not finite; they must be: check the loss, or run "
             f"the model in float32"

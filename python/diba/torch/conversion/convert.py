@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import nn
 
 from ..._internal import check
+from ..._internal.machine import keeping_free_memory
 from ...layers.config import Config
 from ..calibration import propagate
 from ..calibration.calibration import Calibration
@@ -41,6 +42,7 @@ when_converted: list[Callable[[nn.Module], object]] = []
 Model = TypeVar("Model", bound=nn.Module)
 
 
+@keeping_free_memory()
 def convert(
     model: Model,
     config: Config | Mapping[str, Any] | None = None,

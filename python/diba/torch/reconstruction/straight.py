@@ -151,8 +151,8 @@ def _packs(layer: FactoredLayer, x: Tensor) -> bool:
 class _Packed(torch.autograd.Function):
     """``x D3 R' D2 L' D1`` for vectors x along the last axis, with L and R packed as ``b1`` and ``b2``.
 
-    Products with packed bits round vectors to integers where they are many, in training as in the layer
-    itself. Gradients are those of the layer, by the products of the forward pass, and ``sign_gradients``.
+    The layer's own product and gradients, which round vectors to integers where they are many, and
+    ``sign_gradients``.
     """
 
     @staticmethod
@@ -168,25 +168,20 @@ class _Packed(torch.autograd.Function):
         b2: Tensor,
         sign: bool,
     ) -> Tensor:
-        vectors = x.reshape(-1, x.shape[-1]).float()
-        u = torch.ops.diba.times_bits(vectors * d3, b2, d3.numel(), sign, False)
-        v = torch.ops.diba.times_bits(u * d2, b1, d2.numel(), sign, False)
-        ctx.save_for_backward(vectors, u, v, d1, d2, d3, b1, b2)
-        ctx.sign, ctx.shape, ctx.dtype = sign, x.shape, x.dtype
-        y: Tensor = (v * d1).view(*x.shape[:-1], d1.numel())
+        ctx.save_for_backward(x, d1, b1, d2, b2, d3)
+        ctx.sign = sign
+        y: Tensor = torch.ops.diba.linear(x.float(), d1, b1, d2, b2, d3, None, sign)
         return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, u, v, d1, d2, d3, b1, b2 = ctx.saved_tensors
-        (_, k, n), sign = (d.numel() for d in (d1, d2, d3)), ctx.sign
-        above = grads[0].reshape(-1, d1.numel()).float()
-        of_left, of_right = sign_gradients(x, above, (d1, d2, d3), (b1, b2), sign)
-        w = torch.ops.diba.times_bits(above * d1, b1, k, sign, True)
-        z = torch.ops.diba.times_bits(w * d2, b2, n, sign, True)
-        of_d1, of_d2, of_d3 = (above * v).sum(0), (w * u).sum(0), (z * x).sum(0)
-        of_x = (z * d3).to(ctx.dtype).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        (x, *factors), needed = ctx.saved_tensors, ctx.needs_input_grad[0]
+        d1, b1, d2, b2, d3 = factors
+        vectors, above = (t.reshape(-1, t.shape[-1]).float() for t in (x, grads[0]))
+        of_left, of_right = sign_gradients(vectors, above, (d1, d2, d3), (b1, b2), ctx.sign)
+        rows, of_d1, of_d2, of_d3 = torch.ops.diba.linear_backward(above, vectors, *factors, ctx.sign, needed)
+        of_x = rows.view(x.shape).to(x.dtype) if needed else None
         return of_x, of_d1, of_left, of_d2, of_right, of_d3, None, None, None
 
 

@@ -74,7 +74,8 @@ def train(
     if known is not None and known["ended"]:
         generator.set_state(known["generator"])
         return
-    optimizer = torch.optim.Adam([{**group} for group in groups], lr=0.0, betas=_BETAS)
+    fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
+    optimizer = torch.optim.Adam([{**group} for group in groups], lr=0.0, betas=_BETAS, fused=fused or None)
     rates = [group["lr"] for group in optimizer.param_groups]
     factors = [_SCHEDULE.lr_factor(step, steps) for step in range(steps)]
     order = _Order(batches, generator)

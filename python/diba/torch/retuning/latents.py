@@ -93,32 +93,34 @@ class LatentSteps:
             share: What this step takes of the whole way.
 
         Returns:
-            The entries that flipped, int64, as ``row * columns + column``.
+            The entries that crossed zero, int64, as ``row * columns + column``, rising: those that went
+            farthest, where more would than may. The others wait before it.
         """
-        latents, way = self._latents, share * self._reach
-        crossed = self._compiled(gradient, way) if self._is_plain() else self._torch(gradient, way)
-        crossed = _let_few_cross(latents, crossed, max(1, round(rate * self._flips * latents.numel())))
-        values = latents.view(-1)
-        values[crossed] = values[crossed].clamp_(-_FARTHEST, _FARTHEST)
-        return crossed
+        way, most = share * self._reach, max(1, round(rate * self._flips * self._latents.numel()))
+        return (self._compiled if self._is_plain() else self._torch)(gradient, way, most)
 
     def _is_plain(self) -> bool:
         latents = self._latents
         return latents.device.type == "cpu" and latents.dtype == torch.float32 and latents.is_contiguous()
 
-    def _torch(self, gradient: Tensor | None, way: float) -> Tensor:
-        """Move all latents; those that crossed zero, which may be too many and too far."""
+    def _torch(self, gradient: Tensor | None, way: float, most: int) -> Tensor:
         latents = self._latents
         if gradient is not None:
             self._mean.lerp_(gradient, 1 - _MOMENTUM)
         upper = latents >= 0
         latents.addcmul_(self._mean * self._columns, self._rows, value=-way)
-        crossed = upper.ne_(latents >= 0)
-        latents.copy_(torch.where(crossed, latents, latents.clamp(-_FARTHEST, _FARTHEST)))
-        return crossed.view(-1).nonzero().view(-1)
+        crossed = upper.ne_(latents >= 0).view(-1).nonzero().view(-1)
+        if len(crossed) > most:
+            values = latents.view(-1)
+            order = values[crossed].abs().argsort(descending=True, stable=True)
+            waiting = crossed[order[most:]]
+            values[waiting] = torch.where(values[waiting] < 0, _EDGE, -_EDGE).to(values.dtype)
+            crossed = crossed[order[:most]].sort().values
+        latents.clamp_(-_FARTHEST, _FARTHEST)
+        return crossed
 
-    def _compiled(self, gradient: Tensor | None, way: float) -> Tensor:
-        """The same in one pass over the memory."""
+    def _compiled(self, gradient: Tensor | None, way: float, most: int) -> Tensor:
+        """The same in one pass over the memory, and one over the entries that crossed."""
         crossed = _core.step_latents(
             as_numpy(self._latents),
             as_numpy(self._mean),
@@ -128,6 +130,8 @@ class LatentSteps:
             fresh=1 - _MOMENTUM,
             way=way,
             farthest=_FARTHEST,
+            edge=_EDGE,
+            most=most,
             threads=torch.get_num_threads(),
         )
         torch.autograd.graph.increment_version(self._latents)  # torch has not seen that they changed
@@ -139,23 +143,3 @@ def _outer_inverse(square: Tensor) -> tuple[Tensor, Tensor]:
     rows, columns, whole = square.mean(1, keepdim=True), square.mean(0, keepdim=True), square.mean()
     inverse = [torch.where(t > 0, 1 / t, 0.0) for t in (rows, columns)]
     return inverse[0] * whole, inverse[1]
-
-
-def _let_few_cross(latents: Tensor, crossed: Tensor, most: int) -> Tensor:
-    """Let at most so many latents cross zero, those that went farthest; put the others back before it.
-
-    Args:
-        latents: After a step.
-        crossed: Flat numbers of those that crossed zero in it, int64.
-        most: How many may cross.
-
-    Returns:
-        Those of ``crossed`` that did.
-    """
-    if len(crossed) <= most:
-        return crossed
-    values = latents.view(-1)
-    order = values[crossed].abs().argsort(descending=True)
-    waiting = crossed[order[most:]]
-    values[waiting] = torch.where(values[waiting] < 0, _EDGE, -_EDGE).to(values.dtype)
-    return crossed[order[:most]]

@@ -16,6 +16,7 @@ from torch import nn
 
 from ..._internal import check
 from ..._internal.disk import PathLike
+from ..._internal.machine import keeping_free_memory
 from ...progress import ProgressOption, Steps, check_progress, reporting
 from ..model.sizes import uncounted
 from ..modules.layer import FactoredLayer
@@ -85,6 +86,7 @@ class RetuneReport:
         )
 
 
+@keeping_free_memory()
 def retune(
     model: nn.Module,
     batches: Iterable[Any],
