@@ -61,7 +61,7 @@ def give_back_free_memory() -> None:
 
 @contextmanager
 def keeping_free_memory() -> Iterator[None]:
-    """A context, or a decorator, in which glibc keeps freed memory until ``give_back_free_memory``.
+    """A context in which glibc keeps freed memory until ``give_back_free_memory``.
 
     Otherwise it gives pages back as soon as 64 MiB are free, and where tensors of megabytes come and go, as
     in training, asks for the same pages again: for each of them the kernel writes zeros, which takes longer

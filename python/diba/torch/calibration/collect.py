@@ -27,7 +27,6 @@ from .sensitivity import backward, output_gradients, row_squares
 __all__ = ["calibrate", "dense_layers"]
 
 
-@keeping_free_memory()
 def calibrate(
     model: nn.Module,
     batches: Iterable[Any],
@@ -70,7 +69,7 @@ def calibrate(
     check_loss(loss)
     check_progress(progress)
     data = repeatable(batches)
-    with unfused(model):
+    with keeping_free_memory(), unfused(model):
         layers = dense_layers(model, config)
         if not layers:
             raise ValueError("model has no dense layer to calibrate; it must have a Linear or a convolution")

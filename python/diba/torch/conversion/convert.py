@@ -42,7 +42,6 @@ when_converted: list[Callable[[nn.Module], object]] = []
 Model = TypeVar("Model", bound=nn.Module)
 
 
-@keeping_free_memory()
 def convert(
     model: Model,
     config: Config | Mapping[str, Any] | None = None,
@@ -118,7 +117,11 @@ def convert(
         raise ValueError("loss is given without batches, whose vectors it weights; give both or neither")
     how = Reconstruction.of(reconstruct)
     _check_data(model, batches, how, teacher)
-    with unfused(model) as parts, nullcontext() if teacher is None else unfused(teacher):
+    with (
+        keeping_free_memory(),
+        unfused(model) as parts,
+        nullcontext() if teacher is None else unfused(teacher),
+    ):
         _convert(model, chosen, calibration, batches, loss, how, teacher, progress, parts)
     return model
 

@@ -86,7 +86,6 @@ class RetuneReport:
         )
 
 
-@keeping_free_memory()
 def retune(
     model: nn.Module,
     batches: Iterable[Any],
@@ -162,6 +161,7 @@ def retune(
                 evaluations.append((len(trainer.losses), evaluate(model)))
 
     with (
+        keeping_free_memory(),
         torch.random.fork_rng(),
         reporting(progress) as show,
         differentiable(
