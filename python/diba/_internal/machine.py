@@ -24,6 +24,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 _LARGE_PAGE = 2 << 20
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _MAPPED = 32 << 20  # the largest threshold for mappings of their own that glibc takes
+_FREE = 1 << 30  # bytes of freed memory that may be kept
 _lock = threading.Lock()
 _keeping = 0  # contexts of ``keeping_free_memory``
 
@@ -61,7 +62,7 @@ def give_back_free_memory() -> None:
 
 @contextmanager
 def keeping_free_memory() -> Iterator[None]:
-    """A context in which glibc keeps freed memory until ``give_back_free_memory``.
+    """A context in which glibc keeps up to 1 GiB of freed memory until ``give_back_free_memory``.
 
     Otherwise it gives pages back as soon as 64 MiB are free, and where tensors of megabytes come and go, as
     in training, asks for the same pages again: for each of them the kernel writes zeros, which takes longer
@@ -73,7 +74,7 @@ def keeping_free_memory() -> Iterator[None]:
         _keeping += 1
         if _keeping == 1:
             limit(_M_MMAP_THRESHOLD, _MAPPED)
-            limit(_M_TRIM_THRESHOLD, 2**31 - 1)
+            limit(_M_TRIM_THRESHOLD, _FREE)
     try:
         yield
     finally:
