@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from torch import nn
 import diba
 from diba.layers.config import Config
 from diba.solvers.second_moments import factor_shrinkage
+from diba.solvers.size import no_size_warning
 from diba.torch import Calibration, Moments
 from diba.torch.conversion import report as reports
 from diba.torch.conversion.convert import convert
@@ -171,6 +173,24 @@ def test_snr_is_reached() -> None:
     model = perceptron()
     report = quiet(model, bits_per_weight=None, snr_db=6.0, skip=["3"])
     assert all(layer.snr_db >= 6 for layer in report.layers)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_layers_larger_than_is_useful_are_named_once(threads: int) -> None:
+    """By the line of the call, also where worker threads solve."""
+    model = nn.Sequential(nn.Linear(24, 20), nn.Linear(20, 30), nn.Linear(30, 24))
+    rules = {"0": {"k": 44}, "2": {"bits_per_weight": 9}}  # 43 is 4 bits per weight of 20 x 24
+    with pytest.warns(UserWarning, match="larger k than is useful") as caught:
+        convert(model, bits_per_weight=3, layers=rules, threads=threads, progress=False)
+    assert [warning.filename for warning in caught] == [__file__]
+    text = str(caught[0].message)
+    assert text.startswith("2 of 3 layers ")
+    assert "k is 44 for '0' (20 x 24; use 43 or less), k is " in text
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        convert(nn.Sequential(nn.Linear(24, 20)), k=43, progress=False)
+        with no_size_warning():
+            convert(nn.Sequential(nn.Linear(24, 20)), k=44, progress=False)
 
 
 def test_every_kind_of_layer() -> None:

@@ -27,6 +27,7 @@ __all__ = [
     "uniform_k",
     "useful_k",
     "warn_if_too_large",
+    "warns_of_size",
 ]
 
 T = TypeVar("T")
@@ -133,6 +134,11 @@ def warn_if_too_large(f: Factorization) -> None:
         warnings.warn(text, UserWarning, stacklevel=3)
     except UserWarning:  # a filter turned it into an error, which must not lose the factors
         logging.getLogger("diba").warning("%s", text)
+
+
+def warns_of_size() -> bool:
+    """Whether a large k is to be warned of in this thread."""
+    return _warns.get()
 
 
 @contextmanager

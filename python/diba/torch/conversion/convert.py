@@ -20,7 +20,7 @@ from ..retuning.batches import repeatable, size
 from ..retuning.losses import check_loss
 from .report import recipe_of
 from .run import Conversion
-from .solving import moments_of, reads, unreached, warn_unreached, warn_user
+from .solving import moments_of, reads, unreached, warn_too_large, warn_unreached, warn_user
 
 if TYPE_CHECKING:
     from ...progress import ProgressOption
@@ -161,6 +161,7 @@ def _convert(
     watched = [target for target in targets if target.settings.objective != "plain"]
     if batches is None and calibration is not None:
         warn_unreached(unreached(watched, run.moments), len(targets), _PLAIN)
+    warn_too_large(targets)
     order, expected = list(run.pending), {target.name for target in watched if reads(target)}
     solved = [target.name for target in targets if target.settings.codes is None or target.name in expected]
     parts.forget(target.module for target in targets)  # their memory is freed as layers are replaced

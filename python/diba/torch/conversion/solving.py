@@ -22,6 +22,7 @@ from ...checkpoints.entries import first_names
 from ...checkpoints.layers import LayerRecipe
 from ...layers.solved import Solved, recorded, solve_weight
 from ...solvers.second_moments import factor_shrinkage, missing_power
+from ...solvers.size import no_size_warning, uniform_k, useful_k, warns_of_size
 from ..modules.kinds import dense_matrix, input_size
 from .biases import as_dense, fitted_bias, output_snr_db
 
@@ -41,6 +42,7 @@ __all__ = [
     "reads",
     "solve_layer",
     "unreached",
+    "warn_too_large",
     "warn_unreached",
     "warn_user",
 ]
@@ -65,9 +67,11 @@ def solve_layer(task: LayerTask, target: Target, **options: Any) -> Solved:
     f: diba.Factorization | Codes
     F = None
     if moments is None:
-        f, weight_snr = solve_weight(task.matrix, settings, **options)
+        with no_size_warning():  # ``warn_too_large`` has said it
+            f, weight_snr = solve_weight(task.matrix, settings, **options)
     elif settings.codes is None:
-        f = factorization(task.matrix, settings, minimised, about, **options)
+        with no_size_warning():
+            f = factorization(task.matrix, settings, minimised, about, **options)
         F = f.to_dense()
         weight_snr = recorded(f.snr_db(dense_matrix(target.module)))
     else:
@@ -207,6 +211,22 @@ def warn_unreached(names: Sequence[str], count: int, meaning: str) -> None:
     if names:
         warn_user(
             f"calibration did not reach {len(names)} of {count} layers, {first_names(names)}; {meaning}"
+        )
+
+
+def warn_too_large(targets: Sequence[Target]) -> None:
+    """Warn, once for all of them, of layers whose factors are asked to be larger than is useful."""
+    large = []
+    for target in targets:
+        settings, (m, n) = target.settings, target.shape
+        if settings.codes is None and settings.snr_db is None:
+            k = settings.k if settings.bits_per_weight is None else uniform_k(m, n, settings.bits_per_weight)
+            if k is not None and k > useful_k(m, n):
+                large.append(f"k is {k} for {target.name!r} ({m} x {n}; use {useful_k(m, n)} or less)")
+    if large and warns_of_size():
+        warn_user(
+            f"{len(large)} of {len(targets)} layers get a larger k than is useful, 4 bits per weight: plain "
+            f"integers of as many bits lose less: {first_names(large)}"
         )
 
 
