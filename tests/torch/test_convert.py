@@ -193,6 +193,12 @@ def test_layers_larger_than_is_useful_are_named_once(threads: int) -> None:
             convert(nn.Sequential(nn.Linear(24, 20)), k=44, progress=False)
 
 
+def test_an_snr_that_takes_more_than_is_useful_is_warned_of() -> None:
+    """Which k it takes is known when it is solved."""
+    with pytest.warns(UserWarning, match=r"larger than useful for a 16 x 16 matrix"):
+        convert(nn.Sequential(nn.Linear(16, 16)), snr_db=40, progress=False)
+
+
 def test_every_kind_of_layer() -> None:
     class Conv1D(nn.Module):  # as transformers has it
         def __init__(self, nf: int, nx: int) -> None:

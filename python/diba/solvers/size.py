@@ -123,7 +123,7 @@ def warn_if_too_large(f: Factorization) -> None:
     """Warn if k is larger than useful."""
     (m, n), k = f.shape, f.k
     useful = useful_k(m, n)
-    if k <= useful or not _warns.get():
+    if k <= useful or not warns_of_size():
         return
     text = (
         f"k is {k}, larger than useful for a {m} x {n} matrix: the binary factors take "

@@ -17,7 +17,6 @@ from ...checkpoints.blocks import BlockRecipe
 from ...checkpoints.description import Recipe
 from ...checkpoints.layers import LayerRecipe
 from ...progress import Progress, check_progress, hears_details, reporting
-from ...solvers.size import inner_dimension
 from ...solvers.stages import check_device
 from ..calibration.reconstruct import Reconstructing
 from ..calibration.targets import LayerTask, bias_values
@@ -347,11 +346,9 @@ def _ready(future: Future[Solved]) -> bool:
 
 def _work(target: Target) -> float:
     """Estimated work of a solve: m n k."""
-    (m, n), settings = target.shape, target.settings
+    (m, n), settings, k = target.shape, target.settings, target.k
     if settings.codes is not None:
         return float(m * n)
-    if settings.k is not None:
-        return float(m * n * settings.k)
-    bits = settings.bits_per_weight
-    k = settings.snr_db / _DB_PER_BIT * m * n / (m + n) if settings.snr_db is not None else 1
-    return float(m * n * (k if bits is None else inner_dimension(m, n, "bits_per_weight", bits)))
+    if k is not None:
+        return float(m * n * k)
+    return m * n * (1.0 if settings.snr_db is None else settings.snr_db / _DB_PER_BIT * m * n / (m + n))

@@ -7,6 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from ...checkpoints.entries import first_names
 from ...checkpoints.layers import LayerRecipe
 from ...layers.solved import Solved, recorded, solve_weight
 from ...solvers.second_moments import factor_shrinkage, missing_power
-from ...solvers.size import no_size_warning, uniform_k, useful_k, warns_of_size
+from ...solvers.size import no_size_warning, useful_k, warns_of_size
 from ..modules.kinds import dense_matrix, input_size
 from .biases import as_dense, fitted_bias, output_snr_db
 
@@ -66,11 +67,12 @@ def solve_layer(task: LayerTask, target: Target, **options: Any) -> Solved:
     about = moments.centred() if free and moments is not None else moments
     f: diba.Factorization | Codes
     F = None
+    said = nullcontext() if target.k is None else no_size_warning()  # by ``warn_too_large``
     if moments is None:
-        with no_size_warning():  # ``warn_too_large`` has said it
+        with said:
             f, weight_snr = solve_weight(task.matrix, settings, **options)
     elif settings.codes is None:
-        with no_size_warning():
+        with said:
             f = factorization(task.matrix, settings, minimised, about, **options)
         F = f.to_dense()
         weight_snr = recorded(f.snr_db(dense_matrix(target.module)))
@@ -218,11 +220,10 @@ def warn_too_large(targets: Sequence[Target]) -> None:
     """Warn, once for all of them, of layers whose factors are asked to be larger than is useful."""
     large = []
     for target in targets:
-        settings, (m, n) = target.settings, target.shape
-        if settings.codes is None and settings.snr_db is None:
-            k = settings.k if settings.bits_per_weight is None else uniform_k(m, n, settings.bits_per_weight)
-            if k is not None and k > useful_k(m, n):
-                large.append(f"k is {k} for {target.name!r} ({m} x {n}; use {useful_k(m, n)} or less)")
+        useful = useful_k(*target.shape)
+        if target.k is not None and target.k > useful:
+            m, n = target.shape
+            large.append(f"k is {target.k} for {target.name!r} ({m} x {n}; use {useful} or less)")
     if large and warns_of_size():
         warn_user(
             f"{len(large)} of {len(targets)} layers get a larger k than is useful, 4 bits per weight: plain "

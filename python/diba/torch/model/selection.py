@@ -59,6 +59,16 @@ class Target:
         """The layer and those tied to it."""
         return self.module, *self.tied.values()
 
+    @property
+    def k(self) -> int | None:
+        """The inner dimension that is asked for; None for codes, and where an SNR is to be reached."""
+        settings = self.settings
+        if settings.codes is not None:
+            return None
+        if settings.bits_per_weight is None:
+            return settings.k
+        return inner_dimension(*self.shape, "bits_per_weight", settings.bits_per_weight)
+
 
 class Selection(NamedTuple):
     """What a conversion will compress and what it will not.
