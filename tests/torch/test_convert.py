@@ -186,11 +186,22 @@ def test_layers_larger_than_is_useful_are_named_once(threads: int) -> None:
     text = str(caught[0].message)
     assert text.startswith("2 of 3 layers ")
     assert "k is 44 for '0' (20 x 24; use 43 or less), k is " in text
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with warnings.catch_warnings(record=True) as others:
+        warnings.simplefilter("always")
         convert(nn.Sequential(nn.Linear(24, 20)), k=43, progress=False)
         with no_size_warning():
             convert(nn.Sequential(nn.Linear(24, 20)), k=44, progress=False)
+    assert not others
+
+
+def test_a_filter_that_makes_errors_of_warnings_stops_no_conversion(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = convert(nn.Sequential(nn.Linear(24, 20)), k=44, progress=False)
+    assert model[0].k == 44
+    assert "k is 44 for '0'" in caplog.text
 
 
 def test_an_snr_that_takes_more_than_is_useful_is_warned_of() -> None:

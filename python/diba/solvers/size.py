@@ -7,6 +7,7 @@ import math
 import warnings
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from .._internal import storage
@@ -27,7 +28,7 @@ __all__ = [
     "uniform_k",
     "useful_k",
     "warn_if_too_large",
-    "warns_of_size",
+    "warn_of_size",
 ]
 
 T = TypeVar("T")
@@ -123,22 +124,24 @@ def warn_if_too_large(f: Factorization) -> None:
     """Warn if k is larger than useful."""
     (m, n), k = f.shape, f.k
     useful = useful_k(m, n)
-    if k <= useful or not warns_of_size():
+    if k <= useful:
         return
     text = (
         f"k is {k}, larger than useful for a {m} x {n} matrix: the binary factors take "
         f"{k * (m + n) / (m * n):.3g} bits per weight, and plain integers of as many bits lose less; "
         f"use k = {useful} ({_USEFUL_BITS} bits per weight) or less"
     )
+    warn_of_size(text, partial(warnings.warn, category=UserWarning, stacklevel=4))
+
+
+def warn_of_size(text: str, warn: Callable[[str], object]) -> None:
+    """Warn of a large k, unless in ``no_size_warning``; log it where a filter makes errors of warnings."""
+    if not _warns.get():
+        return
     try:
-        warnings.warn(text, UserWarning, stacklevel=3)
-    except UserWarning:  # a filter turned it into an error, which must not lose the factors
+        warn(text)
+    except UserWarning:  # which must not lose factors
         logging.getLogger("diba").warning("%s", text)
-
-
-def warns_of_size() -> bool:
-    """Whether a large k is to be warned of in this thread."""
-    return _warns.get()
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from ...checkpoints.entries import first_names
 from ...checkpoints.layers import LayerRecipe
 from ...layers.solved import Solved, recorded, solve_weight
 from ...solvers.second_moments import factor_shrinkage, missing_power
-from ...solvers.size import no_size_warning, useful_k, warns_of_size
+from ...solvers.size import no_size_warning, useful_k, warn_of_size
 from ..modules.kinds import dense_matrix, input_size
 from .biases import as_dense, fitted_bias, output_snr_db
 
@@ -224,11 +224,12 @@ def warn_too_large(targets: Sequence[Target]) -> None:
         if target.k is not None and target.k > useful:
             m, n = target.shape
             large.append(f"k is {target.k} for {target.name!r} ({m} x {n}; use {useful} or less)")
-    if large and warns_of_size():
-        warn_user(
+    if large:
+        text = (
             f"{len(large)} of {len(targets)} layers get a larger k than is useful, 4 bits per weight: plain "
             f"integers of as many bits lose less: {first_names(large)}"
         )
+        warn_of_size(text, warn_user)
 
 
 def warn_user(text: str) -> None:
