@@ -59,7 +59,7 @@ def add_command(commands: Any) -> None:
 def add_settings(parser: Any) -> None:
     """Add the options that ``plan`` has, too: all settings of a compression."""
     add = parser.add_argument
-    add("--recipe", choices=tuple(RECIPES), help="settings by name: 1, 2 or 3 bits; others change them")
+    add("--recipe", choices=tuple(RECIPES), help="settings by name: 1, 2 or 4 bits; others change them")
     add("--bits", type=float, metavar="B", help="bits a weight (default: 2)")
     add("--alphabet", choices=("sign", "binary"), help="entries -1/+1 or 0/1 (default: sign)")
     add("--effort", choices=("fast", "normal", "best"), help="of the solver (default: fast)")

@@ -21,12 +21,13 @@ __all__ = ["RECIPES", "CompressSettings"]
 _CODES = ("auto", 8, 4, None)
 
 # At equal bytes of the file, a table of 4 bits and more bits elsewhere are far better than a table of 8.
+# Above 4 bits a weight plain integers lose less, so that "best" has no more to give to any layer.
 _SMALL_TABLES: Mapping[str, Any] = {"embeddings": 4, "head": 4}
 RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "small": {"bits": 1.0, **_SMALL_TABLES},
         "balanced": {"bits": 2.0, **_SMALL_TABLES},
-        "best": {"bits": 3.0, "effort": "normal"},
+        "best": {"bits": 4.0, "effort": "normal", "allocate": False, **_SMALL_TABLES},
     }
 )
 """Settings by name, in the order of the sizes that come out; all others are the defaults."""
