@@ -258,6 +258,7 @@ def test_names_of_settings(dense: Path, tmp_path: Path) -> None:
     assert (small.settings["bits"], best.settings["bits"], best.settings["effort"]) == (1, 4, "fast")
     tables = {(made.settings["embeddings"], made.settings["head"]) for made in (small, best)}
     assert tables == {(4, 4)}
+    assert best.settings["allocate"] is False
     assert small.bytes < best.bytes
     again = diba.compress(dense, tmp_path / "c", progress=False, **small.settings)
     assert_same_files(tmp_path / "a", tmp_path / "c")
